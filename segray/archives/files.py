@@ -1,0 +1,39 @@
+"""A prefix of PNG, JPEG and TIFF files (or a single file) on any store."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from segray.archives.images import is_image
+from segray.errors import SegrayError
+from segray.storage import File, describe, list_files
+
+
+class FilesArchive:
+    """Every file below a prefix whose ending is that of an image format."""
+
+    def __init__(self, uri: str) -> None:
+        self.uri = uri
+        self.skipped = 0
+
+    @classmethod
+    def accepts(cls, uri: str) -> bool:
+        """Whether this format may read the URI: any prefix may hold files."""
+        return True
+
+    def images(self) -> Iterator[File]:
+        """The images in the order of their paths; SegrayError when the prefix holds none or cannot be listed."""
+        found, self.skipped = False, 0
+        try:
+            for file in list_files(self.uri):
+                if is_image(file.uri):
+                    found = True
+                    yield file
+                else:
+                    self.skipped += 1
+        except FileNotFoundError as error:
+            raise SegrayError(f"{self.uri} does not exist or holds no file; check the URI given with --archive") from error
+        except OSError as error:
+            raise SegrayError(f"{self.uri} cannot be listed: {describe(error)}") from error
+        if not found:
+            raise SegrayError(f"{self.uri} holds {self.skipped} file(s), but none whose ending is an image format")

@@ -1,0 +1,53 @@
+"""Reading one image, whole or by window, with its validity and georeference resolved once, here."""
+
+from __future__ import annotations
+
+import posixpath
+from dataclasses import replace
+
+import numpy as np
+
+from segray.archives import pictures, rasters
+from segray.archives.raster import Header, Raster
+from segray.grid import Window
+from segray.inputs import InputSpec, check_pixels
+
+
+def is_image(uri: str) -> bool:
+    """Whether the ending of a URI is that of an image format that segray reads."""
+    return _ending(uri) in pictures.ENDINGS | rasters.ENDINGS
+
+
+def is_picture(uri: str) -> bool:
+    """Whether an image can only be decoded whole (PNG, JPEG), not by window (TIFF)."""
+    return _ending(uri) in pictures.ENDINGS
+
+
+def read_header(uri: str) -> Header:
+    """Size, bands, type and georeference of an image, from its first bytes; ImageError when it is none."""
+    return pictures.read_header(uri) if is_picture(uri) else rasters.read_header(uri)
+
+
+def read_image(uri: str) -> Raster:
+    """A whole image with all its bands (alpha is validity, never a band); ImageError when it cannot be read."""
+    return pictures.read(uri) if is_picture(uri) else rasters.read(uri, None)
+
+
+def read_for(uri: str, spec: InputSpec, *, window: Window | None = None, explicit_bands: bool = False) -> Raster:
+    """The pixels of an image (or a window of it) as a model's input spec wants them: its bands, in its order.
+
+    A model of three bands takes 8-bit grey as viewers show it. MismatchError when the image does not fit the spec,
+    ImageError when it cannot be read.
+    """
+    raster = pictures.read(uri) if is_picture(uri) else rasters.read(uri, window)
+    if raster.pixels.shape[0] == 1 and raster.pixels.dtype == np.uint8 and max(spec.bands) == 2:
+        raster = replace(raster, pixels=np.broadcast_to(raster.pixels, (3, *raster.valid.shape)))
+    bands, dtype = raster.pixels.shape[0], raster.pixels.dtype
+    check_pixels(spec, bands=bands, dtype=dtype, explicit_bands=explicit_bands, source=uri)
+    if spec.bands != tuple(range(bands)):
+        raster = replace(raster, pixels=raster.pixels[list(spec.bands)])
+    return raster
+
+
+def _ending(uri: str) -> str:
+    return posixpath.splitext(uri.split("::")[0])[1].lower()

@@ -1,0 +1,93 @@
+"""PNG, JPEG, WebP and BMP pictures: decoded whole, and shown to the network as viewers show them to people."""
+
+from __future__ import annotations
+
+import io
+import struct
+import warnings
+import zlib
+
+import numpy as np
+from PIL import ExifTags, Image, ImageOps
+
+from segray.archives.raster import Header, Raster
+from segray.errors import ImageError
+from segray.grid import Window
+from segray.storage import describe, filesystem, read_bytes
+
+ENDINGS = {".png", ".jpg", ".jpeg", ".webp", ".bmp"}
+FORMATS = ("PNG", "JPEG", "MPO", "WEBP", "BMP")  # nothing else is tried, whatever a file's content says
+BROKEN = (OSError, SyntaxError, ValueError, EOFError, struct.error, zlib.error, Image.DecompressionBombError)
+SIXTEEN_BIT = ("I;16", "I;16B", "I;16L", "I;16N", "I")
+SIDEWAYS = (5, 6, 7, 8)  # EXIF orientations that swap height and width
+
+
+def read_header(uri: str) -> Header:
+    """Size and bands from the first bytes of a picture; ImageError when it is none."""
+    fs, path = filesystem(uri)
+    try:
+        with fs.open(path, "rb") as file, _open(file) as picture:
+            width, height = picture.size
+            if picture.getexif().get(ExifTags.Base.Orientation) in SIDEWAYS:
+                height, width = width, height
+            grey = picture.mode in ("1", "L", "LA", "F", *SIXTEEN_BIT)
+            dtype = "uint16" if picture.mode in SIXTEEN_BIT else "float32" if picture.mode == "F" else "uint8"
+            return Header(height=height, width=width, bands=1 if grey else 3, dtype=dtype)
+    except BROKEN as error:
+        raise ImageError(f"{uri} cannot be read: {_reason(error)}") from error
+
+
+def read(uri: str) -> Raster:
+    """A picture upright (EXIF), grey as one band, palette / CMYK / YCbCr as RGB, alpha 0 as no data.
+
+    ImageError when it is missing, damaged, truncated, or larger than Pillow's limit against decompression bombs.
+    """
+    try:
+        return decode(read_bytes(uri))
+    except BROKEN as error:
+        raise ImageError(f"{uri} cannot be read: {_reason(error)}") from error
+
+
+def decode(data: bytes) -> Raster:
+    """The Raster of a picture's bytes; one of `BROKEN` when they are none."""
+    if not data:
+        raise ValueError("the file is empty")
+    with _open(io.BytesIO(data)) as picture:
+        picture.load()
+        pixels, valid = _arrays(ImageOps.exif_transpose(picture))
+    height, width = valid.shape
+    return Raster(pixels=pixels, valid=valid, window=Window(0, 0, height, width), height=height, width=width)
+
+
+def _open(file: io.IOBase) -> Image.Image:
+    with warnings.catch_warnings():  # Pillow warns at half of the size that it refuses; the refusal is what counts
+        warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+        return Image.open(file, formats=FORMATS)
+
+
+def _arrays(picture: Image.Image) -> tuple[np.ndarray, np.ndarray]:
+    """(C, h, w) pixels and (h, w) validity."""
+    if picture.mode in SIXTEEN_BIT:
+        values = np.asarray(picture)
+        return values.astype(np.uint16)[None], np.ones(values.shape, bool)
+    if picture.mode == "F":
+        values = np.asarray(picture)
+        return values[None], np.isfinite(values)
+    alpha = picture.mode in ("LA", "PA", "RGBA", "La", "RGBa") or "transparency" in picture.info
+    grey = picture.mode in ("1", "L", "LA")
+    if alpha:
+        values = np.asarray(picture.convert("RGBA")).transpose(2, 0, 1)
+        return np.ascontiguousarray(values[:1] if grey else values[:3]), values[3] > 0
+    values = np.asarray(picture.convert("L" if grey else "RGB"))
+    pixels = values[None] if grey else np.ascontiguousarray(values.transpose(2, 0, 1))
+    return pixels, np.ones(pixels.shape[1:], bool)
+
+
+def _reason(error: BaseException) -> str:
+    if isinstance(error, FileNotFoundError):
+        return "it does not exist"
+    if isinstance(error, Image.UnidentifiedImageError):
+        return "its content is no PNG, JPEG, WebP or BMP picture"
+    if isinstance(error, Image.DecompressionBombError):
+        return f"{describe(error)}; store pictures of that size as tiled GeoTIFF"
+    return describe(error)

@@ -1,0 +1,41 @@
+"""The records that reading an image returns."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from segray.grid import Window
+
+Affine6 = tuple[float, float, float, float, float, float]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Header:
+    """An image's size in pixels, its data bands (alpha is none), type and georeference."""
+
+    height: int
+    width: int
+    bands: int
+    dtype: str
+    crs: str | None = None
+    transform: Affine6 | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Raster:
+    """Pixels of an image, or of a window of it.
+
+    pixels: (C, h, w) of the source's type. valid: (h, w) bool, True where the source has data. window: where they lie
+    in the image. height, width: of the whole image. crs: an authority code or WKT, or None. transform: the affine of the
+    WHOLE image as (a, b, c, d, e, f), x = a * column + b * row + c and y = d * column + e * row + f, or None.
+    """
+
+    pixels: np.ndarray
+    valid: np.ndarray
+    window: Window
+    height: int
+    width: int
+    crs: str | None = None
+    transform: Affine6 | None = None

@@ -1,0 +1,102 @@
+"""Random crops of labelled images for training: pixels, validity and mask are cut, scaled and turned as one.
+
+All arrays are numpy on the host and stay in the source type, so that what travels to the device is small. What a crop
+lacks beyond the image's edge is pixels 0, valid False, mask 255: never class 0.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch.nn import functional
+
+from segray.masks import IGNORE
+
+
+@dataclass(frozen=True, kw_only=True)
+class Augment:
+    """What may happen to a sample. crop: pixels a side. scale_range: least and greatest zoom, above 1 enlarges.
+
+    mirror: left and right change places in half of the samples. turn: quarter turns (with mirror: all eight symmetries
+    of the square), for images taken straight down only: in a street scene the sky is up.
+    """
+
+    crop: int
+    scale_range: tuple[float, float] = (0.5, 2.0)
+    mirror: bool = True
+    turn: bool = True
+
+    def __post_init__(self) -> None:
+        if self.crop < 1:
+            raise ValueError(f"crop must be at least 1 pixel, not {self.crop}")
+        if not 0 < self.scale_range[0] <= self.scale_range[1] < math.inf:
+            raise ValueError(f"scale_range must be two positive numbers, the least first, not {self.scale_range}")
+
+    @classmethod
+    def named(cls, name: str, *, crop: int, nadir: bool) -> Augment:
+        """"none": the random crop alone; "standard": scale, mirror and, for images taken straight down, turns."""
+        if name not in ("none", "standard"):
+            raise ValueError(f"augment must be 'none' or 'standard', not '{name}'")
+        if name == "none":
+            return cls(crop=crop, scale_range=(1.0, 1.0), mirror=False, turn=False)
+        return cls(crop=crop, turn=nadir)
+
+
+def crop_sample(
+    pixels_CHW: np.ndarray, valid_HW: np.ndarray, mask_HW: np.ndarray, *, augment: Augment, rng: np.random.Generator
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """A random (crop, crop) piece of a sample: pixels of the source type, valid bool, mask uint8.
+
+    Every random number comes from `rng`. The piece is cut first and scaled after: the rest is never touched. The mask and
+    valid take the nearest source pixel, pixels are interpolated over the valid source pixels alone.
+    """
+    scale = math.exp(rng.uniform(*map(math.log, augment.scale_range)))  # halving is as likely as doubling
+    side = max(1, round(augment.crop / scale))
+    offsets = [int(rng.integers(min(0, n - side), max(0, n - side), endpoint=True)) for n in mask_HW.shape]
+    pixels = _cut(pixels_CHW, offsets, side=side, fill=0)
+    valid = _cut(valid_HW, offsets, side=side, fill=False)
+    mask = _cut(mask_HW, offsets, side=side, fill=IGNORE)
+    if side != augment.crop:
+        pixels = _resize(pixels, valid, augment.crop)
+        valid, mask = _nearest(valid, augment.crop), _nearest(mask, augment.crop)
+    mirrored = augment.mirror and rng.random() < 0.5
+    turns = int(rng.integers(4)) if augment.turn else 0
+    return tuple(_orient(array, mirrored=mirrored, turns=turns) for array in (pixels, valid, mask))
+
+
+def _cut(array: np.ndarray, offsets: list[int], *, side: int, fill: int) -> np.ndarray:
+    """The (..., side, side) square at (row, column) offsets, which may lie outside, of an (..., H, W) array."""
+    square = np.full((*array.shape[:-2], side, side), fill, array.dtype)
+    source = [slice(max(0, off), min(n, off + side)) for off, n in zip(offsets, array.shape[-2:])]
+    target = [slice(part.start - off, part.stop - off) for part, off in zip(source, offsets)]
+    square[..., target[0], target[1]] = array[..., source[0], source[1]]
+    return square
+
+
+def _nearest(array_HW: np.ndarray, size: int) -> np.ndarray:
+    index = (2 * np.arange(size) + 1) * len(array_HW) // (2 * size)  # centres on centres, as _bilinear has them
+    return array_HW[np.ix_(index, index)]
+
+
+def _resize(pixels_CHW: np.ndarray, valid_HW: np.ndarray, size: int) -> np.ndarray:
+    """Pixels interpolated as sum(weight * pixel) / sum(weight) over valid pixels: no-data values and NaN never leak."""
+    dtype = pixels_CHW.dtype
+    if valid_HW.all() and dtype == np.uint8:
+        return _bilinear(pixels_CHW, size)  # torch has a several times faster kernel for bytes
+    working = np.result_type(dtype, np.float32)  # float64 where float32 does not hold every value
+    weight = _bilinear(valid_HW[None].astype(working), size)
+    total = _bilinear(np.where(valid_HW, pixels_CHW, 0).astype(working), size)
+    resized = np.divide(total, weight, out=np.zeros_like(total), where=weight > 0)
+    return (np.rint(resized) if dtype.kind in "iu" else resized).astype(dtype)
+
+
+def _bilinear(array_CHW: np.ndarray, size: int) -> np.ndarray:
+    batch = torch.from_numpy(array_CHW)[None]
+    return functional.interpolate(batch, (size, size), mode="bilinear", antialias=True)[0].numpy()
+
+
+def _orient(array: np.ndarray, *, mirrored: bool, turns: int) -> np.ndarray:
+    return np.ascontiguousarray(np.rot90(array[..., ::-1] if mirrored else array, turns, axes=(-2, -1)))

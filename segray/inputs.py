@@ -1,0 +1,86 @@
+"""InputSpec, all that a network assumes of its input, and prepare(), the only preprocessing in the project."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from segray.errors import MismatchError
+from segray.grid import check_lattice
+
+if TYPE_CHECKING:  # a driver that only plans never imports torch: it costs 500 MB of memory
+    import torch
+
+
+@dataclass(frozen=True, kw_only=True)
+class InputSpec:
+    """What a network assumes: x = (pixel * scale - mean) / std over the bands, in tiles of one size and resolution.
+
+    bands: 0-based source bands in network order. scale: factor to the unit of mean and std. mean, std: one a band.
+    tile, overlap: pixels. resolution: metres a pixel, or None when the network was trained on any.
+    """
+
+    bands: tuple[int, ...]
+    scale: float
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    tile: int = 512
+    overlap: int = 64
+    resolution: float | None = None
+
+    def __post_init__(self) -> None:
+        check_lattice(self.tile, self.overlap)
+        if not self.bands or any(band < 0 for band in self.bands):
+            raise ValueError(f"bands must be 0-based band numbers, but are {list(self.bands)}")
+        if not len(self.bands) == len(self.mean) == len(self.std):
+            raise ValueError(f"{len(self.bands)} bands, but {len(self.mean)} means and {len(self.std)} deviations")
+        if self.scale <= 0 or any(deviation <= 0 for deviation in self.std):
+            raise ValueError(f"scale and std must be positive, but are {self.scale} and {list(self.std)}")
+
+    def with_overrides(self, **changes: object) -> InputSpec:
+        """This spec with those of tile, overlap, bands and scale that are not None replaced."""
+        return replace(self, **{name: value for name, value in changes.items() if value is not None})
+
+
+def check_pixels(spec: InputSpec, *, bands: int, dtype: np.dtype, explicit_bands: bool, source: str) -> None:
+    """MismatchError unless an image of that band count and type fits the spec; the sentence names the flag to give.
+
+    explicit_bands: the user chose bands with --bands, so an image may have more than the network takes.
+    """
+    if max(spec.bands) >= bands:
+        raise MismatchError(
+            f"{source} has {bands} band(s), but the model reads bands {_listed(spec.bands)}; "
+            f"say which to use with --bands, as in --bands {_listed(range(min(bands, len(spec.bands))))}"
+        )
+    if bands > max(spec.bands) + 1 and not explicit_bands:
+        raise MismatchError(
+            f"{source} has {bands} bands, but the model was trained on {max(spec.bands) + 1}; "
+            f"say which to use with --bands, as in --bands {_listed(spec.bands)}"
+        )
+    top = 1 / spec.scale
+    eight_bit = abs(255 * spec.scale - 1) < 1e-3
+    fits = {"u": (top <= 256) == (dtype.itemsize == 1), "i": top > 256, "f": not eight_bit}.get(dtype.kind, False)
+    if not fits:
+        scale = 1 / np.iinfo(dtype).max if dtype.kind in "iu" else 1.0
+        raise MismatchError(
+            f"{source} holds {dtype} values, but the model expects values of 0 to {top:g}; "
+            f"give the factor that brings them to its unit with --scale, as in --scale {scale:.6g}"
+        )
+
+
+def prepare(pixels_NCHW: torch.Tensor, valid_NHW: torch.Tensor, spec: InputSpec) -> torch.Tensor:
+    """Source pixels of the spec's bands -> the float32 (N, C, H, W) that a network sees, on the tensor's device.
+
+    pixels_NCHW: any real type. valid_NHW: bool. Pixels without data become 0, the mean of the training data, whatever
+    the source holds there (NaN too).
+    """
+    x = pixels_NCHW.float()
+    mean = x.new_tensor(spec.mean).view(1, -1, 1, 1)
+    std = x.new_tensor(spec.std).view(1, -1, 1, 1)
+    return ((x * spec.scale - mean) / std).masked_fill(~valid_NHW[:, None], 0.0)
+
+
+def _listed(bands: object) -> str:
+    return ",".join(str(band) for band in bands)

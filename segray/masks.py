@@ -1,0 +1,162 @@
+"""Classes and their legend, class ids <-> colours, and masks as 8-bit palette PNG bytes."""
+
+from __future__ import annotations
+
+import json
+import struct
+import zlib
+from dataclasses import dataclass
+
+import numpy as np
+
+from segray.errors import LabelError, SegrayError
+
+IGNORE = 255  # the id of "ignore / no data" in every mask that segray writes
+PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Classes:
+    """Ordered class names and colours; a class's id is its position.
+
+    names: one per class, unique. colors: (r, g, b) of 0..255, one per class. ignore_index: the id in label
+    files that means "no label"; ignore_colors: the colours in label files that mean it (a legend gives them as
+    entries whose id is the ignore index). Decoded masks always carry 255 for both.
+    """
+
+    names: tuple[str, ...]
+    colors: tuple[tuple[int, int, int], ...]
+    ignore_index: int = IGNORE
+    ignore_colors: tuple[tuple[int, int, int], ...] = ()
+
+    def __post_init__(self) -> None:
+        if not 1 <= len(self.names) <= IGNORE:
+            raise ValueError(f"a legend has 1 to {IGNORE} classes, not {len(self.names)}")
+        if len(set(self.names)) != len(self.names):
+            raise ValueError(f"class names must be unique, but are {list(self.names)}")
+        if len(self.colors) != len(self.names):
+            raise ValueError(f"{len(self.names)} class names but {len(self.colors)} colours")
+        for name, color in zip(self.names, self.colors):
+            if len(color) != 3 or not all(isinstance(v, int) and 0 <= v <= 255 for v in color):
+                raise ValueError(f"the colour of class '{name}' is {color}; it needs three integers of 0..255")
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+    def to_json(self) -> list[dict]:
+        """The `classes` list of `classes.json` and `model.json`."""
+        return [{"id": i, "name": n, "color": list(c)} for i, (n, c) in enumerate(zip(self.names, self.colors))]
+
+    @classmethod
+    def from_json(cls, entries: list[dict], ignore_index: int = IGNORE, *, source: str = "classes.json") -> Classes:
+        """Classes of a parsed `classes` list; `source` names the file in errors (SegrayError)."""
+        try:
+            ordered = sorted((e for e in entries if e["id"] != ignore_index), key=lambda entry: entry["id"])
+            ignored = tuple(tuple(e["color"]) for e in entries if e["id"] == ignore_index)
+            ids = [entry["id"] for entry in ordered]
+            if ids != list(range(len(ids))):
+                raise ValueError(f"class ids must be 0, 1, 2, ... without gaps, but are {ids}")
+            colors = tuple(tuple(entry["color"]) for entry in ordered)
+            names = tuple(str(entry["name"]) for entry in ordered)
+            return cls(names=names, colors=colors, ignore_index=int(ignore_index), ignore_colors=ignored)
+        except (KeyError, TypeError, ValueError) as error:
+            reason = f"lacks the key {error}" if isinstance(error, KeyError) else str(error)
+            raise SegrayError(
+                f'{source} is no legend: {reason}; it should read {{"classes": [{{"id": 0, "name": "water", '
+                f'"color": [0, 0, 255]}}, ...], "ignore_index": 255}}'
+            ) from error
+
+    @classmethod
+    def parse(cls, text: bytes | str, *, source: str) -> Classes:
+        """Classes of the text of a `classes.json` (SegrayError when it is none)."""
+        try:
+            document = json.loads(text)
+        except ValueError as error:
+            raise SegrayError(f"{source} is not JSON: {error}") from error
+        if not isinstance(document, dict):
+            raise SegrayError(f"{source} is no legend: it should be an object with the key 'classes'")
+        return cls.from_json(document.get("classes"), document.get("ignore_index", IGNORE), source=source)
+
+
+def ids_to_mask(ids: np.ndarray, classes: Classes, *, source: str) -> np.ndarray:
+    """(H, W) integer ids of a label file -> (H, W) uint8 mask with 255 for the ignore index.
+
+    LabelError on an id that is neither a class nor the ignore index, naming `source` and the id.
+    """
+    known = np.isin(ids, [*range(len(classes)), classes.ignore_index])
+    if not known.all():
+        value = ids[~known].flat[0]
+        raise LabelError(
+            f"{source} holds the id {value}, which is neither a class (0 to {len(classes) - 1}) nor the ignore "
+            f"index {classes.ignore_index}; add it to classes.json or correct the mask"
+        )
+    return np.where(ids == classes.ignore_index, IGNORE, ids).astype(np.uint8)
+
+
+def colors_to_mask(rgb: np.ndarray, classes: Classes, *, source: str) -> np.ndarray:
+    """(H, W, 3) uint8 colours of the legend -> (H, W) uint8 mask.
+
+    LabelError on a colour that is in no legend: colours are never matched to the nearest one.
+    """
+    codes = (rgb.astype(np.uint32) << np.array([16, 8, 0], np.uint32)).sum(axis=-1)
+    mask = np.full(codes.shape, IGNORE, np.uint8)
+    known = np.zeros(codes.shape, bool)
+    legend = [*enumerate(classes.colors), *((IGNORE, color) for color in classes.ignore_colors)]
+    for index, (r, g, b) in legend:
+        hit = codes == (r << 16 | g << 8 | b)
+        mask[hit], known = index, known | hit
+    if not known.all():
+        code = int(codes[~known].flat[0])
+        color = (code >> 16, code >> 8 & 255, code & 255)
+        raise LabelError(f"{source} holds the colour {color}, which is in no entry of classes.json; add it there")
+    return mask
+
+
+def palette(classes: Classes) -> np.ndarray:
+    """(256, 3) uint8 colour table: the classes' colours, black everywhere else."""
+    table = np.zeros((256, 3), np.uint8)
+    table[: len(classes)] = classes.colors
+    return table
+
+
+def encode_png(mask: np.ndarray, classes: Classes) -> bytes:
+    """(H, W) uint8 mask -> the bytes of an 8-bit palette PNG whose entry 255 is transparent.
+
+    Written here, not by an imaging library, so that the bytes do not depend on its version
+    (PNG specification, third edition, section 11). Same mask and zlib, same bytes.
+    """
+    height, width = mask.shape
+    rows = np.zeros((height, width + 1), np.uint8)  # each row starts with its filter type, 0 = none
+    rows[:, 1:] = mask
+    alpha = bytes([255] * 255 + [0])
+    chunks = (
+        (b"IHDR", struct.pack(">IIBBBBB", width, height, 8, 3, 0, 0, 0)),
+        (b"PLTE", palette(classes).tobytes()),
+        (b"tRNS", alpha),
+        (b"IDAT", zlib.compress(rows.tobytes(), 6)),
+        (b"IEND", b""),
+    )
+    return PNG_SIGNATURE + b"".join(_chunk(name, data) for name, data in chunks)
+
+
+def decode_png(data: bytes) -> np.ndarray:
+    """The (H, W) uint8 mask in PNG bytes that `encode_png` wrote (SegrayError on any other PNG)."""
+    position, parts, header = len(PNG_SIGNATURE), [], None
+    while position < len(data):
+        length, name = struct.unpack(">I4s", data[position : position + 8])
+        body = data[position + 8 : position + 8 + length]
+        if name == b"IHDR":
+            header = struct.unpack(">IIBBBBB", body)
+        if name == b"IDAT":
+            parts.append(body)
+        position += length + 12
+    if header is None or header[2:] != (8, 3, 0, 0, 0):
+        raise SegrayError("a mask is not an 8-bit palette PNG; it was not written by segray")
+    rows = np.frombuffer(zlib.decompress(b"".join(parts)), np.uint8).reshape(header[1], header[0] + 1)
+    if rows[:, 0].any():
+        raise SegrayError("a mask uses PNG row filters; it was not written by segray")
+    return rows[:, 1:].copy()
+
+
+def _chunk(name: bytes, data: bytes) -> bytes:
+    return struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data))

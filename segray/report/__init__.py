@@ -1,0 +1,10 @@
+"""Reports: self-contained HTML pages with pictures, as bytes, from numbers that others computed.
+
+A page is one file without scripts or outside requests (its Content-Security-Policy forbids them), so it can be
+mailed, or opened from disk. Nothing here writes a file or computes a metric.
+"""
+
+from segray.report.pages import evaluation_page, segmentation_page, training_page
+from segray.report.pictures import Picture
+
+__all__ = ["Picture", "evaluation_page", "segmentation_page", "training_page"]

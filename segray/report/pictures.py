@@ -1,0 +1,101 @@
+"""Pictures of a page: image, mask, truth and errors side by side, shrunk and inlined as data URIs."""
+
+from __future__ import annotations
+
+import base64
+import io
+from dataclasses import dataclass
+
+import numpy as np
+from PIL import Image
+
+from segray.masks import IGNORE, Classes, encode_png, palette
+
+LONGEST = 640  # pixels; the longest side of a picture on the page
+ERRORS = Classes(names=("right", "wrong"), colors=((203, 208, 214), (200, 30, 30)))
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Picture:
+    """One row of pictures. image: (H, W, 3) uint8 RGB; mask and truth: (H, W) uint8 class ids, 255 = none.
+
+    title names the image, note says why it is shown. ValueError when shapes or types do not fit.
+    """
+
+    title: str
+    image: np.ndarray
+    mask: np.ndarray
+    truth: np.ndarray | None = None
+    note: str = ""
+
+    def __post_init__(self) -> None:
+        height, width = self.mask.shape[:2]
+        expected = {"image": (height, width, 3), "mask": (height, width), "truth": (height, width)}
+        for name, shape in expected.items():
+            array = getattr(self, name)
+            if array is not None and (array.shape != shape or array.dtype != np.uint8 or not array.size):
+                raise ValueError(
+                    f"the {name} of picture '{self.title}' is {array.dtype} of shape {array.shape}; "
+                    f"it should be uint8 of shape {shape} with at least one pixel"
+                )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Pane:
+    """One picture of a row: the label above it, a data URI and its size in pixels; ids are not smoothed on zoom."""
+
+    label: str
+    uri: str
+    width: int
+    height: int
+    ids: bool = False
+
+
+def panes(picture: Picture, classes: Classes, *, compare: bool) -> list[Pane]:
+    """Image, overlay, mask; with `compare` and a truth: image, truth, prediction, errors."""
+    image = _shrink(picture.image, Image.Resampling.BOX)
+    mask = _shrink(picture.mask, Image.Resampling.NEAREST)
+    if not compare or picture.truth is None:
+        return [
+            _photograph("Image", image),
+            _photograph("Overlay", _overlay(image, mask, classes)),
+            _ids("Mask", mask, classes),
+        ]
+    truth = _shrink(picture.truth, Image.Resampling.NEAREST)
+    errors = np.where(truth == IGNORE, IGNORE, truth != mask).astype(np.uint8)
+    return [
+        _photograph("Image", image),
+        _ids("Truth", truth, classes),
+        _ids("Prediction", mask, classes),
+        _ids("Errors", errors, ERRORS),
+    ]
+
+
+def _shrink(array: np.ndarray, method: Image.Resampling) -> np.ndarray:
+    height, width = array.shape[:2]
+    scale = min(1.0, LONGEST / max(height, width))
+    size = (max(1, round(width * scale)), max(1, round(height * scale)))
+    return np.asarray(Image.fromarray(array).resize(size, method))
+
+
+def _overlay(image: np.ndarray, mask: np.ndarray, classes: Classes) -> np.ndarray:
+    """(h, w, 3) uint8: image and class colours half and half; the image alone where the mask has no class."""
+    mixed = (image.astype(np.uint16) + palette(classes)[mask] + 1) // 2
+    return np.where((mask == IGNORE)[..., None], image, mixed).astype(np.uint8)
+
+
+def _photograph(label: str, image: np.ndarray) -> Pane:
+    buffer = io.BytesIO()
+    # 4:4:4, so that the class colours of an overlay do not bleed over their edges
+    Image.fromarray(image).save(buffer, "JPEG", quality=85, subsampling=0)
+    return _pane(label, image, f"data:image/jpeg;base64,{base64.b64encode(buffer.getvalue()).decode()}")
+
+
+def _ids(label: str, mask: np.ndarray, classes: Classes) -> Pane:
+    data = base64.b64encode(encode_png(mask, classes)).decode()
+    return _pane(label, mask, f"data:image/png;base64,{data}", ids=True)
+
+
+def _pane(label: str, array: np.ndarray, uri: str, *, ids: bool = False) -> Pane:
+    height, width = array.shape[:2]
+    return Pane(label=label, uri=uri, width=width, height=height, ids=ids)

@@ -1,0 +1,206 @@
+"""Files on any fsspec store: read, list without a request per object, publish atomically, retry what is transient."""
+
+from __future__ import annotations
+
+import os
+import posixpath
+import time
+import uuid
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import TypeVar
+
+from fsspec import AbstractFileSystem
+from fsspec.core import url_to_fs
+
+from segray.errors import SegrayError
+
+Result = TypeVar("Result")
+ATTEMPTS = 4
+# Stores on which a finished put is atomic: a reader sees the old object or the whole new one, never a part.
+ATOMIC_PUT = {"s3", "s3a", "gs", "gcs", "az", "abfs", "abfss", "adl", "oss", "memory"}
+FINAL_ERRORS = (FileNotFoundError, FileExistsError, PermissionError, IsADirectoryError, NotADirectoryError)
+
+
+@dataclass(frozen=True)
+class File:
+    """An object of a store: URI, size in bytes, and a tag that changes when its content does."""
+
+    uri: str
+    size: int
+    etag: str
+
+
+def filesystem(uri: str) -> tuple[AbstractFileSystem, str]:
+    """The fsspec file system of a URI and the path in it; SegrayError on a scheme that fsspec cannot open here."""
+    try:
+        return url_to_fs(uri)
+    except (ValueError, ImportError) as error:
+        raise SegrayError(f"{uri} cannot be opened: {error}") from error
+
+
+def is_local(uri: str) -> bool:
+    """Whether the URI names the local file system."""
+    return _protocol(filesystem(uri)[0]) in ("file", "local")
+
+
+def join(uri: str, *parts: str) -> str:
+    """The URI of something below a URI."""
+    return posixpath.join(uri, *parts)
+
+
+def local_path(uri: str) -> str | None:
+    """The absolute path of a local URI, None of any other."""
+    return filesystem(uri)[1] if is_local(uri) else None
+
+
+def absolute(uri: str) -> str:
+    """A local path made absolute, since workers run in other directories; any other URI as it is."""
+    return local_path(uri) or uri.rstrip("/")
+
+
+def retry(call: Callable[[], Result]) -> Result:
+    """The result of a call to a store, tried again with growing pauses when the store or the network fails.
+
+    What trying again cannot mend (not found, no permission) is raised at once.
+    """
+    for attempt in range(ATTEMPTS - 1):
+        try:
+            return call()
+        except FINAL_ERRORS:
+            raise
+        except (OSError, TimeoutError):
+            time.sleep(0.2 * 4**attempt)
+    return call()
+
+
+def read_bytes(uri: str) -> bytes:
+    """The whole content of a file; FileNotFoundError or OSError as the store says."""
+    fs, path = filesystem(uri)
+    return retry(lambda: fs.cat_file(path))  # one request, where opening a file costs two
+
+
+def read_text(uri: str) -> str:
+    """The whole content of a UTF-8 text file; SegrayError when it is missing or cannot be read."""
+    try:
+        return read_bytes(uri).decode("utf-8")
+    except FileNotFoundError as error:
+        raise SegrayError(f"{uri} does not exist") from error
+    except (OSError, UnicodeDecodeError) as error:
+        raise SegrayError(f"{uri} cannot be read: {describe(error)}") from error
+
+
+def exists(uri: str) -> bool:
+    """Whether a file or a folder is there; asks the store anew, never a cache."""
+    fs, path = filesystem(uri)
+    fs.invalidate_cache()
+    return retry(lambda: fs.exists(path))
+
+
+def publish(uri: str, data: bytes) -> None:
+    """Put a file in one atomic step: it is absent (or its former self) or whole, at every moment.
+
+    Object stores do that by themselves; elsewhere a temporary file beside it is renamed.
+    """
+    fs, path = filesystem(uri)
+    if _protocol(fs) in ATOMIC_PUT:
+        retry(lambda: fs.pipe_file(path, data))
+        return
+    parent, name = posixpath.split(path)
+    temporary = posixpath.join(parent, f".{name}.{uuid.uuid4().hex}.tmp")
+    fs.makedirs(parent, exist_ok=True)
+    if _protocol(fs) in ("file", "local"):
+        with open(temporary, "wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+        return
+    retry(lambda: fs.pipe_file(temporary, data))
+    fs.mv(temporary, path)
+
+
+def remove(uri: str) -> None:
+    """Remove a file or everything below a prefix; nothing there is no error."""
+    fs, path = filesystem(uri)
+    fs.invalidate_cache()
+    if fs.exists(path):
+        retry(lambda: fs.rm(path, recursive=True))
+
+
+def remove_leftovers(folder: str) -> None:
+    """Remove the temporary files that a killed process left directly in a folder (see `publish`)."""
+    fs, path = filesystem(folder)
+    if _protocol(fs) not in ATOMIC_PUT and fs.exists(path):
+        for name in fs.ls(path, detail=False):
+            base = posixpath.basename(name)
+            if base.startswith(".") and base.endswith(".tmp"):
+                fs.rm_file(name)
+
+
+def list_files(uri: str) -> Iterator[File]:
+    """Every file below a prefix (or the one file that the URI names), in the order of their paths.
+
+    Hidden files and folders (leading dot) are left out. No request is made per object, and an S3 listing is streamed
+    page by page, so that memory does not grow with it. FileNotFoundError when nothing is there.
+    """
+    fs, path = filesystem(uri)
+    fs.invalidate_cache()
+    found = False
+    for name, info in _walk_s3(fs, path) if _protocol(fs) in ("s3", "s3a") else _walk(fs, path):
+        found = True
+        relative = name[len(path) :]
+        if not any(part.startswith(".") for part in relative.split("/")):
+            yield File(fs.unstrip_protocol(name) if not is_local(uri) else name, int(info["size"]), _etag(info))
+    if not found:
+        raise FileNotFoundError(f"{uri} holds nothing")
+
+
+def describe(error: BaseException) -> str:
+    """The reason in an error of a store or a decoder, on one line and without the address of any object in memory."""
+    text = " ".join(str(error).split()) or type(error).__name__
+    return text.split(" at 0x")[0].strip("'\"")
+
+
+def _protocol(fs: AbstractFileSystem) -> str:
+    return fs.protocol if isinstance(fs.protocol, str) else fs.protocol[0]
+
+
+def _walk(fs: AbstractFileSystem, path: str) -> Iterator[tuple[str, dict]]:
+    """Depth first, one folder listing in memory at a time. Sorted by whole path, as object stores sort keys."""
+    if fs.isfile(path):
+        yield path, fs.info(path)
+        return
+    try:
+        entries = retry(lambda: fs.ls(path, detail=True))
+    except (FileNotFoundError, NotADirectoryError):
+        return
+    for info in sorted(entries, key=lambda info: info["name"] + "/" * (info["type"] == "directory")):
+        if info["name"].rstrip("/") == path.rstrip("/"):
+            continue
+        if info["type"] == "directory":
+            yield from _walk(fs, info["name"])
+        else:
+            yield info["name"], info
+
+
+def _walk_s3(fs: AbstractFileSystem, path: str) -> Iterator[tuple[str, dict]]:
+    """The pages of ListObjectsV2 as they come: s3fs's own listing would hold all of them in memory."""
+    bucket, _, key = path.partition("/")
+    token: dict[str, str] = {}
+    while True:
+        page = retry(lambda: fs.call_s3("list_objects_v2", Bucket=bucket, Prefix=key, **token))
+        for entry in page.get("Contents", []):
+            rest = entry["Key"][len(key) :]
+            if not entry["Key"].endswith("/") and (not key or not rest or rest.startswith("/") or key.endswith("/")):
+                yield f"{bucket}/{entry['Key']}", {"size": entry["Size"], "ETag": entry["ETag"]}
+        if not page.get("IsTruncated"):
+            return
+        token = {"ContinuationToken": page["NextContinuationToken"]}
+
+
+def _etag(info: dict) -> str:
+    for key in ("ETag", "etag", "md5Hash", "content_md5", "mtime", "last_modified", "created"):
+        if info.get(key):
+            return f"{info['size']}-{info[key]}" if key in ("mtime", "created") else str(info[key]).strip('"')
+    return str(info["size"])
