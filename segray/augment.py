@@ -37,12 +37,15 @@ class Augment:
 
     @classmethod
     def named(cls, name: str, *, crop: int, nadir: bool) -> Augment:
-        """"none": the random crop alone; "standard": scale, mirror and, for images taken straight down, turns."""
-        if name not in ("none", "standard"):
-            raise ValueError(f"augment must be 'none' or 'standard', not '{name}'")
+        """The random crop alone ("none"), with scale and mirror ("street"), with turns too ("nadir"), or "auto".
+
+        "auto" is "nadir" for data whose images are taken straight down, `nadir`, and "street" for others.
+        """
+        if name not in ("auto", "nadir", "street", "none"):
+            raise ValueError(f"augment must be auto, nadir, street or none, not '{name}'")
         if name == "none":
             return cls(crop=crop, scale_range=(1.0, 1.0), mirror=False, turn=False)
-        return cls(crop=crop, turn=nadir)
+        return cls(crop=crop, turn=nadir if name == "auto" else name == "nadir")
 
 
 def crop_sample(
@@ -50,8 +53,8 @@ def crop_sample(
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """A random (crop, crop) piece of a sample: pixels of the source type, valid bool, mask uint8.
 
-    Every random number comes from `rng`. The piece is cut first and scaled after: the rest is never touched. The mask and
-    valid take the nearest source pixel, pixels are interpolated over the valid source pixels alone.
+    Every random number comes from `rng`. The piece is cut first and scaled after: the rest is never touched. Mask and
+    valid take the nearest source pixel; pixels are interpolated over the valid source pixels alone.
     """
     scale = math.exp(rng.uniform(*map(math.log, augment.scale_range)))  # halving is as likely as doubling
     side = max(1, round(augment.crop / scale))

@@ -1,9 +1,9 @@
 """The lattice of an image: windows that are written, tiles that the network sees, extents that are read.
 
-All lengths and offsets are pixels. The axis order is (row, column) everywhere, as in rasterio's windows. Tiles have size
-P and stride S = P - overlap and are anchored at the image's pixel (0, 0); the first tile that reaches the image's edge is
-the last one, and what it lacks beyond the edge is the image reflected. Hence the tiles that make up the mask of a pixel
-depend on the image's size and the model alone, never on windows or shards.
+All lengths and offsets are pixels. The axis order is (row, column) everywhere, as in rasterio's windows. Tiles have
+size P and stride S = P - overlap and are anchored at the image's pixel (0, 0); the first tile that reaches the image's
+edge is the last one, and what it lacks beyond the edge is the image reflected. Hence the tiles that make up the mask of
+a pixel depend on the image's size and the model alone, never on windows or shards.
 """
 
 from __future__ import annotations

@@ -52,7 +52,7 @@ def check_pixels(spec: InputSpec, *, bands: int, dtype: np.dtype, explicit_bands
     if max(spec.bands) >= bands:
         raise MismatchError(
             f"{source} has {bands} band(s), but the model reads bands {_listed(spec.bands)}; "
-            f"say which to use with --bands, as in --bands {_listed(range(min(bands, len(spec.bands))))}"
+            f"say which to use with --bands, as in --bands {_listed(min(i, bands - 1) for i in range(len(spec.bands)))}"
         )
     if bands > max(spec.bands) + 1 and not explicit_bands:
         raise MismatchError(
@@ -61,7 +61,7 @@ def check_pixels(spec: InputSpec, *, bands: int, dtype: np.dtype, explicit_bands
         )
     top = 1 / spec.scale
     eight_bit = abs(255 * spec.scale - 1) < 1e-3
-    fits = {"u": (top <= 256) == (dtype.itemsize == 1), "i": top > 256, "f": not eight_bit}.get(dtype.kind, False)
+    fits = not eight_bit if dtype.kind == "f" else dtype.kind in "iu" and (top <= 256) == (dtype.itemsize == 1)
     if not fits:
         scale = 1 / np.iinfo(dtype).max if dtype.kind in "iu" else 1.0
         raise MismatchError(

@@ -1,8 +1,8 @@
 """Losses that honour the ignore index and are normalised by the valid pixels of all workers.
 
-A loss is a function (logits (N, K, H, W) float, mask (N, H, W) integer) -> (sum over the valid pixels, how many they are).
-Means are taken last, over the global count: workers see unequal shares of void pixels, and a mean of their means would
-weigh a pixel by the emptiness of the crop that it lies in.
+A loss is a function (logits (N, K, H, W) float, mask (N, H, W) integer) -> (sum over valid pixels, their count). Means
+are taken last, over the global count: workers see unequal shares of void pixels, and a mean of their means would weigh
+a pixel by the emptiness of the crop that it lies in.
 """
 
 from __future__ import annotations
@@ -50,8 +50,8 @@ def network_loss(
 def global_mean(loss_sum: Tensor, count: Tensor) -> Tensor:
     """The worker's share of the mean loss over the valid pixels of all workers; 0 when nobody has one.
 
-    Scaled by the number of workers, because DistributedDataParallel averages gradients over them: what it averages to is
-    the gradient that one process would find on the whole batch. Every worker must call this at the same step.
+    Scaled by the number of workers, because DistributedDataParallel averages gradients over them: they average to the
+    gradient that one process would find on the whole batch. Every worker must call this at the same step.
     """
     world_size = 1
     if dist.is_available() and dist.is_initialized():

@@ -13,6 +13,7 @@ from segray.errors import LabelError, SegrayError
 
 IGNORE = 255  # the id of "ignore / no data" in every mask that segray writes
 PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
+MAX_BYTES = 1 << 30  # a mask is never inflated beyond this, nor beyond what its own header announces
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,7 +37,10 @@ class Classes:
             raise ValueError(f"class names must be unique, but are {list(self.names)}")
         if len(self.colors) != len(self.names):
             raise ValueError(f"{len(self.names)} class names but {len(self.colors)} colours")
-        for name, color in zip(self.names, self.colors):
+        if 0 <= self.ignore_index < len(self.names):
+            raise ValueError(f"the ignore index {self.ignore_index} is also the id of a class")
+        ignored = (("ignore", color) for color in self.ignore_colors)
+        for name, color in (*zip(self.names, self.colors), *ignored):
             if len(color) != 3 or not all(isinstance(v, int) and 0 <= v <= 255 for v in color):
                 raise ValueError(f"the colour of class '{name}' is {color}; it needs three integers of 0..255")
 
@@ -96,12 +100,17 @@ def ids_to_mask(ids: np.ndarray, classes: Classes, *, source: str) -> np.ndarray
 def colors_to_mask(rgb: np.ndarray, classes: Classes, *, source: str) -> np.ndarray:
     """(H, W, 3) uint8 colours of the legend -> (H, W) uint8 mask.
 
-    LabelError on a colour that is in no legend: colours are never matched to the nearest one.
+    LabelError on a colour that is in no legend, since colours are never matched to the nearest one, and on a legend in
+    which two entries share a colour.
     """
     codes = (rgb.astype(np.uint32) << np.array([16, 8, 0], np.uint32)).sum(axis=-1)
     mask = np.full(codes.shape, IGNORE, np.uint8)
     known = np.zeros(codes.shape, bool)
-    legend = [*enumerate(classes.colors), *((IGNORE, color) for color in classes.ignore_colors)]
+    legend = [*enumerate(classes.colors), *((IGNORE, color) for color in set(classes.ignore_colors))]
+    colors = [color for _, color in legend]
+    shared = next((color for color in colors if colors.count(color) > 1), None)
+    if shared is not None:
+        raise LabelError(f"{source} holds colours, but two entries of classes.json share {shared}; give each its own")
     for index, (r, g, b) in legend:
         hit = codes == (r << 16 | g << 8 | b)
         mask[hit], known = index, known | hit
@@ -141,21 +150,40 @@ def encode_png(mask: np.ndarray, classes: Classes) -> bytes:
 
 def decode_png(data: bytes) -> np.ndarray:
     """The (H, W) uint8 mask in PNG bytes that `encode_png` wrote (SegrayError on any other PNG)."""
-    position, parts, header = len(PNG_SIGNATURE), [], None
+    try:
+        header, compressed = _read_chunks(data)
+        if header[2:] != (8, 3, 0, 0, 0):
+            raise SegrayError("a mask is not an 8-bit palette PNG; it was not written by segray")
+        width, height = header[:2]
+        length = height * (width + 1)
+        if not 0 < length <= MAX_BYTES:
+            raise ValueError(f"it claims to have {height} x {width} pixels")
+        inflater = zlib.decompressobj()
+        inflated = inflater.decompress(compressed, length + 1)
+        if len(inflated) != length or not inflater.eof:
+            raise ValueError("its data ends too early or too late")
+        rows = np.frombuffer(inflated, np.uint8).reshape(height, width + 1)
+    except (struct.error, zlib.error, ValueError) as error:
+        raise SegrayError(f"a mask is no whole PNG: {error}") from error
+    if rows[:, 0].any():
+        raise SegrayError("a mask uses PNG row filters; it was not written by segray")
+    return rows[:, 1:].copy()
+
+
+def _read_chunks(data: bytes) -> tuple[tuple[int, ...], bytes]:
+    """(fields of IHDR, all of IDAT) of PNG bytes; struct.error or ValueError when they are none."""
+    if not data.startswith(PNG_SIGNATURE):
+        raise ValueError("the signature is missing")
+    position, header, parts = len(PNG_SIGNATURE), b"", []
     while position < len(data):
         length, name = struct.unpack(">I4s", data[position : position + 8])
         body = data[position + 8 : position + 8 + length]
         if name == b"IHDR":
-            header = struct.unpack(">IIBBBBB", body)
+            header = body
         if name == b"IDAT":
             parts.append(body)
         position += length + 12
-    if header is None or header[2:] != (8, 3, 0, 0, 0):
-        raise SegrayError("a mask is not an 8-bit palette PNG; it was not written by segray")
-    rows = np.frombuffer(zlib.decompress(b"".join(parts)), np.uint8).reshape(header[1], header[0] + 1)
-    if rows[:, 0].any():
-        raise SegrayError("a mask uses PNG row filters; it was not written by segray")
-    return rows[:, 1:].copy()
+    return struct.unpack(">IIBBBBB", header), b"".join(parts)
 
 
 def _chunk(name: bytes, data: bytes) -> bytes:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
 from itertools import product
 
 import numpy as np
@@ -14,44 +13,19 @@ from segray.blend import axis_weights
 from segray.grid import Window, read_extent, reflect, tile_count, touching
 from segray.inputs import InputSpec, prepare
 from segray.masks import IGNORE
+from segray.regions import Region, WindowMask
 
 PRECISIONS = ("bf16", "fp32")
 # Confidences are summed as integers of this unit: a sum of integers does not depend on its order.
 CONFIDENCE_UNIT = 1 / 65535
 
 
-@dataclass(frozen=True, kw_only=True)
-class Region:
-    """A rectangle of an image to segment, with the pixels that its tiles are made of.
-
-    height, width: of the whole image. block: the rectangle. windows: its partition, one mask each. extent: what `pixels`
-    (C, h, w) of the source's type and `valid` (h, w) bool cover, at least `grid.read_extent` of the block.
-    """
-
-    height: int
-    width: int
-    block: Window
-    windows: tuple[Window, ...]
-    extent: Window
-    pixels: np.ndarray
-    valid: np.ndarray
-
-
-@dataclass(frozen=True, kw_only=True)
-class WindowMask:
-    """The mask of a window and its statistics.
-
-    mask: (H, W) uint8, 255 without data. pixel_counts: (K,) int64 over valid pixels. confidence: mean top-1 probability
-    over valid pixels, None without any. seam_disagreement: share of the valid pixels seen by several tiles on which
-    their top classes differ, None without any.
-    """
-
-    window: Window
-    mask: np.ndarray
-    pixel_counts: np.ndarray
-    valid_pixels: int
-    confidence: float | None
-    seam_disagreement: float | None
+def default_precision(device_type: str) -> str:
+    """bf16 on GPUs and on CPUs with bf16 instructions, where it is 2 to 3.6 times as fast; else fp32."""
+    if device_type != "cpu":
+        return "bf16"
+    capabilities = torch.cpu.get_capabilities()
+    return "bf16" if capabilities.get("avx512_bf16") or capabilities.get("amx_bf16") else "fp32"
 
 
 class Segmenter:
@@ -192,6 +166,7 @@ class _Canvas:
         self.seam_strip[part] = torch.where(first, 0, torch.where(seen == label, self.seam_strip[part].clamp(min=1), 2))
         self.label[part] = torch.where(first, label, seen)
 
+    @torch.inference_mode()
     def finish(self) -> list[WindowMask]:
         """The masks of the region's windows; every tile has been added."""
         self._advance(self.rows[-1] + 1)
@@ -200,9 +175,7 @@ class _Canvas:
 
     def _weights(self, index: int, count: int) -> torch.Tensor:
         first, last = index == 0, index == count - 1
-        return torch.from_numpy(
-            axis_weights(self.tile_size, self.overlap, first=first, last=last, blend=self.blend)
-        )
+        return torch.from_numpy(axis_weights(self.tile_size, self.overlap, first=first, last=last, blend=self.blend))
 
     def _advance(self, row: int) -> None:
         """Emit the rows that no tile of tile row `row` or below can change."""

@@ -32,7 +32,9 @@ class FilesArchive:
                 else:
                     self.skipped += 1
         except FileNotFoundError as error:
-            raise SegrayError(f"{self.uri} does not exist or holds no file; check the URI given with --archive") from error
+            raise SegrayError(
+                f"{self.uri} does not exist or holds no file; check the URI given with --archive"
+            ) from error
         except OSError as error:
             raise SegrayError(f"{self.uri} cannot be listed: {describe(error)}") from error
         if not found:

@@ -50,4 +50,4 @@ def read_for(uri: str, spec: InputSpec, *, window: Window | None = None, explici
 
 
 def _ending(uri: str) -> str:
-    return posixpath.splitext(uri.split("::")[0])[1].lower()
+    return posixpath.splitext(uri.split("::", maxsplit=1)[0])[1].lower()

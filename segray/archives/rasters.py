@@ -74,9 +74,7 @@ def _read(uri: str, window: Window | None) -> Raster:
             pixels = np.ascontiguousarray(table[pixels[0]].transpose(2, 0, 1))
         crs, transform = _georeference(source)
         height, width = source.height, source.width
-    return Raster(
-        pixels=pixels, valid=valid, window=window, height=height, width=width, crs=crs, transform=transform
-    )
+    return Raster(pixels=pixels, valid=valid, window=window, height=height, width=width, crs=crs, transform=transform)
 
 
 @contextmanager

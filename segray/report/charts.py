@@ -36,12 +36,13 @@ def line_chart(title: str, values: Iterable[tuple[int, float | None]], *, best: 
 
     best: the epoch to mark.
     """
-    points = [(epoch, value) for epoch, value in values if is_number(value)]
+    points = sorted(((epoch, value) for epoch, value in values if is_number(value)), key=lambda point: point[0])
     if not points:
         return None
-    x_ticks = ticks(points[0][0], points[-1][0], count=6, whole=True)
     y_ticks = ticks(min(y for _, y in points), max(y for _, y in points), count=4)
-    x_low, x_high = points[0][0], max(points[-1][0], points[0][0] + 1)
+    x_first, x_last = points[0][0], points[-1][0]
+    x_low, x_high = (x_first, x_last) if x_first < x_last else (x_first - 1, x_first + 1)
+    x_ticks = ticks(x_low, x_high, count=6, whole=True)
     y_low, y_high = y_ticks[0], y_ticks[-1]
 
     def x_at(x: float) -> float:
@@ -56,7 +57,7 @@ def line_chart(title: str, values: Iterable[tuple[int, float | None]], *, best: 
         title=title,
         path=" ".join(f"{x},{y}" for x, y, _ in dots),
         dots=dots if len(dots) <= MOST_DOTS else [],
-        x_ticks=[(x_at(x), number(x)) for x in x_ticks if x_low <= x <= x_high],
+        x_ticks=[(x_at(x), number(x)) for x in x_ticks if x_first <= x <= x_last],
         y_ticks=[(y_at(y), number(y)) for y in y_ticks],
         best=marked[-1] if marked else None,
     )
@@ -65,11 +66,11 @@ def line_chart(title: str, values: Iterable[tuple[int, float | None]], *, best: 
 def ticks(low: float, high: float, *, count: int, whole: bool = False) -> list[float]:
     """At least two round values, 1, 2 or 5 times a power of ten apart, that enclose low..high; about `count`.
 
-    whole: only integers.
+    whole: low and high are integers, and so are the values.
     """
     span = high - low
-    if span <= abs(high) * 1e-9:  # a flat curve lies in the middle of its chart
-        span = abs(high) or 1.0
+    if span <= max(abs(high) * 1e-9, 1e-12):  # a flat curve lies in the middle of its chart
+        span = abs(high) if abs(high) > 1e-12 else 1.0
         low, high = low - span / 2, high + span / 2
     power = 10.0 ** math.floor(math.log10(span / count))
     step = next(power * factor for factor in (1, 2, 5, 10, 20) if power * factor * count >= span)

@@ -28,14 +28,14 @@ def number(value: float | None) -> str:
 
 
 def percent(share: float | None) -> str:
-    """0.1234 -> '12.3%'. What is not quite nothing or not quite all never reads '0%' or '100%'."""
+    """0.1234 -> '12.3%', 0.9 -> '90.0%'. What is not quite nothing or not quite all never reads '0%' or '100%'."""
     if not is_number(share):
         return DASH
     if 0 < share < 0.0001:
         return "<0.01%"
     if 0.9995 <= share < 1:
         return ">99.9%"
-    return f"{100 * share:.3g}%"
+    return f"{100 * share:#.3g}".rstrip(".") + "%" if share else "0%"
 
 
 def pixels(count: int | None) -> str:

@@ -1,0 +1,48 @@
+"""The records that labelled data consists of, and what a layout of it offers."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+
+from segray.masks import Classes
+
+
+@dataclass(frozen=True, kw_only=True, order=True)
+class Sample:
+    """A labelled image: its key, unique within a split, and the URIs of image and mask."""
+
+    key: str
+    image: str
+    mask: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Labelled:
+    """What training reads: pixels (C, H, W) of the source's type, valid (H, W) bool, mask (H, W) uint8.
+
+    The mask holds class ids, and 255 where there is no label or the image has no data.
+    """
+
+    pixels: np.ndarray
+    valid: np.ndarray
+    mask: np.ndarray
+
+
+class Dataset(Protocol):
+    """Labelled data in one layout. nadir: True when seen from above, so that any turn of an image is as likely."""
+
+    uri: str
+    classes: Classes
+    nadir: bool
+
+    def splits(self) -> list[str]:
+        """The splits that are there."""
+
+    def samples(self, split: str) -> list[Sample]:
+        """The samples of a split, sorted by key; SegrayError when there are none or a file lacks its partner."""
+
+    def read_mask(self, sample: Sample) -> np.ndarray:
+        """The (H, W) uint8 mask with 255 = ignore; LabelError on an id or a colour that is in no legend."""

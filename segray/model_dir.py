@@ -1,0 +1,199 @@
+"""Model directories: model.json and weights.safetensors (or program.pt2), saved and loaded on any store.
+
+Reading the description needs no torch, so that a driver which only plans stays small; only `load_network` imports it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+from dataclasses import asdict, dataclass, field
+from typing import TYPE_CHECKING
+
+from segray.errors import ModelError, SegrayError
+from segray.inputs import InputSpec
+from segray.masks import IGNORE, Classes
+from segray.storage import describe, exists, filesystem, join, publish, read_bytes, retry
+
+if TYPE_CHECKING:
+    import torch
+    from torch import nn
+
+FORMAT_VERSION = 1
+WEIGHTS, PROGRAM = "weights.safetensors", "program.pt2"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Description:
+    """What model.json says. network: {"name", "options"} or {"program": "program.pt2"}. digest: see `read_description`."""
+
+    uri: str
+    network: dict
+    classes: Classes
+    spec: InputSpec
+    metrics: dict = field(default_factory=dict)
+    training: dict = field(default_factory=dict)
+    digest: str = ""
+    weights_sha256: str | None = None
+
+    @property
+    def network_name(self) -> str:
+        """For people: the network's name, or that of its program."""
+        return self.network.get("name") or self.network["program"]
+
+    @property
+    def weights_uri(self) -> str:
+        """The file of the weights or of the program."""
+        return join(self.uri, self.network.get("program", WEIGHTS))
+
+
+def save_model(description: Description, network: nn.Module) -> None:
+    """Write a model directory: weights first, then the model.json that names their digest, each in one atomic step."""
+    from safetensors.torch import save
+
+    state = {name: tensor.detach().cpu().contiguous() for name, tensor in network.state_dict().items()}
+    weights = save(state)
+    document = {
+        "format_version": FORMAT_VERSION,
+        "network": description.network,
+        "classes": description.classes.to_json(),
+        "ignore_index": IGNORE,
+        "input": asdict(description.spec),
+        "metrics": description.metrics,
+        "training": description.training,
+        "weights_sha256": hashlib.sha256(weights).hexdigest(),
+    }
+    publish(description.weights_uri, weights)
+    publish(join(description.uri, "model.json"), json.dumps(document, indent=1).encode())
+
+
+def read_description(uri: str) -> Description:
+    """The description of a model directory, its digest the sha256 over model.json and the weights or program.
+
+    ModelError with the fix when the directory is missing, damaged, or of a later format version.
+    """
+    source = join(uri, "model.json")
+    try:
+        text = read_bytes(source)
+        document = json.loads(text)
+        if document["format_version"] > FORMAT_VERSION:
+            raise ModelError(
+                f"{source} has format version {document['format_version']}, but this segray reads up to "
+                f"{FORMAT_VERSION}; update segray"
+            )
+        description = _parse(uri, document)
+        weights_sha256, digest = _digests(text, description.weights_uri)
+    except FileNotFoundError as error:
+        missing = source if not exists(source) else "its weights or program"
+        raise ModelError(
+            f"{uri} is no model directory: {missing} does not exist; give the OUTPUT/model of a training"
+        ) from error
+    except (OSError, KeyError, TypeError, ValueError, AttributeError, SegrayError) as error:
+        if isinstance(error, ModelError):
+            raise
+        reason = f"the key {error} is missing" if isinstance(error, KeyError) else describe(error)
+        raise ModelError(f"{source} cannot be used: {reason}") from error
+    if description.weights_sha256 not in (None, weights_sha256):
+        raise ModelError(f"{description.weights_uri} is damaged: its sha256 is not the one in model.json; copy it anew")
+    return Description(**{**vars(description), "digest": digest})
+
+
+def load_network(description: Description) -> nn.Module:
+    """The network of a model directory with its weights, in eval mode; ModelError when they do not fit each other.
+
+    Nothing in the files is executed: weights are safetensors, programs are searched first (see `programs`).
+    """
+    if "program" in description.network:
+        return _load_program(description)
+    from safetensors import SafetensorError
+    from safetensors.torch import load
+
+    from segray.networks import build_network
+
+    network = description.network
+    try:
+        built = build_network(
+            network["name"],
+            network.get("options", {}),
+            num_classes=len(description.classes),
+            in_channels=len(description.spec.bands),
+        )
+        built.load_state_dict(load(read_bytes(description.weights_uri)))
+    except (SafetensorError, RuntimeError, ValueError, OSError) as error:
+        reason = describe(error)[:300]
+        raise ModelError(f"{description.weights_uri} does not fit its model.json: {reason}") from error
+    return built.eval()
+
+
+def load_state(uri: str) -> dict[str, torch.Tensor]:
+    """Pretrained weights by path or URI (safetensors, or what torch.save wrote), or by torchvision's name for them.
+
+    A name such as ResNet50_Weights.IMAGENET1K_V2 downloads. ModelError when it is neither, or holds more than tensors.
+    """
+    import pickle
+
+    import torch
+    from safetensors import SafetensorError
+    from safetensors.torch import load
+    from torchvision.models import get_weight
+
+    try:
+        if not exists(uri):
+            return get_weight(uri).get_state_dict(progress=False)
+        data = read_bytes(uri)
+        if uri.endswith(".safetensors"):
+            return load(data)
+        state = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
+    except (SafetensorError, pickle.UnpicklingError, RuntimeError, ValueError, OSError, SegrayError) as error:
+        raise ModelError(
+            f"{uri} is neither a file of weights nor a torchvision name for one: {describe(error)}"
+        ) from error
+    for key in ("state_dict", "model"):
+        state = state[key] if isinstance(state.get(key), dict) else state
+    return {name: tensor for name, tensor in state.items() if isinstance(tensor, torch.Tensor)}
+
+
+def _parse(uri: str, document: dict) -> Description:
+    source = join(uri, "model.json")
+    spec = {name: tuple(value) if isinstance(value, list) else value for name, value in document["input"].items()}
+    network = document["network"]
+    if network.get("program", PROGRAM) != PROGRAM or not {"name", "program"} & set(network):
+        raise ValueError(f'network should be {{"name", "options"}} or {{"program": "{PROGRAM}"}}, not {network}')
+    return Description(
+        uri=uri,
+        network=network,
+        classes=Classes.from_json(document["classes"], document.get("ignore_index", IGNORE), source=source),
+        spec=InputSpec(**spec),
+        metrics=document.get("metrics", {}),
+        training=document.get("training", {}),
+        weights_sha256=document.get("weights_sha256"),
+    )
+
+
+def _digests(text: bytes, weights_uri: str) -> tuple[str, str]:
+    """sha256 of the weights, and of model.json followed by the weights, read in pieces."""
+    fs, path = filesystem(weights_uri)
+    weights, both = hashlib.sha256(), hashlib.sha256(text)
+    with retry(lambda: fs.open(path, "rb")) as file:
+        while piece := file.read(2**22):
+            weights.update(piece)
+            both.update(piece)
+    return weights.hexdigest(), both.hexdigest()
+
+
+def _load_program(description: Description) -> nn.Module:
+    from segray.programs import load_program
+
+    spec, source = description.spec, description.weights_uri
+    program = load_program(read_bytes(source), source=source)
+    for what, taken, wanted in (
+        ("bands", program.in_channels, len(spec.bands)),
+        ("rows", program.height, spec.tile),
+        ("columns", program.width, spec.tile),
+    ):
+        if taken not in (None, wanted):
+            raise ModelError(
+                f"{source} takes {taken} {what}, but model.json says {wanted}; correct bands or tile in it"
+            )
+    return program

@@ -1,0 +1,123 @@
+"""smp: every architecture and encoder of segmentation_models_pytorch, an extra: pip install 'segray[smp]'."""
+
+from __future__ import annotations
+
+import difflib
+import inspect
+from collections.abc import Collection
+from types import ModuleType
+
+import torch
+from torch import Tensor, nn
+
+from segray.networks.any_size import forward_or_advise, pad_to_multiple
+
+# Encoders whose source is under terms of its own: prefix -> whose. The rest of the library is MIT, timm is Apache-2.0.
+RESTRICTED = {
+    "mit_": "the NVIDIA Source Code License, which allows non-commercial use only",
+    "mobileone_": "Apple's own licence, not an open-source one",
+}
+# What the builder settles itself: weights are never downloaded, and a network returns logits and nothing else.
+SETTLED = {"self", "encoder_name", "encoder_weights", "in_channels", "classes", "activation", "aux_params", "kwargs"}
+# What H and W must be, in strides of the encoder: (a multiple of, at least). dpt halves its last feature map once more,
+# pan does so three times; all others take any multiple of the stride.
+SIZES = {"dpt": (2, 2), "pan": (1, 8)}
+
+
+class AnySize(nn.Module):
+    """A network of the library that takes any H, W >= 1 px: padded to what it needs, logits cropped back.
+
+    multiple, least: what H and W of the network's own input must be a multiple of, and at least, in pixels.
+    """
+
+    def __init__(self, network: nn.Module, *, multiple: int, least: int) -> None:
+        super().__init__()
+        self.network = network
+        self.multiple = multiple
+        self.least = least
+
+    def forward(self, x_NCHW: Tensor) -> Tensor:
+        """Logits (N, K, H, W) of the input's H and W; ValueError: batch too small for BatchNorm."""
+        height, width = x_NCHW.shape[-2:]
+        padded_NCHW = pad_to_multiple(x_NCHW, self.multiple, least=self.least)
+        return forward_or_advise(self.network, padded_NCHW)[..., :height, :width]
+
+
+def build(
+    *,
+    num_classes: int,
+    in_channels: int,
+    architecture: str = "unet",
+    encoder: str = "resnet34",
+    allow_noncommercial: bool = False,
+    **options: object,
+) -> nn.Module:
+    """A network of the library with random weights; `options` are keywords of its architecture's class.
+
+    ValueError: the library is missing, a name or an option is unknown, or the encoder is under restricted terms and
+    allow_noncommercial is not set.
+    """
+    _check_licence(encoder, allow_noncommercial)
+    library = _library()
+    _check_names(library, architecture, encoder, options)
+    if architecture == "dpt":
+        options.setdefault("dynamic_img_size", True)  # else its transformer takes images of one size only
+    network = library.create_model(
+        architecture, encoder, encoder_weights=None, in_channels=in_channels, classes=num_classes, **options
+    )
+    stride = int(network.encoder.output_stride)
+    multiple, least = (strides * stride for strides in SIZES.get(architecture, (1, 1)))
+    sized = AnySize(network, multiple=multiple, least=least)
+    _freeze_unused(sized, in_channels=in_channels)
+    return sized
+
+
+def _check_licence(encoder: str, allow_noncommercial: bool) -> None:
+    for prefix, terms in RESTRICTED.items():
+        if encoder.startswith(prefix) and not allow_noncommercial:
+            raise ValueError(
+                f"encoder {encoder} is under {terms}; choose another one, or accept its terms with the option "
+                "allow_noncommercial=true"
+            )
+
+
+def _check_names(library: ModuleType, architecture: str, encoder: str, options: dict[str, object]) -> None:
+    architectures = library.MODEL_ARCHITECTURES_MAPPING
+    _check_known("architecture", architecture, architectures)
+    from_timm = encoder.startswith("tu-")  # has keywords of its own, which timm checks
+    if not from_timm:
+        _check_known("encoder", encoder, library.encoders.encoders)
+    settings = set(inspect.signature(architectures[architecture]).parameters) - SETTLED
+    for name in options:
+        if not from_timm or name in SETTLED:
+            _check_known("option", name, settings)
+
+
+def _check_known(kind: str, name: str, known: Collection[str]) -> None:
+    if name not in known:
+        close = difflib.get_close_matches(name, known, n=3)
+        names = f"close: {', '.join(close)}" if close else f"known: {', '.join(sorted(known))}"
+        raise ValueError(f"segmentation_models_pytorch has no {kind} {name!r}; {names}")
+
+
+def _freeze_unused(network: AnySize, *, in_channels: int) -> None:
+    """Freeze the parameters that no logit depends on, as pspnet's last stages: data-parallel training waits for them.
+
+    They are found with one backward pass, in eval mode: no statistics and no random numbers change.
+    """
+    training = network.training
+    parameters = [parameter for parameter in network.parameters() if parameter.requires_grad]
+    with torch.enable_grad():
+        logits_NKHW = network.eval()(torch.zeros(1, in_channels, 2 * network.multiple, 2 * network.multiple))
+        gradients = torch.autograd.grad(logits_NKHW.sum(), parameters, allow_unused=True)
+    for parameter, gradient in zip(parameters, gradients, strict=True):
+        parameter.requires_grad_(gradient is not None)
+    network.train(training)
+
+
+def _library() -> ModuleType:
+    try:
+        import segmentation_models_pytorch
+    except ModuleNotFoundError as error:
+        raise ValueError("networks of the smp family need an extra: pip install 'segray[smp]'") from error
+    return segmentation_models_pytorch

@@ -1,0 +1,75 @@
+"""Segmentation networks of torchvision, with random weights: nothing is ever downloaded.
+
+The state of each has torchvision's own names, so weights from there load with load_backbone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torchvision.models import segmentation
+
+from segray.networks.any_size import forward_or_advise
+
+
+class TorchvisionNet(nn.Module):
+    """Backbone, classifier and auxiliary classifier of a torchvision network; the last only works in train mode."""
+
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__()
+        self.backbone = network.backbone
+        self.classifier = network.classifier
+        self.aux_classifier = getattr(network, "aux_classifier", None)
+
+    def forward(self, x_NCHW: Tensor) -> Tensor | dict[str, Tensor]:
+        """Logits (N, K, H, W), or {"out", "aux"} of such in train mode; ValueError: batch too small for BatchNorm."""
+        features = forward_or_advise(self.backbone, x_NCHW)
+        # the lite R-ASPP classifier joins two feature maps and takes the dictionary, the others take the last map
+        seen = features.get("out", features)
+        logits_NKHW = _resize(forward_or_advise(self.classifier, seen), x_NCHW)
+        if not self.training or self.aux_classifier is None:
+            return logits_NKHW
+        aux_NKHW = _resize(forward_or_advise(self.aux_classifier, features["aux"]), x_NCHW)
+        return {"out": logits_NKHW, "aux": aux_NKHW}
+
+
+def fcn_resnet50(*, num_classes: int, in_channels: int) -> nn.Module:
+    """FCN (Long et al. 2015) on a dilated ResNet-50: 35 M parameters with its auxiliary head."""
+    return _build(segmentation.fcn_resnet50, num_classes, in_channels, aux_loss=True)
+
+
+def deeplabv3_resnet50(*, num_classes: int, in_channels: int) -> nn.Module:
+    """DeepLabv3 (Chen et al. 2017) on a dilated ResNet-50: 42 M parameters with its auxiliary head."""
+    return _build(segmentation.deeplabv3_resnet50, num_classes, in_channels, aux_loss=True)
+
+
+def deeplabv3_mobilenet_v3_large(*, num_classes: int, in_channels: int) -> nn.Module:
+    """DeepLabv3 on a dilated MobileNetV3-Large: 11 M parameters."""
+    return _build(segmentation.deeplabv3_mobilenet_v3_large, num_classes, in_channels, aux_loss=True)
+
+
+def lraspp_mobilenet_v3_large(*, num_classes: int, in_channels: int) -> nn.Module:
+    """Lite R-ASPP (Howard et al. 2019) on MobileNetV3-Large: 3.2 M parameters, no auxiliary head."""
+    return _build(segmentation.lraspp_mobilenet_v3_large, num_classes, in_channels, aux_loss=False)
+
+
+def _build(make: Callable[..., nn.Module], num_classes: int, in_channels: int, *, aux_loss: bool) -> nn.Module:
+    network = make(weights=None, weights_backbone=None, num_classes=num_classes, aux_loss=aux_loss)
+    if in_channels != 3:
+        _replace_first_convolution(network.backbone, in_channels)
+    return TorchvisionNet(network)
+
+
+def _replace_first_convolution(backbone: nn.Module, in_channels: int) -> None:
+    name, old = next((name, module) for name, module in backbone.named_modules() if isinstance(module, nn.Conv2d))
+    # neither backbone has a bias there: normalisation follows
+    new = nn.Conv2d(in_channels, old.out_channels, old.kernel_size, old.stride, old.padding, bias=False)
+    nn.init.kaiming_normal_(new.weight, mode="fan_out")  # as torchvision does in both backbones
+    parent, _, attribute = name.rpartition(".")
+    setattr(backbone.get_submodule(parent), attribute, new)
+
+
+def _resize(logits_NKhw: Tensor, x_NCHW: Tensor) -> Tensor:
+    return F.interpolate(logits_NKhw, size=x_NCHW.shape[-2:], mode="bilinear", align_corners=False)

@@ -1,0 +1,66 @@
+"""unet: a U-Net (Ronneberger et al. 2015) with batch normalisation; 1.9 M parameters at width 16, depth 4."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from segray.networks.any_size import pad_to_multiple
+
+
+class UNet(nn.Module):
+    """Encoder and decoder with skip connections; float (N, C, H, W) -> logits (N, K, H, W)."""
+
+    def __init__(self, *, num_classes: int, in_channels: int, width: int, depth: int) -> None:
+        super().__init__()
+        widths = [width * 2**level for level in range(depth + 1)]
+        self.depth = depth
+        self.encoder = nn.ModuleList(map(_block, [in_channels, *widths], widths))
+        # Transposed convolutions with kernel 2 and stride 2 are one matrix product on every device, and their
+        # backward is deterministic on CUDA, which that of bilinear up-sampling is not.
+        falling = list(zip(reversed(widths[1:]), reversed(widths[:-1]), strict=True))
+        self.up = nn.ModuleList(nn.ConvTranspose2d(deep, shallow, 2, stride=2) for deep, shallow in falling)
+        self.decoder = nn.ModuleList(_block(2 * shallow, shallow) for _, shallow in falling)
+        self.head = nn.Conv2d(width, num_classes, 1)
+        self.apply(_initialise)
+
+    def forward(self, x_NCHW: Tensor) -> Tensor:
+        """Logits (N, K, H, W) of the input's H and W, any size >= 1 px."""
+        height, width = x_NCHW.shape[-2:]
+        # at least 2 x 2 at the bottom, so that one small image is a batch that BatchNorm can train on
+        x = pad_to_multiple(x_NCHW, 2**self.depth, least=2 ** (self.depth + 1))
+        skips = [x := self.encoder[0](x)]
+        for block in self.encoder[1:]:
+            skips.append(x := block(F.max_pool2d(x, 2)))
+        skips.pop()
+        for up, block in zip(self.up, self.decoder, strict=True):
+            x = block(torch.cat([skips.pop(), up(x)], dim=1))
+        return self.head(x)[..., :height, :width]
+
+
+def build(*, num_classes: int, in_channels: int, width: int = 16, depth: int = 4) -> nn.Module:
+    """A UNet of `width` channels at full resolution, doubled at each of `depth` halvings."""
+    if width < 1 or not 1 <= depth <= 8:
+        raise ValueError(f"network unet needs width >= 1 and depth of 1 to 8, but they are {width} and {depth}")
+    return UNet(num_classes=num_classes, in_channels=in_channels, width=width, depth=depth)
+
+
+def _block(in_channels: int, out_channels: int) -> nn.Sequential:
+    # convolution, normalisation, ReLU in this order: in eval mode the normalisation folds into the convolution
+    return nn.Sequential(
+        nn.Conv2d(in_channels, out_channels, 3, padding=1, bias=False),
+        nn.BatchNorm2d(out_channels),
+        nn.ReLU(inplace=True),
+        nn.Conv2d(out_channels, out_channels, 3, padding=1, bias=False),
+        nn.BatchNorm2d(out_channels),
+        nn.ReLU(inplace=True),
+    )
+
+
+def _initialise(module: nn.Module) -> None:
+    """He et al. 2015 for every convolution; zero biases, so that no class is preferred before the first step."""
+    if isinstance(module, nn.Conv2d | nn.ConvTranspose2d):
+        nn.init.kaiming_normal_(module.weight, nonlinearity="relu")
+        if module.bias is not None:
+            nn.init.zeros_(module.bias)

@@ -1,0 +1,252 @@
+"""The Ray Data chain of a segmentation: one row is one shard in every stage, no shuffle and no regrouping.
+
+    plan minus shards already there -> read (CPUs) -> segment (actors on GPUs) -> write (CPUs) -> small rows to the driver
+
+On a cluster without GPUs the three are one actor, since moving pixels between processes would only cost.
+"""
+
+from __future__ import annotations
+
+import logging
+import pickle
+import warnings
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import ray
+from ray.data import ActorPoolStrategy, DataContext, Dataset
+from ray.util.annotations import RayDeprecationWarning
+
+from segray import plan as plans
+from segray import walk
+from segray.inputs import InputSpec
+from segray.masks import Classes
+from segray.model_dir import load_network, read_description
+from segray.shards import MaskRow, write_shard
+from segray.summary import Totals, summarise
+
+log = logging.getLogger("segray")
+SHARDS_A_WAVE = 10_000  # Ray keeps a record per block on the driver: bounded by waves, at any archive size
+ATTEMPTS = 3  # of a shard whose process dies, before its images are tried one by one
+MAX_LOST_SHARDS = 64  # in one pass; more is no poisonous image but a broken cluster
+NO_PROGRESS_S = 3600.0
+SHARDS_AN_ACTOR = 4  # shards waiting at an actor; measured: the default of 2 leaves it idle between them
+
+
+@dataclass(frozen=True, kw_only=True)
+class Work:
+    """What the workers must know to turn shards of a plan into published masks."""
+
+    plan: str
+    output: str
+    model: str
+    classes: Classes
+    spec: InputSpec
+    explicit_bands: bool
+    window: int
+    formats: tuple[str, ...]
+    metadata: dict
+    precision: str
+    blend: str
+    batch_size: int
+    on_gpu: bool
+    threads: int
+
+    def readings(self, items: list[plans.Item]) -> Iterator[walk.Reading]:
+        """The items of a shard read."""
+        return walk.read_items(items, self.spec, window=self.window, explicit_bands=self.explicit_bands)
+
+    def publish(self, shard: int, results: Iterator[walk.Segmented] | list[walk.Segmented]) -> dict:
+        """Write a shard and sum it up for the driver."""
+        rows: list[MaskRow] = list(walk.rows(results, self.classes))
+        write_shard(self.output, shard, rows=rows, formats=self.formats, metadata=self.metadata)
+        totals = summarise([vars(row) for row in rows])
+        return {"shard": shard, "totals": pickle.dumps(totals)}
+
+
+class SegmentActor:
+    """Holds the network; segments the shards that reading stages hand over, or does all three steps itself."""
+
+    def __init__(self, work: Work, staged: bool) -> None:
+        self.work, self.staged = work, staged
+        self.segmenter = make_segmenter(work)
+
+    def __call__(self, batch: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+        """One shard: {"shard"} or {"shard", "head", "body"} to {"shard", "totals"} or {"shard", "head", "body"}."""
+        shard = int(batch["shard"][0])
+        if self.staged:
+            readings = _unpack(batch)
+            return _batch(_pack(shard, list(walk.segment(readings, self.segmenter))))
+        items = plans.read_shard(self.work.plan, shard)
+        return _batch(self.work.publish(shard, walk.segment(self.work.readings(items), self.segmenter)))
+
+
+def make_segmenter(work: Work) -> walk.Segmenter:
+    """The segmenter of a model directory on this process's device."""
+    import torch
+
+    from segray.programs import Program
+    from segray.segmenter import Segmenter
+
+    if not work.on_gpu:
+        torch.set_num_threads(work.threads)
+    network = load_network(read_description(work.model))
+    return Segmenter(
+        network,
+        work.spec,
+        num_classes=len(work.classes),
+        device="cuda" if work.on_gpu else "cpu",
+        precision=work.precision,
+        blend=work.blend,
+        batch_size=work.batch_size,
+        static_batch=network.batch if isinstance(network, Program) else None,
+    )
+
+
+def run(work: Work, shards: list[int], *, actors: tuple[int, int], on_result: Callable[[Totals], None]) -> None:
+    """Segment and publish those shards; `on_result` gets the totals of each once.
+
+    A shard whose process dies is tried again, then its images one by one: those that kill their process become failed
+    rows. An error that is no process's death (a full disk, a wrong model) ends the job.
+    """
+    for start in range(0, len(shards), SHARDS_A_WAVE):
+        missing = set(shards[start : start + SHARDS_A_WAVE])
+        for _ in range(ATTEMPTS):
+            for row in _chain(work, sorted(missing), actors):
+                missing.discard(int(row["shard"]))
+                on_result(pickle.loads(row["totals"]))
+            if not missing:
+                break
+            _survives(work, plans.read_shard(work.plan, min(missing)))  # raises what is no process's death
+            log.info("%d shard(s) lost with their processes; trying them again", len(missing))
+        for shard in sorted(missing):
+            on_result(pickle.loads(_rescue(work, shard)["totals"]))
+
+
+def staged(work: Work) -> bool:
+    """Whether reading and writing are stages of their own: with GPUs, or where a test asks for the resource."""
+    return work.on_gpu or "segray_stages" in ray.cluster_resources()
+
+
+def _chain(work: Work, shards: list[int], actors: tuple[int, int]) -> Iterator[dict]:
+    rows = ray.data.from_items([{"shard": shard} for shard in shards], override_num_blocks=len(shards))
+    if not staged(work):
+        done = _segment(rows, work, actors, staged=False)
+    else:
+        read = rows.map(_read, fn_args=(work,), num_cpus=1)
+        done = _segment(read, work, actors, staged=True).map(_write, fn_args=(work,), num_cpus=1)
+    _configure()
+    return done.iter_rows()
+
+
+def _segment(rows: Dataset, work: Work, actors: tuple[int, int], *, staged: bool) -> Dataset:
+    low, high = actors
+    in_flight = SHARDS_AN_ACTOR if staged else 2
+    options = {"num_gpus": 1} if work.on_gpu else {"num_cpus": work.threads}
+    if staged and not work.on_gpu:
+        options["resources"] = {"segray_stages": 0.001}
+    with warnings.catch_warnings():  # Ray names no other way yet to bound the retries of an actor's tasks
+        warnings.simplefilter("ignore", RayDeprecationWarning)
+        return rows.map_batches(
+            SegmentActor,
+            fn_constructor_args=(work, staged),
+            batch_size=1,
+            compute=ActorPoolStrategy(min_size=low, max_size=high, max_tasks_in_flight_per_actor=in_flight),
+            max_task_retries=1,  # Ray's default is without end
+            **options,
+        )
+
+
+def _configure() -> None:
+    context = DataContext.get_current()
+    context.enable_progress_bars = False
+    context.max_errored_blocks = MAX_LOST_SHARDS
+    context.execution_no_progress_timeout_s = NO_PROGRESS_S
+    context.print_on_execution_start = False
+    logging.getLogger("ray.data").setLevel(logging.CRITICAL)  # lost shards are told by `run`, in a line each
+
+
+def _read(row: dict, work: Work) -> dict:
+    """CPU stage: the pixels of a shard."""
+    shard = int(row["shard"])
+    return _pack(shard, list(work.readings(plans.read_shard(work.plan, shard))))
+
+
+def _write(row: dict, work: Work) -> dict:
+    """CPU stage: encode and publish a shard."""
+    return work.publish(int(row["shard"]), _unpack(row))
+
+
+def _pack(shard: int, value: object) -> dict:
+    """A row that carries any value, its arrays as one block of bytes that Ray moves without pickling."""
+    buffers: list[pickle.PickleBuffer] = []
+    head = pickle.dumps(value, protocol=5, buffer_callback=buffers.append)
+    parts = [np.frombuffer(buffer.raw(), np.uint8) for buffer in buffers]
+    body = np.concatenate(parts) if parts else np.zeros(0, np.uint8)
+    return {"shard": shard, "head": pickle.dumps((head, [len(part) for part in parts])), "body": body}
+
+
+def _unpack(row: dict) -> object:
+    head, sizes = pickle.loads(_scalar(row["head"]))
+    body = np.ascontiguousarray(row["body"]).reshape(-1)
+    ends = np.cumsum([0, *sizes])
+    return pickle.loads(head, buffers=[body[start:stop] for start, stop in zip(ends, ends[1:])])
+
+
+def _scalar(value: object) -> bytes:
+    return value[0] if isinstance(value, np.ndarray) else value
+
+
+def _batch(row: dict) -> dict[str, np.ndarray]:
+    """A batch of one row."""
+    return {
+        name: value[None] if isinstance(value, np.ndarray) else np.array([value], object) for name, value in row.items()
+    }
+
+
+def _rescue(work: Work, shard: int) -> dict:
+    """Find the images of a shard that kill their process, and publish the shard with failed rows for them."""
+    items = plans.read_shard(work.plan, shard)
+    poisonous = {item.image for item in _poisonous(work, items)}
+    log.info("shard %d: %d image(s) kill their process and are recorded as failed", shard, len(poisonous))
+    reason = "reading or segmenting it killed its process (out of memory, or a fault in a decoder)"
+    safe = [_fail(item, f"{item.image}: {reason}") if item.image in poisonous else item for item in items]
+    return ray.get(_publish_items.options(**_resources(work)).remote(work, shard, safe))
+
+
+def _poisonous(work: Work, items: list[plans.Item]) -> list[plans.Item]:
+    """The items that kill their process, found by halving."""
+    if _survives(work, items):
+        return []
+    if len(items) == 1:
+        return items
+    half = len(items) // 2
+    return _poisonous(work, items[:half]) + _poisonous(work, items[half:])
+
+
+def _survives(work: Work, items: list[plans.Item]) -> bool:
+    try:
+        ray.get(_try_items.options(**_resources(work)).remote(work, items))
+    except (ray.exceptions.WorkerCrashedError, ray.exceptions.OutOfMemoryError, ray.exceptions.NodeDiedError):
+        return False
+    return True
+
+
+def _fail(item: plans.Item, reason: str) -> plans.Item:
+    return plans.Item(**{**vars(item), "error": reason})
+
+
+def _resources(work: Work) -> dict:
+    return {"num_cpus": 1, "num_gpus": 1 if work.on_gpu else 0, "max_retries": 0}
+
+
+@ray.remote
+def _try_items(work: Work, items: list[plans.Item]) -> None:
+    for _ in walk.segment(work.readings(items), make_segmenter(work)):
+        pass
+
+
+@ray.remote
+def _publish_items(work: Work, shard: int, items: list[plans.Item]) -> dict:
+    return work.publish(shard, walk.segment(work.readings(items), make_segmenter(work)))

@@ -1,0 +1,211 @@
+"""The plan: the table of all shards and what each segments, written once to OUTPUT/plan/ and read on every restart.
+
+`plan-NNNNN.parquet` holds up to `SHARDS_A_FILE` shards, one row group each, so that a worker reads just its own;
+`plan.json`, written last, holds the fingerprint of all that can change a pixel. Shard ids count through the files.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+from collections.abc import Iterable, Iterator
+from dataclasses import asdict, dataclass, replace
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from segray.errors import SegrayError
+from segray.grid import Window, blocks
+from segray.storage import File, exists, filesystem, join, publish, read_text, retry
+
+SHARDS_A_FILE = 1024
+IMAGES_A_SHARD = 1024  # a shard of tiny images is also the unit of retry: keep it at seconds of work
+FORMAT_VERSION = 1
+# Pixels a byte, about, of the pictures that are planned by their listed size alone.
+PIXELS_A_BYTE = {".jpg": 4.0, ".jpeg": 4.0, ".webp": 8.0}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Item:
+    """A piece of work: a block of windows of an image, or a whole image whose size is known once it is read.
+
+    height, width: of the block in pixels, 0 for a whole image not yet measured. error: why the image cannot be
+    segmented, known from its header. estimate: pixels of work, about.
+    """
+
+    image: str
+    etag: str
+    row_off: int = 0
+    col_off: int = 0
+    height: int = 0
+    width: int = 0
+    image_height: int = 0
+    image_width: int = 0
+    estimate: int = 0
+    error: str | None = None
+
+    @property
+    def block(self) -> Window | None:
+        """The rectangle to segment; None for the whole image."""
+        return Window(self.row_off, self.col_off, self.height, self.width) if self.height else None
+
+
+SCHEMA = pa.schema(
+    [
+        pa.field("shard", pa.int64()),
+        pa.field("image", pa.string()),
+        pa.field("etag", pa.string()),
+        *(
+            pa.field(name, pa.int32())
+            for name in ("row_off", "col_off", "height", "width", "image_height", "image_width")
+        ),
+        pa.field("estimate", pa.int64()),
+        pa.field("error", pa.string()),
+    ]
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """What plan.json says. files: shards in each plan file. images, skipped: counts. fingerprint: see `check`."""
+
+    uri: str
+    fingerprint: dict
+    files: tuple[int, ...]
+    images: int
+    skipped: int
+
+    @property
+    def shards(self) -> int:
+        """How many shards there are; their ids are 0, 1, 2, ..."""
+        return sum(self.files)
+
+
+def whole(file: File) -> Item:
+    """The item of a picture that is planned by its listed size alone."""
+    ending = file.uri[file.uri.rfind(".") :].lower()
+    return Item(image=file.uri, etag=file.etag, estimate=int(file.size * PIXELS_A_BYTE.get(ending, 1.0)) + 1)
+
+
+def cut(file: File, *, height: int, width: int, window: int, shard_pixels: int) -> Iterator[Item]:
+    """The items of an image of known size: blocks of whole windows of about a shard's pixels."""
+    base = Item(image=file.uri, etag=file.etag, image_height=height, image_width=width)
+    for block in blocks(height, width, window, shard_pixels):
+        yield replace(base, **asdict(block), estimate=block.pixels)
+
+
+def group(items: Iterable[Item], shard_pixels: int) -> Iterator[list[Item]]:
+    """Consecutive items in shards of about `shard_pixels`; an item is never cut here."""
+    shard: list[Item] = []
+    pixels = 0
+    for item in items:
+        if shard and (pixels + item.estimate > shard_pixels or len(shard) == IMAGES_A_SHARD):
+            yield shard
+            shard, pixels = [], 0
+        shard.append(item)
+        pixels += item.estimate
+    if shard:
+        yield shard
+
+
+def write_files(uri: str, shards: Iterable[list[Item]]) -> tuple[int, ...]:
+    """Write the plan files as the shards come, one file's worth in memory; how many shards each holds."""
+    files: list[int] = []
+    buffer, writer, count = io.BytesIO(), None, 0
+    for number, shard in enumerate(shards):
+        if writer is None:
+            buffer, count = io.BytesIO(), 0
+            writer = pq.ParquetWriter(buffer, SCHEMA, compression="zstd")
+        rows = [{"shard": number, **asdict(item)} for item in shard]
+        writer.write_table(pa.Table.from_pylist(rows, schema=SCHEMA))
+        count += 1
+        if count == SHARDS_A_FILE:
+            files.append(_close(uri, writer, buffer, len(files), count))
+            writer = None
+    if writer is not None:
+        files.append(_close(uri, writer, buffer, len(files), count))
+    return tuple(files)
+
+
+def save(plan: Plan) -> None:
+    """Write plan.json, which makes the plan files valid."""
+    values = {name: value for name, value in asdict(plan).items() if name != "uri"}
+    publish(join(plan.uri, "plan.json"), json.dumps({"format_version": FORMAT_VERSION, **values}, indent=1).encode())
+
+
+def load(uri: str) -> Plan | None:
+    """The plan in a folder, None when there is none yet; SegrayError when plan.json is damaged or of a later version."""
+    source = join(uri, "plan.json")
+    if not exists(source):
+        return None
+    try:
+        document = json.loads(read_text(source))
+        if document.pop("format_version") > FORMAT_VERSION:
+            raise SegrayError(f"{source} was written by a later segray; update segray or give another --output")
+        return Plan(uri=uri, **{**document, "files": tuple(document["files"])})
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise SegrayError(f"{source} is damaged; start afresh with --overwrite or give another --output") from error
+
+
+def read_shard(uri: str, shard: int) -> list[Item]:
+    """The items of one shard: one row group of one plan file."""
+    name = f"plan-{shard // SHARDS_A_FILE:05d}.parquet"
+    fs, path = filesystem(join(uri, name))
+
+    def read() -> pa.Table:
+        with fs.open(path, "rb", cache_type="readahead") as file:
+            return pq.ParquetFile(file).read_row_group(shard % SHARDS_A_FILE)
+
+    rows = retry(read).drop_columns(["shard"]).to_pylist()
+    return [Item(**row) for row in rows]
+
+
+def fingerprint(*, archive: str, listing: str, images: int, model: str, settings: dict) -> dict:
+    """All that can change a pixel or a shard: the listing's digest with etags, the model's digest, the settings."""
+    return {"archive": archive, "listing": listing, "images": images, "model": model, "settings": settings}
+
+
+def check(plan: Plan, wanted: dict) -> None:
+    """SegrayError, saying what differs, when the plan on the output is not of the job that is wanted."""
+    have = plan.fingerprint
+    if have == wanted:
+        return
+    reasons = [f"--{name} was {have[name]}" for name in ("archive",) if have[name] != wanted[name]]
+    if not reasons and have["listing"] != wanted["listing"]:
+        reasons.append(f"the archive held {have['images']} images and now holds {wanted['images']}, or some changed")
+    if have["model"] != wanted["model"]:
+        reasons.append("the model is another one")
+    names = sorted(set(have["settings"]) | set(wanted["settings"]))
+    for name in names:
+        before, now = have["settings"].get(name), wanted["settings"].get(name)
+        if before != now:
+            reasons.append(f"--{name} was {before} and is now {now}")
+    raise SegrayError(
+        f"{plan.uri} belongs to another job: {'; '.join(reasons)}; give another --output, or start afresh with --overwrite"
+    )
+
+
+class ListingDigest:
+    """sha256 over the URIs, sizes and etags of a listing, taken as it streams by."""
+
+    def __init__(self) -> None:
+        self._hash = hashlib.sha256()
+        self.images = 0
+
+    def watch(self, files: Iterable[File]) -> Iterator[File]:
+        """The same files, counted and digested."""
+        for file in files:
+            self.images += 1
+            self._hash.update(f"{file.uri}\0{file.size}\0{file.etag}\n".encode())
+            yield file
+
+    def hexdigest(self) -> str:
+        """The digest of what went by so far."""
+        return self._hash.hexdigest()
+
+
+def _close(uri: str, writer: pq.ParquetWriter, buffer: io.BytesIO, number: int, count: int) -> int:
+    writer.close()
+    publish(join(uri, f"plan-{number:05d}.parquet"), buffer.getvalue())
+    return count

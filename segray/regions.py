@@ -1,0 +1,43 @@
+"""The records on the way from pixels to masks: what reading hands to segmenting, and segmenting to writing."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from segray.grid import Window
+
+
+@dataclass(frozen=True, kw_only=True)
+class Region:
+    """A rectangle of an image to segment, with the pixels that its tiles are made of.
+
+    height, width: of the whole image. block: the rectangle. windows: its partition, one mask each. extent: what `pixels`
+    (C, h, w) of the source's type and `valid` (h, w) bool cover, at least `grid.read_extent` of the block.
+    """
+
+    height: int
+    width: int
+    block: Window
+    windows: tuple[Window, ...]
+    extent: Window
+    pixels: np.ndarray
+    valid: np.ndarray
+
+
+@dataclass(frozen=True, kw_only=True)
+class WindowMask:
+    """The mask of a window and its statistics.
+
+    mask: (H, W) uint8, 255 without data. pixel_counts: (K,) int64 over valid pixels. confidence: mean top-1 probability
+    over valid pixels, None without any. seam_disagreement: share of the valid pixels seen by several tiles on which
+    their top classes differ, None without any.
+    """
+
+    window: Window
+    mask: np.ndarray
+    pixel_counts: np.ndarray
+    valid_pixels: int
+    confidence: float | None
+    seam_disagreement: float | None

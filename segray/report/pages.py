@@ -1,0 +1,146 @@
+"""The three pages: what a segmentation, an evaluation and a training have to show, in the order it is read."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from jinja2 import Environment
+
+from segray.masks import Classes
+from segray.report.charts import line_chart
+from segray.report.pictures import ERRORS, Picture
+from segray.report.sections import (
+    failure_groups,
+    largest_confusions,
+    legend_entries,
+    matrix_table,
+    picture_rows,
+    rows,
+    run_rows,
+    score_rows,
+    share_rows,
+)
+from segray.report.template import PAGE
+from segray.report.wording import duration, is_number, number, percent, pixels
+
+MATRIX_CLASSES = 30  # with more classes a matrix has no readable labels: its largest confusions are listed instead
+Card = tuple[str, str, str]  # label, value, small print
+
+
+def segmentation_page(*, classes: Classes, summary: dict, pictures: list[Picture]) -> bytes:
+    """The page of a segmented archive, UTF-8 HTML.
+
+    summary: what `summary.json` holds; `images`, `windows` and `pixels` must be there, all else is shown if it is.
+    """
+    images, counts = summary["images"], summary["pixels"]
+    total, failed = sum(images.values()), images.get("failed", 0)
+    data = counts["valid"] / counts["total"] if counts["total"] else None
+    nodata = f", {number(images['nodata'])} without data" if images.get("nodata") else ""
+    cards = [
+        ("Images segmented", number(images["ok"]), f"of {number(total)}{nodata}"),
+        ("Pixels with data", pixels(counts["valid"]), f"{percent(data)} of {pixels(counts['total'])}"),
+        *_cards(summary, "mpx_per_s", "Speed", lambda v: f"{number(v)} Mpx/s"),
+        *_cards(summary, "km2", "Area", lambda v: f"{number(v)} km²"),
+        *_cards(summary, "km2_per_h", "Area per hour", lambda v: f"{number(v)} km²/h"),
+        *_cards(summary, "seconds", "Time", duration),
+        *_cards(summary, "gpu_hours", "GPU time", lambda v: f"{number(v)} GPU h"),
+        *_cards(summary, "confidence", "Mean confidence", percent),
+        *_cards(summary, "seam_disagreement", "Seam disagreement", percent, "of pixels where tiles overlap"),
+    ]
+    return _render(
+        title="Segmentation report",
+        lead=summary.get("archive"),
+        cards=cards,
+        shares=share_rows(classes, counts["per_class"]),
+        pictures=picture_rows(pictures, classes, compare=False),
+        legend=legend_entries(classes),
+        failed=failed,
+        failed_share=percent(summary.get("failed_share", failed / total if total else None)),
+        failures=failure_groups(summary.get("failures") or []),
+        tables=[("Run", run_rows(summary)), ("Settings", rows(summary.get("settings") or {}))],
+    )
+
+
+def evaluation_page(*, classes: Classes, metrics: dict, pictures: list[Picture]) -> bytes:
+    """The page of an evaluation, UTF-8 HTML.
+
+    metrics: what `metrics.scores` returns, and `confusion_matrix` (K x K+1 nested lists of pixel counts, rows truth,
+    last column predicted nothing), `images`, `split`, `model`, `seconds`.
+    """
+    matrix = metrics["confusion_matrix"]
+    truth = [sum(row) for row in matrix]
+    names = ("IoU", "Precision", "Recall", "Dice")
+    columns = [metrics[name.lower()] for name in names]
+    cards = [
+        ("Mean IoU", percent(metrics["miou"]), f"over {metrics['classes_in_mean']} of {len(classes)} classes"),
+        ("Pixel accuracy", percent(metrics["pixel_accuracy"]), f"of {pixels(sum(truth))} with truth"),
+        *_cards(metrics, "images", "Images", number),
+        *_cards(metrics, "seconds", "Time", duration),
+    ]
+    readable = len(classes) <= MATRIX_CLASSES
+    return _render(
+        title="Evaluation report",
+        lead=f"Split {metrics['split']}" if metrics.get("split") else None,
+        cards=cards,
+        scores=score_rows(classes, columns, extra=[[number(count)] for count in truth]),
+        score_names=[*names, "Truth pixels"],
+        matrix=matrix_table(classes, matrix) if readable else None,
+        confusions=None if readable else largest_confusions(classes, matrix),
+        pictures=picture_rows(pictures, classes, compare=True),
+        legend=legend_entries(classes),
+        error_legend=legend_entries(ERRORS),
+        tables=[("Run", run_rows(metrics))],
+    )
+
+
+def training_page(
+    *, classes: Classes, history: list[dict], settings: dict, pictures: list[Picture], title: str
+) -> bytes:
+    """The page of a training, UTF-8 HTML.
+
+    history: one row an epoch with `epoch`, `step`, `loss`, `lr`, `val_miou` (None if not validated), `val_iou` (one
+    per class or empty), `seconds` (of that epoch) and `samples_per_s`. The best epoch has the highest `val_miou`.
+    """
+    validated = [row for row in history if is_number(row.get("val_miou"))]
+    best = max(validated, key=lambda row: row["val_miou"], default={})
+    last = history[-1] if history else {}
+    curves = (("Loss", "loss"), ("Validation mean IoU", "val_miou"), ("Learning rate", "lr"))
+    charts = [
+        line_chart(name, [(row["epoch"], row.get(key)) for row in history], best=best.get("epoch"))
+        for name, key in curves
+    ]
+    seconds = sum(row["seconds"] for row in history if is_number(row.get("seconds")))
+    cards = [
+        *_cards(best, "val_miou", "Best validation mean IoU", percent, f"epoch {best.get('epoch')}"),
+        ("Epochs", number(len(history)), f"{number(last.get('step'))} steps"),
+        *_cards(last, "loss", "Last loss", number),
+        ("Time", duration(seconds), ""),
+        *_cards(last, "samples_per_s", "Samples per second", number),
+    ]
+    return _render(
+        title=title,
+        lead="" if history else "No epoch is finished yet.",
+        cards=cards,
+        charts=[chart for chart in charts if chart],
+        scores=score_rows(classes, [best["val_iou"]]) if best.get("val_iou") else None,
+        score_names=["IoU"],
+        score_title=f"Classes at the best epoch, {best.get('epoch')}",
+        pictures=picture_rows(pictures, classes, compare=True),
+        legend=legend_entries(classes),
+        error_legend=legend_entries(ERRORS),
+        tables=[("Settings", rows(settings))],
+    )
+
+
+def _render(**sections: Any) -> bytes:
+    # a file name may hold bytes that are no UTF-8 (lone surrogates in Python): written as \udcff, not an error
+    return _TEMPLATE.render(**sections).encode("utf-8", "backslashreplace")
+
+
+def _cards(values: dict, key: str, label: str, form: Callable[[Any], str], note: str = "") -> list[Card]:
+    """One card, or none when the value is not there."""
+    return [(label, form(values[key]), note)] if values.get(key) is not None else []
+
+
+_TEMPLATE = Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True).from_string(PAGE)

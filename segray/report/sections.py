@@ -1,0 +1,133 @@
+"""The sections of a page as rows of text that the template lays out."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
+
+from segray.masks import Classes
+from segray.report.pictures import Picture, panes
+from segray.report.wording import is_number, number, percent, pixels, text
+
+EXAMPLES = 20  # images named for one reason of failure
+REASONS = 50  # reasons of failure listed; a page stays readable when every image fails in its own way
+CONFUSIONS = 30  # pairs of classes listed
+
+
+def legend_entries(classes: Classes) -> list[tuple[str, tuple[int, int, int]]]:
+    """(name, colour) of every class, in the order of their ids."""
+    return list(zip(classes.names, classes.colors))
+
+
+def picture_rows(pictures: Iterable[Picture], classes: Classes, *, compare: bool) -> list[dict]:
+    """Title, note and panes of every picture; `compare` puts truth, prediction and errors side by side."""
+    return [{"title": p.title, "note": p.note, "panes": panes(p, classes, compare=compare)} for p in pictures]
+
+
+def share_rows(classes: Classes, per_class: Sequence[int]) -> list[dict]:
+    """Largest class first; a bar's length is relative to the largest class, its number to all pixels."""
+    counts = list(per_class) or [0] * len(classes)
+    total, largest = sum(counts), max(counts)
+    rows = [
+        {
+            "name": name,
+            "color": color,
+            "bar": count / largest if largest else 0,
+            "share": percent(count / total if total else None),
+            "pixels": pixels(count),
+        }
+        for name, color, count in zip(classes.names, classes.colors, counts, strict=True)
+    ]
+    return sorted(rows, key=lambda row: -row["bar"])
+
+
+def score_rows(classes: Classes, columns: list[list], extra: list[list[str]] | None = None) -> list[dict]:
+    """A row per class: the ratios of `columns` (each one value per class), the first as a bar, then `extra`."""
+    return [
+        {
+            "name": name,
+            "color": color,
+            "bar": columns[0][index] if is_number(columns[0][index]) else 0,
+            "cells": [*(percent(column[index]) for column in columns), *(extra[index] if extra else ())],
+        }
+        for index, (name, color) in enumerate(legend_entries(classes))
+    ]
+
+
+def matrix_table(classes: Classes, counts: list[list[int]]) -> dict:
+    """The confusion matrix with every cell's share of its truth row; the last column is "nothing"."""
+    columns = [*classes.names, "nothing"][: len(counts[0])]
+    rows = []
+    for truth, (name, row) in enumerate(zip(classes.names, counts, strict=True)):
+        total = sum(row)
+        cells = [
+            {
+                "text": _share_in_cell(count, total),
+                "share": count / total if total else 0.0,
+                "right": truth == predicted,
+                "hint": f"truth {name}, predicted {columns[predicted]}: {pixels(count)}",
+            }
+            for predicted, count in enumerate(row)
+        ]
+        rows.append({"name": name, "cells": cells})
+    return {"columns": columns, "rows": rows}
+
+
+def _share_in_cell(count: int, total: int) -> str:
+    if not count:
+        return ""
+    return "<1" if count < 0.005 * total else f"{100 * count / total:.0f}"
+
+
+def largest_confusions(classes: Classes, counts: list[list[int]]) -> list[dict]:
+    """The pairs of classes that the most pixels fall between: what a matrix of many classes would be read for."""
+    names = [*classes.names, "nothing"]
+    wrong = [
+        (count, truth, predicted)
+        for truth, row in enumerate(counts)
+        for predicted, count in enumerate(row)
+        if count and truth != predicted
+    ]
+    largest = sorted(wrong, key=lambda entry: (-entry[0], *entry[1:]))[:CONFUSIONS]
+    return [
+        {"truth": names[t], "predicted": names[p], "pixels": number(n), "share": percent(n / sum(counts[t]))}
+        for n, t, p in largest
+    ]
+
+
+def failure_groups(failures: Iterable[dict]) -> dict:
+    """Failures grouped by reason, the most frequent first; an image's own name is no part of the reason."""
+    groups = defaultdict(list)
+    for failure in failures:
+        image, reason = str(failure["image"]), str(failure["error"])
+        groups[reason.replace(image, "…") if image else reason].append(image)
+    ranked = sorted(groups.items(), key=lambda group: (-len(group[1]), group[0]))
+    shown = [
+        {"reason": reason, "count": number(len(images)), "images": images[:EXAMPLES]}
+        for reason, images in ranked[:REASONS]
+    ]
+    return {"groups": shown, "more": len(ranked) - len(shown)}
+
+
+def run_rows(report: dict) -> list[tuple[str, str]]:
+    """What ran, on what, when; only the facts that are there."""
+    shards, model = report.get("shards") or {}, report.get("model")
+    facts = {
+        **(model if isinstance(model, dict) else {"model": model}),
+        **{key: report.get(key) for key in ("archive", "output", "started", "finished", "actors")},
+        "windows": _count(report.get("windows")),
+        "shards": _count(shards.get("total")),
+        "shards of this run": _count(shards.get("this_run")),
+        "skipped files": _count(report.get("skipped_files")),
+        "versions": report.get("versions"),
+    }
+    return rows({key: value for key, value in facts.items() if value is not None})
+
+
+def rows(values: dict) -> list[tuple[str, str]]:
+    """A settings table: every value as its user wrote it."""
+    return [(str(key), text(value)) for key, value in values.items()]
+
+
+def _count(value: int | None) -> str | None:
+    return None if value is None else number(value)

@@ -1,0 +1,325 @@
+"""The segmentation job: plan, run, sum up. The same settings again continue where the last run stopped."""
+
+from __future__ import annotations
+
+import json
+import logging
+import platform
+import re
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import replace
+from importlib.metadata import version
+
+import numpy as np
+import ray
+from tqdm import tqdm
+
+from segray import cluster, pipeline
+from segray import plan as plans
+from segray.archives import open_archive
+from segray.archives.images import read_for
+from segray.errors import ImageError, SegrayError
+from segray.grid import Window
+from segray.masks import IGNORE, decode_png
+from segray.model_dir import Description, read_description
+from segray.planning import finish_plan, make_plan
+from segray.report import Picture, segmentation_page
+from segray.settings import PathSettings, SegmentSettings
+from segray.shards import EXTENSIONS, OK, read_masks, read_statistics
+from segray.storage import exists, join, list_files, publish, remove, remove_leftovers
+from segray.summary import Totals, summarise
+
+log = logging.getLogger("segray")
+PICTURES = 6  # on the page
+STATISTICS_A_TASK = 64
+NOTE_EVERY_S = 15.0
+
+
+def segment(settings: SegmentSettings) -> dict:
+    """Segment an archive into mask shards under OUTPUT; the content of summary.json.
+
+    SegrayError on bad input: a damaged model, an archive without a usable image, an output of another job.
+    """
+    description = read_description(settings.model)
+    work = make_work(settings, description)
+    cluster.start()
+    work = with_devices(work, settings)
+    work = replace(work, metadata=_metadata(settings, description, work))
+    plan = _plan(settings, description, work)
+    missing = np.flatnonzero(~_published(settings.output, settings.formats[-1], plan.shards)).tolist()
+    summary_uri = join(settings.output, "summary.json")
+    if not missing and exists(summary_uri):
+        log.info("nothing to do: all %d shards of %d images are there", plan.shards, plan.images)
+        return json.loads(plans.read_text(summary_uri))
+    log.info("%d images in %d shards; %d shards to do", plan.images, plan.shards, len(missing))
+    totals = _earlier(settings, plan, missing)
+    this_run, seconds = _run(settings, work, missing)
+    totals.add(this_run)
+    remove_leftovers(join(settings.output, "masks"))
+    summary = _summary(settings, description, plan, totals=totals, this_run=this_run, seconds=seconds, work=work)
+    pictures = list(_pictures(settings, work, plan))
+    publish(join(settings.output, "report.html"), segmentation_page(
+        classes=description.classes, summary=summary, pictures=pictures
+    ))  # fmt: skip
+    publish(summary_uri, json.dumps(summary, indent=1).encode())
+    return summary
+
+
+def make_work(settings: PathSettings, description: Description) -> pipeline.Work:
+    """What workers must know, from the settings and the model; devices are filled in by `with_devices`."""
+    bands = settings.bands
+    if bands is not None and len(bands) != len(description.spec.bands):
+        raise SegrayError(
+            f"--bands names {len(bands)} band(s), but the model takes {len(description.spec.bands)}; name that many"
+        )
+    try:
+        spec = description.spec.with_overrides(
+            tile=settings.tile, overlap=settings.overlap, bands=bands, scale=settings.scale
+        )
+    except ValueError as error:
+        raise SegrayError(f"{error}; correct --tile, --overlap or --bands") from error
+    return pipeline.Work(
+        plan=join(settings.output, "plan"),
+        output=settings.output,
+        model=settings.model,
+        classes=description.classes,
+        spec=spec,
+        explicit_bands=bands is not None,
+        window=getattr(settings, "window", sys.maxsize),
+        formats=getattr(settings, "formats", ()),
+        metadata={},
+        precision="fp32",
+        blend=settings.blend,
+        batch_size=1,
+        on_gpu=False,
+        threads=1,
+    )
+
+
+def with_devices(work: pipeline.Work, settings: PathSettings) -> pipeline.Work:
+    """The same work for the devices of the cluster that is connected."""
+    on_gpu = cluster.gpus() > 0
+    devices = {
+        "on_gpu": on_gpu,
+        "precision": cluster.precision(settings),
+        "batch_size": settings.batch_size or (16 if on_gpu else 1),
+    }
+    return replace(work, **devices)
+
+
+def actor_range(settings: PathSettings, shards: int) -> tuple[int, int]:
+    """--actors, or one a GPU or CPU core; never more than there are shards, or than can be placed."""
+    slots = cluster.gpus() or cluster.cpus()
+    low, high = settings.actor_range or (slots, slots)
+    return min(low, shards), min(high, shards)
+
+
+def _plan(settings: SegmentSettings, description: Description, work: pipeline.Work) -> plans.Plan:
+    """The plan on the output if it is of this job, else a new one; fills in nothing of the masks."""
+    if settings.overwrite:
+        for name in ("plan", "masks", "summary.json", "report.html"):
+            remove(join(settings.output, name))
+    plan = plans.load(work.plan)
+    archive = open_archive(settings.archive)
+    if plan is not None:
+        digest = plans.ListingDigest()
+        for _ in digest.watch(archive.images()):
+            pass
+    elif exists(join(settings.output, "masks")):
+        raise SegrayError(f"{settings.output} holds masks but no plan; give another --output, or --overwrite")
+    else:
+        shard_pixels = int(settings.shard_mpx * 1e6)
+        options = {"spec": work.spec, "explicit_bands": work.explicit_bands, "window": settings.window}
+        plan, digest = make_plan(work.plan, archive, shard_pixels=shard_pixels, **options)
+    wanted = plans.fingerprint(
+        archive=settings.archive,
+        listing=digest.hexdigest(),
+        images=digest.images,
+        model=description.digest,
+        settings=_settings_of_pixels(settings, work),
+    )
+    if plan.fingerprint:
+        plans.check(plan, wanted)
+        return plan
+    return finish_plan(plan, wanted)
+
+
+def _settings_of_pixels(settings: SegmentSettings, work: pipeline.Work) -> dict:
+    """Every setting that can change a byte of a shard."""
+    spec = work.spec
+    return {
+        "tile": spec.tile,
+        "overlap": spec.overlap,
+        "blend": work.blend,
+        "bands": list(spec.bands) if work.explicit_bands else None,
+        "scale": spec.scale,
+        "precision": work.precision,
+        "window": settings.window,
+        "shard_mpx": settings.shard_mpx,
+        "format": ",".join(settings.formats),
+    }
+
+
+def _metadata(settings: SegmentSettings, description: Description, work: pipeline.Work) -> dict:
+    """What every shard says of itself."""
+    return {
+        "format_version": plans.FORMAT_VERSION,
+        "classes": description.classes.to_json(),
+        "ignore_index": IGNORE,
+        "model_digest": description.digest,
+        "settings": _settings_of_pixels(settings, work),
+    }
+
+
+def _published(output: str, fmt: str, shards: int) -> np.ndarray:
+    """(shards,) bool: which shards are committed."""
+    flags = np.zeros(shards, bool)
+    try:
+        for file in list_files(join(output, "masks")):
+            match = re.search(rf"shard-(\d+)\.{EXTENSIONS[fmt]}$", file.uri)
+            if match and int(match.group(1)) < shards:
+                flags[int(match.group(1))] = True
+    except FileNotFoundError:
+        pass
+    return flags
+
+
+def _earlier(settings: SegmentSettings, plan: plans.Plan, missing: list[int]) -> Totals:
+    """The totals of the shards that earlier runs published, read back in Ray tasks."""
+    totals = Totals()
+    done = sorted(set(range(plan.shards)) - set(missing))
+    chunks = [done[start : start + STATISTICS_A_TASK] for start in range(0, len(done), STATISTICS_A_TASK)]
+    for part in [_statistics.remote(settings.output, chunk, settings.formats[-1]) for chunk in chunks]:
+        totals.add(ray.get(part))
+    return totals
+
+
+@ray.remote(num_cpus=1)
+def _statistics(output: str, shards: list[int], fmt: str) -> Totals:
+    totals = Totals()
+    for shard in shards:
+        totals.add(summarise(read_statistics(output, shard, fmt)))
+    return totals
+
+
+def _run(settings: SegmentSettings, work: pipeline.Work, missing: list[int]) -> tuple[Totals, float]:
+    """Segment the missing shards; their totals and the seconds it took."""
+    totals, start = Totals(), time.monotonic()
+    progress = _Progress(len(missing))
+
+    def on_result(shard: Totals) -> None:
+        totals.add(shard)
+        progress.show(totals)
+
+    if missing:
+        actors = actor_range(settings, len(missing))
+        threads = max(1, cluster.cpus() // actors[1])  # few shards: each actor takes several cores
+        pipeline.run(replace(work, threads=threads), missing, actors=actors, on_result=on_result)
+    progress.close()
+    return totals, time.monotonic() - start
+
+
+class _Progress:
+    """A bar on a terminal; elsewhere a line now and then."""
+
+    def __init__(self, shards: int) -> None:
+        self.shards, self.start, self.noted = shards, time.monotonic(), time.monotonic()
+        self.bar = tqdm(total=shards, unit="shard") if sys.stdout.isatty() and shards else None
+
+    def show(self, totals: Totals) -> None:
+        counts, mpx = totals.image_counts(), totals.pixels / 1e6
+        if self.bar is not None:
+            self.bar.set_postfix_str(f"{mpx:.0f} Mpx, {counts['failed']} failed", refresh=False)
+            self.bar.update(totals.shards - self.bar.n)
+            return
+        now = time.monotonic()
+        if now - self.noted > NOTE_EVERY_S or totals.shards == self.shards:
+            self.noted = now
+            rate = mpx / max(now - self.start, 1e-9)
+            log.info(
+                "%d of %d shards, %.1f Mpx, %.2f Mpx/s, %d images failed",
+                totals.shards,
+                self.shards,
+                mpx,
+                rate,
+                counts["failed"],
+            )
+
+    def close(self) -> None:
+        if self.bar is not None:
+            self.bar.close()
+
+
+def _summary(
+    settings: SegmentSettings,
+    description: Description,
+    plan: plans.Plan,
+    *,
+    totals: Totals,
+    this_run: Totals,
+    seconds: float,
+    work: pipeline.Work,
+) -> dict:
+    """The content of summary.json: counts over all runs, rates of this one."""
+    km2, run_km2 = totals.area_m2 / 1e6, this_run.area_m2 / 1e6
+    actors = actor_range(settings, max(1, this_run.shards))[1]
+    gpu_hours = actors * seconds / 3600 if work.on_gpu else None
+    confidence = totals.mean_confidence()
+    return {
+        "archive": settings.archive,
+        "output": settings.output,
+        "images": totals.image_counts(),
+        "failed_share": totals.failed_share(),
+        "skipped_files": plan.skipped,
+        "windows": totals.windows,
+        "shards": {"total": plan.shards, "this_run": this_run.shards},
+        "pixels": {"total": totals.pixels, "valid": totals.valid_pixels, "per_class": totals.class_pixels},
+        "confidence": confidence,
+        "km2": km2 or None,
+        "seconds": seconds,
+        "mpx_per_s": this_run.pixels / 1e6 / seconds if this_run.pixels else None,
+        "km2_per_h": run_km2 / seconds * 3600 if run_km2 else None,
+        "gpu_hours": gpu_hours,
+        "gpu_hours_per_1000_km2": gpu_hours / run_km2 * 1000 if gpu_hours and run_km2 else None,
+        "actors": actors,
+        "model": {"digest": description.digest, "network": description.network_name},
+        "settings": work.metadata["settings"],
+        "failures": totals.failures,
+        "versions": {
+            "python": platform.python_version(),
+            **{name: version(name) for name in ("segray", "torch", "ray")},
+        },
+    }
+
+
+def _pictures(settings: SegmentSettings, work: pipeline.Work, plan: plans.Plan) -> Iterator[Picture]:
+    """A few windows with their masks, from shards spread over the archive: the one of most classes in each."""
+    for shard in sorted({int(s) for s in np.linspace(0, plan.shards - 1, PICTURES)}):
+        rows = read_masks(settings.output, shard, settings.formats[-1])
+        count = max(1, PICTURES // plan.shards)
+        shown = [(row, mask) for row, mask in rows if row["status"] == OK]
+        shown.sort(key=lambda pair: -sum(pixels > 0.02 * pair[0]["valid_pixels"] for pixels in pair[0]["pixel_counts"]))
+        for row, mask in shown[:count]:
+            window = Window(*(row[name] for name in ("row_off", "col_off", "height", "width")))
+            try:
+                raster = read_for(row["image"], work.spec, window=window, explicit_bands=work.explicit_bands)
+            except ImageError:  # it could be read when it was segmented, and may be gone by now
+                continue
+            part = window.within(raster.window)
+            note = f"confidence {row['confidence']:.2f}"
+            image = for_eyes(raster.pixels[(slice(None), *part)], raster.valid[part])
+            yield Picture(title=row["image"], image=image, mask=decode_png(mask), note=note)
+
+
+def for_eyes(pixels: np.ndarray, valid: np.ndarray) -> np.ndarray:
+    """(H, W, 3) uint8 of (C, H, W) pixels of any type: the first three bands (or the first), other types stretched
+    between their 2nd and 98th percentile."""
+    bands = (pixels[:3] if pixels.shape[0] >= 3 else pixels[[0, 0, 0]]).transpose(1, 2, 0)
+    if bands.dtype == np.uint8:
+        return np.ascontiguousarray(bands)
+    seen = bands[valid] if valid.any() else np.zeros((1, 3))
+    low, high = np.percentile(seen, (2, 98), axis=0)
+    stretched = (bands - low) / np.maximum(high - low, 1e-9) * 255
+    return np.nan_to_num(stretched).clip(0, 255).astype(np.uint8)

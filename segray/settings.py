@@ -1,0 +1,247 @@
+"""The settings of each job: one typed dataclass, whose fields are its flags and the keys of its --config file."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import math
+import re
+import sys
+import types
+from collections.abc import Callable, Sequence
+from dataclasses import MISSING, Field, asdict, dataclass, field, fields, replace
+from typing import Any, TypeVar, get_args, get_type_hints
+
+import yaml
+
+from segray.blend import BLENDS
+from segray.errors import SegrayError
+from segray.storage import absolute, read_text
+
+Settings = TypeVar("Settings")
+FORMATS = ("parquet", "png")
+DONE, FAILED, BAD_INPUT, TOO_MANY_FAILED = 0, 1, 2, 3  # exit statuses
+
+
+def option(help: str, default: Any = MISSING, choices: Sequence[str] = ()) -> Any:
+    """A dataclass field that becomes a flag."""
+    return field(default=default, metadata={"help": help, "choices": tuple(choices)})
+
+
+def positive(settings: object, *names: str) -> None:
+    """ValueError unless those settings are None or positive and finite."""
+    for name in names:
+        value = getattr(settings, name)
+        if value is not None and not (value > 0 and math.isfinite(value)):
+            raise ValueError(f"--{name} must be positive, not {value}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainSettings:
+    """Settings of jobs/train.py."""
+
+    data: str = option("labelled data: a folder with train/ and val/ and classes.json, or Cityscapes")
+    output: str = option("where the model, metrics.jsonl, report.html and the resumable state go")
+    network: str = option("network, as in unet, unet?width=32, smp/unet/resnet34", "unet")
+    weights: str | None = option("pretrained backbone: path or URI of a file, or a torchvision weights name", None)
+    epochs: int = option("passes over the training images", 20)
+    batch_size: int = option("crops a step, over all workers", 8)
+    crop: int = option("side of the training crops in pixels; also the tile of the model", 256)
+    lr: float = option("peak learning rate", 1e-3)
+    optimizer: str = option("optimizer", "adamw", ("adam", "adamw"))
+    weight_decay: float = option("decoupled weight decay of adamw, not on norms and biases", 0.01)
+    augment: str = option(
+        "auto: nadir for map imagery, street for Cityscapes", "auto", ("auto", "nadir", "street", "none")
+    )
+    bands: tuple[int, ...] | None = option("0-based bands of the images to train on, as in 0,1,2 (default: all)", None)
+    num_workers: int | None = option("training workers (default: one a GPU, or one on CPUs)", None)
+    seed: int = option("seed of every random choice", 0)
+    precision: str | None = option(
+        "number format of the forward pass (default: bf16 where it is fast)", None, ("bf16", "fp32")
+    )
+    max_failures: int = option("restarts from the last epoch after a worker died", 3)
+    overwrite: bool = option("start afresh, discarding what OUTPUT holds", False)
+
+    def __post_init__(self) -> None:
+        positive(self, "epochs", "batch_size", "crop", "lr", "num_workers")
+        if self.num_workers and self.batch_size % self.num_workers:
+            raise ValueError(f"--batch_size {self.batch_size} must be a multiple of --num_workers {self.num_workers}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class PathSettings:
+    """What segmenting and evaluating have in common: how an image becomes a mask."""
+
+    model: str = option("model directory")
+    output: str = option("where the results go")
+    tile: int | None = option("side of the tiles that the network sees, pixels (default: the model's)", None)
+    overlap: int | None = option("overlap of neighbouring tiles, pixels (default: the model's)", None)
+    blend: str = option("how overlapping tiles are joined", "taper", BLENDS)
+    bands: tuple[int, ...] | None = option("0-based bands of the images that the network takes, as in 0,1,2", None)
+    scale: float | None = option("factor that brings pixel values to the model's unit (default: the model's)", None)
+    precision: str | None = option(
+        "number format of the forward pass (default: bf16 where it is fast)", None, ("bf16", "fp32")
+    )
+    batch_size: int | None = option("tiles a forward pass (default: 16 on a GPU, 1 on a CPU)", None)
+    actors: str | None = option("MIN[:MAX] actors that hold the network (default: one a GPU, or one a CPU)", None)
+
+    def __post_init__(self) -> None:
+        positive(self, "tile", "batch_size", "scale")
+        if self.actors is not None and not re.fullmatch(r"[1-9]\d*(:[1-9]\d*)?", self.actors):
+            raise ValueError(f"--actors is MIN or MIN:MAX, as in 2 or 1:8, not {self.actors}")
+        low, high = self.actor_range or (1, 1)
+        if low > high:
+            raise ValueError(f"--actors {self.actors} has a MIN above its MAX")
+
+    @property
+    def actor_range(self) -> tuple[int, int] | None:
+        """(MIN, MAX) of --actors."""
+        low, _, high = (self.actors or "").partition(":")
+        return (int(low), int(high or low)) if low else None
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvaluateSettings(PathSettings):
+    """Settings of jobs/evaluate.py."""
+
+    data: str = option("labelled data: a folder with classes.json, or Cityscapes")
+    split: str = option("split to evaluate", "test")
+
+
+@dataclass(frozen=True, kw_only=True)
+class SegmentSettings(PathSettings):
+    """Settings of jobs/segment.py."""
+
+    archive: str = option("imagery to segment: a folder or prefix on any store")
+    format: str = option("formats of the mask shards, comma-separated: parquet, png", "parquet")
+    window: int = option("side of the largest mask, pixels; larger images are cut", 2048)
+    shard_mpx: float = option("megapixels a shard, the unit of work, retry and commit", 32.0)
+    max_failed: float = option("share of images that may fail before the exit status is 3", 0.01)
+    overwrite: bool = option("start afresh, discarding the plan and the masks that OUTPUT holds", False)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        positive(self, "window", "shard_mpx")
+        unknown = set(self.formats) - set(FORMATS)
+        if unknown or not self.formats:
+            raise ValueError(f"--format is parquet, png or parquet,png, not {self.format}")
+        if not 0 <= self.max_failed <= 1:
+            raise ValueError(f"--max_failed is a share of 0 to 1, not {self.max_failed}")
+
+    @property
+    def formats(self) -> tuple[str, ...]:
+        """The formats in the order in which a shard's files are written; the last one is the commit."""
+        chosen = {name.strip() for name in self.format.split(",") if name.strip()}
+        return tuple(sorted(chosen, key=lambda name: (name == "parquet", name)))
+
+
+def parse(settings_class: type[Settings], argv: Sequence[str]) -> Settings:
+    """The settings of flags and --config (flags win); ValueError in one sentence. Prints and exits on --print_config."""
+    parser = _Parser(prog=None, allow_abbrev=False, argument_default=argparse.SUPPRESS)
+    parser.add_argument("--config", help="YAML file (any URI) with settings by the names of the flags")
+    parser.add_argument("--print_config", action="store_true", help="print the settings as YAML and exit")
+    hints = get_type_hints(settings_class)
+    for item in fields(settings_class):
+        _add_flag(parser, item, hints[item.name])
+    given = vars(parser.parse_args(argv))
+    config, printing = given.pop("config", None), given.pop("print_config", False)
+    if config:
+        given = {**_read_config(config, settings_class, hints), **given}
+    required = [item.name for item in fields(settings_class) if item.default is MISSING]
+    if missing := [f"--{name}" for name in required if name not in given]:
+        raise ValueError(f"{' and '.join(missing)} must be given; --help lists all settings")
+    settings = settings_class(**given)
+    if printing:
+        values = {name: list(v) if isinstance(v, tuple) else v for name, v in asdict(settings).items()}
+        sys.stdout.write(yaml.safe_dump(values, sort_keys=False))
+        raise SystemExit(DONE)
+    paths = {
+        name: absolute(getattr(settings, name)) for name in ("data", "archive", "model", "output") if name in hints
+    }
+    return replace(settings, **paths)
+
+
+def run_job(main: Callable[[Settings], int], settings_class: type[Settings]) -> int:
+    """The exit status of a job: parse the command line, run, and say bad input in one sentence on stderr."""
+    log = logging.getLogger("segray")
+    log.setLevel(logging.INFO)
+    log.addHandler(logging.StreamHandler(sys.stdout))
+    try:
+        settings = parse(settings_class, sys.argv[1:])
+    except (ValueError, SegrayError) as error:
+        sys.stderr.write(f"{sys.argv[0]}: {error}\n")
+        return BAD_INPUT
+    try:
+        return main(settings)
+    except SegrayError as error:
+        sys.stderr.write(f"{sys.argv[0]}: {error}\n")
+        return BAD_INPUT
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> None:
+        """One sentence, which `run_job` prints; argparse would print the usage too."""
+        raise ValueError(f"{message}; --help lists all settings")
+
+
+def _add_flag(parser: argparse.ArgumentParser, item: Field, hint: Any) -> None:
+    kind, default = _plain(hint), item.default
+    text = item.metadata["help"] + ("" if default in (MISSING, None) else f" (default: {default})")
+    text = text.replace("%", "%%")
+    if kind is bool:
+        parser.add_argument(f"--{item.name}", action=argparse.BooleanOptionalAction, help=text)
+        return
+    kind = _integers if kind not in (str, int, float) else kind
+    choices = item.metadata["choices"] or None
+    parser.add_argument(f"--{item.name}", type=kind, choices=choices, help=text)
+
+
+def _plain(hint: Any) -> Any:
+    """X of X | None."""
+    return next(a for a in get_args(hint) if a is not type(None)) if isinstance(hint, types.UnionType) else hint
+
+
+def _integers(text: str) -> tuple[int, ...]:
+    try:
+        return tuple(int(part) for part in text.split(","))
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r} should be integers, as in 0,1,2") from None
+
+
+def _read_config(uri: str, settings_class: type, hints: dict[str, Any]) -> dict[str, Any]:
+    try:
+        values = yaml.safe_load(read_text(uri)) or {}
+    except yaml.YAMLError as error:
+        raise ValueError(f"{uri} is not YAML: {' '.join(str(error).split())}") from error
+    if not isinstance(values, dict):
+        raise ValueError(f"{uri} should hold settings as NAME: VALUE lines")
+    if unknown := set(values) - {item.name for item in fields(settings_class)}:
+        raise ValueError(f"{uri} holds the unknown setting {sorted(unknown)[0]}; --help lists all settings")
+    return {
+        item.name: _typed(uri, item, hints[item.name], values[item.name])
+        for item in fields(settings_class)
+        if item.name in values
+    }
+
+
+def _typed(uri: str, item: Field, hint: Any, value: Any) -> Any:
+    kind, choices = _plain(hint), item.metadata["choices"]
+    if value is None and kind is not hint:
+        return None
+    if kind not in (str, int, float, bool):
+        numbers = value if isinstance(value, list) else str(value).split(",")
+        if not all(re.fullmatch(r"\d+", str(number).strip()) for number in numbers):
+            raise ValueError(f"{uri} sets {item.name} to {value!r}, which should be integers, as in [0, 1, 2]")
+        return tuple(int(number) for number in numbers)
+    if kind is float and isinstance(value, (int, float, str)) and not isinstance(value, bool):
+        try:
+            return float(value)  # YAML reads 1e-3 as text
+        except ValueError:
+            pass
+    if kind is str and isinstance(value, (int, float)) and not isinstance(value, bool):
+        value = str(value)
+    if not isinstance(value, kind) or (isinstance(value, bool) and kind is not bool):
+        raise ValueError(f"{uri} sets {item.name} to {value!r}, which should be of type {kind.__name__}")
+    if choices and value not in choices:
+        raise ValueError(f"{uri} sets {item.name} to {value!r}, which should be one of {', '.join(choices)}")
+    return value

@@ -1,0 +1,227 @@
+"""Mask shards: one row a window, as Parquet (GeoParquet 1.1 when georeferenced) and as a tar that WebDataset reads."""
+
+from __future__ import annotations
+
+import io
+import json
+import math
+import re
+import struct
+import tarfile
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from rasterio.errors import RasterioError
+from rasterio.warp import transform as transform_points
+
+from segray.archives.raster import Affine6
+from segray.grid import Window
+from segray.masks import Classes, encode_png
+from segray.regions import WindowMask
+from segray.storage import join, publish, read_bytes
+
+OK, NODATA, FAILED = "ok", "nodata", "failed"
+SCHEMA = pa.schema(
+    [
+        pa.field("image", pa.string()),
+        *(
+            pa.field(name, pa.int32())
+            for name in ("row_off", "col_off", "height", "width", "image_height", "image_width")
+        ),
+        pa.field("mask", pa.binary()),
+        pa.field("status", pa.string()),
+        pa.field("error", pa.string()),
+        pa.field("pixel_counts", pa.list_(pa.int64())),
+        pa.field("valid_pixels", pa.int64()),
+        pa.field("confidence", pa.float32()),
+        pa.field("seam_disagreement", pa.float32()),
+        pa.field("crs", pa.string()),
+        pa.field("transform", pa.list_(pa.float64())),
+        pa.field("geometry", pa.binary()),
+        pa.field("etag", pa.string()),
+    ]
+)
+STATISTICS = [name for name in SCHEMA.names if name not in ("mask", "geometry")]
+EXTENSIONS = {"parquet": "parquet", "png": "tar"}
+
+
+@dataclass(frozen=True, kw_only=True)
+class MaskRow:
+    """One row of a mask shard; the columns are those of `SCHEMA`.
+
+    mask: 8-bit palette PNG, None unless status is ok. transform: the affine of the window itself. geometry: WKB polygon
+    of the window's corners in longitude and latitude (OGC:CRS84). A failed image that could not be measured has size 0.
+    """
+
+    image: str
+    etag: str
+    row_off: int = 0
+    col_off: int = 0
+    height: int = 0
+    width: int = 0
+    image_height: int = 0
+    image_width: int = 0
+    mask: bytes | None = None
+    status: str = FAILED
+    error: str | None = None
+    pixel_counts: list[int] | None = None
+    valid_pixels: int = 0
+    confidence: float | None = None
+    seam_disagreement: float | None = None
+    crs: str | None = None
+    transform: list[float] | None = None
+    geometry: bytes | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Place:
+    """Where an image lies: its URI and tag, its size in pixels, and the georeference of the whole image."""
+
+    image: str
+    etag: str
+    height: int = 0
+    width: int = 0
+    crs: str | None = None
+    transform: Affine6 | None = None
+
+
+def mask_row(place: Place, result: WindowMask, classes: Classes) -> MaskRow:
+    """The row of a segmented window; a window without any valid pixel has status nodata and no mask."""
+    has_data = result.valid_pixels > 0
+    return MaskRow(
+        **_where(place, result.window),
+        mask=encode_png(result.mask, classes) if has_data else None,
+        status=OK if has_data else NODATA,
+        pixel_counts=result.pixel_counts.tolist(),
+        valid_pixels=result.valid_pixels,
+        confidence=_float32(result.confidence),
+        seam_disagreement=_float32(result.seam_disagreement),
+    )
+
+
+def failed_row(place: Place, window: Window, error: str) -> MaskRow:
+    """The row of a window that could not be read."""
+    return MaskRow(**_where(place, window), status=FAILED, error=error)
+
+
+def shard_uri(output: str, shard: int, fmt: str) -> str:
+    """Where a shard is published: the name follows from its id alone."""
+    return join(output, "masks", f"shard-{shard:08d}.{EXTENSIONS[fmt]}")
+
+
+def write_shard(output: str, shard: int, *, rows: Sequence[MaskRow], formats: Sequence[str], metadata: dict) -> None:
+    """Publish a shard in every format, one atomic put each; the last one is the commit."""
+    encoders = {"parquet": encode_parquet, "png": encode_tar}
+    for fmt in formats:
+        publish(shard_uri(output, shard, fmt), encoders[fmt](rows, metadata))
+
+
+def encode_parquet(rows: Sequence[MaskRow], metadata: dict) -> bytes:
+    """The bytes of a Parquet shard; the same rows give the same bytes."""
+    table = pa.Table.from_pylist([asdict(row) for row in rows], schema=SCHEMA)
+    keys = {"segray": json.dumps(metadata, sort_keys=True)}
+    if any(row.geometry for row in rows):
+        geometry = {"encoding": "WKB", "geometry_types": ["Polygon"]}  # no crs: OGC:CRS84, the default of GeoParquet
+        keys["geo"] = json.dumps({"version": "1.1.0", "primary_column": "geometry", "columns": {"geometry": geometry}})
+    buffer = io.BytesIO()
+    compression = {name: "none" if name == "mask" else "zstd" for name in SCHEMA.names}
+    pq.write_table(
+        table.replace_schema_metadata(keys), buffer, compression=compression, use_dictionary=["image", "crs"]
+    )
+    return buffer.getvalue()
+
+
+def encode_tar(rows: Sequence[MaskRow], metadata: dict) -> bytes:
+    """The bytes of a WebDataset shard: KEY.png (only where there is a mask) and KEY.json of every row."""
+    buffer = io.BytesIO()
+    with tarfile.open(fileobj=buffer, mode="w", format=tarfile.USTAR_FORMAT) as tar:
+        for number, row in enumerate(rows):
+            values = asdict(row)
+            mask, geometry = values.pop("mask"), values.pop("geometry")
+            values["geometry"] = geometry.hex() if geometry else None
+            if mask:
+                _add(tar, f"{_key(number, row)}.png", mask)
+            _add(tar, f"{_key(number, row)}.json", json.dumps({**values, "segray": metadata}, sort_keys=True).encode())
+    return buffer.getvalue()
+
+
+def read_statistics(output: str, shard: int, fmt: str) -> list[dict]:
+    """The rows of a published shard without masks and geometries, as dicts of the schema's columns."""
+    data = read_bytes(shard_uri(output, shard, fmt))
+    if fmt == "parquet":
+        return pq.read_table(io.BytesIO(data), columns=STATISTICS).to_pylist()
+    with tarfile.open(fileobj=io.BytesIO(data)) as tar:
+        texts = [tar.extractfile(member).read() for member in tar if member.name.endswith(".json")]
+    return [{name: value for name, value in json.loads(text).items() if name in STATISTICS} for text in texts]
+
+
+def read_masks(output: str, shard: int, fmt: str) -> list[tuple[dict, bytes | None]]:
+    """(row, PNG bytes or None) of every row of a published shard."""
+    data = read_bytes(shard_uri(output, shard, fmt))
+    if fmt == "parquet":
+        rows = pq.read_table(io.BytesIO(data)).to_pylist()
+        return [(row, row["mask"]) for row in rows]
+    with tarfile.open(fileobj=io.BytesIO(data)) as tar:
+        members = {member.name: tar.extractfile(member).read() for member in tar}
+    names = [name[: -len(".json")] for name in members if name.endswith(".json")]
+    return [(json.loads(members[f"{name}.json"]), members.get(f"{name}.png")) for name in names]
+
+
+def window_transform(transform: Affine6, window: Window) -> Affine6:
+    """The affine of a window: that of its image moved to the window's first pixel, untouched at (0, 0)."""
+    a, b, c, d, e, f = transform
+    row, col = window.row_off, window.col_off
+    return (a, b, c + a * col + b * row, d, e, f + d * col + e * row) if row or col else transform
+
+
+def footprint(crs: str, transform: Affine6, window: Window) -> bytes | None:
+    """WKB polygon (OGC 06-103r4, section 8) of a window's corners in longitude and latitude, degrees.
+
+    None where the CRS has no way to longitude and latitude (an engineering CRS, or a point outside its domain).
+    """
+    a, b, c, d, e, f = window_transform(transform, window)
+    corners = ((0, window.height), (window.width, window.height), (window.width, 0), (0, 0), (0, window.height))
+    xs = [a * col + b * row + c for col, row in corners]
+    ys = [d * col + e * row + f for col, row in corners]
+    try:
+        longitudes, latitudes = transform_points(crs, "OGC:CRS84", xs, ys)
+    except RasterioError:
+        return None
+    points = [value for point in zip(longitudes, latitudes) for value in point]
+    if not all(map(math.isfinite, points)):
+        return None
+    return struct.pack("<BIII10d", 1, 3, 1, 5, *points)
+
+
+def _float32(value: float | None) -> float | None:
+    """As the file will hold it, so that a row in memory equals the row read back."""
+    return None if value is None else float(np.float32(value))
+
+
+def _where(place: Place, window: Window) -> dict:
+    located = place.transform is not None and window.pixels > 0
+    return {
+        "image": place.image,
+        "etag": place.etag,
+        **asdict(window),
+        "image_height": place.height,
+        "image_width": place.width,
+        "crs": place.crs,
+        "transform": list(window_transform(place.transform, window)) if located else None,
+        "geometry": footprint(place.crs, place.transform, window) if located and place.crs else None,
+    }
+
+
+def _key(number: int, row: MaskRow) -> str:
+    """Unique in its shard; without dots and slashes, since WebDataset splits names at them."""
+    stem = re.sub(r"[^A-Za-z0-9_-]+", "_", row.image.rsplit("/", 1)[-1].rsplit(".", 1)[0])[-60:]
+    return f"{number:05d}-{stem}-{row.row_off}-{row.col_off}"
+
+
+def _add(tar: tarfile.TarFile, name: str, data: bytes) -> None:
+    member = tarfile.TarInfo(name)  # its defaults carry no time and no owner
+    member.size = len(data)
+    tar.addfile(member, io.BytesIO(data))

@@ -1,0 +1,114 @@
+"""Folding shards into the numbers of a job: small, order-free, and the same whether a shard is new or from before."""
+
+from __future__ import annotations
+
+import math
+import struct
+from collections import Counter
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from segray.grid import Window
+from segray.shards import FAILED, NODATA, OK, footprint
+
+EARTH_RADIUS_M = 6_371_007.2  # of the sphere of the Earth's surface area (IUGG 1980, authalic radius R2)
+MAX_FAILURES = 100  # failures that summary.json lists; the mask shards have all of them
+
+
+@dataclass(kw_only=True)
+class Totals:
+    """Sums over mask rows. images: status -> count, for images that lie in one shard; parts: the others, worst status
+    an image. class_pixels: (K,) int64. area_m2: of valid pixels, where georeferenced."""
+
+    shards: int = 0
+    windows: int = 0
+    images: Counter = field(default_factory=Counter)
+    parts: dict[str, str] = field(default_factory=dict)
+    pixels: int = 0
+    valid_pixels: int = 0
+    class_pixels: list[int] = field(default_factory=list)
+    area_m2: float = 0.0
+    confidence_sum: float = 0.0
+    failures: list[dict] = field(default_factory=list)
+
+    def add(self, other: Totals) -> None:
+        """Add another sum to this one."""
+        self.shards += other.shards
+        self.windows += other.windows
+        self.images.update(other.images)
+        for image, status in other.parts.items():
+            self.parts[image] = _worst([status, self.parts.get(image, NODATA)])
+        self.pixels += other.pixels
+        self.valid_pixels += other.valid_pixels
+        width = max(len(self.class_pixels), len(other.class_pixels))
+        self.class_pixels = [a + b for a, b in zip(_pad(self.class_pixels, width), _pad(other.class_pixels, width))]
+        self.area_m2 += other.area_m2
+        self.confidence_sum += other.confidence_sum
+        self.failures = (self.failures + other.failures)[:MAX_FAILURES]
+
+    def image_counts(self) -> dict[str, int]:
+        """How many images are ok, nodata (no valid pixel) and failed (wholly or in part)."""
+        counts = self.images + Counter(self.parts.values())
+        return {status: counts[status] for status in (OK, NODATA, FAILED)}
+
+    def failed_share(self) -> float:
+        """The share of images that could not be read, wholly or in part."""
+        counts = self.image_counts()
+        return counts[FAILED] / max(1, sum(counts.values()))
+
+    def mean_confidence(self) -> float | None:
+        """Mean top-1 probability over all valid pixels."""
+        return self.confidence_sum / self.valid_pixels if self.valid_pixels else None
+
+
+def summarise(rows: Iterable[dict]) -> Totals:
+    """The totals of the rows of one shard, dicts of the mask shard's columns."""
+    totals = Totals(shards=1)
+    images: dict[str, list[dict]] = {}
+    for row in rows:
+        images.setdefault(row["image"], []).append(row)
+        _add_row(totals, row)
+    for image, parts in images.items():
+        status = _worst([row["status"] for row in parts])
+        covered = sum(row["height"] * row["width"] for row in parts)
+        if covered == parts[0]["image_height"] * parts[0]["image_width"]:
+            totals.images[status] += 1
+        else:
+            totals.parts[image] = status
+        failed = [row for row in parts if row["status"] == FAILED]
+        totals.failures += [{"image": image, "error": row["error"]} for row in failed[:1]]
+    totals.failures = totals.failures[:MAX_FAILURES]
+    return totals
+
+
+def polygon_area_m2(wkb: bytes) -> float:
+    """Area on the authalic sphere of a WKB polygon of four corners in degrees (Chamberlain and Duquette 2007, eq. 4)."""
+    points = np.radians(np.array(struct.unpack_from("<10d", wkb, 13)).reshape(5, 2))
+    longitude, latitude = points[:, 0], points[:, 1]
+    step = (np.diff(longitude) + math.pi) % (2 * math.pi) - math.pi  # the short way round, also over the antimeridian
+    return abs(float((step * (2 + np.sin(latitude[:-1]) + np.sin(latitude[1:]))).sum())) * EARTH_RADIUS_M**2 / 2
+
+
+def _add_row(totals: Totals, row: dict) -> None:
+    totals.windows += 1
+    totals.pixels += row["height"] * row["width"]
+    totals.valid_pixels += row["valid_pixels"]
+    counts = row["pixel_counts"] or []
+    width = max(len(totals.class_pixels), len(counts))
+    totals.class_pixels = [a + b for a, b in zip(_pad(totals.class_pixels, width), _pad(counts, width))]
+    if row["confidence"] is not None:
+        totals.confidence_sum += row["confidence"] * row["valid_pixels"]
+    if row["crs"] and row["transform"] and row["valid_pixels"]:
+        area = footprint(row["crs"], tuple(row["transform"]), Window(0, 0, row["height"], row["width"]))
+        share = row["valid_pixels"] / (row["height"] * row["width"])
+        totals.area_m2 += polygon_area_m2(area) * share if area else 0.0
+
+
+def _worst(statuses: list[str]) -> str:
+    return next(status for status in (FAILED, OK, NODATA) if status in statuses)
+
+
+def _pad(counts: list[int], width: int) -> list[int]:
+    return counts + [0] * (width - len(counts))

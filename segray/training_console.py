@@ -1,0 +1,67 @@
+"""Progress of a training for people: a bar on a terminal, plain lines elsewhere."""
+
+from __future__ import annotations
+
+import logging
+import sys
+import time
+
+from tqdm import tqdm
+
+log = logging.getLogger("segray")
+LINE_EVERY_S = 30.0  # within an epoch, where there is no bar
+
+
+class Console:
+    """Shows what the training reports, in the order in which it happened.
+
+    A report is {"epoch", "step", "loss"} within an epoch, or a row of metrics.jsonl at its end. Steps may run back:
+    a training continues from the last epoch when a worker died.
+    """
+
+    def __init__(self, *, epochs: int, steps_per_epoch: int, bar: bool | None = None) -> None:
+        self._epochs, self._total, self._last = epochs, epochs * steps_per_epoch, time.monotonic()
+        self._bar: tqdm | None = None
+        self._with_bar = sys.stdout.isatty() if bar is None else bar
+        self._miou: float | None = None
+
+    def show(self, report: dict) -> None:
+        """Show one report."""
+        if "val_miou" in report:
+            self._miou = report["val_miou"]
+            self._line(epoch_line(report, self._epochs))
+        elif not self._with_bar and time.monotonic() - self._last > LINE_EVERY_S:
+            self._line(f"epoch {report['epoch']}/{self._epochs}, step {report['step']}, loss {report['loss']:.4f}")
+        if self._with_bar:
+            self._move(report)
+
+    def close(self) -> None:
+        """Leave the terminal as it was."""
+        if self._bar is not None:
+            self._bar.close()
+
+    def _line(self, text: str) -> None:
+        self._last = time.monotonic()
+        if self._bar is not None:
+            self._bar.clear()
+        log.info(text)
+
+    def _move(self, report: dict) -> None:
+        if self._bar is None:
+            first = report["step"]
+            self._bar = tqdm(total=self._total, initial=first, unit="step", file=sys.stdout, dynamic_ncols=True)
+        self._bar.n = report["step"]
+        self._bar.set_postfix(loss=f"{report['loss']:.3f}", mIoU=_percent(self._miou))
+
+
+def epoch_line(row: dict, epochs: int) -> str:
+    """One line for a finished epoch, from its row of metrics.jsonl."""
+    return (
+        f"epoch {row['epoch']}/{epochs}: loss {row['loss']:.4f}, validation mIoU {_percent(row['val_miou'])} over "
+        f"{row['classes_in_mean']} classes, {row['seconds']:.1f} s, {row['samples_per_s']:.1f} crops/s, "
+        f"{row['data_wait_share']:.0%} of it waiting for data"
+    )
+
+
+def _percent(share: float | None) -> str:
+    return "none" if share is None else f"{share:.1%}"

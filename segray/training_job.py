@@ -1,0 +1,123 @@
+"""What is trained, on what: everything that follows from the settings and the data, on whatever worker."""
+
+from __future__ import annotations
+
+import platform
+from dataclasses import dataclass, replace
+from importlib.metadata import version
+
+import numpy as np
+import torch
+import torchvision
+from torch import nn
+
+from segray import __version__
+from segray.augment import Augment
+from segray.datasets import Dataset, Labelled, Sample
+from segray.errors import SegrayError
+from segray.inputs import InputSpec
+from segray.inspection import Inspection
+from segray.loading import read_labelled
+from segray.model_dir import Description, load_state
+from segray.networks import build_network, load_backbone, parse_network
+from segray.sampling import epoch_order, steps_per_epoch
+from segray.settings import TrainSettings
+from segray.storage import join
+from segray.training_state import compared
+
+
+@dataclass(frozen=True, kw_only=True)
+class Job:
+    """The settings, the data and what was found in it. data: its fingerprint."""
+
+    settings: TrainSettings
+    dataset: Dataset
+    train: tuple[Sample, ...]
+    val: tuple[Sample, ...]
+    inspection: Inspection
+    data: str
+
+    @property
+    def spec(self) -> InputSpec:
+        """The input spec of the network."""
+        return self.inspection.spec(self.settings.crop)
+
+    @property
+    def steps(self) -> int:
+        """Steps of an epoch."""
+        crops = self.inspection.crops_per_image
+        return steps_per_epoch(len(self.train), crops_per_image=crops, batch_size=self.settings.batch_size)
+
+    def order(self, epoch: int) -> np.ndarray:
+        """(steps * batch_size,) int64: the training image of every crop of an epoch."""
+        return epoch_order(
+            len(self.train),
+            crops_per_image=self.inspection.crops_per_image,
+            positions=self.steps * self.settings.batch_size,
+            together=self.inspection.together,
+            seed=self.settings.seed,
+            epoch=epoch,
+        )
+
+    def read(self, sample: Sample) -> Labelled:
+        """A sample as the network's input spec has it."""
+        return read_labelled(self.dataset, sample, self.spec, explicit_bands=self.settings.bands is not None)
+
+    def augment(self) -> Augment:
+        """What may happen to a crop."""
+        settings, nadir = self.settings, self.dataset.nadir
+        if settings.augment in ("nadir", "street"):
+            nadir = settings.augment == "nadir"
+        name = "none" if settings.augment == "none" else "standard"
+        return Augment.named(name, crop=settings.crop, nadir=nadir)
+
+    def network(self) -> nn.Module:
+        """The network before its first step: random weights of the seed, then those pretrained ones that fit."""
+        return initial_network(self.settings, bands=len(self.inspection.bands), classes=len(self.dataset.classes))
+
+    def description(self, row: dict, *, precision: str) -> Description:
+        """The model.json of the network after an epoch; row: that of metrics.jsonl."""
+        name, options = parse_network(self.settings.network)
+        metrics = {name: row[name] for name in ("val_miou", "val_iou", "classes_in_mean", "pixel_accuracy")}
+        training = {
+            "settings": compared(self.settings),
+            "data": self.data,
+            "class_pixels": dict(zip(self.dataset.classes.names, self.inspection.class_pixels)),
+            "precision": precision,
+            "epoch": row["epoch"],
+            "step": row["step"],
+            "versions": versions(),
+        }
+        return Description(
+            uri=join(self.settings.output, "model"),
+            network={"name": name, "options": options},
+            # the ignore index of the label files is none of the model's: it writes 255
+            classes=replace(self.dataset.classes, ignore_index=255, ignore_colors=()),
+            spec=self.spec,
+            metrics=metrics,
+            training=training,
+        )
+
+
+def initial_network(settings: TrainSettings, *, bands: int, classes: int) -> nn.Module:
+    """See `Job.network`; SegrayError when the network or the pretrained weights cannot be used."""
+    torch.manual_seed(settings.seed)
+    try:
+        name, options = parse_network(settings.network)
+        network = build_network(name, options, num_classes=classes, in_channels=bands)
+        if settings.weights:
+            load_backbone(network, load_state(settings.weights))
+    except ValueError as error:
+        raise SegrayError(str(error)) from error
+    return network
+
+
+def versions() -> dict[str, str]:
+    """The versions that may change what training computes."""
+    return {
+        "segray": __version__,
+        "torch": torch.__version__,
+        "torchvision": torchvision.__version__,
+        "ray": version("ray"),
+        "python": platform.python_version(),
+    }

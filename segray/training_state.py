@@ -1,0 +1,132 @@
+"""What a training leaves in OUTPUT to be continued from: state/run.json, which says what is trained, and a state an epoch.
+
+The state of an epoch is published last, after the model and metrics.jsonl of that epoch: its existence is the commit.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import pickle
+import posixpath
+import re
+from collections.abc import Iterator
+from dataclasses import asdict
+
+import torch
+
+from segray.errors import SegrayError
+from segray.settings import TrainSettings
+from segray.storage import exists, join, list_files, publish, read_bytes, read_text, remove
+
+KEPT = 2  # states: the newest, and one in case that it is damaged
+NOT_COMPARED = {"output", "num_workers", "max_failures", "overwrite"}  # they change no step of the training
+OWN = ("state", "model", "metrics.jsonl", "report.html")
+STATE_NAME = re.compile(r"epoch-(\d{4,})\.pt")
+BROKEN = (pickle.UnpicklingError, RuntimeError, ValueError, KeyError, EOFError, FileNotFoundError)
+
+
+def compared(settings: TrainSettings) -> dict:
+    """The settings that decide what is trained, as JSON values."""
+    values = {name: value for name, value in asdict(settings).items() if name not in NOT_COMPARED}
+    return json.loads(json.dumps(values))
+
+
+def read_run(settings: TrainSettings, data: str) -> dict | None:
+    """The run.json of OUTPUT, None when there is none or it is to be overwritten.
+
+    SegrayError naming what differs when OUTPUT holds another training. data: the fingerprint of the data.
+    """
+    source = _run_uri(settings.output)
+    if settings.overwrite or not exists(source):
+        return None
+    try:
+        run = json.loads(read_text(source))
+        then = {**run["settings"], "contents of the data": run["data"]}
+    except (ValueError, KeyError, TypeError) as error:
+        raise SegrayError(f"{source} is damaged; start afresh with --overwrite, or choose another --output") from error
+    now = {**compared(settings), "contents of the data": data}
+    changed = [name for name in {**then, **now} if then.get(name) != now.get(name)]
+    if changed:
+        raise SegrayError(
+            f"{settings.output} holds another training: {'; '.join(_difference(name, then, now) for name in changed)}; "
+            "start afresh with --overwrite, or choose another --output"
+        )
+    return run
+
+
+def write_run(settings: TrainSettings, data: str, inspection: dict) -> None:
+    """Begin a training: discard what an earlier one left in OUTPUT, and write run.json."""
+    for name in OWN:
+        remove(join(settings.output, name))
+    run = {"settings": compared(settings), "data": data, "inspection": inspection}
+    publish(_run_uri(settings.output), json.dumps(run, indent=1).encode())
+
+
+def finished(settings: TrainSettings) -> bool:
+    """Whether the last epoch is committed."""
+    return settings.epochs in _epochs(settings.output)
+
+
+def save_state(output: str, state: dict) -> None:
+    """Commit an epoch (state["epoch"]): one atomic put, then older states than the one before are removed."""
+    buffer = io.BytesIO()
+    torch.save(state, buffer)
+    publish(_state_uri(output, state["epoch"]), buffer.getvalue())
+    for epoch in sorted(_epochs(output))[:-KEPT]:
+        remove(_state_uri(output, epoch))
+
+
+def newest_epoch(output: str) -> int:
+    """The last epoch whose state can be read; 0 when there is none."""
+    return next((epoch for epoch in sorted(_epochs(output), reverse=True) if _loads(output, epoch)), 0)
+
+
+def load_state(output: str, epoch: int) -> dict:
+    """The state of an epoch, its tensors on the CPU. Nothing in the file is executed."""
+    data = read_bytes(_state_uri(output, epoch))
+    return torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
+
+
+def write_history(output: str, history: list[dict]) -> None:
+    """metrics.jsonl: a line an epoch, the whole file in one atomic step."""
+    publish(join(output, "metrics.jsonl"), "".join(json.dumps(row) + "\n" for row in history).encode())
+
+
+def read_history(output: str) -> list[dict]:
+    """The rows of metrics.jsonl."""
+    return [json.loads(line) for line in read_text(join(output, "metrics.jsonl")).splitlines()]
+
+
+def _run_uri(output: str) -> str:
+    return join(output, "state", "run.json")
+
+
+def _state_uri(output: str, epoch: int) -> str:
+    return join(output, "state", f"epoch-{epoch:04d}.pt")
+
+
+def _epochs(output: str) -> set[int]:
+    return set(_listed_epochs(join(output, "state")))
+
+
+def _listed_epochs(folder: str) -> Iterator[int]:
+    try:
+        for file in list_files(folder):
+            if match := STATE_NAME.fullmatch(posixpath.basename(file.uri)):
+                yield int(match.group(1))
+    except FileNotFoundError:
+        return
+
+
+def _loads(output: str, epoch: int) -> bool:
+    try:
+        return load_state(output, epoch)["epoch"] == epoch
+    except BROKEN:
+        return False
+
+
+def _difference(name: str, then: dict, now: dict) -> str:
+    if name == "contents of the data":
+        return "the contents of the data have changed"
+    return f"--{name} was {then.get(name)} and is {now.get(name)}"

@@ -1,0 +1,79 @@
+"""Validation: whole images through the segmenter that deployment uses, counted in one confusion matrix."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+
+from segray.datasets import Labelled, Sample
+from segray.grid import Window
+from segray.inspection import spread
+from segray.loading import in_order
+from segray.metrics import confusion_matrix
+from segray.regions import Region
+from segray.report import Picture
+from segray.segmenter import Segmenter
+
+PICTURES = 4
+AHEAD = 4  # images read ahead
+
+
+def validate(
+    segmenter: Segmenter, samples: Sequence[Sample], *, read: Callable[[Sample], Labelled], pool: ThreadPoolExecutor
+) -> tuple[np.ndarray, list[Picture]]:
+    """(K, K + 1) int64 confusion matrix over the samples, each once, and pictures of a few of them.
+
+    read: gives the bands of the segmenter's input spec. Without samples the matrix is 0.
+    """
+    matrix = np.zeros((segmenter.num_classes, segmenter.num_classes + 1), np.int64)
+    shown, pictures = set(spread(samples, PICTURES)), []
+    images = in_order(read, samples, pool=pool, ahead=AHEAD)
+    for sample, (labelled, mask) in zip(samples, masks(segmenter, images)):
+        matrix += confusion_matrix(labelled.mask, mask, segmenter.num_classes)
+        if sample in shown:
+            image = for_eyes(labelled.pixels, labelled.valid)
+            pictures.append(Picture(title=sample.key, image=image, mask=mask, truth=labelled.mask))
+    return matrix, pictures
+
+
+def masks(segmenter: Segmenter, images: Iterable[Labelled]) -> Iterator[tuple[Labelled, np.ndarray]]:
+    """Each image with its (H, W) uint8 mask; batches of tiles run across images."""
+    waiting: deque[Labelled] = deque()
+
+    def regions() -> Iterator[Region]:
+        for labelled in images:
+            waiting.append(labelled)
+            yield whole(labelled)
+
+    for (window_mask,) in segmenter.segment(regions()):
+        yield waiting.popleft(), window_mask.mask
+
+
+def whole(labelled: Labelled) -> Region:
+    """An image as one region of one window."""
+    height, width = labelled.valid.shape
+    window = Window(0, 0, height, width)
+    return Region(
+        height=height,
+        width=width,
+        block=window,
+        windows=(window,),
+        extent=window,
+        pixels=labelled.pixels,
+        valid=labelled.valid,
+    )
+
+
+def for_eyes(pixels: np.ndarray, valid: np.ndarray) -> np.ndarray:
+    """(H, W, 3) uint8 of (C, H, W) pixels of any type: the first three bands (or the first), other types stretched
+    between their 2nd and 98th percentile."""
+    bands = (pixels[:3] if pixels.shape[0] >= 3 else pixels[[0, 0, 0]]).transpose(1, 2, 0)
+    if bands.dtype == np.uint8:
+        return np.ascontiguousarray(bands)
+    seen = bands[valid] if valid.any() else np.zeros((1, 3))
+    low, high = np.percentile(seen, (2, 98), axis=0)
+    stretched = (bands - low) / np.maximum(high - low, 1e-9) * 255
+    return np.nan_to_num(stretched).clip(0, 255).astype(np.uint8)

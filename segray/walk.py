@@ -1,0 +1,140 @@
+"""The walk of a shard from plan items to mask rows, without Ray: read, segment, make rows.
+
+Each step takes and gives an iterable, so that a shard streams through one process image by image, or stops between two
+processes as a list.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from itertools import islice
+from typing import TYPE_CHECKING
+
+from segray.archives.images import read_for
+from segray.archives.raster import Raster
+from segray.errors import ImageError
+from segray.grid import Window, read_extent, split
+from segray.inputs import InputSpec
+from segray.masks import Classes
+from segray.plan import Item
+from segray.regions import Region, WindowMask
+from segray.shards import MaskRow, Place, failed_row, mask_row
+
+if TYPE_CHECKING:  # CPU workers that read and write do without torch and its 500 MB
+    from segray.segmenter import Segmenter
+
+READ_THREADS = 8  # object stores answer late, not slowly: ask for several images at once
+UNMEASURED = Window(0, 0, 0, 0)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Reading:
+    """What became of an item: a region to segment, or the windows that failed and the reason."""
+
+    place: Place
+    region: Region | None = None
+    failed: tuple[Window, ...] = ()
+    error: str | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Segmented:
+    """A reading after the network: the masks of its windows, or its failure passed on."""
+
+    place: Place
+    masks: tuple[WindowMask, ...] = ()
+    failed: tuple[Window, ...] = ()
+    error: str | None = None
+
+
+def read_items(items: Iterable[Item], spec: InputSpec, *, window: int, explicit_bands: bool) -> Iterator[Reading]:
+    """The items read concurrently and given in their order; a few images are in memory at a time."""
+    pending = iter(items)
+    with ThreadPoolExecutor(READ_THREADS) as pool:
+
+        def submit(item: Item) -> object:
+            return pool.submit(read_item, item, spec, window=window, explicit_bands=explicit_bands)
+
+        running = deque(submit(item) for item in islice(pending, READ_THREADS))
+        while running:
+            yield running.popleft().result()
+            running.extend(submit(item) for item in islice(pending, 1))
+
+
+def read_item(item: Item, spec: InputSpec, *, window: int, explicit_bands: bool) -> Reading:
+    """One item read; whatever is wrong with the image becomes a failed reading, here and nowhere else."""
+    place = Place(image=item.image, etag=item.etag, height=item.image_height, width=item.image_width)
+    windows = tuple(split(item.block, window)) if item.block else (UNMEASURED,)
+    if item.error:
+        return Reading(place=place, failed=windows, error=item.error)
+    lattice = {"tile": spec.tile, "overlap": spec.overlap}
+    try:
+        size = {"height": item.image_height, "width": item.image_width}
+        extent = read_extent(item.block, **size, **lattice) if item.block else None
+        raster = read_for(item.image, spec, window=extent, explicit_bands=explicit_bands)
+        if item.block and (raster.height, raster.width) != (item.image_height, item.image_width):
+            raise ImageError(f"{item.image} changed while it was segmented; run again with --overwrite")
+    except ImageError as error:
+        return Reading(place=place, failed=windows, error=str(error))
+    return _region(item, raster, window)
+
+
+def segment(readings: Iterable[Reading], segmenter: Segmenter) -> Iterator[Segmented]:
+    """The readings segmented, in their order; failed ones are passed on."""
+    behind: deque[Reading] = deque()
+
+    def regions() -> Iterator[Region]:
+        for reading in readings:
+            region = reading.region
+            behind.append(_without_pixels(reading))
+            if region is not None:
+                yield region
+
+    for masks in segmenter.segment(regions()):
+        while behind[0].error is not None:
+            yield _failed(behind.popleft())
+        yield Segmented(place=behind.popleft().place, masks=tuple(masks))
+    while behind:
+        yield _failed(behind.popleft())
+
+
+def rows(results: Iterable[Segmented], classes: Classes) -> Iterator[MaskRow]:
+    """The rows of a shard."""
+    for result in results:
+        for mask in result.masks:
+            yield mask_row(result.place, mask, classes)
+        for window in result.failed:
+            yield failed_row(result.place, window, result.error or "")
+
+
+def _region(item: Item, raster: Raster, window: int) -> Reading:
+    block = item.block or Window(0, 0, raster.height, raster.width)
+    place = Place(
+        image=item.image,
+        etag=item.etag,
+        height=raster.height,
+        width=raster.width,
+        crs=raster.crs,
+        transform=raster.transform,
+    )
+    region = Region(
+        height=raster.height,
+        width=raster.width,
+        block=block,
+        windows=tuple(split(block, window)),
+        extent=raster.window,
+        pixels=raster.pixels,
+        valid=raster.valid,
+    )
+    return Reading(place=place, region=region)
+
+
+def _without_pixels(reading: Reading) -> Reading:
+    return Reading(place=reading.place, failed=reading.failed, error=reading.error)
+
+
+def _failed(reading: Reading) -> Segmented:
+    return Segmented(place=reading.place, failed=reading.failed, error=reading.error)

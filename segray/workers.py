@@ -1,0 +1,73 @@
+"""What training workers do together: their place, sums over all of them, and errors that end them all at once."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+import torch.distributed as dist
+from torch import nn
+from torch.nn.parallel import DistributedDataParallel
+
+from segray.errors import SegrayError
+
+
+@dataclass(frozen=True, kw_only=True)
+class Place:
+    """A worker's number among how many, its device, and the CPU cores that it may use."""
+
+    rank: int = 0
+    world_size: int = 1
+    device: torch.device = torch.device("cpu")
+    cores: int = 1
+
+    def sum(self, tensor: torch.Tensor) -> torch.Tensor:
+        """The sum over all workers, on each of them; every worker must call this."""
+        total = tensor.clone()
+        if self.world_size > 1:
+            dist.all_reduce(total)
+        return total
+
+    def all_agree(self, true_here: bool) -> bool:
+        """Whether it is true on every worker."""
+        return int(self.sum(torch.tensor(int(not true_here), device=self.device))) == 0
+
+    def from_first(self, value: int) -> int:
+        """The value that rank 0 has."""
+        return int(self.sum(torch.tensor(value if self.rank == 0 else 0, device=self.device)))
+
+    def raise_everywhere(self, error: SegrayError | None) -> None:
+        """SegrayError on every worker when one of them has an error: a worker that left alone would block the others."""
+        sentences: list[str | None] = [str(error) if error else None]
+        if self.world_size > 1:
+            sentences = [None] * self.world_size
+            dist.all_gather_object(sentences, str(error) if error else None)
+        if error:
+            raise error
+        if first := next((sentence for sentence in sentences if sentence), None):
+            raise SegrayError(first)
+
+    @contextmanager
+    def together(self) -> Iterator[None]:
+        """A block without collective calls, after which every worker raises the SegrayError that any of them met."""
+        met = None
+        try:
+            yield
+        except SegrayError as error:
+            met = error
+        self.raise_everywhere(met)
+
+    def parallel(self, network: nn.Module) -> nn.Module:
+        """The network with its gradients averaged over the workers."""
+        if self.world_size == 1:
+            return network
+        devices = [self.device] if self.device.type == "cuda" else None
+        return DistributedDataParallel(network, device_ids=devices, gradient_as_bucket_view=True)
+
+    def share_buffers(self, network: nn.Module) -> None:
+        """Give every worker the running statistics of rank 0: on CPUs each has seen other crops."""
+        if self.world_size > 1:
+            for buffer in network.buffers():
+                dist.broadcast(buffer, src=0)

@@ -1,0 +1,165 @@
+"""Joint augmentation: ids never invented, fill never class 0, image and mask aligned, every draw from the generator."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from segray.augment import Augment, crop_sample
+
+Sample = tuple[np.ndarray, np.ndarray, np.ndarray]
+
+
+def blobs(height: int, width: int, dtype: str = "uint8", cell: int = 16) -> Sample:
+    """A sample whose pixels are 20 + 10 * id, in blocks of `cell` pixels, all valid."""
+    rows, cols = np.indices((height, width)) // cell
+    mask = ((rows * 3 + cols) % 7).astype(np.uint8)
+    pixels = np.stack([mask * 10 + 20] * 2).astype(dtype)
+    return pixels, np.ones(mask.shape, bool), mask
+
+
+def crop(sample: Sample, augment: Augment, seed: int = 0) -> Sample:
+    return crop_sample(*sample, augment=augment, rng=np.random.default_rng(seed))
+
+
+@st.composite
+def samples(draw: st.DrawFn) -> Sample:
+    dtype = draw(st.sampled_from(["uint8", "uint16", ">u2", "int16", "float32", "float64", "uint32"]))
+    return blobs(draw(st.integers(1, 70)), draw(st.integers(1, 70)), dtype)
+
+
+@settings(deadline=None)
+@given(sample=samples(), size=st.integers(1, 50), seed=st.integers(0, 999), name=st.sampled_from(["none", "auto"]))
+def test_shapes_types_and_fill(sample: Sample, size: int, seed: int, name: str) -> None:
+    pixels, valid, mask = crop(sample, Augment.named(name, crop=size, nadir=True), seed)
+    assert (pixels.shape, valid.shape, mask.shape) == ((2, size, size), (size, size), (size, size))
+    assert (pixels.dtype, valid.dtype, mask.dtype) == (sample[0].dtype, bool, np.uint8)
+    assert np.array_equal(mask == 255, ~valid)  # all of the source is labelled, so the fill alone is 255
+    assert set(np.unique(mask)) <= {*np.unique(sample[2]), 255}
+    assert valid.any() or name == "auto"  # one pixel, made smaller, may vanish
+    assert (pixels[:, valid] >= 20 - 1e-3).all(), "the fill has leaked into the image"
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_small_images_are_padded_with_ignore(seed: int) -> None:
+    sample = blobs(20, 30)
+    pixels, valid, mask = crop(sample, Augment.named("none", crop=64, nadir=True), seed)
+    assert valid.sum() == (mask != 255).sum() == 20 * 30
+    assert np.array_equal(np.sort(mask[valid]), np.sort(sample[2].ravel()))
+    assert not pixels[:, ~valid].any()
+
+
+@pytest.mark.parametrize("scale", [0.5, 0.7, 1.3, 2.0])
+def test_ids_of_a_checkerboard_are_never_invented(scale: float) -> None:
+    mask = np.where(np.indices((100, 100)).sum(axis=0) % 2, 6, 2).astype(np.uint8)
+    sample = (mask[None], np.ones(mask.shape, bool), mask)
+    found = crop(sample, Augment(crop=40, scale_range=(scale, scale)))[2]
+    assert set(np.unique(found)) <= {2, 6}
+
+
+@pytest.mark.parametrize("seed", range(12))
+@pytest.mark.parametrize("dtype", ["uint8", "float32"])
+def test_image_and_mask_stay_aligned(seed: int, dtype: str) -> None:
+    pixels, valid, mask = crop(blobs(150, 170, dtype), Augment(crop=96), seed)
+    expected = mask * 10.0 + 20
+    inner = np.zeros(mask.shape, bool)  # pixels whose 7 x 7 neighbourhood is of one class: no edge is averaged there
+    around = np.lib.stride_tricks.sliding_window_view(mask, (7, 7))
+    inner[3:-3, 3:-3] = around.min(axis=(2, 3)) == around.max(axis=(2, 3))
+    inner &= valid
+    assert inner.sum() > 200
+    assert np.abs(pixels[:, inner] - expected[inner]).max() < 1e-3
+
+
+@pytest.mark.parametrize("scale", [1 / 3, 3.0])
+def test_scaling_is_centred(scale: float) -> None:
+    ramp = np.broadcast_to(np.arange(200.0, dtype=np.float32), (1, 200, 200))
+    sample = (ramp, np.ones((200, 200), bool), ramp[0].astype(np.uint8))
+    pixels, _, mask = crop(sample, Augment(crop=60, scale_range=(scale, scale), mirror=False, turn=False))
+    inside = np.s_[:, 4:-4]
+    error = pixels[0][inside] - mask[inside]
+    assert np.abs(np.diff(pixels[0][inside], axis=1) - 1 / scale).max() < 1e-3
+    assert np.abs(error).max() < 0.34  # a mask shifted by half a pixel is 0.5 off or more
+
+
+def test_the_zoom_follows_the_scale_range() -> None:
+    sides = []
+    for seed in range(40):
+        *_, mask = crop(blobs(400, 400, cell=1000), Augment(crop=500), seed)
+        sides.append(np.sqrt((mask != 255).sum()) / 400)
+    assert 0.5 <= min(sides) < 0.65
+    assert max(sides) == pytest.approx(500 / 400, abs=0.01)  # enlarged beyond the crop
+
+
+def corner_image() -> Sample:
+    pixels = np.arange(9, dtype=np.uint8).reshape(1, 3, 3)
+    return pixels, np.ones((3, 3), bool), pixels[0]
+
+
+@pytest.mark.parametrize(
+    ("name", "nadir", "orientations"),
+    [("auto", True, 8), ("auto", False, 2), ("nadir", False, 8), ("street", True, 2), ("none", True, 1)],
+)
+def test_orientations(name: str, nadir: bool, orientations: int) -> None:
+    named = Augment.named(name, crop=3, nadir=nadir)
+    still = Augment(crop=3, scale_range=(1, 1), mirror=named.mirror, turn=named.turn)
+    seen = set()
+    for seed in range(100):
+        pixels, _, mask = crop(corner_image(), still, seed)
+        assert np.array_equal(pixels[0], mask)
+        seen.add(mask.tobytes())
+        if orientations <= 2:
+            assert list(mask[:, 1]) == [1, 4, 7], "a street scene keeps its sky up"
+    assert len(seen) == orientations
+
+
+def test_none_is_a_plain_crop_and_reaches_every_place() -> None:
+    pixels = np.arange(30, dtype=np.uint8).reshape(1, 5, 6)
+    sample = (pixels, np.ones((5, 6), bool), pixels[0])
+    corners = set()
+    for seed in range(300):
+        found, valid, mask = crop(sample, Augment.named("none", crop=3, nadir=True), seed)
+        row, col = divmod(int(mask[0, 0]), 6)
+        assert np.array_equal(mask, pixels[0, row : row + 3, col : col + 3])
+        assert np.array_equal(found[0], mask)
+        assert valid.all()
+        corners.add((row, col))
+    assert len(corners) == 3 * 4
+
+
+@pytest.mark.parametrize("nodata", [np.nan, -9999.0, 1e30])
+@pytest.mark.parametrize("scale", [0.5, 0.8, 1.9])
+def test_no_data_never_leaks_into_valid_pixels(nodata: float, scale: float) -> None:
+    rng = np.random.default_rng(3)
+    valid = rng.random((120, 120)) < 0.6
+    pixels = np.where(valid, rng.uniform(5, 6, (1, 120, 120)), nodata).astype(np.float32)
+    mask = np.where(valid, 1, 255).astype(np.uint8)
+    found, kept, labels = crop((pixels, valid, mask), Augment(crop=50, scale_range=(scale, scale)))
+    assert 0.5 < kept.mean() < 0.7
+    assert np.array_equal(labels != 255, kept)
+    assert (found[0][kept] >= 5 - 1e-3).all()
+    assert (found[0][kept] <= 6 + 1e-3).all()
+
+
+def test_the_seed_decides_and_the_sample_is_left_alone() -> None:
+    sample = blobs(90, 80)
+    for array in sample:
+        array.flags.writeable = False  # as arrays in Ray's object store are
+    first, again, other = (crop(sample, Augment(crop=48), seed) for seed in (5, 5, 6))
+    assert all(np.array_equal(a, b) for a, b in zip(first, again))
+    assert not np.array_equal(first[2], other[2])
+    assert all(array.flags.writeable and array.flags.c_contiguous for array in first)
+
+
+@pytest.mark.parametrize(
+    "wrong", [{"crop": 0}, {"crop": 8, "scale_range": (2.0, 0.5)}, {"crop": 8, "scale_range": (0.0, 1.0)}]
+)
+def test_wrong_settings_are_refused(wrong: dict) -> None:
+    with pytest.raises(ValueError, match="must be"):
+        Augment(**wrong)
+
+
+def test_an_unknown_name_is_refused_with_those_that_exist() -> None:
+    with pytest.raises(ValueError, match="nadir, street or none, not 'strong'"):
+        Augment.named("strong", crop=8, nadir=True)

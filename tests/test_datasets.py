@@ -1,0 +1,357 @@
+"""Labelled data: layouts are recognised, labels arrive exactly, and what is wrong is named instead of learnt."""
+
+from __future__ import annotations
+
+import io
+import json
+import pickle
+import struct
+import uuid
+import warnings
+import zlib
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import rasterio
+from PIL import Image
+from rasterio.errors import NotGeoreferencedWarning
+
+from segray.datasets import DATASETS, open_dataset, read
+from segray.errors import ImageError, LabelError, SegrayError
+from segray.masks import IGNORE
+from segray.storage import join, publish
+from segray.synthetic import CLASSES, scene
+
+pytestmark = pytest.mark.filterwarnings("ignore::rasterio.errors.NotGeoreferencedWarning")
+
+LEGEND = {
+    "classes": [
+        {"id": 0, "name": "land", "color": [200, 180, 90]},
+        {"id": 1, "name": "water", "color": [0, 0, 255]},
+        {"id": 2, "name": "road", "color": [90, 90, 90]},
+        {"id": 255, "name": "unknown", "color": [0, 0, 0]},
+    ],
+    "ignore_index": 255,
+}
+IDS = np.array([[0, 1, 2, 255], [2, 2, 1, 0], [0, 0, 255, 1]], np.uint8)
+COLORS = np.array([[200, 180, 90], [0, 0, 255], [90, 90, 90], [0, 0, 0]], np.uint8)[np.where(IDS == 255, 3, IDS)]
+ROGUE = np.array([[0, 1, 2, 7], [2, 2, 1, 0], [0, 0, 0, 1]], np.uint8)
+OPAQUE = np.where(IDS == 255, 0, 255).astype(np.uint8)
+ROGUE_WHERE_CLEAR = np.where(OPAQUE[..., None] == 0, np.uint8(9), COLORS)  # under full transparency lies no label
+ROAD, CAR, PLATE, VOID = 7, 26, 255, 4
+
+
+def picture(array: np.ndarray, kind: str = "PNG", **options: object) -> bytes:
+    file = io.BytesIO()
+    Image.fromarray(array).save(file, kind, **options)
+    return file.getvalue()
+
+
+def palette_png(ids: np.ndarray, bits: int = 8) -> bytes:
+    """A palette PNG whose colours are those of no legend: only its indices mean something."""
+    image = Image.fromarray(ids, "L").copy()
+    image = Image.frombytes("P", image.size, image.tobytes())
+    image.putpalette([value for k in range(256) for value in (255 - k, k, 7)])
+    file = io.BytesIO()
+    image.save(file, "PNG", bits=bits)
+    return file.getvalue()
+
+
+def tiff(bands: np.ndarray, **options: object) -> bytes:
+    with warnings.catch_warnings(), rasterio.MemoryFile() as file:
+        warnings.simplefilter("ignore", NotGeoreferencedWarning)
+        count, height, width = bands.shape
+        profile = {"driver": "GTiff", "count": count, "height": height, "width": width, "dtype": bands.dtype, **options}
+        with file.open(**profile) as target:
+            target.write(bands)
+        return file.read()
+
+
+def packed_grey(ids: np.ndarray, bits: int) -> bytes:
+    """A grey PNG of 1, 2 or 4 bits a pixel, written by hand: Pillow writes none of 2 and 4."""
+    rows = [b"\0" + np.packbits(np.unpackbits(row[:, None], axis=1)[:, -bits:].ravel()).tobytes() for row in ids]
+    header = struct.pack(">IIBBBBB", ids.shape[1], ids.shape[0], bits, 0, 0, 0, 0)
+    chunks = ((b"IHDR", header), (b"IDAT", zlib.compress(b"".join(rows))), (b"IEND", b""))
+    sums = (struct.pack(">I", len(d)) + n + d + struct.pack(">I", zlib.crc32(n + d)) for n, d in chunks)
+    return b"\x89PNG\r\n\x1a\n" + b"".join(sums)
+
+
+@pytest.fixture(params=["file", "memory"])
+def place(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    """Where data may be put: a local folder, or a store that is no file system."""
+    return str(tmp_path / "data") if request.param == "file" else f"memory://{uuid.uuid4().hex}"
+
+
+def folder(uri: str, mask: bytes, *, name: str = "masks/a.png", image: bytes | None = None) -> str:
+    """A labelled folder of one image, 3 x 4 pixels, and one mask."""
+    publish(join(uri, "classes.json"), json.dumps(LEGEND).encode())
+    publish(join(uri, "train/images/a.png"), image or picture(np.zeros((3, 4, 3), np.uint8)))
+    publish(join(uri, "train", name), mask)
+    return uri
+
+
+def only_mask(uri: str) -> np.ndarray:
+    dataset = open_dataset(uri)
+    (sample,) = dataset.samples("train")
+    labelled = read(dataset, sample)
+    assert labelled.mask.dtype == np.uint8
+    return labelled.mask
+
+
+def cityscapes(uri: str, ids: np.ndarray, *, splits: tuple = ("train", "val", "test"), fine: bool = True) -> str:
+    """The official layout with two small frames a split."""
+    kind = "gtFine" if fine else "gtCoarse"
+    for split in splits:
+        for frame in ("aachen_000000_000019", "zurich_000001_000019"):
+            city = frame.split("_")[0]
+            image = picture(np.full((*ids.shape, 3), 90, np.uint8))
+            publish(join(uri, "leftImg8bit", split, city, f"{frame}_leftImg8bit.png"), image)
+            for ending in ("labelIds", "instanceIds", "color"):
+                label = ids if ending == "labelIds" else np.full_like(ids, 99)
+                publish(join(uri, kind, split, city, f"{frame}_{kind}_{ending}.png"), picture(label))
+            publish(join(uri, kind, split, city, f"{frame}_{kind}_polygons.json"), b"{}")
+    return uri
+
+
+EXACT = {
+    "ids": ("masks/a.png", picture(IDS)),
+    "16-bit ids": ("masks/a.png", picture(IDS.astype(np.uint16))),
+    "palette": ("masks/a.png", palette_png(IDS)),
+    "colours": ("masks/a.png", picture(COLORS)),
+    "opaque colours": ("masks/a.png", picture(np.dstack([COLORS, np.full_like(IDS, 255)]))),
+    "transparent ids": ("masks/a.png", picture(np.dstack([np.where(IDS == 255, np.uint8(7), IDS), OPAQUE]))),
+    "transparent colours": ("masks/a.png", picture(np.dstack([ROGUE_WHERE_CLEAR, OPAQUE]))),
+    "bitmap": ("masks/a.bmp", picture(COLORS, "BMP")),
+    "TIFF ids": ("masks/a.tif", tiff(IDS[None])),
+    "TIFF 16-bit ids": ("masks/a.tiff", tiff(IDS[None].astype(np.uint16), compress="deflate")),
+    "TIFF signed, nodata": ("masks/a.TIF", tiff(np.where(IDS == 255, -9, IDS.astype(np.int16))[None], nodata=-9)),
+    "TIFF colours": ("masks/a.tif", tiff(COLORS.transpose(2, 0, 1), photometric="rgb")),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name, mask", EXACT.values(), ids=EXACT)
+def test_labels_arrive_exactly(place: str, name: str, mask: bytes) -> None:
+    assert np.array_equal(only_mask(folder(place, mask, name=name)), IDS)
+
+
+@pytest.mark.parametrize("bits", [1, 2, 4])
+@pytest.mark.parametrize("write", [packed_grey, palette_png])
+def test_ids_of_few_bits_are_not_stretched(tmp_path: Path, write: Callable, bits: int) -> None:
+    ids = np.minimum(IDS, min(2, 2**bits - 1))
+    assert np.array_equal(only_mask(folder(str(tmp_path), write(ids, bits))), ids)
+
+
+def test_a_tiff_palette_is_ids_too(tmp_path: Path) -> None:
+    with rasterio.MemoryFile() as file:
+        with file.open(driver="GTiff", count=1, height=3, width=4, dtype="uint8") as target:
+            target.write(IDS, 1)
+            target.write_colormap(1, {k: (255 - k, k, 7, 255) for k in range(256)})
+        mask = file.read()
+    assert np.array_equal(only_mask(folder(str(tmp_path), mask, name="masks/a.tif")), IDS)
+
+
+REFUSED = {
+    "id": ("masks/a.png", picture(ROGUE), LabelError, "a.png holds the id 7"),
+    "palette index": ("masks/a.png", palette_png(ROGUE), LabelError, "a.png holds the id 7"),
+    "16-bit id": ("masks/a.png", picture(ROGUE.astype(np.uint16) * 256), LabelError, "holds the id 256"),
+    "negative id": ("masks/a.tif", tiff(ROGUE[None].astype(np.int16) - 1), LabelError, "a.tif holds the id -1"),
+    "colour": ("masks/a.png", picture(COLORS + np.uint8(1)), LabelError, r"a.png holds the colour \(201, 181, 91\)"),
+    "smoothed colours": ("masks/a.png", picture(np.dstack([COLORS, IDS])), LabelError, "half transparent"),
+    "JPEG": ("masks/a.jpg", picture(COLORS, "JPEG"), LabelError, "a.jpg is a mask in a lossy format"),
+    "JPEG in TIFF": ("masks/a.tif", tiff(IDS[None], compress="jpeg"), LabelError, "compressed as JPEG"),
+    "float target": ("masks/a.tif", tiff(IDS[None] / np.float32(255)), LabelError, "whole-number ids"),
+    "two bands": ("masks/a.tif", tiff(np.stack([IDS, IDS])), LabelError, "2 bands"),
+    "nodata is a class": ("masks/a.tif", tiff(IDS[None], nodata=0), LabelError, "'land'"),
+    "grey and alpha blend": ("masks/a.png", picture(np.dstack([IDS, IDS])), LabelError, "half transparent"),
+    "damaged PNG": ("masks/a.png", picture(IDS)[:-30], ImageError, "a.png cannot be read"),
+    "no TIFF": ("masks/a.tif", b"hello", ImageError, "a.tif cannot be read"),
+    "larger": ("masks/a.png", picture(np.zeros((6, 8), np.uint8)), LabelError, "has 6 x 8 .* has 3 x 4.*never resized"),
+    "turned": ("masks/a.png", picture(IDS.T.copy()), LabelError, "has 4 x 3 .* 3 x 4; the image's EXIF orientation"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name, mask, error, sentence", REFUSED.values(), ids=REFUSED)
+def test_wrong_labels_are_named(tmp_path: Path, name: str, mask: bytes, error: type, sentence: str) -> None:
+    with pytest.raises(error, match=sentence) as caught:
+        only_mask(folder(str(tmp_path), mask, name=name))
+    assert "train/masks/a." in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_picture_turned_by_its_exif_tag_does_not_fit_a_mask_of_the_unturned_one(tmp_path: Path) -> None:
+    exif = Image.Exif()
+    exif[274] = 6  # orientation: turn by 90 degrees to view
+    uri = folder(str(tmp_path), picture(IDS), image=picture(np.zeros((3, 4, 3), np.uint8), exif=exif))
+    with pytest.raises(LabelError, match="has 3 x 4 .* has 4 x 3; the image's EXIF orientation turns it"):
+        only_mask(uri)
+
+
+def test_labels_resized_with_smoothing_are_refused() -> None:
+    """Bilinear resizing makes colours that lie between classes; nothing rounds them to the nearest."""
+    smooth = np.asarray(Image.fromarray(COLORS).resize((8, 6), Image.Resampling.BILINEAR))
+    uri = folder(f"memory://{uuid.uuid4().hex}", picture(smooth), image=picture(np.zeros((6, 8, 3), np.uint8)))
+    with pytest.raises(LabelError, match="holds the colour"):
+        only_mask(uri)
+
+
+def test_the_mask_is_ignored_where_the_image_has_no_data(place: str) -> None:
+    rgba = np.full((3, 4, 4), 255, np.uint8)
+    rgba[0, :2, 3] = 0
+    dataset = open_dataset(folder(place, picture(IDS), image=picture(rgba)))
+    labelled = read(dataset, dataset.samples("train")[0])
+    assert (labelled.pixels.shape, labelled.valid.sum()) == ((3, 3, 4), 10)
+    assert np.array_equal(labelled.mask, np.where(labelled.valid, IDS, IGNORE))
+    assert labelled.mask.dtype == np.uint8
+
+
+def test_a_folder_round_trip(write_folder: Callable[[str], str], place: str) -> None:
+    dataset = open_dataset(write_folder(place))
+    assert (dataset.classes, dataset.nadir) == (CLASSES, True)
+    assert {split: len(dataset.samples(split)) for split in dataset.splits()} == {"train": 4, "val": 2, "test": 2}
+    samples = dataset.samples("val")
+    assert [sample.key for sample in samples] == ["s0", "s1"]
+    image, mask = scene(101, 96, 96)
+    labelled = read(dataset, samples[1])
+    assert np.array_equal(labelled.pixels, image.transpose(2, 0, 1))
+    assert np.array_equal(labelled.mask, mask)
+    assert labelled.valid.all()
+
+
+def test_a_relative_path_becomes_absolute(labelled_folder: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(Path(labelled_folder).parent)
+    assert open_dataset("labelled").samples("train")[0].image == f"{labelled_folder}/train/images/s0.png"
+
+
+PAIRS = {
+    "image alone": ("train/images/b.png", r"images/b.png has no mask: .*train/masks holds no b\.\*"),
+    "mask alone": ("train/masks/b.png", r"masks/b.png has no image: .*train/images holds no b\.\*"),
+    "two images": ("train/images/a.tif", "images/a.png and .*images/a.tif have the same stem"),
+    "two masks": ("train/masks/a.tif", "masks/a.png and .*masks/a.tif have the same stem"),
+}
+
+
+@pytest.mark.parametrize("name, sentence", PAIRS.values(), ids=PAIRS)
+def test_files_without_their_partner_are_named(place: str, name: str, sentence: str) -> None:
+    publish(join(folder(place, picture(IDS)), name), picture(IDS))
+    with pytest.raises(SegrayError, match=sentence):
+        open_dataset(place).samples("train")
+
+
+def test_files_that_are_no_images_are_passed_over(place: str) -> None:
+    folder(place, picture(IDS))
+    for name in ("images/Thumbs.db", "images/a.pgw", "masks/a.png.aux.xml", "masks/.a.png"):
+        publish(join(place, "train", name), b"?")
+    assert len(open_dataset(place).samples("train")) == 1
+
+
+def test_an_unknown_split_names_those_that_exist(labelled_folder: str) -> None:
+    with pytest.raises(SegrayError, match="no split 'valid'; there is train, val, test"):
+        open_dataset(labelled_folder).samples("valid")
+
+
+def test_no_layout_names_the_layouts(place: str) -> None:
+    publish(join(place, "readme.txt"), b"nothing here")
+    with pytest.raises(SegrayError, match="holds no labelled data.*classes.json.*leftImg8bit"):
+        open_dataset(place)
+
+
+def test_two_layouts_at_once_are_refused(place: str) -> None:
+    cityscapes(folder(place, picture(IDS)), IDS)
+    with pytest.raises(SegrayError, match="folder and cityscapes at once"):
+        open_dataset(place)
+
+
+def test_a_folder_has_no_mode(labelled_folder: str) -> None:
+    with pytest.raises(SegrayError, match="no choice of 'coarse'"):
+        open_dataset(labelled_folder, mode="coarse")
+
+
+def test_every_label_id_becomes_its_train_id(place: str) -> None:
+    """The expected ids are those of the benchmark's table, written out here once more."""
+    raw = np.arange(-1, 34).astype(np.uint8)[None]  # -1 wraps to 255, as 8-bit files hold it
+    evaluated = [7, 8, 11, 12, 13, 17, 19, 20, 21, 22, 23, 24, 25, 26, 27, 28, 31, 32, 33]
+    expected = [evaluated.index(k) if k in evaluated else IGNORE for k in range(-1, 34)]
+    dataset = open_dataset(cityscapes(place, raw))
+    labelled = read(dataset, dataset.samples("train")[0])
+    assert labelled.mask.tolist() == [expected]
+    assert labelled.mask.dtype == np.uint8
+
+
+def test_cityscapes_classes_are_the_nineteen(place: str) -> None:
+    dataset = open_dataset(cityscapes(place, IDS))
+    assert (len(dataset.classes), dataset.nadir, dataset.mode) == (19, False, "fine")
+    assert (dataset.classes.names[0], dataset.classes.names[18]) == ("road", "bicycle")
+    assert dataset.classes.colors[13] == (0, 0, 142)
+    assert dataset.splits() == ["train", "val"]
+    assert [s.key for s in dataset.samples("val")] == ["aachen/aachen_000000_000019", "zurich/zurich_000001_000019"]
+
+
+@pytest.mark.parametrize("value, dtype", [(34, "uint8"), (254, "uint8"), (256 + ROAD, "uint16"), (65535, "uint16")])
+def test_an_id_outside_the_table_is_named(tmp_path: Path, value: int, dtype: str) -> None:
+    dataset = open_dataset(cityscapes(str(tmp_path), np.full((2, 3), value, dtype)))
+    with pytest.raises(LabelError, match=f"labelIds.png holds the id {value}, which"):
+        dataset.read_mask(dataset.samples("train")[0])
+
+
+def test_coarse_labels_when_there_are_no_fine_ones(place: str) -> None:
+    ids = np.array([[ROAD, CAR, PLATE, VOID]], np.uint8)
+    dataset = open_dataset(cityscapes(place, ids, splits=("train", "train_extra", "val"), fine=False))
+    assert (dataset.mode, dataset.splits()) == ("coarse", ["train", "train_extra", "val"])
+    assert dataset.read_mask(dataset.samples("train_extra")[1]).tolist() == [[0, 13, IGNORE, IGNORE]]
+
+
+def test_coarse_labels_when_asked(place: str) -> None:
+    fine, coarse = np.full((1, 2), ROAD, np.uint8), np.full((1, 2), CAR, np.uint8)
+    cityscapes(cityscapes(place, fine), coarse, fine=False)
+    for mode, expected in ((None, 0), ("fine", 0), ("coarse", 13)):
+        dataset = open_dataset(place, mode=mode)
+        assert dataset.read_mask(dataset.samples("train")[0]).tolist() == [[expected] * 2]
+
+
+def test_the_dummy_test_split_is_refused(place: str) -> None:
+    with pytest.raises(SegrayError, match="dummy labels only.*'val'"):
+        open_dataset(cityscapes(place, IDS)).samples("test")
+
+
+def test_train_extra_has_no_fine_labels(place: str) -> None:
+    uri = cityscapes(cityscapes(place, IDS), IDS, splits=("train_extra",), fine=False)
+    with pytest.raises(SegrayError, match="no split 'train_extra' with fine labels; there is train, val"):
+        open_dataset(uri).samples("train_extra")
+
+
+def test_the_first_missing_label_is_named(place: str) -> None:
+    cityscapes(place, IDS)
+    for frame in ("bonn_000001_000019", "bonn_000000_000019"):
+        publish(join(place, "leftImg8bit/train/bonn", f"{frame}_leftImg8bit.png"), picture(IDS))
+    with pytest.raises(SegrayError, match="gtFine/train/bonn/bonn_000000_000019_gtFine_labelIds.png is missing"):
+        open_dataset(place).samples("train")
+
+
+@pytest.mark.parametrize("mode", [None, "fine", "coarse"])
+def test_images_without_labels(place: str, mode: str | None) -> None:
+    publish(join(place, "leftImg8bit/train/bonn/bonn_000000_000019_leftImg8bit.png"), picture(IDS))
+    with pytest.raises(SegrayError, match="has leftImg8bit/ but no gt"):
+        open_dataset(place, mode=mode)
+
+
+def test_an_unknown_mode_is_the_callers_mistake(place: str) -> None:
+    with pytest.raises(ValueError, match="'fine', 'coarse' or None, not 'medium'"):
+        open_dataset(cityscapes(place, IDS), mode="medium")
+
+
+@pytest.mark.parametrize("name", DATASETS)
+def test_every_layout_keeps_the_contract(name: str, write_folder: Callable[[str], str], tmp_path: Path) -> None:
+    """Samples are sorted and complete, masks hold classes or 255, and workers can be sent the data set."""
+    writers = {"folder": write_folder, "cityscapes": lambda uri: cityscapes(uri, np.full((5, 6), ROAD, np.uint8))}
+    dataset = open_dataset(writers[name](str(tmp_path / "data")))
+    assert isinstance(dataset, DATASETS[name])
+    assert pickle.loads(pickle.dumps(dataset)) == dataset
+    for split in dataset.splits():
+        samples = dataset.samples(split)
+        assert [s.key for s in samples] == sorted({s.key for s in samples})
+        for sample in samples:
+            labelled = read(dataset, sample)
+            assert labelled.mask.shape == labelled.valid.shape == labelled.pixels.shape[1:]
+            assert set(np.unique(labelled.mask)) <= {*range(len(dataset.classes)), IGNORE}

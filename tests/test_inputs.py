@@ -1,0 +1,136 @@
+"""InputSpec, what it refuses, and the values that prepare() makes."""
+
+from __future__ import annotations
+
+import re
+
+import numpy as np
+import pytest
+import torch
+
+from segray.errors import MismatchError
+from segray.inputs import InputSpec, check_pixels, prepare
+
+
+def spec(**changes: object) -> InputSpec:
+    base = {"bands": (0, 1, 2), "scale": 1 / 255, "mean": (0.5, 0.4, 0.3), "std": (0.2, 0.1, 0.3), "tile": 64}
+    return InputSpec(**{**base, "overlap": 16, **changes})
+
+
+SPECS = {
+    "8 bit": spec(),
+    "16 bit": spec(scale=1 / 65535),
+    "reflectance": spec(scale=1e-4),
+    "float": spec(scale=1.0),
+}
+
+
+def check(name: str, *, bands: int = 3, dtype: str = "uint8", explicit: bool = False) -> None:
+    check_pixels(SPECS[name], bands=bands, dtype=np.dtype(dtype), explicit_bands=explicit, source="a.tif")
+
+
+@pytest.mark.parametrize(
+    ("name", "dtypes"),
+    [
+        ("8 bit", ["uint8"]),
+        ("16 bit", ["uint16", "int16", "uint32", "float32"]),
+        ("reflectance", ["uint16", "int16", "float32", "float64"]),
+        ("float", ["float16", "float32", "float64", "uint8"]),
+    ],
+)
+def test_types_that_fit(name: str, dtypes: list[str]) -> None:
+    for dtype in dtypes:
+        check(name, dtype=dtype)
+
+
+MISFITS = [
+    ("8 bit", ["uint16", "int16", "int32", "float32", "float64", ">u2"]),
+    ("16 bit", ["uint8"]),
+    ("reflectance", ["uint8", "int8"]),
+    ("float", ["uint16", "int16"]),
+]
+
+
+@pytest.mark.parametrize(("name", "dtype"), [(name, dtype) for name, dtypes in MISFITS for dtype in dtypes])
+def test_types_that_do_not_fit_and_the_flag_that_would(name: str, dtype: str) -> None:
+    with pytest.raises(MismatchError, match=r"a\.tif holds .* --scale") as error:
+        check(name, dtype=dtype)
+    assert str(np.dtype(dtype)) in str(error.value)
+    scale = float(re.search(r"--scale ([\d.e+-]+)$", str(error.value)).group(1))
+    allowed = SPECS[name].with_overrides(scale=scale)
+    check_pixels(allowed, bands=3, dtype=np.dtype(dtype), explicit_bands=False, source="a.tif")
+
+
+@pytest.mark.parametrize("dtype", ["bool", "complex64"])
+def test_what_is_no_number_is_refused(dtype: str) -> None:
+    for name in SPECS:
+        with pytest.raises(MismatchError):
+            check(name, dtype=dtype)
+
+
+def test_more_bands_need_a_choice() -> None:
+    check("8 bit", bands=3)
+    check("8 bit", bands=4, explicit=True)
+    with pytest.raises(MismatchError, match=r"has 4 bands, but .* trained on 3; .* --bands 0,1,2$"):
+        check("8 bit", bands=4)
+
+
+@pytest.mark.parametrize("bands", [1, 2])
+@pytest.mark.parametrize("explicit", [True, False])
+def test_fewer_bands_name_a_choice_that_would_be_allowed(bands: int, explicit: bool) -> None:
+    with pytest.raises(MismatchError, match=r"reads bands 0,1,2; .* --bands") as error:
+        check("8 bit", bands=bands, explicit=explicit)
+    chosen = tuple(int(band) for band in str(error.value).rsplit(" ", 1)[1].split(","))
+    allowed = spec().with_overrides(bands=chosen)
+    check_pixels(allowed, bands=bands, dtype=np.dtype("uint8"), explicit_bands=True, source="a.tif")
+
+
+@pytest.mark.parametrize(
+    ("changes", "word"),
+    [
+        ({"bands": ()}, "bands"),
+        ({"bands": (0, -1, 2)}, "-1"),
+        ({"bands": (0, 1)}, "2 bands, but 3 means"),
+        ({"std": (0.1, 0.1)}, "2 deviations"),
+        ({"std": (0.1, 0.0, 0.1)}, "positive"),
+        ({"scale": 0.0}, "positive"),
+        ({"overlap": 33}, "overlap"),
+        ({"tile": 0}, "tile"),
+    ],
+)
+def test_impossible_specs_are_refused(changes: dict, word: str) -> None:
+    with pytest.raises(ValueError, match=re.escape(word)):
+        spec(**changes)
+
+
+def test_overrides_replace_what_is_given() -> None:
+    assert spec().with_overrides(tile=None, overlap=8, bands=None, scale=None) == spec(overlap=8)
+    with pytest.raises(ValueError, match="overlap"):
+        spec().with_overrides(overlap=60)
+
+
+@pytest.mark.parametrize("dtype", ["uint8", "uint16", "int16", "int32", "float32", "float64"])
+def test_prepare_is_its_formula(dtype: str) -> None:
+    pixels = np.random.default_rng(0).integers(0, 255, (2, 3, 5, 7)).astype(dtype)
+    valid = np.ones((2, 5, 7), bool)
+    found = prepare(torch.from_numpy(pixels), torch.from_numpy(valid), spec())
+    mean, std = (np.array(values)[:, None, None] for values in (spec().mean, spec().std))
+    assert found.dtype == torch.float32
+    assert np.allclose(found.numpy(), (pixels / 255.0 - mean) / std, atol=1e-5)
+
+
+def test_no_data_becomes_the_mean_whatever_it_holds() -> None:
+    pixels = torch.full((1, 3, 2, 3), 100.0)
+    pixels[0, :, 0] = torch.tensor([float("nan"), float("inf"), -9999.0])
+    valid = torch.tensor([[[False] * 3, [True, True, False]]])
+    found = prepare(pixels, valid, spec())
+    assert torch.equal(found[0, :, ~valid[0]], torch.zeros(3, 4))
+    assert torch.equal(found[0, :, valid[0]], found[:, :, 1, :1].expand(1, 3, 2)[0])
+    assert found[0, 0, 1, 0].item() == pytest.approx((100 / 255 - 0.5) / 0.2)
+
+
+def test_prepare_leaves_its_arguments_alone() -> None:
+    pixels, valid = torch.full((1, 3, 2, 2), float("nan")), torch.zeros(1, 2, 2, dtype=torch.bool)
+    prepare(pixels, valid, spec())
+    assert pixels.isnan().all()
+    assert not valid.any()

@@ -1,0 +1,357 @@
+"""Reports: well-formed pages that ask nothing of the outside, escape their data and show the right pixels."""
+
+from __future__ import annotations
+
+import base64
+import io
+import re
+from html.parser import HTMLParser
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from PIL import Image
+
+from segray.masks import Classes, decode_png
+from segray.report import Picture, evaluation_page, segmentation_page, training_page
+from segray.report.charts import LEFT, RIGHT, WIDTH, line_chart, ticks
+from segray.report.wording import duration, number, percent, pixels, text
+
+VOID = {"meta", "img", "br"}
+NASTY = "<script>alert(1)</script>\" onload='x' &amp;.tif"
+
+
+class Page(HTMLParser):
+    """A parsed page; parsing raises AssertionError on a tag that is not closed in order."""
+
+    def __init__(self, data: bytes) -> None:
+        super().__init__(convert_charrefs=True)
+        self.tags, self.pieces, self.open = [], [], []
+        self.source = data.decode("utf-8")
+        self.feed(self.source)
+        self.close()
+        assert not self.open
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append((tag, dict(attrs)))
+        if tag not in VOID:
+            self.open.append(tag)
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open and self.open.pop() == tag, f"</{tag}> closes something else"
+
+    def handle_data(self, data: str) -> None:
+        if "style" not in self.open:
+            self.pieces.append(data)
+
+    @property
+    def text(self) -> str:
+        return " ".join(" ".join(self.pieces).split())
+
+    def all(self, tag: str) -> list[dict]:
+        return [attrs for name, attrs in self.tags if name == tag]
+
+    def images(self) -> list[bytes]:
+        return [base64.b64decode(attrs["src"].partition("base64,")[2], validate=True) for attrs in self.all("img")]
+
+
+def legend(count: int) -> Classes:
+    return Classes(
+        names=tuple(f"class {i} <i>&" for i in range(count)),
+        colors=tuple((i * 37 % 256, i * 91 % 256, i * 53 % 256) for i in range(count)),
+    )
+
+
+def picture(height: int = 8, width: int = 12, *, truth: bool = False, title: str = NASTY) -> Picture:
+    mask = np.zeros((height, width), np.uint8)
+    mask[:, width // 2 :] = 255
+    labels = np.zeros((height, width), np.uint8)
+    labels[: height // 2], labels[-1] = 1, 255
+    image = np.full((height, width, 3), (200, 100, 50), np.uint8)
+    return Picture(title=title, image=image, mask=mask, truth=labels if truth else None, note="worst <b>")
+
+
+def summary(count: int, **more: object) -> dict:
+    per_class = [1_000_000 * (i + 1) for i in range(count)]
+    return {
+        "images": {"ok": 1234, "failed": 0, "nodata": 5},
+        "windows": 98765,
+        "pixels": {"valid": sum(per_class), "total": 2 * sum(per_class), "per_class": per_class},
+        **more,
+    }
+
+
+def metrics(count: int) -> dict:
+    ratios = [None, *(0.5 for _ in range(count - 1))]
+    matrix = [[100 * (t == p) + (p == t + 1) for p in range(count + 1)] for t in range(count)]
+    columns = {name: ratios for name in ("iou", "precision", "recall", "dice")}
+    return {
+        **columns,
+        "miou": 0.51234,
+        "classes_in_mean": count - 1,
+        "pixel_accuracy": 0.9876,
+        "confusion_matrix": matrix,
+        "images": 24,
+        "split": NASTY,
+        "model": {"digest": "9f86d0", "network": NASTY},
+        "seconds": 75.0,
+    }
+
+
+def history(count: int) -> list[dict]:
+    return [
+        {
+            "epoch": epoch,
+            "step": 1000 * (epoch + 1),
+            "loss": 1 / (epoch + 1),
+            "lr": 1e-4,
+            "val_miou": 0.25 + 0.1 * (epoch == 1),
+            "val_iou": [None, 0.4321 if epoch == 1 else 0.1111],
+            "seconds": 40.0,
+            "samples_per_s": 51.2,
+        }
+        for epoch in range(count)
+    ]
+
+
+FAILURES = [{"image": f"s3://b/{i}.tif", "error": f"s3://b/{i}.tif is truncated"} for i in range(30)]
+EVERYTHING = {
+    "seconds": 7980.0,
+    "mpx_per_s": 163.42,
+    "km2": 1312.2,
+    "km2_per_h": 592.1,
+    "gpu_hours": 8.87,
+    "failures": [*FAILURES, {"image": NASTY, "error": NASTY}],
+    "failed_share": 0.0123,
+    "skipped_files": 17,
+    "shards": {"total": 820, "this_run": 300},
+    "model": {"digest": "9f86d0", "network": "unet"},
+    "settings": {"url": "https://example.org/" + "long/" * 99, "bands": [0, 1, 2], "resolution": None, "seed": 123456},
+    "archive": NASTY,
+    "confidence": 0.9123,
+    "seam_disagreement": None,
+    "versions": {"ray": "2.60.0"},
+}
+ALL_FAILED = {"images": {"ok": 0, "failed": 31, "nodata": 0}, "pixels": {"valid": 0, "total": 0, "per_class": []}}
+SETTINGS = {"network": NASTY}
+BLOWN_UP = [{"epoch": 3, "step": 1, "loss": float("nan"), "lr": 0.0, "val_miou": None, "val_iou": []}]
+PAGES = {
+    "segmentation": (3, lambda c: segmentation_page(classes=c, summary=summary(3), pictures=[])),
+    "everything": (3, lambda c: segmentation_page(classes=c, summary=summary(3, **EVERYTHING), pictures=[picture()])),
+    "all failed": (
+        2,
+        lambda c: segmentation_page(classes=c, summary=summary(2, **EVERYTHING, **ALL_FAILED), pictures=[]),
+    ),
+    "one class": (1, lambda c: segmentation_page(classes=c, summary=summary(1), pictures=[picture()])),
+    "many classes": (254, lambda c: segmentation_page(classes=c, summary=summary(254), pictures=[picture()])),
+    "evaluation": (3, lambda c: evaluation_page(classes=c, metrics=metrics(3), pictures=[picture(truth=True)])),
+    "evaluation of 30": (30, lambda c: evaluation_page(classes=c, metrics=metrics(30), pictures=[])),
+    "evaluation of 254": (254, lambda c: evaluation_page(classes=c, metrics=metrics(254), pictures=[])),
+    "training": (2, lambda c: training(c, history(4), [picture(truth=True)])),
+    "training of one epoch": (2, lambda c: training(c, history(1), [])),
+    "no training": (2, lambda c: training(c, [], [])),
+    "blown up": (2, lambda c: training(c, BLOWN_UP, [])),
+}
+
+
+def training(classes: Classes, rows: list[dict], pictures: list[Picture]) -> bytes:
+    return training_page(classes=classes, history=rows, settings=SETTINGS, pictures=pictures, title="Run " + NASTY)
+
+
+@pytest.fixture(params=PAGES, scope="module")
+def made(request: pytest.FixtureRequest) -> tuple[Classes, Page]:
+    count, make = PAGES[request.param]
+    return legend(count), Page(make(legend(count)))
+
+
+def test_a_page_asks_nothing_of_the_outside(made):
+    _, page = made
+    links = [(name, attrs[key]) for name, attrs in page.tags for key in ("src", "href", "srcset") if key in attrs]
+    assert all(name == "img" and value.startswith("data:image/") for name, value in links)
+    assert not {"script", "link", "iframe", "object", "base"} & {name for name, _ in page.tags}
+    assert not re.search(r"@import|url\(", page.source)
+    assert "default-src 'none'" in page.all("meta")[1]["content"]
+
+
+def test_data_never_becomes_markup(made):
+    _, page = made
+    known = {"class", "style", "title", "alt", "src", "width", "height", "charset", "http-equiv", "content", "name"}
+    known |= {"lang", "open", "role", "aria-label", "points", "text-anchor", "viewbox"}
+    known |= {"x", "y", "x1", "x2", "y1", "y2", "cx", "cy", "r"}
+    assert {key for _, attrs in page.tags for key in attrs} <= known
+    assert "<script" not in page.source and "<i>&" not in page.source
+
+
+def test_every_class_is_named_with_its_colour(made):
+    classes, page = made
+    styles = " ".join(attrs.get("style", "") for attrs in page.all("i"))
+    for name, color in zip(classes.names, classes.colors):
+        assert name in page.text
+        assert f"rgb({', '.join(map(str, color))})" in styles
+
+
+def test_every_picture_has_a_description(made):
+    _, page = made
+    assert all(attrs["alt"].endswith(NASTY) for attrs in page.all("img"))
+
+
+def test_the_numbers_of_a_segmentation():
+    page = Page(segmentation_page(classes=legend(3), summary=summary(3, **EVERYTHING), pictures=[]))
+    for said in ("1,234 of 1,239, 5 without data", "6 Mpx 50.0% of 12 Mpx", "163 Mpx/s", "1,310 km²", "592 km²/h"):
+        assert said in page.text
+    for said in ("2 h 13 min", "8.87 GPU h", "91.2%", "skipped files 17", "shards 820", "bands 0, 1, 2", "seed 123456"):
+        assert said in page.text
+    assert "Seam disagreement" not in page.text  # it is None
+    assert page.text.index("class 2") < page.text.index("class 0")  # the largest class leads
+
+
+def test_failures_are_grouped_by_reason():
+    failed = summary(2, **EVERYTHING) | ALL_FAILED
+    page = Page(segmentation_page(classes=legend(2), summary=failed, pictures=[]))
+    assert "Failed images: 31 (1.23%)" in page.text and "30 … is truncated" in page.text
+    assert len(page.all("details")) == 2
+    assert "s3://b/19.tif" in page.text and "s3://b/20.tif" not in page.text
+
+
+def test_the_numbers_of_an_evaluation():
+    page = Page(evaluation_page(classes=legend(3), metrics=metrics(3), pictures=[]))
+    for said in (
+        "51.2% over 2 of 3 classes",
+        "98.8% of 303 px",
+        "1 min 15 s",
+        "– – – – 101",
+        "50.0% 50.0% 50.0% 50.0%",
+    ):
+        assert said in page.text
+    hints = [attrs["title"] for attrs in page.all("td") if "title" in attrs]
+    assert len(hints) == 3 * 4 and hints[0] == "truth class 0 <i>&, predicted class 0 <i>&: 100 px"
+
+
+def test_many_classes_list_their_largest_confusions():
+    values = metrics(40)
+    values["confusion_matrix"][7][9] = 5000
+    page = Page(evaluation_page(classes=legend(40), metrics=values, pictures=[]))
+    assert "Confusion matrix" not in page.text
+    assert "Of the truth class 7 <i>& class 9 <i>& 5,000 98.0%" in page.text
+
+
+def test_the_numbers_of_a_training():
+    page = Page(training(legend(2), history(4), []))
+    for said in (
+        "35.0% epoch 1",
+        "4 4,000 steps",
+        "Last loss 0.25",
+        "2 min 40 s",
+        "Classes at the best epoch, 1",
+        "43.2%",
+    ):
+        assert said in page.text
+    assert "11.1%" not in page.text
+    assert len(page.all("polyline")) == 3
+
+
+def test_pictures_keep_sizes_and_colours():
+    classes = Classes(names=("a", "b"), colors=((0, 0, 255), (0, 255, 0)))
+    page = Page(segmentation_page(classes=classes, summary=summary(2), pictures=[picture(1000, 1500)]))
+    image, overlay, mask = (np.asarray(Image.open(io.BytesIO(data)).convert("RGBA")) for data in page.images())
+    assert image.shape == overlay.shape == mask.shape == (427, 640, 4)
+    assert [(a["width"], a["height"]) for a in page.all("img")] == [("640", "427")] * 3
+    np.testing.assert_allclose(image[..., :3], np.broadcast_to((200, 100, 50), (427, 640, 3)), atol=3)
+    np.testing.assert_allclose(overlay[100, 100, :3], (100, 50, 153), atol=3)
+    np.testing.assert_allclose(overlay[100, 500, :3], (200, 100, 50), atol=3)
+    assert mask[100, 100].tolist() == [0, 0, 255, 255] and mask[100, 500, 3] == 0
+
+
+def test_shrinking_invents_no_class():
+    ids = np.random.default_rng(0).choice(np.array([0, 2], np.uint8), (700, 900))
+    shown = Picture(title="x", image=np.zeros((700, 900, 3), np.uint8), mask=ids, truth=ids)
+    page = Page(evaluation_page(classes=legend(3), metrics=metrics(3), pictures=[shown]))
+    _, truth, prediction, errors = (decode_png(data) if data[:4] == b"\x89PNG" else None for data in page.images())
+    assert np.unique(truth).tolist() == np.unique(prediction).tolist() == [0, 2]
+    assert not errors.any()
+
+
+def test_errors_are_red_and_nothing_where_there_is_no_truth():
+    page = Page(evaluation_page(classes=legend(2), metrics=metrics(2), pictures=[picture(truth=True)]))
+    _, truth, prediction, errors = page.images()
+    assert decode_png(truth)[0, 0] == 1 and decode_png(prediction)[0].tolist() == [0] * 6 + [255] * 6
+    colors = np.asarray(Image.open(io.BytesIO(errors)).convert("RGBA"))
+    red, grey = (200, 30, 30, 255), (203, 208, 214, 255)
+    assert tuple(colors[0, 0]) == red and tuple(colors[5, 0]) == grey and tuple(colors[5, 8]) == red
+    assert (colors[-1, :, 3] == 0).all()
+
+
+@pytest.mark.parametrize(("height", "width"), [(1, 1), (1, 5000), (5000, 1), (640, 640)])
+def test_pictures_of_any_shape(height, width):
+    page = Page(segmentation_page(classes=legend(2), summary=summary(2), pictures=[picture(height, width)]))
+    sizes = {Image.open(io.BytesIO(data)).size for data in page.images()}
+    assert sizes == {(min(width, 640), min(height, 640))}
+
+
+def test_a_name_that_is_no_unicode_is_written():
+    page = segmentation_page(classes=legend(2), summary=summary(2), pictures=[picture(title="\udcff.tif")])
+    assert b"\\udcff.tif" in page
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"image": np.zeros((4, 4), np.uint8)},
+        {"image": np.zeros((4, 5, 3), np.uint8)},
+        {"image": np.zeros((4, 4, 3), np.float32)},
+        {"mask": np.zeros((4, 4), np.int64)},
+        {"truth": np.zeros((3, 4), np.uint8)},
+        {"image": np.zeros((0, 4, 3), np.uint8), "mask": np.zeros((0, 4), np.uint8)},
+    ],
+)
+def test_a_picture_that_does_not_fit_is_refused(wrong):
+    right = {"image": np.zeros((4, 4, 3), np.uint8), "mask": np.zeros((4, 4), np.uint8)}
+    with pytest.raises(ValueError, match="of picture 'x' is"):
+        Picture(title="x", **(right | wrong))
+
+
+WORDING = [
+    (number, [(None, "–"), (float("nan"), "–"), (12345, "12,345"), (np.int64(7), "7"), (1234.5, "1,230")]),
+    (number, [(999.9, "1,000"), (0.5, "0.5"), (0.000012, "1.2e-5"), (1e15, "1e15"), (-2500.0, "-2,500")]),
+    (percent, [(None, "–"), (0, "0%"), (1, "100%"), (0.99996, ">99.9%"), (0.00001, "<0.01%"), (0.9, "90.0%")]),
+    (pixels, [(None, "–"), (0, "0 px"), (999, "999 px"), (1234567, "1.23 Mpx"), (5 * 10**12, "5 Tpx")]),
+    (duration, [(None, "–"), (4.25, "4.25 s"), (75, "1 min 15 s"), (7980, "2 h 13 min"), (10**7, "2,777 h 46 min")]),
+    (text, [(None, "–"), (True, "yes"), ([1, None], "1, –"), ({"a": 1}, "a 1"), (0.00012345, "0.00012345")]),
+]
+
+
+@pytest.mark.parametrize(
+    ("form", "value", "said"), [(form, value, said) for form, table in WORDING for value, said in table]
+)
+def test_wording(form, value, said):
+    assert form(value) == said
+
+
+@given(st.floats(-1e9, 1e9), st.floats(0, 1e9), st.booleans())
+def test_ticks_enclose_the_values_evenly(low, span, whole):
+    low, span = (round(low), round(span)) if whole else (low, span)
+    high = low + span
+    places = ticks(low, high, count=4, whole=whole)
+    steps = np.diff(places)
+    slack = 1e-6 * max(abs(low), abs(high), span)
+    assert 2 <= len(places) <= 12
+    assert places[0] <= low + slack and places[-1] >= high - slack
+    assert steps.min() > 0 and np.ptp(steps) <= slack + 1e-9
+    assert not whole or all(isinstance(place, int) for place in places)
+
+
+def test_a_chart_marks_the_best_epoch_and_leaves_out_what_is_missing():
+    chart = line_chart("x", [(0, 1.0), (1, None), (2, float("nan")), (3, 3.0), (4, 2.0)], best=3)
+    assert [hint for _, _, hint in chart.dots] == ["epoch 0: 1", "epoch 3: 3", "epoch 4: 2"]
+    assert chart.best == chart.dots[1]
+    assert chart.dots[0][0] == LEFT and chart.dots[-1][0] == WIDTH - RIGHT
+    assert chart.dots[1][1] < chart.dots[2][1] < chart.dots[0][1]  # SVG's y points down
+    assert line_chart("x", [(0, None)], best=None) is None
+
+
+@pytest.mark.parametrize("value", [0.0, 5e-324, -3.0, 1e300])
+def test_a_flat_curve_lies_in_the_middle(value):
+    chart = line_chart("x", [(0, value), (1, value)], best=None)
+    assert len({y for _, y, _ in chart.dots}) == 1
+    assert chart.y_ticks[-1][0] < chart.dots[0][1] < chart.y_ticks[0][0]
