@@ -16,8 +16,9 @@ def start() -> None:
         return
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")  # Ray's coming default, and no warning about it
     os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")  # what its C++ part has to say is in Ray's log files
-    local = {} if os.environ.get("RAY_ADDRESS") else {"include_dashboard": False}
-    ray.init(logging_level=logging.WARNING, log_to_driver=False, **local)
+    address = os.environ.get("RAY_ADDRESS")
+    options = {"address": address} if address else {"address": "local", "include_dashboard": False}
+    ray.init(logging_level=logging.WARNING, log_to_driver=False, **options)
 
 
 def gpus() -> int:

@@ -1,4 +1,4 @@
-"""What labelled data are like, from a sample of them: bands, range, mean and deviation, classes; and their fingerprint."""
+"""What labelled data are like, from a sample of them: bands, range, mean, deviation, classes; and their fingerprint."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import json
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 
 import numpy as np
 
@@ -61,11 +62,9 @@ def inspect(dataset: Dataset, samples: Sequence[Sample], settings: TrainSettings
     scale = 1.0 / np.iinfo(dtype).max if dtype.kind in "iu" else 1.0
     raw = InputSpec(bands=bands, scale=scale, mean=(0.0,) * len(bands), std=(1.0,) * len(bands))
     sums = _Sums(len(bands), len(dataset.classes))
-    explicit = settings.bands is not None
+    read = partial(read_labelled, dataset, spec=raw, explicit_bands=settings.bands is not None)
     with reading_threads(THREADS) as pool:
-        for labelled in in_order(
-            lambda sample: read_labelled(dataset, sample, raw, explicit_bands=explicit), chosen, pool=pool, ahead=THREADS
-        ):
+        for labelled in in_order(read, chosen, pool=pool, ahead=THREADS):
             sums.add(labelled)
     if not sums.class_pixels.sum():
         raise SegrayError(
@@ -88,8 +87,8 @@ def inspect(dataset: Dataset, samples: Sequence[Sample], settings: TrainSettings
 
 
 def spread(samples: Sequence[Sample], count: int) -> list[Sample]:
-    """At most `count` of the samples, evenly spread, the first among them."""
-    return [samples[k] for k in sorted({k * len(samples) // count for k in range(count)})]
+    """At most `count` of the samples, evenly spread."""
+    return [samples[k] for k in sorted({k * len(samples) // count for k in range(count if samples else 0)})]
 
 
 def fingerprint(dataset: Dataset, samples: Iterable[Sample]) -> str:

@@ -52,7 +52,7 @@ def read_labelled(dataset: Dataset, sample: Sample, spec: InputSpec, *, explicit
 def in_order(
     function: Callable[[Item], Result], items: Iterable[Item], *, pool: ThreadPoolExecutor, ahead: int
 ) -> Iterator[Result]:
-    """function(item) of each item, in order, at most `ahead` of them running or waiting; its error is raised in turn."""
+    """function(item) of each item, in order, at most `ahead` of them under way; its error is raised in its turn."""
     rest, running = iter(items), deque()
     try:
         running.extend(pool.submit(function, item) for item in islice(rest, ahead))

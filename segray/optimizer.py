@@ -11,7 +11,7 @@ WARM_UP = 0.05  # share of all steps
 
 
 def learning_rate(step: int, *, steps: int, peak: float) -> float:
-    """The rate of a step (0-based) of `steps`: linear warm-up, then half a cosine to almost 0 (Loshchilov 2017, eq. 5)."""
+    """The rate of a step (0-based) of `steps`: warm-up, then half a cosine to almost 0 (Loshchilov 2017, eq. 5)."""
     warm = max(1, round(WARM_UP * steps))
     if step < warm:
         return peak * (step + 1) / warm

@@ -31,6 +31,7 @@ SHARDS_A_WAVE = 10_000  # Ray keeps a record per block on the driver: bounded by
 ATTEMPTS = 3  # of a shard whose process dies, before its images are tried one by one
 MAX_LOST_SHARDS = 64  # in one pass; more is no poisonous image but a broken cluster
 NO_PROGRESS_S = 3600.0
+STAGES = "segray_stages"  # a Ray resource: where it is, the stages of a GPU cluster run on CPUs too
 SHARDS_AN_ACTOR = 4  # shards waiting at an actor; measured: the default of 2 leaves it idle between them
 
 
@@ -125,8 +126,8 @@ def run(work: Work, shards: list[int], *, actors: tuple[int, int], on_result: Ca
 
 
 def staged(work: Work) -> bool:
-    """Whether reading and writing are stages of their own: with GPUs, or where a test asks for the resource."""
-    return work.on_gpu or "segray_stages" in ray.cluster_resources()
+    """Whether reading and writing are stages of their own: with GPUs, or where the cluster has the resource `STAGES`."""
+    return work.on_gpu or STAGES in ray.cluster_resources()
 
 
 def _chain(work: Work, shards: list[int], actors: tuple[int, int]) -> Iterator[dict]:
@@ -136,16 +137,19 @@ def _chain(work: Work, shards: list[int], actors: tuple[int, int]) -> Iterator[d
     else:
         read = rows.map(_read, fn_args=(work,), num_cpus=1)
         done = _segment(read, work, actors, staged=True).map(_write, fn_args=(work,), num_cpus=1)
-    _configure()
+    configure()
     return done.iter_rows()
 
 
 def _segment(rows: Dataset, work: Work, actors: tuple[int, int], *, staged: bool) -> Dataset:
     low, high = actors
     in_flight = SHARDS_AN_ACTOR if staged else 2
-    options = {"num_gpus": 1} if work.on_gpu else {"num_cpus": work.threads}
-    if staged and not work.on_gpu:
-        options["resources"] = {"segray_stages": 0.001}
+    if work.on_gpu:
+        options = {"num_gpus": 1, "num_cpus": 0}  # readers and writers must find a core beside any number of actors
+    elif staged:
+        options = {"resources": {STAGES: 0.001}, "num_cpus": 0}
+    else:
+        options = {"num_cpus": work.threads}
     with warnings.catch_warnings():  # Ray names no other way yet to bound the retries of an actor's tasks
         warnings.simplefilter("ignore", RayDeprecationWarning)
         return rows.map_batches(
@@ -158,7 +162,8 @@ def _segment(rows: Dataset, work: Work, actors: tuple[int, int], *, staged: bool
         )
 
 
-def _configure() -> None:
+def configure() -> None:
+    """Set what Ray Data may lose and say, right before a chain runs: making a data set resets its logging."""
     context = DataContext.get_current()
     context.enable_progress_bars = False
     context.max_errored_blocks = MAX_LOST_SHARDS

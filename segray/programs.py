@@ -1,7 +1,8 @@
-"""Loading `program.pt2` (torch.export): the archive is searched for anything that could execute before torch opens it.
+"""Loading `program.pt2` (torch.export): the archive is searched for anything that could execute, then copied for torch.
 
-torch.export.load falls back to unrestricted pickle, evaluates shape expressions with sympy and looks operators up by
-dotted name under `torch`. So a program may hold aten operators, arithmetic on shapes and plain tensors, nothing else.
+torch.export.load falls back to unrestricted pickle, evaluates shape expressions with sympy, looks operators up by
+dotted name under `torch`, and turns guards, names and argument trees into Python source. So a program may hold aten
+operators, arithmetic on shapes, plain tensors and plain names, nothing else.
 """
 
 from __future__ import annotations
@@ -15,32 +16,46 @@ from collections.abc import Iterator
 
 import torch
 from torch import nn
+from torch._export.verifier import SpecViolationError
 
 from segray.errors import ModelError
 
-OPERATOR = re.compile(r"torch\.ops\.(aten|prims|higher_order)\.\w+(\.\w+)?|torch\._?sym_\w+|math\.\w+|_operator\.(\w+)")
+# The records that torch writes; other names lead it to older layouts, which are pickles.
+RECORD = re.compile(
+    r"models/model\.json|data/weights/(weight_\d+|model_weights_config\.json)|data/sample_inputs/model\.pt"
+    r"|data/constants/(tensor_\d+|model_constants_config\.json)|archive_\w+|byteorder|\.\w+(/\w+)?|extra/.+"
+)
+# from_file reads, and creates, any file
+OPERATOR = re.compile(
+    r"torch\.ops\.(aten(?!\.from_file)|prims|higher_order)\.\w+(\.\w+)?|torch\._?sym_\w+|math\.\w+|_operator\.(\w+)"
+)
 ARITHMETIC = {"add", "sub", "mul", "floordiv", "truediv", "mod", "neg", "pow", "and_", "or_", "not_"} | {
     "eq", "ne", "lt", "le", "gt", "ge", "getitem",
 }  # fmt: skip
-EXPRESSION = re.compile(r"[\w\s(),=<>&|~+*/'.-]*")
-FUNCTIONS = {"Symbol", "Integer", "Rational", "Float", "Mul", "Add", "Pow", "Max", "Min", "Mod", "PythonMod", "FloorDiv"} | {
-    "CleanDiv", "CeilDiv", "floor", "ceiling", "Eq", "Ne", "Equality", "Unequality", "StrictLessThan", "LessThan",
-    "StrictGreaterThan", "GreaterThan", "And", "Or", "Not", "ToFloat", "TruncToInt", "FloorToInt", "IntTrueDiv", "Where",
+EXPRESSION = re.compile(r"[\w\s(),=<>&|~+*/.-]*")
+SYMBOL = re.compile(r"'\w+'|\b[a-z]+\d+\b")
+WORDS = {"Symbol", "Integer", "Rational", "Float", "Mul", "Add", "Pow", "Max", "Min", "Mod", "PythonMod"} | {
+    "FloorDiv", "CleanDiv", "CeilDiv", "IntTrueDiv", "floor", "ceiling", "ToFloat", "TruncToInt", "FloorToInt",
+    "Eq", "Ne", "Equality", "Unequality", "StrictLessThan", "LessThan", "StrictGreaterThan", "GreaterThan",
+    "And", "Or", "Not", "Where", "positive", "nonnegative", "integer", "real", "precision", "True", "False",
 }  # fmt: skip
+PLAIN = re.compile(r"[\w.+-]*")  # what names and enumerations are made of
+DAMAGE = (zipfile.BadZipFile, LookupError, ValueError, TypeError, AttributeError, AssertionError, RuntimeError) + (
+    SyntaxError, EOFError, pickle.UnpicklingError, SpecViolationError,
+)  # fmt: skip
 
 
 class Program(nn.Module):
     """An exported program as a network that is always in inference mode.
 
-    batch, height, width: the only sizes that it takes, or None where it takes any.
+    batch, in_channels, height, width: the only sizes that it takes, or None where it takes any.
     """
 
     def __init__(self, exported: torch.export.ExportedProgram) -> None:
         super().__init__()
-        shape = _input_shape(exported)
-        self.batch, _, self.height, self.width = (size if isinstance(size, int) else None for size in shape)
-        self.in_channels = shape[1]
-        self.module = exported.module()
+        sizes = (size if isinstance(size, int) else None for size in _input_shape(exported))
+        self.batch, self.in_channels, self.height, self.width = sizes
+        self.module = exported.module(check_guards=False)  # guards are text that torch would execute
 
     def train(self, mode: bool = True) -> Program:  # exported modules raise on train() and eval()
         """Keeps the mode that the program was exported in."""
@@ -57,39 +72,68 @@ def load_program(data: bytes, *, source: str) -> Program:
         with zipfile.ZipFile(io.BytesIO(data)) as archive:
             for problem in _problems(archive):
                 raise ModelError(f"{source} is refused: {problem}; export the network anew with torch.export.save")
-        return Program(torch.export.load(io.BytesIO(data)))
-    except (zipfile.BadZipFile, KeyError, ValueError, RuntimeError, pickle.UnpicklingError) as error:
+            copy = _copy(archive)
+        return Program(torch.export.load(copy))
+    except DAMAGE as error:
         raise ModelError(f"{source} is no program of torch.export: {' '.join(str(error).split())[:200]}") from error
 
 
 def _problems(archive: zipfile.ZipFile) -> Iterator[str]:
     names = archive.namelist()
-    formats = [archive.read(name) for name in names if name.endswith("archive_format")]
-    if formats != [b"pt2"]:
+    root = names[0].split("/")[0] + "/" if names else ""
+    records = [name.removeprefix(root) for name in names]
+    if "archive_format" not in records or archive.read(f"{root}archive_format") != b"pt2":
         yield "it is not in the archive format pt2"
-    for name in names:
-        if name.endswith(".json"):
-            yield from _json_problems(json.loads(archive.read(name)))
-        if "/sample_inputs/" in name:  # torch would fall back to unrestricted pickle for what this refuses
-            torch.load(io.BytesIO(archive.read(name)), weights_only=True)
-        if re.search(r"custom_obj|opaque|\.so$|\.py$", name):
-            yield f"it holds {name}, an object that is no tensor"
+    for entry, record in zip(archive.infolist(), records):
+        if not entry.filename.startswith(root) or not RECORD.fullmatch(record):
+            yield f"it holds {entry.filename}, an object that is no tensor"
+        if entry.compress_type != zipfile.ZIP_STORED or records.count(record) > 1:
+            yield f"it holds {entry.filename} compressed or twice"
+        if record.startswith(("models/", "data/")) and record.endswith(".json"):
+            yield from _json_problems(json.loads(archive.read(entry)))
+        if record.startswith("data/sample_inputs/"):  # torch falls back to unrestricted pickle for what this refuses
+            torch.load(io.BytesIO(archive.read(entry)), weights_only=True)
 
 
-def _json_problems(value: object) -> Iterator[str]:
+def _copy(archive: zipfile.ZipFile) -> io.BytesIO:
+    """The same records in a new archive: what was searched is what torch reads, however it would read the old one."""
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w") as copy:
+        for entry in archive.infolist():
+            content = archive.read(entry)
+            if entry.filename.endswith("/models/model.json"):
+                content = json.dumps(_without_remarks(json.loads(content))).encode()
+            copy.writestr(entry.filename, content)
+    buffer.seek(0)
+    return buffer
+
+
+def _without_remarks(value: object) -> object:
+    """JSON without the guards and the metadata (stack traces and the like), which are free text."""
+    if isinstance(value, list):
+        return [_without_remarks(item) for item in value]
+    if not isinstance(value, dict):
+        return value
+    empty = {"guards_code": [], "metadata": {}}
+    return {key: empty[key] if key in empty else _without_remarks(item) for key, item in value.items()}
+
+
+def _json_problems(value: object, key: str = "") -> Iterator[str]:
     if isinstance(value, list):
         for item in value:
-            yield from _json_problems(item)
-    if not isinstance(value, dict):
-        return
-    for key, item in value.items():
-        if key == "use_pickle" and item:
-            yield "it holds a pickled object"
-        if key == "target" and isinstance(item, str) and "inputs" in value and not _is_operator(item):
-            yield f"it calls {item}"
-        if key == "expr_str" and not _is_arithmetic(str(item)):
-            yield f"it evaluates {str(item)[:80]!r}"
-        yield from _json_problems(item)
+            yield from _json_problems(item, key)
+    elif isinstance(value, dict):
+        if "inputs" in value and isinstance(value.get("target"), str) and not _is_operator(value["target"]):
+            yield f"it calls {value['target']}"
+        for name, item in value.items():
+            if not _is_arithmetic(name):  # the keys of ranges are expressions, those of weights are dotted names
+                yield from _json_problems(name)
+            if name not in ("guards_code", "metadata"):
+                yield from _json_problems(item, name)
+    elif key == "use_pickle" and value:
+        yield "it holds a pickled object"
+    elif isinstance(value, str) and not (_is_arithmetic(value) if key == "expr_str" else _is_plain(value)):
+        yield f"it holds the text {value[:80]!r}"
 
 
 def _is_operator(target: str) -> bool:
@@ -98,9 +142,16 @@ def _is_operator(target: str) -> bool:
 
 
 def _is_arithmetic(expression: str) -> bool:
-    calls = set(re.findall(r"([A-Za-z_]\w*)\s*\(", expression))
-    dotted = re.search(r"\.\s*[A-Za-z_]", expression)
-    return bool(EXPRESSION.fullmatch(expression)) and calls <= FUNCTIONS and not dotted and "__" not in expression
+    bare = SYMBOL.sub("0", expression)
+    words = set(re.findall(r"[^\W\d]\w*", bare))
+    return bool(EXPRESSION.fullmatch(bare)) and words <= WORDS and not re.search(r"\.\s*[^\W\d]", bare)
+
+
+def _is_plain(text: str) -> bool:
+    """Whether a text is a name or a number, or the JSON of such (argument trees are JSON in JSON)."""
+    if PLAIN.fullmatch(text):
+        return True
+    return text.startswith(("[", "{")) and not any(_json_problems(json.loads(text)))
 
 
 def _input_shape(exported: torch.export.ExportedProgram) -> torch.Size:

@@ -64,6 +64,9 @@ class TrainSettings:
 
     def __post_init__(self) -> None:
         positive(self, "epochs", "batch_size", "crop", "lr", "num_workers")
+        for name in ("seed", "weight_decay", "max_failures"):
+            if not 0 <= getattr(self, name) < math.inf:
+                raise ValueError(f"--{name} must not be negative, but is {getattr(self, name)}")
         if self.num_workers and self.batch_size % self.num_workers:
             raise ValueError(f"--batch_size {self.batch_size} must be a multiple of --num_workers {self.num_workers}")
 

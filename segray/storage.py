@@ -10,8 +10,8 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import TypeVar
 
-from fsspec import AbstractFileSystem
-from fsspec.core import url_to_fs
+from fsspec import AbstractFileSystem, get_filesystem_class
+from fsspec.core import has_magic, split_protocol, url_to_fs
 
 from segray.errors import SegrayError
 
@@ -19,6 +19,7 @@ Result = TypeVar("Result")
 ATTEMPTS = 4
 # Stores on which a finished put is atomic: a reader sees the old object or the whole new one, never a part.
 ATOMIC_PUT = {"s3", "s3a", "gs", "gcs", "az", "abfs", "abfss", "adl", "oss", "memory"}
+PLAIN_STORES = ATOMIC_PUT | {"file", "local"}  # nothing lies inside anything else here
 FINAL_ERRORS = (FileNotFoundError, FileExistsError, PermissionError, IsADirectoryError, NotADirectoryError)
 
 
@@ -34,9 +35,18 @@ class File:
 def filesystem(uri: str) -> tuple[AbstractFileSystem, str]:
     """The fsspec file system of a URI and the path in it; SegrayError on a scheme that fsspec cannot open here."""
     try:
+        if "::" in uri and not is_chain(uri):  # fsspec would take a file's name apart
+            fs = get_filesystem_class(split_protocol(uri)[0])()
+            return fs, fs._strip_protocol(uri)
         return url_to_fs(uri)
     except (ValueError, ImportError) as error:
         raise SegrayError(f"{uri} cannot be opened: {error}") from error
+
+
+def is_chain(uri: str) -> bool:
+    """Whether a URI names a member inside another file, as in tar://x.jpg::s3://b/a.tar; a file's name may hold "::"."""
+    protocol = split_protocol(uri)[0] or ("file" if uri.startswith("/") else "")
+    return "::" in uri and protocol not in PLAIN_STORES
 
 
 def is_local(uri: str) -> bool:
@@ -124,7 +134,12 @@ def remove(uri: str) -> None:
     """Remove a file or everything below a prefix; nothing there is no error."""
     fs, path = filesystem(uri)
     fs.invalidate_cache()
-    if fs.exists(path):
+    if not fs.exists(path):
+        return
+    if has_magic(path) and not is_local(uri):  # fsspec would remove what the path matches as a pattern
+        for name in fs.find(path):
+            retry(lambda name=name: fs.rm_file(name))
+    else:
         retry(lambda: fs.rm(path, recursive=True))
 
 
@@ -159,7 +174,8 @@ def list_files(uri: str) -> Iterator[File]:
 def describe(error: BaseException) -> str:
     """The reason in an error of a store or a decoder, on one line and without the address of any object in memory."""
     text = " ".join(str(error).split()) or type(error).__name__
-    return text.split(" at 0x")[0].strip("'\"")
+    text = text.split(" at 0x")[0]
+    return text[1:-1] if len(text) > 1 and text[0] == text[-1] and text[0] in "'\"" else text
 
 
 def _protocol(fs: AbstractFileSystem) -> str:

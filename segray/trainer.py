@@ -68,7 +68,8 @@ class Trainer:
             self.network, name=settings.optimizer, lr=settings.lr, weight_decay=settings.weight_decay
         )
         self.epoch, self.history, self.best = 0, [], -1.0
-        self.waited, self.page_at, self.met = 0.0, time.monotonic(), None
+        self.waited, self.page_at = 0.0, time.monotonic()
+        self.met: SegrayError | None = None
         self.loader = CropLoader(
             cache=ImageCache(lambda index: job.read(job.train[index])),
             augment=job.augment(),
@@ -142,7 +143,7 @@ class Trainer:
             yield batch
 
     def _void_batch(self) -> Batch:
-        spec, crop = self.spec, self.job.settings.crop
+        spec, crop = self.job.spec, self.job.settings.crop
         count = self.job.settings.batch_size // self.place.world_size
         return Batch(
             pixels=torch.zeros((count, len(spec.bands), crop, crop), dtype=torch.uint8),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import platform
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from importlib.metadata import version
 
 import numpy as np
@@ -65,11 +65,7 @@ class Job:
 
     def augment(self) -> Augment:
         """What may happen to a crop."""
-        settings, nadir = self.settings, self.dataset.nadir
-        if settings.augment in ("nadir", "street"):
-            nadir = settings.augment == "nadir"
-        name = "none" if settings.augment == "none" else "standard"
-        return Augment.named(name, crop=settings.crop, nadir=nadir)
+        return Augment.named(self.settings.augment, crop=self.settings.crop, nadir=self.dataset.nadir)
 
     def network(self) -> nn.Module:
         """The network before its first step: random weights of the seed, then those pretrained ones that fit."""
@@ -91,8 +87,7 @@ class Job:
         return Description(
             uri=join(self.settings.output, "model"),
             network={"name": name, "options": options},
-            # the ignore index of the label files is none of the model's: it writes 255
-            classes=replace(self.dataset.classes, ignore_index=255, ignore_colors=()),
+            classes=self.dataset.classes,
             spec=self.spec,
             metrics=metrics,
             training=training,

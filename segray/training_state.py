@@ -1,4 +1,4 @@
-"""What a training leaves in OUTPUT to be continued from: state/run.json, which says what is trained, and a state an epoch.
+"""What a training leaves in OUTPUT to be continued from: state/run.json, which says what is trained, and its states.
 
 The state of an epoch is published last, after the model and metrics.jsonl of that epoch: its existence is the commit.
 """

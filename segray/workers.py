@@ -39,7 +39,7 @@ class Place:
         return int(self.sum(torch.tensor(value if self.rank == 0 else 0, device=self.device)))
 
     def raise_everywhere(self, error: SegrayError | None) -> None:
-        """SegrayError on every worker when one of them has an error: a worker that left alone would block the others."""
+        """SegrayError on every worker when one of them has an error: one that left alone would block the rest."""
         sentences: list[str | None] = [str(error) if error else None]
         if self.world_size > 1:
             sentences = [None] * self.world_size

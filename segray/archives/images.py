@@ -11,6 +11,7 @@ from segray.archives import pictures, rasters
 from segray.archives.raster import Header, Raster
 from segray.grid import Window
 from segray.inputs import InputSpec, check_pixels
+from segray.storage import is_chain
 
 
 def is_image(uri: str) -> bool:
@@ -50,4 +51,5 @@ def read_for(uri: str, spec: InputSpec, *, window: Window | None = None, explici
 
 
 def _ending(uri: str) -> str:
-    return posixpath.splitext(uri.split("::", maxsplit=1)[0])[1].lower()
+    name = uri.split("::", maxsplit=1)[0] if "::" in uri and is_chain(uri) else uri
+    return posixpath.splitext(name)[1].lower()

@@ -16,7 +16,7 @@ from segray.grid import Window
 from segray.storage import describe, filesystem, read_bytes
 
 ENDINGS = {".png", ".jpg", ".jpeg", ".webp", ".bmp"}
-FORMATS = ("PNG", "JPEG", "MPO", "WEBP", "BMP")  # nothing else is tried, whatever a file's content says
+FORMATS = ("PNG", "JPEG", "WEBP", "BMP")  # nothing else is tried, whatever a file's content says
 BROKEN = (OSError, SyntaxError, ValueError, EOFError, struct.error, zlib.error, Image.DecompressionBombError)
 SIXTEEN_BIT = ("I;16", "I;16B", "I;16L", "I;16N", "I")
 SIDEWAYS = (5, 6, 7, 8)  # EXIF orientations that swap height and width

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import posixpath
+import re
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -45,8 +46,13 @@ def _patiently(call: Callable[..., Result], uri: str, *arguments: object) -> Res
     try:
         return call(uri, *arguments) if is_local(uri) else retry(lambda: call(uri, *arguments))
     except (RasterioError, OSError, ValueError) as error:
-        reason = describe(error) if exists(uri) else "it does not exist"
+        reason = _reason(error) if exists(uri) else "it does not exist"
         raise ImageError(f"{uri} cannot be read: {reason}") from error
+
+
+def _reason(error: Exception) -> str:
+    """What GDAL says, without the random name by which it knows a store: equal runs write equal reasons."""
+    return re.sub(r"/vsiriopener_[0-9a-f]+/", "", describe(error.__cause__ or error))
 
 
 def _read_header(uri: str) -> Header:
@@ -62,10 +68,13 @@ def _read(uri: str, window: Window | None) -> Raster:
     with _open(uri) as source:
         window = window or Window(0, 0, source.height, source.width)
         part = RasterioWindow(window.col_off, window.row_off, window.width, window.height)
-        pixels = source.read(_data_bands(source), window=part)
+        bands = _data_bands(source)
+        pixels = source.read(bands, window=part)
         valid = source.dataset_mask(window=part) > 0
         if np.iscomplexobj(pixels):
             raise ImageError(f"{uri} holds complex numbers, which are no imagery; give its amplitude instead")
+        if any(nodata is not None for nodata in source.nodatavals):  # an alpha or mask band makes GDAL forget it
+            valid &= np.any([band != source.nodatavals[index - 1] for index, band in zip(bands, pixels)], axis=0)
         if pixels.dtype.kind == "f":
             valid &= np.isfinite(pixels).all(axis=0)
         if colors := _palette(source):
@@ -84,7 +93,9 @@ def _open(uri: str) -> Iterator[rasterio.DatasetReader]:
     driver = DRIVERS[posixpath.splitext(path)[1].lower()]
     warnings.simplefilter("ignore", NotGeoreferencedWarning)  # a raster without georeference is an image all the same
     where = {"fp": local} if local else {"fp": path, "opener": fs}
-    with warnings.catch_warnings(), rasterio.Env(), rasterio.open(**where, driver=driver) as source:
+    # On a store GDAL would list the image's whole folder and ask for dozens of sidecar files, for every image.
+    options = {} if local else {"GDAL_DISABLE_READDIR_ON_OPEN": "EMPTY_DIR"}
+    with rasterio.Env(**options), rasterio.open(**where, driver=driver) as source:
         for height, width in source.block_shapes:
             if height * width > MAX_BLOCK_PIXELS:
                 raise ImageError(f"{uri} is stored in blocks of {height} x {width} pixels; rewrite it as tiled GeoTIFF")

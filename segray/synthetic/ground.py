@@ -9,7 +9,7 @@ from segray.synthetic.roads import Road
 
 CROPS = np.float32([
     [190, 172, 120], [168, 150, 108], [122, 140, 84], [134, 152, 90],  # straw, stubble, meadow, young corn
-    [74, 98, 54], [184, 174, 92], [136, 108, 84], [72, 74, 70], [150, 146, 108],  # maize, rape, ploughed, wet, fallow
+    [74, 98, 54], [184, 174, 92], [136, 108, 84], [80, 78, 70], [150, 146, 108],  # maize, rape, ploughed, wet, fallow
 ])  # fmt: skip
 SHALLOW, DEEP, BANK, VERGE = np.float32([[70, 84, 72], [42, 62, 70], [112, 106, 80], [104, 110, 72]])
 
@@ -68,7 +68,7 @@ def draw_water(canvas: Canvas) -> None:
     canvas.cover(EVERYWHERE, np.clip(1 - np.abs(level + 3) / 5, 0, 1) * 0.8, BANK)
     depth = np.clip(level / 30, 0, 1)[..., None]
     ripples = noise(rng, shape, 3) * 1.6 + noise(rng, shape, 60) * 3
-    glint = np.clip(noise(rng, shape, 90) - 1.1, 0, 1) * 40
+    glint = np.clip(noise(rng, shape, 90) - 1.2, 0, 1) * 22
     color = (SHALLOW + depth * (DEEP - SHALLOW)) * np.float32(rng.uniform(0.8, 1.25)) + (ripples + glint)[..., None]
     canvas.cover(EVERYWHERE, np.clip(level + 0.5, 0, 1), color, label=WATER)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -29,8 +30,9 @@ class Road:
 
     def bend(self, u: np.ndarray | float) -> tuple[np.ndarray, np.ndarray]:
         """f(u) and its slope; f(0) = 0."""
-        terms = [(a, 2 * np.pi / length, phase) for a, length, phase in self.waves]
-        line = sum(a * (np.sin(k * u + phase) - np.sin(phase)) for a, k, phase in terms)
+        # Plain floats, since NumPy's own scalars would turn float32 pixels into float64.
+        terms = [(float(a), float(2 * np.pi / length), float(phase)) for a, length, phase in self.waves]
+        line = sum(a * (np.sin(k * u + phase) - math.sin(phase)) for a, k, phase in terms)
         return line, sum(a * k * np.cos(k * u + phase) for a, k, phase in terms)
 
     def distance(self, rows: np.ndarray, cols: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -1,0 +1,37 @@
+"""Evaluate a model on labelled images, by the path that segmentation takes.
+
+On this machine:
+    python jobs/evaluate.py --model OUT/model --data LABELLED --split val --output SCORES
+
+On a Ray cluster (RAY_AUTH_MODE as the cluster was started with):
+    ray job submit --working-dir . -- python jobs/evaluate.py \\
+        --model s3://bucket/OUT/model --data s3://bucket/LABELLED --split val --output s3://bucket/SCORES
+
+Exit status: 0 done; 1 failed; 2 bad usage or input.
+"""
+
+import sys
+
+from segray.evaluation import evaluate
+from segray.settings import DONE, EvaluateSettings, run_job
+
+
+def main(settings: EvaluateSettings) -> int:
+    """Run the job and print the scores."""
+    metrics = evaluate(settings)
+    width = max(len(name) for name in metrics["classes"])
+    for name, iou in zip(metrics["classes"], metrics["iou"]):
+        print(f"{name:<{width}}  " + ("absent" if iou is None else f"{iou:.4f}"))
+    if metrics["miou"] is None:
+        print(f"no labelled pixel in the {metrics['images']} images of {metrics['split']}, so there is no score")
+    else:
+        print(
+            f"mIoU {metrics['miou']:.4f} over {metrics['classes_in_mean']} classes, pixel accuracy "
+            f"{metrics['pixel_accuracy']:.4f}, {metrics['images']} images of {metrics['split']}"
+        )
+    print(f"metrics.json and report.html are in {settings.output}")
+    return DONE
+
+
+if __name__ == "__main__":
+    sys.exit(run_job(main, EvaluateSettings))

@@ -1,0 +1,248 @@
+"""Training on Ray: the driver inspects the data, starts the workers, shows their progress and says what came out.
+
+Ray's own checkpoints and storage are not used: a worker group that Ray restarts, and a driver that is started again,
+continue from the same place, the newest state in OUTPUT.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import tempfile
+import threading
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, replace
+
+import ray
+import ray.train
+import ray.train.torch
+import torch
+from ray.exceptions import RayError, RayTaskError
+
+from segray import cluster
+from segray.datasets import Dataset, Sample, open_dataset
+from segray.errors import SegrayError
+from segray.inspection import Inspection, fingerprint, inspect
+from segray.settings import TrainSettings
+from segray.storage import absolute, join
+from segray.trainer import run
+from segray.training_console import Console
+from segray.training_job import Job, initial_network
+from segray.training_state import finished, read_history, read_run, write_run
+from segray.workers import Place
+
+log = logging.getLogger("segray")
+POLL_S = 0.5  # how often the driver asks for progress
+# How often Ray's controller asks the workers; `ray.train.report` blocks for as long, so that its default of 2 s would be
+# the least length of an epoch.
+HEALTH_CHECK = ("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.25")
+
+
+def train(settings: TrainSettings) -> dict:
+    """Train, or continue, or say that it is done: {"epochs", "step", "val_miou", "best_epoch", "model", "already"}.
+
+    val_miou and best_epoch are None without a labelled validation pixel. already: nothing was left to do.
+    SegrayError when settings or data cannot be used, or OUTPUT holds another training.
+    """
+    settings = replace(settings, data=absolute(settings.data), output=absolute(settings.output))
+    dataset = open_dataset(settings.data)
+    train_samples, val_samples = dataset.samples("train"), dataset.samples("val")
+    check(settings, dataset)
+    data = fingerprint(dataset, [*train_samples, *val_samples])
+    stored = read_run(settings, data)
+    if stored and finished(settings):
+        log.info("%s is already trained for all %d epochs; nothing to do", settings.output, settings.epochs)
+        return _result(settings, already=True)
+    cluster.start()
+    workers = worker_count(settings)
+    if stored is None:
+        inspection = _inspect(dataset, train_samples, settings)
+        write_run(settings, data, asdict(inspection))
+    else:
+        inspection = Inspection.from_json(stored["inspection"])
+    job = Job(
+        settings=settings,
+        dataset=dataset,
+        train=tuple(train_samples),
+        val=tuple(val_samples),
+        inspection=inspection,
+        data=data,
+    )
+    _fit(job, workers)
+    return _result(settings, already=False)
+
+
+def check(settings: TrainSettings, dataset: Dataset) -> None:
+    """SegrayError when the network's name or options are wrong, or there is nothing to tell apart."""
+    classes = len(dataset.classes)
+    if classes < 2:
+        raise SegrayError(f"{dataset.uri} has one class only; give the background a class of its own in classes.json")
+    initial_network(replace(settings, weights=None), bands=len(settings.bands or (0, 1, 2)), classes=classes)
+
+
+def worker_count(settings: TrainSettings) -> int:
+    """--num_workers, or one a GPU, or one; SegrayError when the batch cannot be shared equally among them."""
+    workers = settings.num_workers or max(1, cluster.gpus())
+    if settings.batch_size % workers:
+        raise SegrayError(
+            f"--batch_size {settings.batch_size} cannot be shared equally among the cluster's {workers} GPUs; give a "
+            "multiple of that, or --num_workers"
+        )
+    return workers
+
+
+def cores_per_worker(nodes: list[dict[str, float]], workers: int, *, gpu: bool) -> int:
+    """The most CPU cores that every worker can have, given the resources of each node; at least 1."""
+
+    def fit(cores: int) -> int:
+        return sum(min(int(node.get("CPU", 0)) // cores, int(node.get("GPU", 0)) if gpu else workers) for node in nodes)
+
+    most = int(max((node.get("CPU", 0) for node in nodes), default=1))
+    return next((cores for cores in range(most, 1, -1) if fit(cores) >= workers), 1)
+
+
+class Board:
+    """What the workers tell the driver: reports in order, and the one error that ends the training.
+
+    An actor of its own, so that it outlives the workers.
+    """
+
+    def __init__(self) -> None:
+        self.reports: list[dict] = []
+        self.error: str | None = None
+
+    def add(self, report: dict) -> None:
+        """Append a report."""
+        self.reports.append(report)
+
+    def fail(self, sentence: str) -> None:
+        """Keep the first error."""
+        self.error = self.error or sentence
+
+    def failure(self) -> str | None:
+        """The error, if there is one."""
+        return self.error
+
+    def take(self) -> list[dict]:
+        """The reports since the last call."""
+        reports, self.reports = self.reports, []
+        return reports
+
+
+def _inspect(dataset: Dataset, samples: list[Sample], settings: TrainSettings) -> Inspection:
+    log.info("inspecting %s: %d training images", settings.data, len(samples))
+    try:
+        return ray.get(_inspection.remote(dataset, samples, settings))
+    except RayTaskError as error:
+        if isinstance(error.cause, SegrayError):
+            raise error.cause from None
+        raise
+
+
+@ray.remote(num_cpus=1)
+def _inspection(dataset: Dataset, samples: list[Sample], settings: TrainSettings) -> Inspection:
+    inspection = inspect(dataset, samples, settings)
+    if settings.weights:  # refused now rather than by every worker
+        initial_network(settings, bands=len(inspection.bands), classes=len(dataset.classes))
+    return inspection
+
+
+def _fit(job: Job, workers: int) -> None:
+    """Run the workers to the last epoch; SegrayError with the sentence of the worker that met one."""
+    os.environ.setdefault(*HEALTH_CHECK)
+    gpu = cluster.gpus() > 0
+    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    cores = cores_per_worker(nodes, workers, gpu=gpu)
+    log.info("training %s on %d worker(s) of %d core(s)%s", job.settings.network, workers, cores, " and a GPU" * gpu)
+    board = ray.remote(num_cpus=0)(Board).remote()
+    console = Console(epochs=job.settings.epochs, steps_per_epoch=job.steps)
+    with tempfile.TemporaryDirectory(prefix="segray-") as scratch, _shown(board, console):
+        trainer = ray.train.torch.TorchTrainer(
+            _worker,
+            train_loop_config={"job": job, "board": board, "cores": cores},
+            scaling_config=ray.train.ScalingConfig(
+                num_workers=workers,
+                use_gpu=gpu,
+                resources_per_worker={"CPU": cores, "GPU": 1} if gpu else {"CPU": cores},
+            ),
+            run_config=ray.train.RunConfig(
+                name=uuid.uuid4().hex,
+                storage_path=scratch,
+                failure_config=ray.train.FailureConfig(max_failures=job.settings.max_failures),
+            ),
+        )
+        trainer.fit()
+    if sentence := ray.get(board.failure.remote()):
+        raise SegrayError(sentence)
+
+
+def _worker(config: dict) -> None:
+    """What Ray Train runs in each worker.
+
+    A SegrayError is met by all workers at once (see `workers.Place`): they tell the driver and return, since trying
+    again would not mend it. Running out of GPU memory ends one of them: the group is restarted, and returns at once.
+    """
+    board, context = config["board"], ray.train.get_context()
+    if ray.get(board.failure.remote()):
+        return
+    place = Place(
+        rank=context.get_world_rank(),
+        world_size=context.get_world_size(),
+        device=ray.train.torch.get_device(),
+        cores=config["cores"],
+    )
+
+    def report(values: dict) -> None:
+        if place.rank == 0:
+            board.add.remote(values)
+        if "val_miou" in values:
+            ray.train.report(values)
+
+    try:
+        run(config["job"], place, report=report)
+    except SegrayError as error:
+        ray.get(board.fail.remote(str(error)))
+    except torch.OutOfMemoryError:
+        ray.get(board.fail.remote("a worker ran out of GPU memory; lower --batch_size or --crop"))
+        raise
+
+
+@contextmanager
+def _shown(board: ray.actor.ActorHandle, console: Console) -> Iterator[None]:
+    """Show the reports on the board while the block runs."""
+    done = threading.Event()
+
+    def watch() -> None:
+        last = False
+        while not last:
+            last = done.wait(POLL_S)
+            try:
+                for report in ray.get(board.take.remote(), timeout=10 * POLL_S):
+                    console.show(report)
+            except RayError:  # the board's node is gone or slow: progress is lost, the training is not
+                continue
+
+    thread = threading.Thread(target=watch, name="segray-progress", daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        done.set()
+        thread.join()
+        console.close()
+
+
+def _result(settings: TrainSettings, *, already: bool) -> dict:
+    history = read_history(settings.output)
+    scored = [row for row in history if row["val_miou"] is not None]
+    best = max(scored, key=lambda row: row["val_miou"], default={})
+    return {
+        "epochs": history[-1]["epoch"],
+        "step": history[-1]["step"],
+        "val_miou": best.get("val_miou"),
+        "best_epoch": best.get("epoch"),
+        "model": join(settings.output, "model"),
+        "already": already,
+    }

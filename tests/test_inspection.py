@@ -1,0 +1,142 @@
+"""What is found in labelled data: bands, range, moments over valid pixels, classes; and a fingerprint that notices change."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import rasterio
+
+from segray.datasets import open_dataset
+from segray.errors import SegrayError
+from segray.inspection import IMAGENET_MEAN, IMAGENET_STD, Inspection, fingerprint, inspect, spread
+from segray.settings import TrainSettings
+from conftest import png
+
+CLASSES = [{"id": 0, "name": "land", "color": [0, 99, 0]}, {"id": 1, "name": "water", "color": [0, 0, 255]}]
+
+
+def write_raster(path: Path, pixels: np.ndarray, nodata: float | None = None) -> None:
+    """A GeoTIFF of (C, H, W) pixels."""
+    count, height, width = pixels.shape
+    profile = {"count": count, "height": height, "width": width, "dtype": pixels.dtype, "nodata": nodata}
+    place = {"crs": "EPSG:32632", "transform": rasterio.Affine(2, 0, 500, 0, -2, 900)}
+    # the fourth of four bands of bytes would be written as alpha
+    with rasterio.open(path, "w", driver="GTiff", photometric="MINISBLACK", alpha="NO", **profile, **place) as file:
+        file.write(pixels)
+
+
+def write_data(root: Path, images: list[np.ndarray], masks: list[np.ndarray] | None = None, **options: object) -> str:
+    for split in ("train", "val"):
+        for kind in ("images", "masks"):
+            (root / split / kind).mkdir(parents=True)
+    (root / "classes.json").write_text(json.dumps({"classes": CLASSES}))
+    masks = masks or [np.zeros(image.shape[1:], np.uint8) for image in images]
+    for number, (image, mask) in enumerate(zip(images, masks)):
+        write_raster(root / "train" / "images" / f"{number}.tif", image, **options)
+        (root / "train" / "masks" / f"{number}.png").write_bytes(png(mask))
+    return str(root)
+
+
+def look(data: str, **changes: object) -> Inspection:
+    settings = TrainSettings(**{"data": data, "output": "none", "crop": 16, **changes})
+    dataset = open_dataset(data)
+    return inspect(dataset, dataset.samples("train"), settings)
+
+
+@pytest.mark.parametrize(
+    ("dtype", "top", "scale"), [("uint8", 255, 1 / 255), ("uint16", 10_000, 1 / 65535), ("float32", 1, 1.0)]
+)
+def test_moments_are_those_of_the_valid_pixels(tmp_path: Path, dtype: str, top: int, scale: float) -> None:
+    rng = np.random.default_rng(0)
+    images = [(rng.random((4, 30, 20 + k)) * top + 1).astype(dtype) for k in range(3)]
+    for image in images:
+        image[:, :10] = 0  # nodata
+    found = look(write_data(tmp_path, images, nodata=0))
+    values = np.concatenate([image[:, 10:].reshape(4, -1) for image in images], axis=1).astype(np.float64) * scale
+    assert found.bands == (0, 1, 2, 3)
+    assert found.scale == pytest.approx(scale)
+    assert found.mean == pytest.approx(values.mean(axis=1), rel=1e-6)
+    assert found.std == pytest.approx(values.std(axis=1), rel=1e-6)
+    assert found.class_pixels == (values.shape[1], 0)
+    assert found.images == 3
+
+
+def test_bands_are_chosen_in_their_order(tmp_path: Path) -> None:
+    image = np.stack([np.full((20, 20), value, np.uint8) for value in (10, 20, 30, 40)])
+    image[:, 0, 0] += 1
+    found = look(write_data(tmp_path, [image]), bands=(3, 0))
+    assert found.bands == (3, 0)
+    assert [round(255 * value) for value in found.mean] == [40, 10]
+
+
+def test_a_constant_band_has_a_deviation_of_1(tmp_path: Path) -> None:
+    assert look(write_data(tmp_path, [np.full((1, 20, 20), 7, np.uint8)])).std == (1.0,)
+
+
+def test_grey_among_colour_counts_as_colour(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    grey, colour = (rng.integers(0, 255, (bands, 20, 20), np.uint8) for bands in (1, 3))
+    assert look(write_data(tmp_path, [grey, colour])).bands == (0, 1, 2)
+
+
+def test_pretrained_weights_come_with_their_own_moments(tmp_path: Path) -> None:
+    data = write_data(tmp_path, [np.random.default_rng(0).integers(0, 255, (3, 20, 20), np.uint8)])
+    found = look(data, weights="some.safetensors")
+    assert (found.mean, found.std) == (IMAGENET_MEAN, IMAGENET_STD)
+
+
+@pytest.mark.parametrize(("size", "crops"), [(8, 1), (16, 1), (32, 4), (80, 25)])
+def test_crops_cover_a_mean_image_once(tmp_path: Path, size: int, crops: int) -> None:
+    assert look(write_data(tmp_path, [np.ones((1, size, size), np.uint8)])).crops_per_image == crops
+
+
+@pytest.mark.parametrize(
+    ("changes", "mask_value", "sentence"),
+    [
+        ({"bands": (0, 3)}, 0, "--bands 0,3 cannot be read; bands are numbered 0 to 2"),
+        ({}, 255, "none of 1 training masks .* has a labelled pixel"),
+        ({}, 9, "holds the id 9"),
+    ],
+)
+def test_data_that_cannot_be_used_are_refused(tmp_path: Path, changes: dict, mask_value: int, sentence: str) -> None:
+    mask = np.full((20, 20), mask_value, np.uint8)
+    data = write_data(tmp_path, [np.ones((3, 20, 20), np.uint8)], [mask])
+    with pytest.raises(SegrayError, match=sentence):
+        look(data, **changes)
+
+
+def test_an_inspection_survives_json(tmp_path: Path) -> None:
+    found = look(write_data(tmp_path, [np.random.default_rng(0).integers(0, 255, (3, 20, 20), np.uint8)]))
+    assert Inspection.from_json(json.loads(json.dumps(vars(found)))) == found
+
+
+def test_the_fingerprint_notices_every_change(tmp_path: Path) -> None:
+    image = np.ones((3, 20, 20), np.uint8)
+    data = write_data(tmp_path, [image, image])
+
+    def mark() -> str:
+        dataset = open_dataset(data)
+        return fingerprint(dataset, dataset.samples("train"))
+
+    marks = [mark(), mark()]
+    assert marks[0] == marks[1]
+    (tmp_path / "train" / "masks" / "0.png").write_bytes(png(np.ones((20, 20), np.uint8)))
+    marks.append(mark())
+    write_raster(tmp_path / "train" / "images" / "2.tif", image)
+    (tmp_path / "train" / "masks" / "2.png").write_bytes(png(np.ones((20, 20), np.uint8)))
+    marks.append(mark())
+    (tmp_path / "classes.json").write_text(json.dumps({"classes": CLASSES, "ignore_index": 99}))
+    marks.append(mark())
+    assert len(set(marks)) == 4
+
+
+@pytest.mark.parametrize(("length", "count"), [(1, 5), (5, 5), (7, 5), (1000, 200), (0, 5)])
+def test_samples_are_spread_evenly(length: int, count: int) -> None:
+    chosen = spread(range(length), count)
+    gaps = np.diff(chosen)
+    assert len(chosen) == min(length, count)
+    assert length == 0 or chosen[0] == 0
+    assert len(chosen) < 2 or gaps.max() - gaps.min() <= 1

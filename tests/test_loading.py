@@ -1,0 +1,130 @@
+"""Reading ahead keeps order and bounds; the cache reads once and stays small; the bands are those of the spec."""
+
+from __future__ import annotations
+
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+import pytest
+
+from segray.augment import Augment
+from segray.datasets import Labelled
+from segray.loading import CropLoader, ImageCache, in_order, reading_threads
+from segray.sampling import epoch_order
+
+
+def labelled(size: int = 8, value: int = 0) -> Labelled:
+    shape = (size, size)
+    return Labelled(
+        pixels=np.full((1, *shape), value, np.uint8), valid=np.ones(shape, bool), mask=np.zeros(shape, np.uint8)
+    )
+
+
+@pytest.mark.parametrize(("count", "ahead"), [(0, 3), (1, 3), (3, 3), (20, 1), (20, 5)])
+def test_results_come_in_order_and_few_are_under_way(count: int, ahead: int) -> None:
+    lock, started, most, taken = threading.Lock(), 0, 0, 0
+
+    def work(item: int) -> int:
+        nonlocal started, most
+        with lock:
+            started += 1
+            most = max(most, started - taken)
+        time.sleep(0.001 * (item % 3))
+        return item
+
+    with ThreadPoolExecutor(4) as pool:
+        results = []
+        for result in in_order(work, range(count), pool=pool, ahead=ahead):
+            results.append(result)
+            with lock:
+                taken += 1
+    assert results == list(range(count))
+    assert most <= ahead + 1
+
+
+def test_an_error_is_raised_in_its_turn() -> None:
+    with ThreadPoolExecutor(4) as pool:
+        results = in_order(lambda item: 1 // (item - 2), range(9), pool=pool, ahead=9)
+        assert [next(results), next(results)] == [-1, -1]
+        with pytest.raises(ZeroDivisionError):
+            next(results)
+
+
+def test_an_image_that_several_threads_want_is_read_once() -> None:
+    reads = []
+
+    def read(index: int) -> Labelled:
+        reads.append(index)
+        time.sleep(0.01)
+        return labelled(value=index)
+
+    cache = ImageCache(read)
+    with ThreadPoolExecutor(8) as pool:
+        images = list(pool.map(cache.get, [0, 1, 2] * 8))
+    assert sorted(reads) == [0, 1, 2]
+    assert [int(image.pixels[0, 0, 0]) for image in images] == [0, 1, 2] * 8
+
+
+def test_the_cache_forgets_what_was_used_longest_ago() -> None:
+    reads = []
+
+    def read(index: int) -> Labelled:
+        reads.append(index)
+        return labelled(size=8)  # 3 bytes a pixel: 192 bytes
+
+    cache = ImageCache(read, max_bytes=2 * 192)
+    for index in (0, 1, 0, 2, 0, 1):
+        cache.get(index)
+    assert reads == [0, 1, 2, 1]
+
+
+def test_an_image_larger_than_the_cache_is_read_all_the_same() -> None:
+    assert ImageCache(lambda _: labelled(), max_bytes=1).get(0).mask.shape == (8, 8)
+
+
+def test_an_image_that_cannot_be_read_is_an_error_each_time() -> None:
+    def fail(index: int) -> Labelled:
+        raise OSError(f"image {index} is gone")
+
+    cache = ImageCache(fail)
+    for _ in range(2):
+        with pytest.raises(OSError, match="image 3 is gone"):
+            cache.get(3)
+
+
+@pytest.mark.parametrize("world_size", [1, 2, 4])
+def test_workers_together_see_the_crops_that_one_would(world_size: int) -> None:
+    rng = np.random.default_rng(0)
+    images = [
+        Labelled(
+            pixels=rng.integers(0, 255, (3, 40, 50), np.uint8),
+            valid=np.ones((40, 50), bool),
+            mask=rng.integers(0, 4, (40, 50), np.uint8),
+        )
+        for _ in range(5)
+    ]
+    order = epoch_order(5, crops_per_image=3, positions=12, together=2, seed=7, epoch=2)
+
+    def crops(rank: int, world_size: int, pool: ThreadPoolExecutor) -> list[list[bytes]]:
+        loader = CropLoader(
+            cache=ImageCache(images.__getitem__),
+            augment=Augment(crop=16),
+            pool=pool,
+            batch_size=4,
+            rank=rank,
+            world_size=world_size,
+            seed=7,
+        )
+        return [
+            [pixels.numpy().tobytes() + mask.numpy().tobytes() for pixels, mask in zip(batch.pixels, batch.mask)]
+            for batch in loader.batches(2, order)
+        ]
+
+    with reading_threads(3) as pool:
+        alone = crops(0, 1, pool)
+        workers = [crops(rank, world_size, pool) for rank in range(world_size)]
+    assert len(alone) == 3
+    for step, expected in enumerate(alone):
+        assert sorted(crop for worker in workers for crop in worker[step]) == sorted(expected)

@@ -1,0 +1,282 @@
+"""The segmentation job on Ray: the same masks however it was cut, killed anywhere, whatever the files (R1, R2, R4)."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import random
+import tempfile
+from pathlib import Path
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+import rasterio
+import ray
+from models import write_model
+from PIL import Image
+from rasterio.transform import from_origin
+
+from jobs import contents, kill, kill_actor, run, start, wait_for
+from segray import walk
+from segray.archives import open_archive
+from segray.archives.images import is_picture, read_header
+from segray.errors import SegrayError
+from segray.grid import Window
+from segray.masks import IGNORE, decode_png
+from segray.model_dir import load_network, read_description
+from segray.plan import cut, whole
+from segray.segmentation import segment
+from segray.segmenter import Segmenter
+from segray.settings import SegmentSettings
+from segray.synthetic import scene
+
+
+@pytest.fixture(scope="module")
+def local_ray():
+    """A Ray of two cores in this process, with the resource that keeps the stages of a GPU cluster apart."""
+    os.environ["RAY_AUTH_MODE"] = "disabled"
+    ray.init(
+        address="local", num_cpus=2, resources={"segray_stages": 1}, include_dashboard=False,
+        _temp_dir=tempfile.mkdtemp(prefix="sr", dir="/tmp"), log_to_driver=False,
+    )  # fmt: skip
+    yield
+    ray.shutdown()
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory) -> str:
+    """A model whose mask shows every tile that is not where it should be."""
+    return write_model(str(tmp_path_factory.mktemp("model")))
+
+
+@pytest.fixture(scope="module")
+def archive(tmp_path_factory) -> Path:
+    """A georeferenced scene with nodata, small tiles, a folder deep, and a text file."""
+    folder = tmp_path_factory.mktemp("archive")
+    image, _ = scene(1, 230, 190)
+    image = np.maximum(image, 1)
+    image[60:130, :70] = 0
+    options = {"driver": "GTiff", "height": 230, "width": 190, "count": 3, "dtype": "uint8", "nodata": 0}
+    with rasterio.open(
+        folder / "scene.tif", "w", crs="EPSG:32618", transform=from_origin(101985.25, 2826915.75, 0.3, 0.3), **options
+    ) as file:
+        file.write(image.transpose(2, 0, 1))
+    (folder / "tiles").mkdir()
+    for number in range(12):
+        Image.fromarray(scene(number, 40 + number, 64)[0]).save(folder / "tiles" / f"t{number:02d}.png")
+    (folder / "readme.txt").write_text("no image")
+    return folder
+
+
+def masks_of(output: Path) -> dict[str, np.ndarray]:
+    """Image name -> its whole mask, put together from the windows; every pixel written exactly once."""
+    joined, written = {}, {}
+    for shard in sorted((output / "masks").glob("*.parquet")):
+        for row in pq.read_table(shard).to_pylist():
+            name, size = row["image"], (row["image_height"], row["image_width"])
+            mask = joined.setdefault(name, np.full(size, IGNORE, np.uint8))
+            window = Window(*(row[name] for name in ("row_off", "col_off", "height", "width")))
+            part = (window.rows, window.cols)
+            written.setdefault(name, np.zeros(size, int))[part] += 1
+            if row["mask"]:
+                mask[part] = decode_png(row["mask"])
+    assert all((count == 1).all() for count in written.values())
+    return joined
+
+
+def plain_loop(model: str, archive: Path) -> dict[str, np.ndarray]:
+    """The masks without Ray, plan or shards: one process, one image after the other."""
+    description = read_description(model)
+    segmenter = Segmenter(load_network(description), description.spec, num_classes=3, precision="bf16")
+    masks = {}
+    for file in open_archive(str(archive)).images():
+        if is_picture(file.uri):
+            items = [whole(file)]
+        else:
+            header = read_header(file.uri)
+            items = cut(file, height=header.height, width=header.width, window=10**6, shard_pixels=10**12)
+        readings = walk.read_items(items, description.spec, window=10**6, explicit_bands=False)
+        for result in walk.segment(readings, segmenter):
+            masks[file.uri] = result.masks[0].mask
+    return masks
+
+
+@pytest.mark.parametrize(
+    ("window", "shard_mpx", "actors"),
+    [(2048, 32, "1"), (100, 0.01, "2"), (64, 0.03, "1"), (37, 0.002, "2"), (32, 32, "1:2")],
+)
+@pytest.mark.usefixtures("local_ray")
+def test_same_masks_however_the_job_is_cut(model, archive, tmp_path, *, window, shard_mpx, actors):
+    summary = segment(SegmentSettings(
+        model=model, archive=str(archive), output=str(tmp_path), window=window, shard_mpx=shard_mpx, actors=actors,
+        precision="bf16", format="parquet,png",
+    ))  # fmt: skip
+    assert summary["images"] == {"ok": 13, "nodata": 0, "failed": 0}
+    assert summary["skipped_files"] == 1
+    expected, found = plain_loop(model, archive), masks_of(tmp_path)
+    assert expected.keys() == found.keys()
+    for name, mask in expected.items():
+        assert (found[name] == mask).all(), name
+    assert len(list((tmp_path / "masks").glob("*.tar"))) == len(list((tmp_path / "masks").glob("*.parquet")))
+    again = segment(SegmentSettings(
+        model=model, archive=str(archive), output=str(tmp_path), window=window, shard_mpx=shard_mpx,
+        precision="bf16", format="png,parquet",
+    ))  # fmt: skip
+    assert again == summary
+
+
+def test_georeference_in_is_georeference_out(local_ray, model, archive, tmp_path):
+    segment(SegmentSettings(model=model, archive=str(archive / "scene.tif"), output=str(tmp_path), window=100))
+    table = pq.read_table(tmp_path / "masks" / "shard-00000000.parquet")
+    first = table.to_pylist()[0]
+    with rasterio.open(archive / "scene.tif") as source:
+        assert first["crs"] == source.crs.to_string() == "EPSG:32618"
+        assert first["transform"] == list(source.transform)[:6]
+        assert sum(table["valid_pixels"].to_pylist()) == (source.dataset_mask() > 0).sum()
+    geo = json.loads(table.schema.metadata[b"geo"])
+    assert geo["version"] == "1.1.0"
+    assert json.loads((tmp_path / "summary.json").read_text())["km2"] == pytest.approx(
+        sum(table["valid_pixels"].to_pylist()) * 0.09 / 1e6, rel=0.01
+    )
+
+
+def test_another_job_on_the_same_output_is_refused(local_ray, model, archive, tmp_path):
+    settings = {"model": model, "archive": str(archive / "tiles"), "output": str(tmp_path)}
+    segment(SegmentSettings(**settings))
+    before = contents(tmp_path)
+    with pytest.raises(SegrayError, match="--window was 2048 and is now 512.*--overwrite"):
+        segment(SegmentSettings(**settings, window=512))
+    with pytest.raises(SegrayError, match="--format was parquet and is now png"):
+        segment(SegmentSettings(**settings, format="png"))
+    assert contents(tmp_path) == before
+    segment(SegmentSettings(**settings, blend="crop", overwrite=True))
+    assert json.loads((tmp_path / "summary.json").read_text())["settings"]["blend"] == "crop"
+
+
+def test_a_changed_archive_is_refused(local_ray, model, tmp_path):
+    (tmp_path / "images").mkdir()
+    Image.fromarray(scene(1, 40, 40)[0]).save(tmp_path / "images" / "a.png")
+    settings = SegmentSettings(model=model, archive=str(tmp_path / "images"), output=str(tmp_path / "out"))
+    segment(settings)
+    Image.fromarray(scene(2, 40, 40)[0]).save(tmp_path / "images" / "b.png")
+    with pytest.raises(SegrayError, match="held 1 images and now holds 2"):
+        segment(settings)
+
+
+def write_odd_files(folder: Path) -> None:
+    """What archives of this world hold."""
+    image = Image.fromarray(scene(3, 64, 80)[0])
+    buffer = io.BytesIO()
+    image.save(buffer, "JPEG")
+    (folder / "truncated.jpg").write_bytes(buffer.getvalue()[:-400])
+    (folder / "empty.png").write_bytes(b"")
+    (folder / "text.png").write_text("this is no picture")
+    image.crop((0, 0, 1, 1)).save(folder / "one.png")
+    image.convert("CMYK").save(folder / "cmyk.jpg")
+    Image.fromarray(np.arange(64 * 80, dtype=np.uint16).reshape(64, 80)).save(folder / "sixteen.png")
+    image.quantize(16).save(folder / "palette.png")
+    alpha = image.convert("RGBA")
+    alpha.putalpha(Image.fromarray(np.where(np.arange(80) < 30, 0, 255).astype(np.uint8)[None].repeat(64, 0)))
+    alpha.save(folder / "alpha.png")
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    image.save(folder / "rotated.jpg", exif=exif)
+
+
+def test_odd_files_are_segmented_or_rows_with_a_reason(local_ray, model, tmp_path):
+    images = tmp_path / "images"
+    images.mkdir()
+    write_odd_files(images)
+    summary = segment(SegmentSettings(model=model, archive=str(images), output=str(tmp_path / "out")))
+    rows = {Path(row["image"]).name: row for row in pq.read_table(tmp_path / "out" / "masks").to_pylist()}
+    assert {name for name, row in rows.items() if row["status"] == "ok"} == {
+        "one.png", "cmyk.jpg", "palette.png", "alpha.png", "rotated.jpg",
+    }  # fmt: skip
+    reasons = {name: row["error"] for name, row in rows.items() if row["status"] == "failed"}
+    expected = {"truncated.jpg": "truncated", "empty.png": "empty", "text.png": "no PNG", "sixteen.png": "--bands"}
+    assert reasons.keys() == expected.keys()
+    assert all(reason in reasons[name] for name, reason in expected.items())
+    assert (rows["rotated.jpg"]["height"], rows["rotated.jpg"]["width"]) == (80, 64)
+    assert rows["alpha.png"]["valid_pixels"] == 64 * 50
+    assert rows["text.png"]["mask"] is None
+    assert summary["images"] == {"ok": 5, "nodata": 0, "failed": 4}
+    assert len(summary["failures"]) == 4
+
+
+def test_an_archive_that_does_not_fit_the_model_is_refused_before_any_mask(local_ray, model, tmp_path):
+    options = {"driver": "GTiff", "height": 20, "width": 20, "count": 4, "dtype": "uint8"}
+    (tmp_path / "images").mkdir()
+    with rasterio.open(tmp_path / "images" / "four.tif", "w", **options) as file:
+        file.write(np.ones((4, 20, 20), np.uint8))
+    settings = {"model": model, "archive": str(tmp_path / "images"), "output": str(tmp_path / "out")}
+    with pytest.raises(SegrayError, match=r"four\.tif has 4 bands.*--bands 0,1,2"):
+        segment(SegmentSettings(**settings))
+    assert not (tmp_path / "out" / "masks").exists()
+    summary = segment(SegmentSettings(**settings, bands=(3, 2, 1)))
+    assert summary["images"]["ok"] == 1
+    with pytest.raises(SegrayError, match="--bands names 2"):
+        segment(SegmentSettings(**settings, bands=(3, 2), overwrite=True))
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory, model) -> tuple[Path, Path]:
+    """An archive of many shards and the output of a run in one piece."""
+    images, output = tmp_path_factory.mktemp("many"), tmp_path_factory.mktemp("undisturbed")
+    for number in range(60):
+        Image.fromarray(scene(number, 96, 96)[0]).save(images / f"i{number:02d}.png")
+    status, out, err = run("segment", model=model, archive=images, output=output, shard_mpx=0.02, actors=2)
+    assert status == 0, err
+    assert "60 images segmented" in out
+    return images, output
+
+
+def test_killed_anywhere_and_run_again_the_masks_are_those_of_an_undisturbed_run(undisturbed, model, tmp_path):
+    images, whole_output = undisturbed
+    settings = {"model": model, "archive": images, "output": tmp_path, "shard_mpx": 0.02, "actors": 2}
+    shards = len(contents(whole_output / "masks"))
+    rng = random.Random(5)
+
+    def published() -> int:
+        return len(list((tmp_path / "masks").glob("shard-*.parquet"))) if (tmp_path / "masks").exists() else 0
+
+    for _ in range(2):  # the driver is killed twice
+        goal = published() + rng.randint(1, shards // 4)
+        process = start("segment", **settings)
+        assert wait_for(lambda goal=goal: published() >= goal)
+        kill(process)
+    assert 0 < published() < shards
+    process = start("segment", **settings)
+    for _ in range(2):  # then an actor is killed twice
+        goal = published() + 1
+        assert wait_for(lambda goal=goal: published() >= goal)
+        kill_actor(process)
+    out, err = process.communicate(timeout=300)
+    assert process.returncode == 0, err
+    assert contents(tmp_path / "masks") == contents(whole_output / "masks")
+    ours, theirs = (json.loads((folder / "summary.json").read_text()) for folder in (tmp_path, whole_output))
+    for name in ("images", "windows", "pixels", "confidence"):
+        assert ours[name] == theirs[name]
+    before = contents(tmp_path)
+    status, out, _ = run("segment", **settings)
+    assert status == 0
+    assert "nothing to do" in out
+    assert contents(tmp_path) == before
+
+
+def test_exit_status(undisturbed, model, tmp_path):
+    images, _ = undisturbed
+    status, _, err = run("segment", model=tmp_path / "none", archive=images, output=tmp_path / "out")
+    assert status == 2
+    assert "is no model directory" in err
+    assert err.count("\n") == 1
+    (tmp_path / "some").mkdir()
+    Image.fromarray(scene(1, 40, 40)[0]).save(tmp_path / "some" / "a.png")
+    (tmp_path / "some" / "b.png").write_bytes(b"")
+    status, out, err = run("segment", model=model, archive=tmp_path / "some", output=tmp_path / "out")
+    assert status == 3
+    assert "50.0% of the images failed" in err
+    assert "the file is empty" in err
+    status, _, _ = run("segment", model=model, archive=tmp_path / "some", output=tmp_path / "out", max_failed=0.5)
+    assert status == 0

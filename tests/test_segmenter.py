@@ -1,0 +1,238 @@
+"""The mask of a pixel depends on the image and the model, and on nothing else (rule R1), and 255 is where data is not."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from segray.grid import Window, blocks, read_extent, split
+from segray.inputs import InputSpec
+from segray.masks import IGNORE
+from segray.networks import build_network
+from segray.regions import Region
+from segray.segmenter import CONFIDENCE_UNIT, Segmenter, default_precision
+
+HEIGHT, WIDTH = 203, 157
+K = 4
+
+
+class Positional(nn.Module):
+    """An adversary: its logits depend on where in the tile a pixel stands, so that every wrong tile shows."""
+
+    def __init__(self, tile: int) -> None:
+        super().__init__()
+        generator = torch.Generator().manual_seed(7)
+        self.register_buffer("bias", torch.randn(1, K, tile, tile, generator=generator) * 3)
+        self.mix = nn.Conv2d(3, K, 5, padding=2, padding_mode="reflect")
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """(N, 3, P, P) -> (N, K, P, P)."""
+        return self.mix(x) + self.bias
+
+
+@pytest.fixture(autouse=True, scope="module")
+def one_thread():
+    """Busy cores make two threads wait for each other."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+def spec(tile: int = 32, overlap: int = 8) -> InputSpec:
+    return InputSpec(bands=(0, 1, 2), scale=1 / 255, mean=(0.5,) * 3, std=(0.2,) * 3, tile=tile, overlap=overlap)
+
+
+def scene(height: int = HEIGHT, width: int = WIDTH, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
+    rng = np.random.default_rng(seed)
+    pixels = rng.integers(0, 256, (3, height, width), dtype=np.uint8)
+    valid = np.ones((height, width), bool)
+    valid[height // 3 : height // 2, : width // 2] = False
+    return pixels, valid
+
+
+def adversary(tile: int = 32, overlap: int = 8, **options: object) -> Segmenter:
+    torch.manual_seed(1)
+    return Segmenter(Positional(tile), spec(tile, overlap), num_classes=K, **options)
+
+
+def region_of(pixels: np.ndarray, valid: np.ndarray, block: Window, *, window: int, lattice: InputSpec) -> Region:
+    height, width = valid.shape
+    extent = read_extent(block, height=height, width=width, tile=lattice.tile, overlap=lattice.overlap)
+    rows, cols = extent.rows, extent.cols
+    return Region(
+        height=height, width=width, block=block, windows=tuple(split(block, window)), extent=extent,
+        pixels=pixels[:, rows, cols], valid=valid[rows, cols],
+    )  # fmt: skip
+
+
+def mosaic(segmenter: Segmenter, pixels: np.ndarray, valid: np.ndarray, *, window: int, shard_pixels: int):
+    """The masks of all windows joined, and the sums of their statistics."""
+    height, width = valid.shape
+    parts = blocks(height, width, window, shard_pixels)
+    regions = [region_of(pixels, valid, block, window=window, lattice=segmenter.spec) for block in parts]
+    joined = np.full(valid.shape, 77, np.uint8)
+    confidence = 0
+    for masks in segmenter.segment(regions):
+        for mask in masks:
+            joined[mask.window.rows, mask.window.cols] = mask.mask
+            confidence += round((mask.confidence or 0) * mask.valid_pixels / CONFIDENCE_UNIT)
+    return joined, confidence
+
+
+@pytest.mark.parametrize("blend", ["taper", "crop"])
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_mask_and_confidence_do_not_depend_on_windows_shards_or_batches(blend, precision):
+    pixels, valid = scene()
+    whole, total = mosaic(adversary(blend=blend, precision=precision), pixels, valid, window=1000, shard_pixels=10**9)
+    assert len(np.unique(whole)) == K + 1
+    for window in (1, 13, 32, 50, 100):
+        if window == 1:
+            part = (pixels[:, :9, :11], valid[:9, :11])
+            small, _ = mosaic(adversary(blend=blend, precision=precision), *part, window=1, shard_pixels=1)
+            alone, _ = mosaic(adversary(blend=blend, precision=precision), *part, window=99, shard_pixels=10**9)
+            assert (small == alone).all()
+            continue
+        for shard_pixels in (1, 4000, 10**9):
+            for batch_size in (1, 5):
+                segmenter = adversary(blend=blend, precision=precision, batch_size=batch_size)
+                cut, summed = mosaic(segmenter, pixels, valid, window=window, shard_pixels=shard_pixels)
+                assert (cut == whole).all(), (window, shard_pixels, batch_size)
+                assert summed == total
+
+
+def test_two_threads_and_a_real_network_give_the_same_bits():
+    torch.manual_seed(0)
+    network = build_network("unet", {"width": 8}, num_classes=K, in_channels=3)
+    pixels, valid = scene()
+    masks = []
+    for threads, batch in ((1, 1), (2, 1), (2, 7)):
+        torch.set_num_threads(threads)
+        segmenter = Segmenter(network, spec(), num_classes=K, precision="bf16", batch_size=batch)
+        masks.append(mosaic(segmenter, pixels, valid, window=64, shard_pixels=64**2))
+    torch.set_num_threads(1)
+    assert all((mask == masks[0][0]).all() and total == masks[0][1] for mask, total in masks)
+
+
+def brute_force(segmenter: Segmenter, pixels: np.ndarray, valid: np.ndarray) -> np.ndarray:
+    """The mask by the definition of the lattice: every tile on a whole-image canvas, one at a time."""
+    tile, stride = segmenter.spec.tile, segmenter.spec.tile - segmenter.spec.overlap
+    height, width = valid.shape
+    down, across = (1 if n <= tile else -((tile - n) // stride) + 1 for n in (height, width))
+    pad = ((down - 1) * stride + tile - height, (across - 1) * stride + tile - width)
+    canvas = torch.zeros(K, height + pad[0], width + pad[1])
+    padded = np.pad(pixels, ((0, 0), (0, pad[0]), (0, pad[1])), mode="reflect")
+    padded_valid = np.pad(valid, ((0, pad[0]), (0, pad[1])), mode="reflect")
+    ramp = torch.from_numpy((1 - np.cos(np.pi * (np.arange(8) + 0.5) / 8)) / 2).float()
+    for i in range(down):
+        for j in range(across):
+            part = np.s_[..., i * stride : i * stride + tile, j * stride : j * stride + tile]
+            batch = (torch.from_numpy(padded[part].copy())[None], torch.from_numpy(padded_valid[part].copy())[None])
+            weight = torch.ones(2, tile)
+            for axis, (index, count) in enumerate(((i, down), (j, across))):
+                if index:
+                    weight[axis, :8] = ramp
+                if index < count - 1:
+                    weight[axis, -8:] = 1 - ramp
+            canvas[part] += segmenter.probabilities(*batch)[0] * weight[0][:, None] * weight[1]
+    mask = canvas.argmax(0).numpy().astype(np.uint8)[:height, :width]
+    return np.where(valid, mask, IGNORE)
+
+
+@pytest.mark.parametrize("size", [(32, 32), (33, 31), (56, 57), (80, 200), (203, 157)])
+def test_equals_the_definition(size):
+    pixels, valid = scene(*size)
+    segmenter = adversary()
+    agreement = (segmenter.mask_image(pixels, valid) == brute_force(segmenter, pixels, valid)).mean()
+    assert agreement > 0.9999  # the two round their weights in another order
+
+
+@pytest.mark.parametrize("size", [(1, 1), (1, 90), (2, 3), (31, 7)])
+def test_tiny_images_are_images(size):
+    pixels, valid = scene(*size)
+    valid[:] = True
+    mask = adversary().mask_image(pixels, valid)
+    assert mask.shape == size
+    assert mask.max() < K
+
+
+def test_255_exactly_where_there_is_no_data_and_nan_changes_nothing():
+    pixels, valid = scene()
+    floats = pixels.astype(np.float32)
+    clean = adversary().mask_image(floats, valid)
+    floats[:, ~valid] = np.nan
+    mask = adversary().mask_image(floats, valid)
+    assert ((mask == IGNORE) == ~valid).all()
+    assert (mask == clean).all()
+
+
+def test_tiles_without_data_never_reach_the_network():
+    seen = []
+
+    class Spy(Positional):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            seen.append(x.shape[0])
+            return super().forward(x)
+
+    pixels, valid = scene(200, 200)
+    valid[:] = False
+    valid[5, 5] = True
+    segmenter = Segmenter(Spy(32), spec(), num_classes=K)
+    mask = segmenter.mask_image(pixels, valid)
+    assert sum(seen) == 1
+    assert (mask != IGNORE).sum() == 1
+
+
+def test_statistics_of_a_window():
+    pixels, valid = scene()
+    region = region_of(pixels, valid, Window(0, 0, HEIGHT, WIDTH), window=500, lattice=spec())
+    (result,) = next(adversary().segment([region]))
+    counts = np.bincount(result.mask[valid], minlength=K)
+    assert (result.pixel_counts == counts).all()
+    assert result.valid_pixels == valid.sum() == counts.sum()
+    assert 1 / K < result.confidence <= 1
+    assert 0 < result.seam_disagreement < 1
+
+
+def test_seam_disagreement_of_a_network_without_context_is_zero_and_absent_without_overlap():
+    network = nn.Conv2d(3, K, 1)
+    pixels, valid = scene()
+    region = region_of(pixels, valid, Window(0, 0, HEIGHT, WIDTH), window=500, lattice=spec())
+    (result,) = next(Segmenter(network, spec(), num_classes=K).segment([region]))
+    assert result.seam_disagreement == 0
+    alone = region_of(pixels[:, :32, :32], valid[:32, :32], Window(0, 0, 32, 32), window=500, lattice=spec())
+    (result,) = next(Segmenter(network, spec(), num_classes=K).segment([alone]))
+    assert result.seam_disagreement is None
+
+
+def test_a_region_with_too_few_pixels_is_refused():
+    pixels, valid = scene()
+    region = region_of(pixels, valid, Window(64, 64, 64, 64), window=64, lattice=spec())
+    short = Region(**{**vars(region), "extent": region.block})
+    with pytest.raises(ValueError, match="its tiles are made of"):
+        list(adversary().segment([short]))
+
+
+def test_batches_run_across_small_images():
+    sizes = []
+
+    class Spy(Positional):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            sizes.append(x.shape[0])
+            return super().forward(x)
+
+    pixels, valid = scene(32, 32)
+    whole = Window(0, 0, 32, 32)
+    regions = [region_of(pixels, valid, whole, window=64, lattice=spec()) for _ in range(10)]
+    results = list(Segmenter(Spy(32), spec(), num_classes=K, batch_size=4).segment(regions))
+    assert sizes == [4, 4, 2]
+    assert len(results) == 10
+
+
+def test_wrong_precision_is_refused_and_the_default_is_one_of_both():
+    with pytest.raises(ValueError, match="bf16 or fp32"):
+        adversary(precision="fp16")
+    assert default_precision("cpu") in ("bf16", "fp32")
+    assert default_precision("cuda") == "bf16"

@@ -1,0 +1,206 @@
+"""The training loop in one process without Ray: what it writes, what it continues from, what it refuses."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import asdict, replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from conftest import png
+
+from segray.datasets import open_dataset
+from segray.errors import SegrayError
+from segray.inspection import inspect
+from segray.metrics import confusion_matrix, scores
+from segray.model_dir import load_network, read_description
+from segray.segmenter import Segmenter
+from segray.settings import TrainSettings
+from segray.storage import list_files
+from segray.trainer import run
+from segray.training_job import Job
+from segray.training_state import compared, finished, load_state, newest_epoch, read_history, read_run, write_run
+from segray.workers import Place
+
+EPOCHS = 3
+
+
+def make_job(data: str, output: str, **changes: object) -> Job:
+    """A small training of a few steps an epoch."""
+    values = {"network": "encoder_decoder?width=8", "epochs": EPOCHS, "batch_size": 4, "crop": 32, "precision": "fp32"}
+    settings = TrainSettings(**{"data": data, "output": output, **values, **changes})
+    dataset = open_dataset(data)
+    train, val = dataset.samples("train"), dataset.samples("val")
+    inspection = inspect(dataset, train, settings)
+    return Job(
+        settings=settings, dataset=dataset, train=tuple(train), val=tuple(val), inspection=inspection, data="mark"
+    )
+
+
+def silent(report: dict) -> None:
+    """Reports are for others."""
+
+
+def run_job(job: Job, report: Callable[[dict], None] = silent) -> dict:
+    """Train to the end; the last state."""
+    run(job, Place(), report=report)
+    return load_state(job.settings.output, job.settings.epochs)
+
+
+def same(one: object, other: object) -> bool:
+    """Whether two states are equal to the bit, but for the times in their history."""
+    if isinstance(one, torch.Tensor):
+        return torch.equal(one, other)
+    if isinstance(one, dict):
+        return one.keys() == other.keys() and all(same(one[key], other[key]) for key in one if key != "history")
+    if isinstance(one, list):
+        return len(one) == len(other) and all(map(same, one, other))
+    return one == other
+
+
+class Interrupted(Exception):
+    """Raised by a test in the middle of a training."""
+
+
+@pytest.fixture
+def job(labelled_folder: str, tmp_path: Path) -> Job:
+    return make_job(labelled_folder, str(tmp_path / "trained"))
+
+
+def test_a_training_writes_model_metrics_page_and_state(job: Job) -> None:
+    reports = []
+    run_job(job, reports.append)
+    output = job.settings.output
+    names = {file.uri.removeprefix(output + "/") for file in list_files(output)}
+    assert names == {
+        "model/model.json", "model/weights.safetensors", "metrics.jsonl", "report.html",
+        "state/epoch-0002.pt", "state/epoch-0003.pt",
+    }  # fmt: skip
+    history = read_history(output)
+    assert [row["epoch"] for row in history] == [1, 2, 3]
+    assert [row["step"] for row in history] == [job.steps, 2 * job.steps, 3 * job.steps]
+    assert [row for row in reports if "val_miou" in row] == history
+    assert all(list(row["val_iou"]) == list(job.dataset.classes.names) for row in history)
+    assert all(0 <= row["data_wait_share"] <= 1 and row["seconds"] > 0 for row in history)
+    assert finished(job.settings)
+
+
+def test_the_model_scores_what_validation_said(job: Job) -> None:
+    run_job(job)
+    description = read_description(job.settings.output + "/model")
+    best = max(read_history(job.settings.output), key=lambda row: row["val_miou"])
+    assert description.training["epoch"] == best["epoch"]
+    assert description.training["settings"] == compared(job.settings)
+    assert description.metrics["val_miou"] == best["val_miou"]
+    assert (description.spec.tile, description.spec.overlap) == (32, 4)
+    segmenter = Segmenter(load_network(description), description.spec, num_classes=len(description.classes))
+    matrix = np.zeros((len(description.classes), len(description.classes) + 1), np.int64)
+    for sample in job.val:
+        labelled = job.read(sample)
+        matrix += confusion_matrix(labelled.mask, segmenter.mask_image(labelled.pixels, labelled.valid), len(matrix))
+    assert scores(matrix)["miou"] == best["val_miou"]
+
+
+def test_it_learns(labelled_folder: str, tmp_path: Path) -> None:
+    job = make_job(labelled_folder, str(tmp_path / "trained"), epochs=25, lr=0.01, augment="none")
+    run_job(job)
+    history = read_history(job.settings.output)
+    assert history[-1]["loss"] < 0.6 * history[0]["loss"]
+    assert history[-1]["val_miou"] > 1.5 * history[0]["val_miou"]
+
+
+@pytest.mark.parametrize("when", [1, 2, 4, 5])
+def test_an_interrupted_training_ends_in_the_same_weights(job: Job, tmp_path: Path, when: int) -> None:
+    undisturbed = run_job(replace(job, settings=replace(job.settings, output=str(tmp_path / "other"))))
+    count = 0
+
+    def interrupt(report: dict) -> None:
+        nonlocal count
+        count += 1
+        if count == when:  # within an epoch (odd), before it is committed, or after
+            raise Interrupted
+
+    with pytest.raises(Interrupted):
+        run_job(job, interrupt)
+    assert newest_epoch(job.settings.output) == when // 2
+    assert same(run_job(job), undisturbed)
+
+
+def test_a_damaged_state_is_passed_over(job: Job) -> None:
+    undisturbed = run_job(job)
+    newest = Path(job.settings.output, "state", f"epoch-{EPOCHS:04d}.pt")
+    newest.write_bytes(newest.read_bytes()[:1000])
+    assert newest_epoch(job.settings.output) == EPOCHS - 1
+    assert same(run_job(job), undisturbed)
+
+
+def test_a_loss_that_is_no_number_ends_the_training(labelled_folder: str, tmp_path: Path) -> None:
+    job = make_job(labelled_folder, str(tmp_path / "trained"), lr=1e30)
+    with pytest.raises(SegrayError, match=r"no longer finite at step \d+ .*lower --lr"):
+        run_job(job)
+    assert newest_epoch(job.settings.output) == 0
+
+
+def test_validation_without_a_label_has_no_score_and_the_last_epoch_is_the_model(job: Job) -> None:
+    for sample in job.val:
+        Path(sample.mask).write_bytes(png(np.full((96, 96), 255, np.uint8)))
+    run_job(job)
+    assert [row["val_miou"] for row in read_history(job.settings.output)] == [None] * EPOCHS
+    assert read_description(job.settings.output + "/model").training["epoch"] == EPOCHS
+
+
+@pytest.mark.parametrize("split", ["train", "val"])
+def test_an_unknown_id_is_an_error_that_names_the_file(job: Job, split: str) -> None:
+    mask = getattr(job, split)[-1].mask
+    Path(mask).write_bytes(png(np.full((96, 96), 77, np.uint8)))
+    with pytest.raises(SegrayError, match=rf"{split}/masks/\S+ holds the id 77"):
+        run_job(job)
+
+
+def test_a_batch_too_small_for_batchnorm_is_an_error_with_advice(labelled_folder: str, tmp_path: Path) -> None:
+    job = make_job(
+        labelled_folder, str(tmp_path / "trained"), network="deeplabv3_mobilenet_v3_large", batch_size=1, epochs=1
+    )
+    with pytest.raises(SegrayError, match="--batch_size"):
+        run_job(job)
+
+
+def test_everything_works_on_a_store_without_folders(write_folder: Callable[[str], str]) -> None:
+    job = make_job(write_folder("memory://trainer/data"), "memory://trainer/out", epochs=1)
+    write_run(job.settings, job.data, asdict(job.inspection))
+    run_job(job)
+    assert finished(job.settings)
+    assert json.loads(json.dumps(asdict(job.inspection))) == read_run(job.settings, job.data)["inspection"]
+    assert read_description("memory://trainer/out/model").training["epoch"] == 1
+
+
+@pytest.mark.parametrize(
+    ("changes", "data", "sentence"),
+    [
+        ({"lr": 0.5}, "mark", r"--lr was 0\.001 and is 0\.5"),
+        ({"bands": (0,), "seed": 3}, "mark", r"--bands was None and is \[0\]; --seed was 0 and is 3"),
+        ({}, "other", "the contents of the data have changed"),
+    ],
+)
+def test_another_training_is_refused_on_the_same_output(job: Job, changes: dict, data: str, sentence: str) -> None:
+    write_run(job.settings, job.data, asdict(job.inspection))
+    other = replace(job.settings, **changes)
+    with pytest.raises(SegrayError, match=sentence + "; start afresh with --overwrite"):
+        read_run(other, data)
+    assert read_run(replace(other, overwrite=True), data) is None
+    same_steps = replace(job.settings, num_workers=2, max_failures=9)
+    assert read_run(same_steps, job.data)["data"] == "mark"
+
+
+def test_starting_afresh_discards_what_a_training_left_and_nothing_else(job: Job) -> None:
+    run_job(job)
+    keep = Path(job.settings.output, "notes.txt")
+    keep.write_text("mine")
+    write_run(job.settings, job.data, asdict(job.inspection))
+    assert [file.uri.removeprefix(job.settings.output) for file in list_files(job.settings.output)] == [
+        "/notes.txt",
+        "/state/run.json",
+    ]

@@ -1,0 +1,206 @@
+"""Training on a real local Ray: several workers, and workers and drivers that are killed."""
+
+from __future__ import annotations
+
+import os
+import runpy
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from dataclasses import asdict, replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import ray
+import torch
+from conftest import png
+from test_trainer import make_job, run_job, same
+
+from segray.datasets import open_dataset
+from segray.errors import SegrayError
+from segray.inspection import fingerprint
+from segray.settings import BAD_INPUT, TrainSettings
+from segray.storage import list_files
+from segray.training import cores_per_worker, train
+from segray.training_job import Job
+from segray.training_state import finished, load_state, newest_epoch, read_history, write_run
+
+ROOT = Path(__file__).parents[1]
+PATIENCE_S = 120.0
+
+
+@pytest.fixture(scope="module")
+def cluster() -> Iterator[str]:
+    """The address of a local Ray of two cores."""
+    folder = tempfile.mkdtemp(prefix="sr-", dir="/tmp")  # paths of sockets have at most 107 characters
+    before = os.environ.get("RAY_AUTH_MODE")
+    os.environ["RAY_AUTH_MODE"] = "disabled"
+    context = ray.init(num_cpus=2, include_dashboard=False, _temp_dir=folder, log_to_driver=False)
+    yield context.address_info["address"]
+    ray.shutdown()
+    del os.environ["RAY_AUTH_MODE"]
+    if before is not None:
+        os.environ["RAY_AUTH_MODE"] = before
+    shutil.rmtree(folder, ignore_errors=True)
+
+
+def wait_for(condition: Callable[[], bool]) -> None:
+    """Return as soon as the condition holds; TimeoutError when it does not for long."""
+    deadline = time.monotonic() + PATIENCE_S
+    while not condition():
+        if time.monotonic() > deadline:
+            raise TimeoutError("waited in vain")
+        time.sleep(0.02)
+
+
+def training_workers() -> list[int]:
+    """The process ids of this test's Ray that train."""
+    import psutil  # comes with Ray, and is found once that is imported
+
+    found = []
+    for process in psutil.Process().children(recursive=True):
+        with suppress(psutil.Error):  # it ended in between
+            if "RayTrainWorker" in " ".join(process.cmdline()):
+                found.append(process.pid)
+    return found
+
+
+def test_killing_driver_and_worker_changes_nothing(
+    cluster: str, labelled_folder: str, tmp_path: Path
+) -> None:
+    job = make_job(labelled_folder, str(tmp_path / "trained"), epochs=12)
+    undisturbed = run_job(replace(job, settings=replace(job.settings, output=str(tmp_path / "other"))))
+    settings = job.settings
+
+    flags = [f"--{name}={getattr(settings, name)}" for name in ("data", "output", "network", "epochs", "batch_size")]
+    driver = subprocess.Popen(
+        [sys.executable, "jobs/train.py", *flags, "--crop=32", "--precision=fp32"],
+        cwd=ROOT,
+        env={**os.environ, "RAY_ADDRESS": cluster, "PYTHONPATH": str(ROOT)},
+    )
+    wait_for(lambda: newest_epoch(settings.output) >= 1)
+    driver.send_signal(signal.SIGKILL)
+    driver.wait()
+    assert not finished(settings)
+    wait_for(lambda: not training_workers())
+
+    killed_at = []
+
+    def kill_worker() -> None:
+        start = newest_epoch(settings.output)
+        wait_for(lambda: newest_epoch(settings.output) >= start + 2)
+        for process in training_workers():
+            os.kill(process, signal.SIGKILL)
+            killed_at.append(newest_epoch(settings.output))
+
+    killer = threading.Thread(target=kill_worker)
+    killer.start()
+    result = train(settings)
+    killer.join()
+    assert len(killed_at) == 1
+    assert 3 <= killed_at[0] < settings.epochs
+    assert same(load_state(settings.output, settings.epochs), undisturbed)
+    assert result["epochs"] == settings.epochs
+    assert [row["epoch"] for row in read_history(settings.output)] == list(range(1, settings.epochs + 1))
+    assert {file.uri.removeprefix(settings.output).split("/")[1] for file in list_files(settings.output)} == {
+        "model", "metrics.jsonl", "report.html", "state",
+    }  # fmt: skip
+
+
+def test_two_workers_take_the_steps_of_one(cluster: str, labelled_folder: str, tmp_path: Path) -> None:
+    first = open_dataset(labelled_folder).samples("train")[0]
+    Path(first.mask).write_bytes(png(np.full((96, 96), 255, np.uint8)))  # workers see unequal shares of void pixels
+    for kind in ("images", "masks"):
+        Path(labelled_folder, "val", kind, "s1.png").unlink()  # fewer images than workers
+    one = make_job(labelled_folder, str(tmp_path / "one"))
+    alone = run_job(one)
+    two = replace(one.settings, output=str(tmp_path / "two"), num_workers=2)
+    train(two)
+    shared = load_state(two.output, two.epochs)
+    for name, weights in alone["network"].items():
+        assert torch.allclose(weights, shared["network"][name], rtol=0, atol=1e-5), name
+    for row, other in zip(read_history(one.settings.output), read_history(two.output), strict=True):
+        assert row["loss"] == pytest.approx(other["loss"], rel=1e-5)
+        assert row["val_miou"] == pytest.approx(other["val_miou"], abs=1e-3)
+    after = {file.uri: file.etag for file in list_files(two.output)}
+    assert train(two)["already"]
+    assert {file.uri: file.etag for file in list_files(two.output)} == after
+
+
+def test_an_error_of_one_worker_ends_all_with_its_sentence(cluster: str, labelled_folder: str, tmp_path: Path) -> None:
+    job = make_job(labelled_folder, str(tmp_path / "trained"), num_workers=2, max_failures=0, batch_size=2)
+    mask = job.train[-1].mask
+    Path(mask).write_bytes(png(np.full((96, 96), 77, np.uint8)))
+    # as if the inspection, which reads a part of large data, had not met that mask
+    write_run(job.settings, fingerprint_of(job), asdict(job.inspection))
+    with pytest.raises(SegrayError, match=rf"{mask} holds the id 77"):
+        train(job.settings)
+    assert newest_epoch(job.settings.output) == 0
+
+
+def fingerprint_of(job: Job) -> str:
+    return fingerprint(job.dataset, [*job.train, *job.val])
+
+
+def test_an_error_of_the_inspection_is_one_sentence(
+    cluster: str, labelled_folder: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    mask = open_dataset(labelled_folder).samples("train")[2].mask
+    Path(mask).write_bytes(png(np.full((96, 96), 77, np.uint8)))
+    monkeypatch.setattr(sys, "argv", ["train.py", "--data", labelled_folder, "--output", str(tmp_path / "trained")])
+    with pytest.raises(SystemExit) as ended:
+        runpy.run_path(str(ROOT / "jobs" / "train.py"), run_name="__main__")
+    assert ended.value.code == BAD_INPUT
+    said = capsys.readouterr().err.splitlines()
+    assert len(said) == 1
+    assert f"{mask} holds the id 77" in said[0]
+    assert not (tmp_path / "trained").exists()
+
+
+@pytest.mark.parametrize(
+    ("changes", "sentence"),
+    [
+        ({"network": "unknown"}, "unknown"),
+        ({"network": "unet?widht=3"}, "widht"),
+        ({"data": "/nowhere"}, "/nowhere holds no labelled data"),
+    ],
+)
+def test_bad_settings_are_refused_before_ray_starts(
+    labelled_folder: str, tmp_path: Path, changes: dict, sentence: str
+) -> None:
+    settings = TrainSettings(**{"data": labelled_folder, "output": str(tmp_path), **changes})
+    with pytest.raises(SegrayError, match=sentence):
+        train(settings)
+
+
+@pytest.mark.parametrize("split", ["train", "val"])
+def test_a_split_that_is_missing_is_named(labelled_folder: str, tmp_path: Path, split: str) -> None:
+    shutil.rmtree(Path(labelled_folder, split))
+    with pytest.raises(SegrayError, match=f"'{split}'"):
+        train(TrainSettings(data=labelled_folder, output=str(tmp_path)))
+
+
+@pytest.mark.parametrize(
+    ("nodes", "workers", "gpu", "cores"),
+    [
+        ([{"CPU": 2}], 1, False, 2),
+        ([{"CPU": 2}], 2, False, 1),
+        ([{"CPU": 2}], 3, False, 1),  # more than there is: Ray waits for the cluster to grow
+        ([{"CPU": 4}, {"CPU": 2}], 1, False, 4),
+        ([{"CPU": 4}, {"CPU": 4}], 3, False, 2),
+        ([{"CPU": 8}, {"CPU": 0}], 2, False, 4),
+        ([{"CPU": 64}, {"CPU": 32, "GPU": 4}], 4, True, 8),  # a node without GPUs is of no use
+        ([{"CPU": 16, "GPU": 8}, {"CPU": 16, "GPU": 8}], 16, True, 2),
+        ([{"CPU": 4, "GPU": 8}], 8, True, 1),
+        ([], 1, False, 1),
+    ],
+)
+def test_workers_get_all_cores_that_they_all_can_have(nodes: list[dict], workers: int, gpu: bool, cores: int) -> None:
+    assert cores_per_worker(nodes, workers, gpu=gpu) == cores
