@@ -14,11 +14,12 @@ from __future__ import annotations
 import sys
 
 from segray.settings import DONE, TrainSettings, run_job
-from segray.training import train
 
 
 def main(settings: TrainSettings) -> int:
     """Train and say where the model is."""
+    from segray.training import train  # takes seconds, which --help and a wrong flag need not wait for
+
     result = train(settings)
     if result["val_miou"] is None:
         print("validation: no labelled pixel, so the model is that of the last epoch")

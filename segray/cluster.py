@@ -32,7 +32,7 @@ def cpus() -> int:
 
 
 def precision(settings: PathSettings) -> str:
-    """--precision, or bf16 where the cluster's devices compute it fast, else fp32; asked of a worker, not of the driver."""
+    """--precision, or bf16 where the cluster's devices compute it fast, else fp32; a worker is asked."""
     return settings.precision or ray.get(_precision.remote(on_gpu=gpus() > 0))
 
 

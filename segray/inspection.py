@@ -6,6 +6,7 @@ import hashlib
 import json
 import math
 from collections.abc import Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import partial
 
@@ -15,14 +16,15 @@ from segray.archives.images import read_header
 from segray.datasets import Dataset, Labelled, Sample
 from segray.errors import SegrayError
 from segray.inputs import InputSpec
-from segray.loading import CACHE_BYTES, in_order, memory_of, read_labelled, reading_threads
 from segray.masks import IGNORE
+from segray.reading import in_order, memory_of, read_labelled
 from segray.settings import TrainSettings
 from segray.storage import list_files
 
 IMAGES = 200  # inspected, evenly spread; mean and deviation are then good to a percent
 HEADERS = 16  # of the first images: whether grey and colour are mixed
 THREADS = 8
+TOGETHER_BYTES = 2**29  # of the images whose crops are mixed: half of what `loading` keeps in memory
 # of ImageNet in 0..1, which pretrained backbones were trained with: https://pytorch.org/vision/stable/models.html
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
@@ -63,7 +65,7 @@ def inspect(dataset: Dataset, samples: Sequence[Sample], settings: TrainSettings
     raw = InputSpec(bands=bands, scale=scale, mean=(0.0,) * len(bands), std=(1.0,) * len(bands))
     sums = _Sums(len(bands), len(dataset.classes))
     read = partial(read_labelled, dataset, spec=raw, explicit_bands=settings.bands is not None)
-    with reading_threads(THREADS) as pool:
+    with ThreadPoolExecutor(THREADS) as pool:
         for labelled in in_order(read, chosen, pool=pool, ahead=THREADS):
             sums.add(labelled)
     if not sums.class_pixels.sum():
@@ -80,7 +82,7 @@ def inspect(dataset: Dataset, samples: Sequence[Sample], settings: TrainSettings
         mean=mean,
         std=std,
         crops_per_image=max(1, round(sums.area / len(chosen) / settings.crop**2)),
-        together=max(1, int(CACHE_BYTES / 2 // (sums.bytes / len(chosen)))),
+        together=max(1, int(TOGETHER_BYTES // (sums.bytes / len(chosen)))),
         images=len(chosen),
         class_pixels=tuple(sums.class_pixels.tolist()),
     )

@@ -1,4 +1,4 @@
-"""Labelled images and random crops of them in memory, read ahead by threads, in a given order.
+"""Random crops of labelled images in batches, cut ahead of their use by threads.
 
 Threads, not processes: object store clients and Ray workers do not survive a fork, and decoders and NumPy let other
 threads run.
@@ -7,23 +7,22 @@ threads run.
 from __future__ import annotations
 
 import threading
-from collections import OrderedDict, defaultdict, deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections import OrderedDict, defaultdict
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from itertools import islice
-from typing import TypeVar
 
 import numpy as np
 import torch
 
 from segray.augment import Augment, crop_sample
-from segray.datasets import Dataset, Labelled, Sample, read
-from segray.inputs import InputSpec, check_pixels
+from segray.datasets import Labelled
+from segray.masks import IGNORE
+from segray.reading import in_order, memory_of
 from segray.sampling import crop_generator, share
 
 CACHE_BYTES = 2**30  # decoded images that a worker keeps, so that many crops of one image cost one decoding
-Item, Result = TypeVar("Item"), TypeVar("Result")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,36 +32,6 @@ class Batch:
     pixels: torch.Tensor
     valid: torch.Tensor
     mask: torch.Tensor
-
-
-def read_labelled(dataset: Dataset, sample: Sample, spec: InputSpec, *, explicit_bands: bool) -> Labelled:
-    """A labelled image with the bands of the input spec, in its order; grey becomes three bands as viewers show it.
-
-    ImageError, LabelError or MismatchError when image, mask or their types are not as they should be.
-    """
-    labelled = read(dataset, sample)
-    pixels = labelled.pixels
-    if pixels.shape[0] == 1 and pixels.dtype == np.uint8 and max(spec.bands) == 2:
-        pixels = np.broadcast_to(pixels, (3, *labelled.valid.shape))
-    bands = pixels.shape[0]
-    check_pixels(spec, bands=bands, dtype=pixels.dtype, explicit_bands=explicit_bands, source=sample.image)
-    return replace(labelled, pixels=pixels if spec.bands == tuple(range(bands)) else pixels[list(spec.bands)])
-
-
-def in_order(
-    function: Callable[[Item], Result], items: Iterable[Item], *, pool: ThreadPoolExecutor, ahead: int
-) -> Iterator[Result]:
-    """function(item) of each item, in order, at most `ahead` of them under way; its error is raised in its turn."""
-    rest, running = iter(items), deque()
-    try:
-        running.extend(pool.submit(function, item) for item in islice(rest, ahead))
-        while running:
-            result = running.popleft().result()
-            running.extend(pool.submit(function, item) for item in islice(rest, 1))
-            yield result
-    finally:
-        for future in running:
-            future.cancel()
 
 
 def reading_threads(count: int) -> ThreadPoolExecutor:
@@ -100,9 +69,13 @@ class ImageCache:
             self._bytes -= memory_of(self._images.popitem(last=False)[1])
 
 
-def memory_of(labelled: Labelled) -> int:
-    """Bytes that a labelled image takes."""
-    return labelled.pixels.nbytes + labelled.valid.nbytes + labelled.mask.nbytes
+def void_batch(count: int, bands: int, crop: int) -> Batch:
+    """A batch without a pixel that counts."""
+    return Batch(
+        pixels=torch.zeros((count, bands, crop, crop), dtype=torch.uint8),
+        valid=torch.zeros((count, crop, crop), dtype=torch.bool),
+        mask=torch.full((count, crop, crop), IGNORE, dtype=torch.uint8),
+    )
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -21,12 +21,16 @@ if TYPE_CHECKING:
     from torch import nn
 
 FORMAT_VERSION = 1
+DAMAGE = (OSError, EOFError, LookupError, RuntimeError, TypeError, ValueError)  # what reading broken files raises
 WEIGHTS, PROGRAM = "weights.safetensors", "program.pt2"
 
 
 @dataclass(frozen=True, kw_only=True)
 class Description:
-    """What model.json says. network: {"name", "options"} or {"program": "program.pt2"}. digest: see `read_description`."""
+    """What model.json says.
+
+    network: {"name", "options"} or {"program": "program.pt2"}. digest: see `read_description`.
+    """
 
     uri: str
     network: dict
@@ -120,7 +124,7 @@ def load_network(description: Description) -> nn.Module:
             in_channels=len(description.spec.bands),
         )
         built.load_state_dict(load(read_bytes(description.weights_uri)))
-    except (SafetensorError, RuntimeError, ValueError, OSError) as error:
+    except (SafetensorError, *DAMAGE) as error:
         reason = describe(error)[:300]
         raise ModelError(f"{description.weights_uri} does not fit its model.json: {reason}") from error
     return built.eval()
@@ -140,12 +144,14 @@ def load_state(uri: str) -> dict[str, torch.Tensor]:
 
     try:
         if not exists(uri):
-            return get_weight(uri).get_state_dict(progress=False)
+            return get_weight(uri).get_state_dict(progress=False, weights_only=True)
         data = read_bytes(uri)
         if uri.endswith(".safetensors"):
             return load(data)
         state = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
-    except (SafetensorError, pickle.UnpicklingError, RuntimeError, ValueError, OSError, SegrayError) as error:
+        if not isinstance(state, dict):
+            raise ValueError(f"it holds a {type(state).__name__}, not tensors by name")
+    except (SafetensorError, SegrayError, pickle.UnpicklingError, *DAMAGE) as error:
         raise ModelError(
             f"{uri} is neither a file of weights nor a torchvision name for one: {describe(error)}"
         ) from error
@@ -160,6 +166,8 @@ def _parse(uri: str, document: dict) -> Description:
     network = document["network"]
     if network.get("program", PROGRAM) != PROGRAM or not {"name", "program"} & set(network):
         raise ValueError(f'network should be {{"name", "options"}} or {{"program": "{PROGRAM}"}}, not {network}')
+    if not isinstance(network.get("options", {}), dict):
+        raise ValueError(f"the options of the network should be values by name, not {network['options']!r}")
     return Description(
         uri=uri,
         network=network,

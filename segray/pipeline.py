@@ -1,6 +1,6 @@
 """The Ray Data chain of a segmentation: one row is one shard in every stage, no shuffle and no regrouping.
 
-    plan minus shards already there -> read (CPUs) -> segment (actors on GPUs) -> write (CPUs) -> small rows to the driver
+    plan minus shards already there -> read (CPUs) -> segment (actors on GPUs) -> write (CPUs) -> small rows
 
 On a cluster without GPUs the three are one actor, since moving pixels between processes would only cost.
 """
@@ -126,7 +126,7 @@ def run(work: Work, shards: list[int], *, actors: tuple[int, int], on_result: Ca
 
 
 def staged(work: Work) -> bool:
-    """Whether reading and writing are stages of their own: with GPUs, or where the cluster has the resource `STAGES`."""
+    """Whether reading and writing are stages of their own: with GPUs, or where the cluster has the resource STAGES."""
     return work.on_gpu or STAGES in ray.cluster_resources()
 
 

@@ -135,7 +135,7 @@ def save(plan: Plan) -> None:
 
 
 def load(uri: str) -> Plan | None:
-    """The plan in a folder, None when there is none yet; SegrayError when plan.json is damaged or of a later version."""
+    """The plan in a folder, None when there is none; SegrayError when plan.json is damaged or of a later version."""
     source = join(uri, "plan.json")
     if not exists(source):
         return None
@@ -143,7 +143,8 @@ def load(uri: str) -> Plan | None:
         document = json.loads(read_text(source))
         if document.pop("format_version") > FORMAT_VERSION:
             raise SegrayError(f"{source} was written by a later segray; update segray or give another --output")
-        return Plan(uri=uri, **{**document, "files": tuple(document["files"])})
+        checked = {"fingerprint": fingerprint(**document["fingerprint"]), "files": tuple(document["files"])}
+        return Plan(uri=uri, **{**document, **checked})
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise SegrayError(f"{source} is damaged; start afresh with --overwrite or give another --output") from error
 
@@ -182,7 +183,8 @@ def check(plan: Plan, wanted: dict) -> None:
         if before != now:
             reasons.append(f"--{name} was {before} and is now {now}")
     raise SegrayError(
-        f"{plan.uri} belongs to another job: {'; '.join(reasons)}; give another --output, or start afresh with --overwrite"
+        f"{plan.uri} belongs to another job: {'; '.join(reasons)}; "
+        "give another --output, or start afresh with --overwrite"
     )
 
 

@@ -1,4 +1,4 @@
-"""Making the plan of a segmentation: list on the driver, read headers in Ray tasks, group into shards as they stream."""
+"""Making the plan of a segmentation: list on the driver, read headers in Ray tasks, group into shards in a stream."""
 
 from __future__ import annotations
 

@@ -13,8 +13,8 @@ from segray.grid import Window
 class Region:
     """A rectangle of an image to segment, with the pixels that its tiles are made of.
 
-    height, width: of the whole image. block: the rectangle. windows: its partition, one mask each. extent: what `pixels`
-    (C, h, w) of the source's type and `valid` (h, w) bool cover, at least `grid.read_extent` of the block.
+    height, width: of the whole image. block: the rectangle. windows: its partition, one mask each. extent: what
+    `pixels` (C, h, w) of the source's type and `valid` (h, w) bool cover, at least `grid.read_extent` of the block.
     """
 
     height: int

@@ -106,8 +106,8 @@ class Segmenter:
 class _Canvas:
     """The sums of weighted probabilities of one region, a strip of one tile's height at a time.
 
-    Tiles must be added in scan order, so that every pixel sums its tiles in one order wherever the region begins. A strip
-    is (K, tile, width of all tile columns) float32: memory does not depend on the region's height.
+    Tiles must be added in scan order, so that every pixel sums its tiles in one order wherever the region begins. A
+    strip is (K, tile, width of all tile columns) float32: memory does not depend on the region's height.
     """
 
     def __init__(self, region: Region, segmenter: Segmenter) -> None:

@@ -72,6 +72,17 @@ class TrainSettings:
 
 
 @dataclass(frozen=True, kw_only=True)
+class DemoSettings:
+    """Settings of jobs/demo.py."""
+
+    output: str = option("folder for the imagery and the results", "./segray-demo")
+    epochs: int = option("passes over the training images", 18)
+
+    def __post_init__(self) -> None:
+        positive(self, "epochs")
+
+
+@dataclass(frozen=True, kw_only=True)
 class PathSettings:
     """What segmenting and evaluating have in common: how an image becomes a mask."""
 
@@ -139,7 +150,7 @@ class SegmentSettings(PathSettings):
 
 
 def parse(settings_class: type[Settings], argv: Sequence[str]) -> Settings:
-    """The settings of flags and --config (flags win); ValueError in one sentence. Prints and exits on --print_config."""
+    """The settings of flags and --config (flags win); ValueError in one sentence. --print_config prints and exits."""
     parser = _Parser(prog=None, allow_abbrev=False, argument_default=argparse.SUPPRESS)
     parser.add_argument("--config", help="YAML file (any URI) with settings by the names of the flags")
     parser.add_argument("--print_config", action="store_true", help="print the settings as YAML and exit")
@@ -205,15 +216,16 @@ def _plain(hint: Any) -> Any:
 
 
 def _integers(text: str) -> tuple[int, ...]:
-    try:
-        return tuple(int(part) for part in text.split(","))
-    except ValueError:
-        raise argparse.ArgumentTypeError(f"{text!r} should be integers, as in 0,1,2") from None
+    parts = [part.strip() for part in text.split(",")]
+    if not all(re.fullmatch(r"\d+", part) for part in parts):
+        raise argparse.ArgumentTypeError(f"{text!r} should be integers, as in 0,1,2")
+    return tuple(int(part) for part in parts)
 
 
 def _read_config(uri: str, settings_class: type, hints: dict[str, Any]) -> dict[str, Any]:
     try:
-        values = yaml.safe_load(read_text(uri)) or {}
+        # As text, converted like flags: YAML's own types make 1:8 the number 68 and 1e-3 a text.
+        values = yaml.load(read_text(uri), Loader=yaml.BaseLoader) or {}
     except yaml.YAMLError as error:
         raise ValueError(f"{uri} is not YAML: {' '.join(str(error).split())}") from error
     if not isinstance(values, dict):
@@ -229,22 +241,22 @@ def _read_config(uri: str, settings_class: type, hints: dict[str, Any]) -> dict[
 
 def _typed(uri: str, item: Field, hint: Any, value: Any) -> Any:
     kind, choices = _plain(hint), item.metadata["choices"]
-    if value is None and kind is not hint:
+    if value in ("", "~", "null") and kind is not hint:
         return None
-    if kind not in (str, int, float, bool):
-        numbers = value if isinstance(value, list) else str(value).split(",")
-        if not all(re.fullmatch(r"\d+", str(number).strip()) for number in numbers):
-            raise ValueError(f"{uri} sets {item.name} to {value!r}, which should be integers, as in [0, 1, 2]")
-        return tuple(int(number) for number in numbers)
-    if kind is float and isinstance(value, (int, float, str)) and not isinstance(value, bool):
-        try:
-            return float(value)  # YAML reads 1e-3 as text
-        except ValueError:
-            pass
-    if kind is str and isinstance(value, (int, float)) and not isinstance(value, bool):
-        value = str(value)
-    if not isinstance(value, kind) or (isinstance(value, bool) and kind is not bool):
-        raise ValueError(f"{uri} sets {item.name} to {value!r}, which should be of type {kind.__name__}")
-    if choices and value not in choices:
+    try:
+        typed = _converted(kind, value)
+    except (KeyError, ValueError, TypeError, argparse.ArgumentTypeError):
+        wanted = f"of type {kind.__name__}" if kind in (str, int, float, bool) else "integers, as in [0, 1, 2]"
+        raise ValueError(f"{uri} sets {item.name} to {value!r}, which should be {wanted}") from None
+    if choices and typed not in choices:
         raise ValueError(f"{uri} sets {item.name} to {value!r}, which should be one of {', '.join(choices)}")
-    return value
+    return typed
+
+
+def _converted(kind: Any, value: Any) -> Any:
+    if kind not in (str, int, float, bool):
+        return _integers(",".join(value) if isinstance(value, list) else value)
+    if not isinstance(value, str):
+        raise TypeError
+    booleans = {"true": True, "yes": True, "on": True, "false": False, "no": False, "off": False}
+    return booleans[value.lower()] if kind is bool else kind(value)

@@ -8,6 +8,7 @@ import time
 import uuid
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from typing import TypeVar
 
 from fsspec import AbstractFileSystem, get_filesystem_class
@@ -44,7 +45,7 @@ def filesystem(uri: str) -> tuple[AbstractFileSystem, str]:
 
 
 def is_chain(uri: str) -> bool:
-    """Whether a URI names a member inside another file, as in tar://x.jpg::s3://b/a.tar; a file's name may hold "::"."""
+    """Whether a URI names a member of another file, as in tar://x.jpg::s3://b/a.tar; a plain name may hold "::" too."""
     protocol = split_protocol(uri)[0] or ("file" if uri.startswith("/") else "")
     return "::" in uri and protocol not in PLAIN_STORES
 
@@ -161,12 +162,13 @@ def list_files(uri: str) -> Iterator[File]:
     """
     fs, path = filesystem(uri)
     fs.invalidate_cache()
-    found = False
+    found, local = False, is_local(uri)
+    chain = uri[uri.index("::") :] if is_chain(uri) else ""
     for name, info in _walk_s3(fs, path) if _protocol(fs) in ("s3", "s3a") else _walk(fs, path):
         found = True
         relative = name[len(path) :]
         if not any(part.startswith(".") for part in relative.split("/")):
-            yield File(fs.unstrip_protocol(name) if not is_local(uri) else name, int(info["size"]), _etag(info))
+            yield File(name if local else fs.unstrip_protocol(name) + chain, int(info["size"]), _etag(info))
     if not found:
         raise FileNotFoundError(f"{uri} holds nothing")
 
@@ -205,7 +207,7 @@ def _walk_s3(fs: AbstractFileSystem, path: str) -> Iterator[tuple[str, dict]]:
     bucket, _, key = path.partition("/")
     token: dict[str, str] = {}
     while True:
-        page = retry(lambda: fs.call_s3("list_objects_v2", Bucket=bucket, Prefix=key, **token))
+        page = retry(partial(fs.call_s3, "list_objects_v2", Bucket=bucket, Prefix=key, **token))
         for entry in page.get("Contents", []):
             rest = entry["Key"][len(key) :]
             if not entry["Key"].endswith("/") and (not key or not rest or rest.startswith("/") or key.endswith("/")):

@@ -13,7 +13,8 @@ import numpy as np
 from segray.grid import Window
 from segray.shards import FAILED, NODATA, OK, footprint
 
-EARTH_RADIUS_M = 6_371_007.2  # of the sphere of the Earth's surface area (IUGG 1980, authalic radius R2)
+EARTH_RADIUS_M = 6_371_007.181  # of the sphere of the surface area of WGS 84 (authalic radius)
+ECCENTRICITY = 0.0818191908426215  # of WGS 84
 MAX_FAILURES = 100  # failures that summary.json lists; the mask shards have all of them
 
 
@@ -84,11 +85,18 @@ def summarise(rows: Iterable[dict]) -> Totals:
 
 
 def polygon_area_m2(wkb: bytes) -> float:
-    """Area on the authalic sphere of a WKB polygon of four corners in degrees (Chamberlain and Duquette 2007, eq. 4)."""
+    """Area on the authalic sphere of a WKB polygon of four corners in degrees (Chamberlain, Duquette 2007, eq. 4)."""
     points = np.radians(np.array(struct.unpack_from("<10d", wkb, 13)).reshape(5, 2))
     longitude, latitude = points[:, 0], points[:, 1]
     step = (np.diff(longitude) + math.pi) % (2 * math.pi) - math.pi  # the short way round, also over the antimeridian
-    return abs(float((step * (2 + np.sin(latitude[:-1]) + np.sin(latitude[1:]))).sum())) * EARTH_RADIUS_M**2 / 2
+    sine = _authalic(np.sin(latitude)) / _authalic(np.float64(1))
+    return abs(float((step * (2 + sine[:-1] + sine[1:])).sum())) * EARTH_RADIUS_M**2 / 2
+
+
+def _authalic(sine: np.ndarray) -> np.ndarray:
+    """q of the sine of a geodetic latitude; q / q(1) is the sine of the authalic latitude (Snyder 1987, eq. 3-12)."""
+    e = ECCENTRICITY
+    return (1 - e**2) * (sine / (1 - (e * sine) ** 2) + np.arctanh(e * sine) / e)
 
 
 def _add_row(totals: Totals, row: dict) -> None:

@@ -12,9 +12,8 @@ from torch import nn
 
 from segray.errors import SegrayError
 from segray.inputs import prepare
-from segray.loading import Batch, CropLoader, ImageCache, reading_threads
+from segray.loading import Batch, CropLoader, ImageCache, reading_threads, void_batch
 from segray.losses import LOSSES, global_mean, network_loss
-from segray.masks import IGNORE
 from segray.metrics import scores
 from segray.model_dir import save_model
 from segray.optimizer import learning_rate, make_optimizer
@@ -39,13 +38,16 @@ Report = Callable[[dict], None]
 def run(job: Job, place: Place, *, report: Report) -> None:
     """Train from the newest state to the last epoch.
 
-    report: called on every worker, with {"epoch", "step", "loss"} now and then, and with the row of metrics.jsonl after
-    each epoch. SegrayError, on every worker, when data cannot be used or the loss is no longer finite.
+    report: called on every worker with {"epoch", "resumed": True} if there was a state, with {"epoch", "step", "loss"}
+    now and then, and with the row of metrics.jsonl after each epoch. SegrayError, on every worker, when data cannot be
+    used or the loss is no longer finite.
     """
     torch.set_num_threads(place.cores)  # before the loader's threads begin: each thread has a number of its own
     with reading_threads(min(MAX_READERS, 2 * place.cores)) as pool:
         trainer = Trainer(job, place, pool=pool)
         trainer.resume()
+        if trainer.epoch:
+            report({"epoch": trainer.epoch, "resumed": True})
         while trainer.epoch < job.settings.epochs:
             trainer.run_epoch(report)
 
@@ -125,7 +127,7 @@ class Trainer:
 
     def _batches(self) -> Iterator[Batch]:
         """The epoch's batches; after an error void ones, until all workers stop together in `_checked`."""
-        batches = self.loader.batches(self.epoch, self.job.order(self.epoch))
+        settings, batches = self.job.settings, self.loader.batches(self.epoch, self.job.order(self.epoch))
         batch = None
         while True:
             started = time.monotonic()
@@ -135,21 +137,13 @@ class Trainer:
                 if self.place.world_size == 1:
                     raise
                 self.met = error
-                batch = self._void_batch()
+                shape = (settings.batch_size // self.place.world_size, len(self.job.spec.bands), settings.crop)
+                batch = void_batch(*shape)
             except StopIteration:  # an iterator that raised is over
                 if self.met is None:
                     return
             self.waited += time.monotonic() - started
             yield batch
-
-    def _void_batch(self) -> Batch:
-        spec, crop = self.job.spec, self.job.settings.crop
-        count = self.job.settings.batch_size // self.place.world_size
-        return Batch(
-            pixels=torch.zeros((count, len(spec.bands), crop, crop), dtype=torch.uint8),
-            valid=torch.zeros((count, crop, crop), dtype=torch.bool),
-            mask=torch.full((count, crop, crop), IGNORE, dtype=torch.uint8),
-        )
 
     def _step(self, step: int, batch: Batch) -> torch.Tensor:
         """One step of the optimizer; (4,) float64 of this worker: loss sum, valid pixels, gradient norm, failed."""

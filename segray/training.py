@@ -24,19 +24,20 @@ from ray.exceptions import RayError, RayTaskError
 from segray import cluster
 from segray.datasets import Dataset, Sample, open_dataset
 from segray.errors import SegrayError
-from segray.inspection import Inspection, fingerprint, inspect
+from segray.inspection import Inspection, fingerprint
 from segray.settings import TrainSettings
 from segray.storage import absolute, join
 from segray.trainer import run
 from segray.training_console import Console
 from segray.training_job import Job, initial_network
+from segray.training_remote import Board, inspect_all
 from segray.training_state import finished, read_history, read_run, write_run
 from segray.workers import Place
 
 log = logging.getLogger("segray")
 POLL_S = 0.5  # how often the driver asks for progress
-# How often Ray's controller asks the workers; `ray.train.report` blocks for as long, so that its default of 2 s would be
-# the least length of an epoch.
+# How often Ray's controller asks the workers. `ray.train.report` blocks until then, so that no epoch
+# would be shorter than the default of 2 s.
 HEALTH_CHECK = ("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.25")
 
 
@@ -83,8 +84,11 @@ def check(settings: TrainSettings, dataset: Dataset) -> None:
 
 
 def worker_count(settings: TrainSettings) -> int:
-    """--num_workers, or one a GPU, or one; SegrayError when the batch cannot be shared equally among them."""
+    """--num_workers, or one a GPU, or one; SegrayError when that is too many, or cannot share the batch."""
     workers = settings.num_workers or max(1, cluster.gpus())
+    room, unit = (cluster.gpus(), "GPU(s)") if cluster.gpus() else (cluster.cpus(), "core(s)")
+    if workers > room and not os.environ.get("RAY_ADDRESS"):  # a cluster may grow, this machine does not
+        raise SegrayError(f"--num_workers {workers} needs more than the {room} {unit} that there are; lower it")
     if settings.batch_size % workers:
         raise SegrayError(
             f"--batch_size {settings.batch_size} cannot be shared equally among the cluster's {workers} GPUs; give a "
@@ -103,55 +107,21 @@ def cores_per_worker(nodes: list[dict[str, float]], workers: int, *, gpu: bool) 
     return next((cores for cores in range(most, 1, -1) if fit(cores) >= workers), 1)
 
 
-class Board:
-    """What the workers tell the driver: reports in order, and the one error that ends the training.
-
-    An actor of its own, so that it outlives the workers.
-    """
-
-    def __init__(self) -> None:
-        self.reports: list[dict] = []
-        self.error: str | None = None
-
-    def add(self, report: dict) -> None:
-        """Append a report."""
-        self.reports.append(report)
-
-    def fail(self, sentence: str) -> None:
-        """Keep the first error."""
-        self.error = self.error or sentence
-
-    def failure(self) -> str | None:
-        """The error, if there is one."""
-        return self.error
-
-    def take(self) -> list[dict]:
-        """The reports since the last call."""
-        reports, self.reports = self.reports, []
-        return reports
-
-
 def _inspect(dataset: Dataset, samples: list[Sample], settings: TrainSettings) -> Inspection:
     log.info("inspecting %s: %d training images", settings.data, len(samples))
     try:
-        return ray.get(_inspection.remote(dataset, samples, settings))
+        return ray.get(ray.remote(num_cpus=1)(inspect_all).remote(dataset, samples, settings))
     except RayTaskError as error:
         if isinstance(error.cause, SegrayError):
             raise error.cause from None
         raise
 
 
-@ray.remote(num_cpus=1)
-def _inspection(dataset: Dataset, samples: list[Sample], settings: TrainSettings) -> Inspection:
-    inspection = inspect(dataset, samples, settings)
-    if settings.weights:  # refused now rather than by every worker
-        initial_network(settings, bands=len(inspection.bands), classes=len(dataset.classes))
-    return inspection
-
-
 def _fit(job: Job, workers: int) -> None:
     """Run the workers to the last epoch; SegrayError with the sentence of the worker that met one."""
     os.environ.setdefault(*HEALTH_CHECK)
+    if not os.environ.get("RAY_ADDRESS"):
+        os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")  # one process less on one's own machine
     gpu = cluster.gpus() > 0
     nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
     cores = cores_per_worker(nodes, workers, gpu=gpu)
@@ -161,7 +131,7 @@ def _fit(job: Job, workers: int) -> None:
     with tempfile.TemporaryDirectory(prefix="segray-") as scratch, _shown(board, console):
         trainer = ray.train.torch.TorchTrainer(
             _worker,
-            train_loop_config={"job": job, "board": board, "cores": cores},
+            train_loop_config={"job": ray.put(job), "board": board, "cores": cores},
             scaling_config=ray.train.ScalingConfig(
                 num_workers=workers,
                 use_gpu=gpu,
@@ -201,7 +171,7 @@ def _worker(config: dict) -> None:
             ray.train.report(values)
 
     try:
-        run(config["job"], place, report=report)
+        run(ray.get(config["job"]), place, report=report)
     except SegrayError as error:
         ray.get(board.fail.remote(str(error)))
     except torch.OutOfMemoryError:

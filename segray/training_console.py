@@ -15,8 +15,7 @@ LINE_EVERY_S = 30.0  # within an epoch, where there is no bar
 class Console:
     """Shows what the training reports, in the order in which it happened.
 
-    A report is {"epoch", "step", "loss"} within an epoch, or a row of metrics.jsonl at its end. Steps may run back:
-    a training continues from the last epoch when a worker died.
+    Reports are those of `trainer.run`. Steps may run back: a training continues from the last epoch when a worker died.
     """
 
     def __init__(self, *, epochs: int, steps_per_epoch: int, bar: bool | None = None) -> None:
@@ -27,6 +26,9 @@ class Console:
 
     def show(self, report: dict) -> None:
         """Show one report."""
+        if "resumed" in report:
+            self._line(f"continuing after epoch {report['epoch']}/{self._epochs}")
+            return
         if "val_miou" in report:
             self._miou = report["val_miou"]
             self._line(epoch_line(report, self._epochs))

@@ -8,7 +8,6 @@ from importlib.metadata import version
 
 import numpy as np
 import torch
-import torchvision
 from torch import nn
 
 from segray import __version__
@@ -17,9 +16,9 @@ from segray.datasets import Dataset, Labelled, Sample
 from segray.errors import SegrayError
 from segray.inputs import InputSpec
 from segray.inspection import Inspection
-from segray.loading import read_labelled
 from segray.model_dir import Description, load_state
 from segray.networks import build_network, load_backbone, parse_network
+from segray.reading import read_labelled
 from segray.sampling import epoch_order, steps_per_epoch
 from segray.settings import TrainSettings
 from segray.storage import join
@@ -109,10 +108,5 @@ def initial_network(settings: TrainSettings, *, bands: int, classes: int) -> nn.
 
 def versions() -> dict[str, str]:
     """The versions that may change what training computes."""
-    return {
-        "segray": __version__,
-        "torch": torch.__version__,
-        "torchvision": torchvision.__version__,
-        "ray": version("ray"),
-        "python": platform.python_version(),
-    }
+    packages = {name: version(name) for name in ("torch", "torchvision", "ray")}
+    return {"segray": __version__, **packages, "python": platform.python_version()}

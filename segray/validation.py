@@ -11,8 +11,8 @@ import numpy as np
 from segray.datasets import Labelled, Sample
 from segray.grid import Window
 from segray.inspection import spread
-from segray.loading import in_order
 from segray.metrics import confusion_matrix
+from segray.reading import in_order
 from segray.regions import Region
 from segray.report import Picture
 from segray.segmenter import Segmenter

@@ -4,11 +4,19 @@ from __future__ import annotations
 
 import io
 import json
-from collections.abc import Callable
+import shutil
+import socket
+import subprocess
+import sys
+import time
+import uuid
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
+import s3fs
+from botocore.exceptions import BotoCoreError
 from PIL import Image
 
 from segray.masks import encode_png
@@ -45,3 +53,84 @@ def write_folder() -> Callable[[str], str]:
 def labelled_folder(write_folder: Callable[[str], str], tmp_path: Path) -> str:
     """The path of a labelled folder of synthetic scenes: 4 to train on, 2 to validate, 2 to test."""
     return write_folder(str(tmp_path / "labelled"))
+
+
+@pytest.fixture(scope="session")
+def s3(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """The URI of a bucket on a real S3 server (SeaweedFS); its settings are in os.environ for the session."""
+    weed = shutil.which("weed", path=str(Path(sys.executable).parent)) or shutil.which("weed")
+    if weed is None:
+        pytest.fail("weed is missing; install the extra segray[test]")
+    folder = tmp_path_factory.mktemp("s3")
+    key, secret, port = "AKIASEGRAYTEST", "a-secret-of-the-tests", _free_ports(4)
+    credentials = [{"accessKey": key, "secretKey": secret}]
+    identity = {"name": "tests", "credentials": credentials, "actions": ["Admin", "Read", "Write", "List", "Tagging"]}
+    (folder / "s3.json").write_text(json.dumps({"identities": [identity]}))
+    command = [weed, "server", f"-dir={folder}", "-ip=127.0.0.1", "-ip.bind=127.0.0.1", "-s3", f"-s3.port={port[0]}"]
+    command += [f"-s3.config={folder / 's3.json'}", f"-master.port={port[1]}", f"-volume.port={port[2]}"]
+    command += [f"-filer.port={port[3]}", "-master.volumeSizeLimitMB=64", "-volume.max=50"]
+    command += ["-s3.port.iceberg=0", "-s3.port.lance=0"]  # else two servers could not run side by side
+    command += ["-master.electionTimeout=1s", "-master.heartbeatInterval=100ms"]  # else it takes longer to start
+    with (folder / "log").open("wb") as log, pytest.MonkeyPatch.context() as environment:
+        server = subprocess.Popen(command, stdout=log, stderr=log, cwd=folder)
+        environment.setenv("AWS_ACCESS_KEY_ID", key)
+        environment.setenv("AWS_SECRET_ACCESS_KEY", secret)
+        environment.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{port[0]}")
+        environment.setenv("AWS_DEFAULT_REGION", "us-east-1")
+        s3fs.S3FileSystem.clear_instance_cache()  # an instance of before would go to another server
+        try:
+            _wait_for(port[0], server, timeout_s=60)
+            _make_bucket("segray-test", timeout_s=60)
+            yield "s3://segray-test"
+        finally:
+            s3fs.S3FileSystem.clear_instance_cache()
+            server.kill()  # its files are thrown away, and an orderly end takes half a minute
+            server.wait(30)
+
+
+@pytest.fixture(params=["local", "memory", "s3"])
+def store(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    """The URI of an empty folder on a local disk, in memory, and on a real S3 server."""
+    if request.param == "local":
+        return str(tmp_path / "store")
+    return f"{request.getfixturevalue('s3') if request.param == 's3' else 'memory:/'}/{uuid.uuid4().hex}"
+
+
+def _wait_for(port: int, server: subprocess.Popen, timeout_s: float) -> None:
+    deadline = time.monotonic() + timeout_s
+    while _is_free(port):
+        if server.poll() is not None or time.monotonic() > deadline:
+            pytest.fail(f"the S3 server did not start: {' '.join(map(str, server.args))}")
+        time.sleep(0.1)
+
+
+def _make_bucket(name: str, timeout_s: float) -> None:
+    """Make a bucket as soon as the server can store objects."""
+    deadline = time.monotonic() + timeout_s
+    while True:
+        try:
+            fs = s3fs.S3FileSystem(skip_instance_cache=True)
+            fs.makedirs(name, exist_ok=True)
+            fs.pipe_file(f"{name}/ready", b"yes")
+            fs.rm_file(f"{name}/ready")
+            return
+        except (OSError, BotoCoreError):
+            if time.monotonic() > deadline:
+                raise
+            time.sleep(0.3)
+
+
+def _free_ports(count: int) -> list[int]:
+    """Ports that are free, and whose port + 10000 is free too: SeaweedFS speaks gRPC there."""
+    ports: list[int] = []
+    candidate = 20000 + time.time_ns() % 20000
+    while len(ports) < count:
+        candidate += 1
+        if _is_free(candidate) and _is_free(candidate + 10000):
+            ports.append(candidate)
+    return ports
+
+
+def _is_free(port: int) -> bool:
+    with socket.socket() as probe:
+        return probe.connect_ex(("127.0.0.1", port)) != 0

@@ -1,4 +1,4 @@
-"""What is found in labelled data: bands, range, moments over valid pixels, classes; and a fingerprint that notices change."""
+"""What is found in labelled data: bands, range, moments over valid pixels, classes; and their fingerprint."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 import rasterio
+from conftest import png
 
 from segray.datasets import open_dataset
 from segray.errors import SegrayError
 from segray.inspection import IMAGENET_MEAN, IMAGENET_STD, Inspection, fingerprint, inspect, spread
 from segray.settings import TrainSettings
-from conftest import png
 
 CLASSES = [{"id": 0, "name": "land", "color": [0, 99, 0]}, {"id": 1, "name": "water", "color": [0, 0, 255]}]
 

@@ -11,7 +11,8 @@ import pytest
 
 from segray.augment import Augment
 from segray.datasets import Labelled
-from segray.loading import CropLoader, ImageCache, in_order, reading_threads
+from segray.loading import CropLoader, ImageCache, reading_threads
+from segray.reading import in_order
 from segray.sampling import epoch_order
 
 

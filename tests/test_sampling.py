@@ -12,12 +12,10 @@ from segray.sampling import crop_generator, epoch_order, share, steps_per_epoch,
 small = st.integers(1, 20)
 
 
-@given(images=small, crops=small, batch=small, together=small, seed=st.integers(0, 99), epoch=small)
-def test_an_epoch_takes_every_crop_at_most_once_more_than_any_other(images, crops, batch, together, seed, epoch):
+@given(images=small, crops=small, batch=small, together=small, epoch=small)
+def test_an_epoch_takes_every_crop_once_as_far_as_whole_batches_go(images, crops, batch, together, epoch):
     steps = steps_per_epoch(images, crops_per_image=crops, batch_size=batch)
-    order = epoch_order(
-        images, crops_per_image=crops, positions=steps * batch, together=together, seed=seed, epoch=epoch
-    )
+    order = epoch_order(images, crops_per_image=crops, positions=steps * batch, together=together, seed=0, epoch=epoch)
     counts = np.bincount(order, minlength=images)
     assert order.shape == (steps * batch,)
     assert len(counts) == images
@@ -28,9 +26,7 @@ def test_an_epoch_takes_every_crop_at_most_once_more_than_any_other(images, crop
         assert (steps, counts.min() > 0) == (1, True)  # too few crops for a batch: all are in it, some repeated
 
 
-@given(
-    batch_share=small, world_size=st.integers(1, 6), step=st.integers(0, 5)
-)
+@given(batch_share=small, world_size=st.integers(1, 6), step=st.integers(0, 5))
 def test_workers_share_a_step_equally_and_completely(batch_share, world_size, step):
     batch = batch_share * world_size
     parts = [share(step, batch_size=batch, rank=rank, world_size=world_size) for rank in range(world_size)]

@@ -206,7 +206,7 @@ def test_odd_files_are_segmented_or_rows_with_a_reason(local_ray, model, tmp_pat
 
 
 def test_an_archive_that_does_not_fit_the_model_is_refused_before_any_mask(local_ray, model, tmp_path):
-    options = {"driver": "GTiff", "height": 20, "width": 20, "count": 4, "dtype": "uint8"}
+    options = {"driver": "GTiff", "height": 20, "width": 20, "count": 4, "dtype": "uint8", "photometric": "minisblack"}
     (tmp_path / "images").mkdir()
     with rasterio.open(tmp_path / "images" / "four.tif", "w", **options) as file:
         file.write(np.ones((4, 20, 20), np.uint8))

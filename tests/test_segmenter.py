@@ -1,4 +1,4 @@
-"""The mask of a pixel depends on the image and the model, and on nothing else (rule R1), and 255 is where data is not."""
+"""The mask of a pixel depends on the image and the model, and on nothing else (R1); 255 is where data is not."""
 
 from __future__ import annotations
 

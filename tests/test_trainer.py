@@ -134,7 +134,9 @@ def test_a_damaged_state_is_passed_over(job: Job) -> None:
     newest = Path(job.settings.output, "state", f"epoch-{EPOCHS:04d}.pt")
     newest.write_bytes(newest.read_bytes()[:1000])
     assert newest_epoch(job.settings.output) == EPOCHS - 1
-    assert same(run_job(job), undisturbed)
+    reports = []
+    assert same(run_job(job, reports.append), undisturbed)
+    assert reports[0] == {"epoch": EPOCHS - 1, "resumed": True}
 
 
 def test_a_loss_that_is_no_number_ends_the_training(labelled_folder: str, tmp_path: Path) -> None:

@@ -180,6 +180,14 @@ def test_bad_settings_are_refused_before_ray_starts(
         train(settings)
 
 
+def test_more_workers_than_the_machine_has_cores_are_refused(
+    cluster: str, labelled_folder: str, tmp_path: Path
+) -> None:
+    settings = TrainSettings(data=labelled_folder, output=str(tmp_path), batch_size=4, num_workers=4)
+    with pytest.raises(SegrayError, match=r"--num_workers 4 needs more than the 2 core\(s\)"):
+        train(settings)
+
+
 @pytest.mark.parametrize("split", ["train", "val"])
 def test_a_split_that_is_missing_is_named(labelled_folder: str, tmp_path: Path, split: str) -> None:
     shutil.rmtree(Path(labelled_folder, split))

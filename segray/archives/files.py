@@ -27,6 +27,7 @@ class FilesArchive:
         try:
             for file in list_files(self.uri):
                 if is_image(file.uri):
+                    _check_name(file.uri)
                     found = True
                     yield file
                 else:
@@ -39,3 +40,11 @@ class FilesArchive:
             raise SegrayError(f"{self.uri} cannot be listed: {describe(error)}") from error
         if not found:
             raise SegrayError(f"{self.uri} holds {self.skipped} file(s), but none whose ending is an image format")
+
+
+def _check_name(uri: str) -> None:
+    """SegrayError on a name that no table can hold; only local file systems have such."""
+    try:
+        uri.encode()
+    except UnicodeEncodeError as error:
+        raise SegrayError(f"the name of {ascii(uri)} is not UTF-8; rename the file") from error

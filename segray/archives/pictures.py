@@ -68,8 +68,8 @@ def _open(file: io.IOBase) -> Image.Image:
 def _arrays(picture: Image.Image) -> tuple[np.ndarray, np.ndarray]:
     """(C, h, w) pixels and (h, w) validity."""
     if picture.mode in SIXTEEN_BIT:
-        values = np.asarray(picture)
-        return values.astype(np.uint16)[None], np.ones(values.shape, bool)
+        values = np.asarray(picture).astype(np.uint16)
+        return values[None], values != picture.info.get("transparency", -1)
     if picture.mode == "F":
         values = np.asarray(picture)
         return values[None], np.isfinite(values)

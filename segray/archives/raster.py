@@ -28,8 +28,8 @@ class Raster:
     """Pixels of an image, or of a window of it.
 
     pixels: (C, h, w) of the source's type. valid: (h, w) bool, True where the source has data. window: where they lie
-    in the image. height, width: of the whole image. crs: an authority code or WKT, or None. transform: the affine of the
-    WHOLE image as (a, b, c, d, e, f), x = a * column + b * row + c and y = d * column + e * row + f, or None.
+    in the image. height, width: of the whole image. crs: an authority code or WKT, or None. transform: the affine of
+    the WHOLE image as (a, b, c, d, e, f), x = a * column + b * row + c and y = d * column + e * row + f, or None.
     """
 
     pixels: np.ndarray

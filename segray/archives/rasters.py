@@ -12,7 +12,7 @@ from typing import TypeVar
 import numpy as np
 import rasterio
 from rasterio.enums import ColorInterp
-from rasterio.errors import NotGeoreferencedWarning, RasterioError
+from rasterio.errors import NodataShadowWarning, NotGeoreferencedWarning, RasterioError
 from rasterio.windows import Window as RasterioWindow
 
 from segray.archives.raster import Affine6, Header, Raster
@@ -22,7 +22,7 @@ from segray.storage import describe, exists, filesystem, is_local, local_path, r
 
 Result = TypeVar("Result")
 
-# The one GDAL driver that may open a file of an ending: never VRT and its like, which can name other files and run code.
+# The one GDAL driver that may open a file of an ending: never VRT and its like, which name other files and run code.
 DRIVERS = {".tif": "GTiff", ".tiff": "GTiff", ".jp2": "JP2OpenJPEG"}
 ENDINGS = set(DRIVERS)
 MAX_BLOCK_PIXELS = 2**28  # a block is decoded whole: a larger one is a decompression bomb, or is not worth its memory
@@ -43,10 +43,19 @@ def read(uri: str, window: Window | None) -> Raster:
 
 def _patiently(call: Callable[..., Result], uri: str, *arguments: object) -> Result:
     """The result of a call; GDAL does not tell a store's passing failure from a damaged file, so stores are retried."""
+
+    def attempt() -> Result:
+        try:
+            return call(uri, *arguments)
+        except OSError as error:
+            if not exists(uri):
+                raise FileNotFoundError("it does not exist") from error
+            raise
+
     try:
-        return call(uri, *arguments) if is_local(uri) else retry(lambda: call(uri, *arguments))
+        return attempt() if is_local(uri) else retry(attempt)
     except (RasterioError, OSError, ValueError) as error:
-        reason = _reason(error) if exists(uri) else "it does not exist"
+        reason = describe(error) if isinstance(error, FileNotFoundError) else _reason(error)
         raise ImageError(f"{uri} cannot be read: {reason}") from error
 
 
@@ -92,6 +101,7 @@ def _open(uri: str) -> Iterator[rasterio.DatasetReader]:
     local = local_path(uri)
     driver = DRIVERS[posixpath.splitext(path)[1].lower()]
     warnings.simplefilter("ignore", NotGeoreferencedWarning)  # a raster without georeference is an image all the same
+    warnings.simplefilter("ignore", NodataShadowWarning)
     where = {"fp": local} if local else {"fp": path, "opener": fs}
     # On a store GDAL would list the image's whole folder and ask for dozens of sidecar files, for every image.
     options = {} if local else {"GDAL_DISABLE_READDIR_ON_OPEN": "EMPTY_DIR"}

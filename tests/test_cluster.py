@@ -1,0 +1,113 @@
+"""The three jobs by `ray job submit` on a cluster of their own, with everything on a real S3 server."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import socket
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import pyarrow.parquet as pq
+import pytest
+
+from jobs import ROOT, wait_for
+from segray.masks import decode_png
+from segray.storage import filesystem, join, list_files, publish, read_bytes
+from segray.synthetic import CLASSES
+
+RAY = str(Path(sys.executable).with_name("ray"))
+
+
+def free_port() -> int:
+    """A port that nothing listens on."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+@pytest.fixture(scope="module")
+def head(s3: str) -> Iterator[str]:
+    """The dashboard address of a cluster of one node of two cores, whose environment has the S3 credentials."""
+    folder, dashboard = tempfile.mkdtemp(prefix="sr", dir="/tmp"), free_port()
+    environment = {**os.environ, "RAY_AUTH_MODE": "disabled"}
+    flags = {
+        "port": free_port(), "dashboard-port": dashboard, "dashboard-agent-listen-port": free_port(), "num-cpus": 2,
+        "temp-dir": folder, "node-ip-address": "127.0.0.1", "dashboard-host": "127.0.0.1",
+    }  # fmt: skip
+    command = [RAY, "start", "--head", "--block", *(f"--{name}={value}" for name, value in flags.items())]
+    with open(Path(folder, "start.log"), "wb") as log:
+        process = subprocess.Popen(command, env=environment, stdout=log, stderr=log)
+        address = f"http://127.0.0.1:{dashboard}"
+        try:
+            listing = [RAY, "job", "list", "--address", address]
+            ready = wait_for(
+                lambda: subprocess.run(listing, env=environment, capture_output=True, check=False).returncode == 0
+            )
+            assert ready, Path(folder, "start.log").read_text()
+            yield address
+        finally:
+            process.terminate()  # a blocking `ray start` stops its node with itself
+            process.wait(timeout=60)
+
+
+def submit(head: str, job: str, **settings: object) -> tuple[int, str]:
+    """(exit status of the command, its output) of a job that is submitted and waited for."""
+    flags = [f"--{name}={value}" for name, value in settings.items()]
+    command = [RAY, "job", "submit", "--address", head, "--working-dir", str(ROOT), "--", "python", f"jobs/{job}.py"]
+    environment = {**os.environ, "RAY_AUTH_MODE": "disabled"}
+    done = subprocess.run([*command, *flags], env=environment, capture_output=True, text=True, timeout=500, check=False)
+    return done.returncode, done.stdout + done.stderr
+
+
+def test_train_evaluate_and_segment_with_everything_on_s3(head, s3, write_folder):
+    data = write_folder(join(s3, "labelled"))
+    logs = []
+    trained, options = join(s3, "trained"), {"network": "unet?width=4", "crop": 32, "batch_size": 4}
+    status, log = submit(head, "train", data=data, output=trained, epochs=1, **options)
+    assert status == 0, log[-4000:]
+    logs.append(log)
+    lines = read_bytes(join(trained, "metrics.jsonl")).splitlines()
+    assert [json.loads(line)["epoch"] for line in lines] == [1]
+
+    model, scores = join(trained, "model"), join(s3, "scores")
+    status, log = submit(head, "evaluate", model=model, data=data, split="test", output=scores)
+    assert status == 0, log[-4000:]
+    logs.append(log)
+    metrics = json.loads(read_bytes(join(scores, "metrics.json")))
+    assert metrics["images"] == 2
+    assert sum(map(sum, metrics["confusion_matrix"])) == 2 * 96 * 96
+
+    images, masks = join(data, "test", "images"), join(s3, "masks")
+    publish(join(images, "broken.png"), b"not a picture")
+    settings = {"model": model, "archive": images, "output": masks, "format": "parquet,png", "max_failed": 0.5}
+    status, log = submit(head, "segment", **settings)
+    assert status == 0, log[-4000:]
+    logs.append(log)
+    fs, path = filesystem(join(masks, "masks", "shard-00000000.parquet"))
+    with fs.open(path) as file:
+        rows = pq.read_table(file).to_pylist()
+    assert [row["status"] for row in rows] == ["failed", "ok", "ok"]
+    assert all(row["image"].startswith("s3://") for row in rows)
+    assert decode_png(rows[1]["mask"]).shape == (96, 96)
+    assert len(rows[1]["pixel_counts"]) == len(CLASSES)
+    again, log = submit(head, "segment", **settings)
+    assert again == 0
+    assert "nothing to do" in log
+
+    secrets = [os.environ["AWS_SECRET_ACCESS_KEY"].encode(), os.environ["AWS_ACCESS_KEY_ID"].encode()]
+    written = [read_bytes(file.uri) for folder in (trained, scores, masks) for file in list_files(folder)]
+    assert len(written) > 10
+    for text in [*written, *(log.encode() for log in logs)]:
+        assert not any(secret in text for secret in secrets)
+
+
+def test_a_refused_job_fails_and_says_why_in_one_sentence(head, s3):
+    status, log = submit(head, "segment", model=join(s3, "nowhere"), archive=s3, output=join(s3, "none"))
+    assert status != 0
+    assert len(re.findall(r"is no model directory: .*model\.json does not exist", log)) == 1
+    assert "Traceback" not in log

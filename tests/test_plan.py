@@ -1,0 +1,171 @@
+"""The plan: items in shards, many shards over several files, and the sentence when an output belongs to another job."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from segray.errors import SegrayError
+from segray.grid import Window, windows
+from segray.plan import (
+    IMAGES_A_SHARD,
+    SHARDS_A_FILE,
+    Item,
+    ListingDigest,
+    Plan,
+    check,
+    cut,
+    fingerprint,
+    group,
+    load,
+    read_shard,
+    save,
+    whole,
+    write_files,
+)
+from segray.storage import File, join, list_files, publish
+
+FILE = File("s3://b/scène 1.tif", 1000, "tag")
+SETTINGS = {"window": 2048, "blend": "taper", "bands": [0, 1, 2]}
+WANTED = fingerprint(archive="s3://b/a", listing="abc", images=10, model="m1", settings=SETTINGS)
+
+
+def plan_of(uri: str, **changes: object) -> Plan:
+    values = {"uri": uri, "fingerprint": WANTED, "files": (1024, 3), "images": 10, "skipped": 2}
+    return Plan(**{**values, **changes})
+
+
+@pytest.mark.parametrize(("height", "width"), [(1, 1), (100, 70), (257, 511), (64, 1000)])
+@pytest.mark.parametrize("shard_pixels", [1, 64 * 64, 5 * 64 * 64, 10**9])
+def test_the_items_of_an_image_partition_it_in_whole_windows(height, width, shard_pixels):
+    items = list(cut(FILE, height=height, width=width, window=64, shard_pixels=shard_pixels))
+    covered = {(r, c) for item in items for r in range(height)[item.block.rows] for c in range(width)[item.block.cols]}
+    assert len(covered) == sum(item.estimate for item in items) == height * width
+    corners = {(window.row_off, window.col_off) for window in windows(height, width, 64)}
+    for item in items:
+        assert (item.image, item.etag, item.image_height, item.image_width) == (FILE.uri, "tag", height, width)
+        assert (item.row_off, item.col_off) in corners
+        assert item.estimate <= max(shard_pixels, 64 * 64)
+
+
+def test_a_picture_planned_by_its_size_has_no_block_and_some_work():
+    sizes = {name: whole(File(name, 1000, "t")).estimate for name in ("a.png", "a.JPG", "a.webp")}
+    assert sizes["a.png"] < sizes["a.JPG"] < sizes["a.webp"]
+    assert whole(File("empty.png", 0, "t")).estimate > 0
+    assert whole(FILE).block is None
+    assert Item(image="x", etag="", row_off=3, height=4, width=5).block == Window(3, 0, 4, 5)
+
+
+@pytest.mark.parametrize(
+    ("estimates", "limit", "shards"),
+    [
+        ([], 10, []),
+        ([5], 10, [1]),
+        ([5, 5, 5], 10, [2, 1]),
+        ([50, 1, 1], 10, [1, 2]),
+        ([1, 50, 1], 10, [1, 1, 1]),
+        ([0] * (IMAGES_A_SHARD + 1), 10, [IMAGES_A_SHARD, 1]),
+    ],
+)
+def test_consecutive_items_share_a_shard_up_to_its_pixels(estimates, limit, shards):
+    items = [Item(image=f"{number}", etag="", estimate=estimate) for number, estimate in enumerate(estimates)]
+    groups = list(group(iter(items), limit))
+    assert [len(shard) for shard in groups] == shards
+    assert [item for shard in groups for item in shard] == items
+
+
+def test_shards_over_several_files_are_read_back_one_by_one(store):
+    shards = [
+        [Item(image=f"s3://b/{number}-{k}.png", etag=f"t{k}", estimate=number) for k in range(number % 3 + 1)]
+        for number in range(SHARDS_A_FILE + 5)
+    ]
+    shards[7] = list(cut(FILE, height=100, width=70, window=64, shard_pixels=10**9))
+    shards[8] = [Item(image="bad.tif", etag="", estimate=1, error="it is no raster: 'é'")]
+    assert write_files(store, iter(shards)) == (SHARDS_A_FILE, 5)
+    assert len(list(list_files(store))) == 2
+    for number in (0, 7, 8, SHARDS_A_FILE - 1, SHARDS_A_FILE, SHARDS_A_FILE + 4):
+        assert read_shard(store, number) == shards[number]
+
+
+def test_exactly_full_files_and_no_shards(tmp_path):
+    item = Item(image="a", etag="")
+    assert write_files(str(tmp_path), ([item] for _ in range(SHARDS_A_FILE))) == (SHARDS_A_FILE,)
+    assert write_files(str(tmp_path / "none"), iter([])) == ()
+
+
+def test_the_same_items_give_the_same_bytes(tmp_path):
+    contents = set()
+    for name in ("a", "b"):
+        write_files(
+            str(tmp_path / name), ([item] for item in cut(FILE, height=300, width=300, window=64, shard_pixels=1))
+        )
+        contents.add((tmp_path / name / "plan-00000.parquet").read_bytes())
+    assert len(contents) == 1
+
+
+def test_a_plan_is_valid_once_it_is_saved(store):
+    assert load(store) is None
+    plan = plan_of(store)
+    save(plan)
+    assert load(store) == plan
+    assert load(store).shards == 1027
+    check(load(store), WANTED)
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        b"", b"{", b"[]", b"{}", b"\xff\xfe", b"null", b'{"format_version": 1}', b'{"format_version": "x"}',
+        b'{"format_version": 1, "fingerprint": {}, "files": 3, "images": 1, "skipped": 0}',
+        b'{"format_version": 1, "fingerprint": {}, "files": [3], "images": 1, "skipped": 0}',
+        b'{"format_version": 1, "fingerprint": null, "files": [3], "images": 1, "skipped": 0}',
+    ],
+)  # fmt: skip
+def test_damaged_plans_are_refused_with_the_fix(tmp_path, damage):
+    publish(join(str(tmp_path), "plan.json"), damage)
+    with pytest.raises(SegrayError, match="plan.json (is damaged|cannot be read)"):
+        load(str(tmp_path))
+
+
+def test_a_plan_of_a_later_version_is_refused(tmp_path):
+    save(plan_of(str(tmp_path)))
+    document = json.loads((tmp_path / "plan.json").read_text())
+    (tmp_path / "plan.json").write_text(json.dumps({**document, "format_version": 2}))
+    with pytest.raises(SegrayError, match="later segray"):
+        load(str(tmp_path))
+
+
+@pytest.mark.parametrize(
+    ("changes", "sentences"),
+    [
+        ({"archive": "s3://b/other", "listing": "xyz"}, ["--archive was s3://b/a"]),
+        ({"listing": "xyz", "images": 12}, ["held 10 images and now holds 12"]),
+        ({"listing": "xyz"}, ["or some changed"]),
+        ({"model": "m2"}, ["the model is another one"]),
+        ({"settings": {**SETTINGS, "window": 512}}, ["--window was 2048 and is now 512"]),
+        ({"settings": {**SETTINGS, "scale": 2.0}}, ["--scale was None and is now 2.0"]),
+        ({"model": "m2", "settings": {"blend": "crop"}}, ["another one", "--blend was taper", "--bands was [0, 1, 2]"]),
+    ],
+)
+def test_another_job_is_refused_saying_what_differs(changes, sentences):
+    with pytest.raises(SegrayError, match="another --output, or start afresh with --overwrite") as caught:
+        check(plan_of("out/plan"), {**WANTED, **changes})
+    for sentence in sentences:
+        assert sentence in str(caught.value)
+    assert ("--archive" in str(caught.value)) == ("archive" in changes)
+
+
+def test_listing_digests_tell_every_change(store):
+    files = [File("a.png", 1, "x"), File("b.png", 2, "y")]
+    variants = [
+        files, files[::-1], files[:1], [files[0], File("b.png", 2, "z")], [files[0], File("b.png", 3, "y")],
+        [files[0], File("c.png", 2, "y")],
+    ]  # fmt: skip
+    digests = []
+    for variant in variants:
+        digest = ListingDigest()
+        assert list(digest.watch(variant)) == variant
+        assert digest.images == len(variant)
+        digests.append(digest.hexdigest())
+    assert len(set(digests)) == len(variants)

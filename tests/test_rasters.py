@@ -1,0 +1,266 @@
+"""Rasters are read by window, with nodata, alpha and masks as validity, and their georeference to the last digit."""
+
+from __future__ import annotations
+
+import io
+import random
+from pathlib import Path
+
+import numpy as np
+import pytest
+import rasterio
+from PIL import Image
+from rasterio.enums import ColorInterp
+from rasterio.transform import Affine
+
+from segray.archives import open_archive
+from segray.archives.images import read_for, read_header, read_image
+from segray.archives.rasters import read
+from segray.errors import ImageError, MismatchError
+from segray.grid import Window
+from segray.inputs import InputSpec
+from segray.storage import join, publish
+
+RNG = np.random.default_rng(0)
+RGB = RNG.integers(1, 256, (70, 90, 3), dtype=np.uint8)
+GREY = RGB[..., 0]
+DEEP = RNG.integers(0, 65536, (70, 90), dtype=np.uint16)
+COLUMN = np.arange(90) * np.ones((70, 1), int)  # the number of the column of each pixel
+ALPHA = np.where(COLUMN < 7, 0, 255).astype(np.uint8)
+RGBA = (ColorInterp.red, ColorInterp.green, ColorInterp.blue, ColorInterp.alpha)
+BYTES = InputSpec(bands=(0, 1, 2), scale=1 / 255, mean=(0.5,) * 3, std=(0.2,) * 3)
+TILED = {"tiled": True, "blockxsize": 16, "blockysize": 32, "compress": "deflate"}
+
+
+def tiff(
+    folder: Path, pixels: np.ndarray, *, interpretation: tuple = (), mask: np.ndarray | None = None,
+    internal: bool = True, palette: dict | None = None, **profile: object,
+) -> str:  # fmt: skip
+    """A tiny GeoTIFF of (H, W) or (H, W, C) pixels, with a mask (internal, or .msk beside it), palette and colours."""
+    pixels = np.atleast_3d(pixels).transpose(2, 0, 1)
+    sizes = dict(zip(("count", "height", "width"), pixels.shape))
+    with (
+        rasterio.Env(GDAL_TIFF_INTERNAL_MASK=internal),
+        rasterio.open(folder / "made.tif", "w", driver="GTiff", dtype=pixels.dtype, **sizes, **profile) as target,
+    ):
+        if interpretation:
+            target.colorinterp = interpretation
+        if palette:
+            target.write_colormap(1, palette)
+        target.write(pixels)
+        if mask is not None:
+            target.write_mask(mask)
+    return str(folder / "made.tif")
+
+
+def png(array: np.ndarray) -> bytes:
+    file = io.BytesIO()
+    Image.fromarray(array).save(file, "PNG")
+    return file.getvalue()
+
+
+WINDOWS = [Window(0, 0, 70, 90), Window(0, 0, 1, 1), Window(69, 89, 1, 1), Window(13, 5, 40, 61), Window(64, 80, 6, 10)]
+
+
+@pytest.mark.parametrize("profile", [{}, TILED, {**TILED, "interleave": "pixel"}, {"compress": "jpeg"}])
+def test_windows_equal_the_whole(tmp_path, store, profile):
+    uri = join(store, "x.tif")
+    publish(uri, Path(tiff(tmp_path, RGB, **profile)).read_bytes())
+    whole = read_image(uri)
+    assert (whole.height, whole.width, whole.window) == (70, 90, Window(0, 0, 70, 90))
+    assert profile.get("compress") == "jpeg" or (whole.pixels == RGB.transpose(2, 0, 1)).all()
+    for window in WINDOWS:
+        part = read(uri, window)
+        assert (part.window, part.height, part.width) == (window, 70, 90)
+        assert (part.pixels == whole.pixels[:, window.rows, window.cols]).all()
+        assert (part.valid == whole.valid[window.rows, window.cols]).all()
+
+
+FLOATS = np.where(COLUMN < 9, np.nan, GREY).astype(np.float32)
+HOLES = np.where(COLUMN[..., None] < 9, 0, RGB).astype(np.uint8)
+ONE_HOLE = np.where((COLUMN < 9)[..., None] & (np.arange(3) == 1), 0, RGB).astype(np.uint8)
+LEAST = float(np.finfo(np.float32).min)
+CASES = {  # name -> (pixels, options, the first column that has data)
+    "all": (RGB, {}, 0),
+    "nodata": (HOLES, {"nodata": 0}, 9),
+    "nodata in one band of three": (ONE_HOLE, {"nodata": 0}, 0),
+    "nodata of 16 bit": (np.where(COLUMN < 9, 65535, 5).astype(np.uint16), {"nodata": 65535}, 9),
+    "nodata of floats": (np.where(COLUMN < 9, -9999, 0.5).astype(np.float32), {"nodata": -9999}, 9),
+    "nodata is the least float": (np.where(COLUMN < 9, LEAST, 0.5).astype(np.float32), {"nodata": LEAST}, 9),
+    "nodata is NaN": (FLOATS, {"nodata": np.nan}, 9),
+    "NaN unannounced": (FLOATS, {}, 9),
+    "infinity": (np.where(COLUMN < 9, np.inf, 1).astype(np.float32), {}, 9),
+    "alpha": (np.dstack([RGB, ALPHA]), {"interpretation": RGBA}, 7),
+    "alpha and nodata": (np.dstack([HOLES, ALPHA]), {"interpretation": RGBA, "nodata": 0}, 9),
+    "faint alpha": (np.dstack([RGB, np.minimum(ALPHA, 1)]), {"interpretation": RGBA}, 7),
+    "internal mask": (RGB, {"mask": ALPHA}, 7),
+    "mask beside it": (RGB, {"mask": ALPHA, "internal": False}, 7),
+    "mask and nodata": (HOLES, {"mask": ALPHA, "nodata": 0}, 9),
+    "mask and NaN": (FLOATS, {"mask": ALPHA}, 9),
+}
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_validity(tmp_path, name):
+    pixels, options, first = CASES[name]
+    uri = tiff(tmp_path, pixels, **TILED, **options)
+    raster = read_image(uri)
+    assert (raster.valid == (first <= COLUMN)).all()
+    assert raster.pixels.shape[0] == read_header(uri).bands == min(3, np.atleast_3d(pixels).shape[2])
+    assert raster.pixels.dtype == pixels.dtype == read_header(uri).dtype
+    part = read(uri, Window(3, 2, 10, 20))
+    assert (part.valid == raster.valid[3:13, 2:22]).all()
+
+
+def test_a_palette_becomes_colours(tmp_path):
+    ids = (GREY % 4).astype(np.uint8)
+    colours = {0: (9, 8, 7, 255), 1: (255, 0, 0, 255), 2: (0, 255, 1, 255), 3: (1, 2, 255, 255)}
+    uri = tiff(tmp_path, ids, palette=colours, nodata=2)
+    raster = read_image(uri)
+    assert (raster.pixels.transpose(1, 2, 0) == np.array([colours[i][:3] for i in range(4)], np.uint8)[ids]).all()
+    assert (raster.valid == (ids != 2)).all()
+    assert read_header(uri).bands == 3
+
+
+@pytest.mark.parametrize(("nodata", "pixel", "valid"), [(None, 0, True), (200, 200, False)])
+def test_missing_tiles_have_no_data_where_that_is_a_value(tmp_path, nodata, pixel, valid):
+    profile = {"width": 64, "height": 64, "count": 1, "dtype": "uint8", "nodata": nodata, "sparse_ok": True, **TILED}
+    with rasterio.open(tmp_path / "s.tif", "w", driver="GTiff", **profile) as target:
+        target.write(np.full((1, 32, 16), 7, np.uint8), window=rasterio.windows.Window(16, 32, 16, 32))
+    raster = read_image(str(tmp_path / "s.tif"))
+    assert (raster.pixels[0, 32:, 16:32] == 7).all()
+    assert raster.valid[32:, 16:32].all()
+    assert (raster.pixels[0, 0, 0], raster.valid[0, 0]) == (pixel, valid)
+
+
+TRANSFORMS = {
+    "north up": Affine(0.1, 0, 500000.123456789, 0, -0.1, 5000000.987654321),
+    "rotated": Affine(0.1, 0.2, 1 / 3, 0.3, -0.4, 2 / 3),
+    "south up": Affine(1e-5, 0, 13.377704, 0, 1e-5, 52.516275),
+}
+
+
+@pytest.mark.parametrize("name", TRANSFORMS)
+@pytest.mark.parametrize("crs", ["EPSG:32633", "EPSG:4326", "+proj=laea +lat_0=1 +lon_0=2 +datum=WGS84 +units=m"])
+def test_georeference_is_kept_to_the_last_digit(tmp_path, name, crs):
+    uri = tiff(tmp_path, GREY, crs=crs, transform=TRANSFORMS[name])
+    header, raster = read_header(uri), read(uri, Window(5, 6, 7, 8))
+    assert header.transform == raster.transform == tuple(TRANSFORMS[name])[:6]
+    assert header.crs == raster.crs
+    assert rasterio.CRS.from_string(raster.crs) == rasterio.CRS.from_string(crs)
+    assert not crs.startswith("EPSG") or raster.crs == crs
+
+
+def test_absent_georeference_is_none(tmp_path):
+    bare = read_image(tiff(tmp_path, GREY))
+    assert (bare.crs, bare.transform) == (None, None)
+    placed = read_image(tiff(tmp_path, GREY, transform=TRANSFORMS["rotated"]))
+    assert (placed.crs, placed.transform) == (None, tuple(TRANSFORMS["rotated"])[:6])
+
+
+VRT = """<VRTDataset rasterXSize="90" rasterYSize="70"><VRTRasterBand dataType="Byte" band="1"><SimpleSource>
+<SourceFilename relativeToVRT="0">{}</SourceFilename><SourceBand>1</SourceBand></SimpleSource></VRTRasterBand>
+</VRTDataset>"""
+
+
+def test_a_file_that_names_another_file_is_never_opened(tmp_path):
+    (tmp_path / "evil.tif").write_text(VRT.format(tiff(tmp_path, GREY)))
+    with rasterio.open(tmp_path / "evil.tif") as source:  # GDAL by itself would
+        assert (source.read(1) == GREY).all()
+    for read_it in (read_image, read_header):
+        with pytest.raises(ImageError, match="not recognized"):
+            read_it(str(tmp_path / "evil.tif"))
+
+
+def test_complex_numbers_and_huge_blocks_are_refused(tmp_path):
+    with pytest.raises(ImageError, match="complex"):
+        read_image(tiff(tmp_path, GREY.astype(np.complex64)))
+    sizes = {"width": 40000, "height": 40000, "blockxsize": 32768, "blockysize": 16384}
+    profile = {"count": 1, "dtype": "uint8", "tiled": True, "sparse_ok": True, **sizes}
+    with rasterio.open(tmp_path / "b.tif", "w", driver="GTiff", compress="deflate", **profile):
+        pass
+    with pytest.raises(ImageError, match="blocks of 16384 x 32768"):
+        read(str(tmp_path / "b.tif"), Window(0, 0, 1, 1))
+
+
+def test_truncated_rasters_are_refused_with_the_same_reason_in_every_run(tmp_path, store, monkeypatch):
+    monkeypatch.setattr("segray.storage.time.sleep", lambda seconds: None)
+    data = Path(tiff(tmp_path, RGB)).read_bytes()
+    for content in (data[: len(data) // 2], data[:50], b"", b"II*\0"):
+        publish(join(store, "x.tif"), content)
+        reasons = set()
+        for _ in range(2):
+            with pytest.raises(ImageError, match=r"x\.tif cannot be read: .*(failed|TIFF|not recognized)") as caught:
+                read_image(join(store, "x.tif"))
+            reasons.add(str(caught.value))
+        assert len(reasons) == 1
+        assert "vsi" not in reasons.pop()
+
+
+def test_damaged_rasters_are_read_or_refused_and_never_more(tmp_path):
+    uri = tiff(tmp_path, RGB[:20, :20], compress="deflate", crs="EPSG:4326", transform=TRANSFORMS["south up"])
+    data, chance, refused = Path(uri).read_bytes(), random.Random(0), 0
+    for _ in range(150):
+        damaged = bytearray(data)
+        for _ in range(chance.choice([1, 2, 9])):
+            damaged[chance.randrange(min(len(damaged), chance.choice([400, 10**6])))] = chance.randrange(256)
+        Path(uri).write_bytes(damaged)
+        try:
+            header = read_header(uri)
+            read(uri, Window(0, 0, min(20, header.height), min(20, header.width)))
+        except ImageError as error:
+            assert "\n" not in str(error)
+            refused += 1
+    assert refused
+
+
+def test_a_raster_of_a_store_is_read_alone(tmp_path, s3):
+    """GDAL would list the folder and try dozens of files beside each raster, each a request."""
+    uri = join(s3, "alone", "x.tif")
+    publish(uri, Path(tiff(tmp_path, RGB, **TILED)).read_bytes())
+    publish(join(s3, "alone", "x.tif.msk"), Path(tiff(tmp_path, ALPHA)).read_bytes())
+    assert read_image(uri).valid.all()
+
+
+@pytest.mark.parametrize(
+    "name", ["a b.{}", "水é.{}", "a#b.{}", "a?b.{}", "a%20b.{}", "a::b.{}", "x.png::y.{}", "a*1.{}"]
+)
+def test_odd_names_are_images(tmp_path, s3, name):
+    raster = Path(tiff(tmp_path, RGB)).read_bytes()
+    for folder in (str(tmp_path / "o"), join(s3, "odd")):
+        for ending, data in (("png", png(RGB)), ("tif", raster)):
+            publish(join(folder, name.format(ending)), data)
+            found = [file.uri for file in open_archive(folder).images() if file.uri.endswith(name.format(ending))]
+            assert (read_image(found[0]).pixels == RGB.transpose(2, 0, 1)).all()
+            assert read_header(found[0]).height == 70
+
+
+@pytest.mark.parametrize(
+    ("pixels", "spec", "explicit", "outcome"),
+    [
+        (RGB, BYTES, False, (0, 1, 2)),
+        (GREY, BYTES, False, (0, 0, 0)),
+        (RGB, BYTES.with_overrides(bands=(2, 1, 0)), False, (2, 1, 0)),
+        (DEEP, BYTES, False, "--bands 0,0,0"),
+        (np.dstack([RGB, GREY]), BYTES, False, "--bands 0,1,2"),
+        (np.dstack([RGB, GREY]), BYTES.with_overrides(bands=(3, 1, 0)), True, (3, 1, 0)),
+        (RGB[..., :2], BYTES, True, "--bands 0,1,1"),
+        (RGB.astype(np.uint16), BYTES, False, "--scale 1.52"),
+        (RGB.astype(np.int16), BYTES, False, "--scale 3.05"),
+        (RGB.astype(np.float32), BYTES, False, "--scale 1"),
+        (RGB.astype(np.uint16), BYTES.with_overrides(scale=1 / 10000), False, (0, 1, 2)),
+        (RGB.astype(np.int16), BYTES.with_overrides(scale=1 / 10000), False, (0, 1, 2)),
+        (RGB.astype(np.float32), BYTES.with_overrides(scale=1.0), False, (0, 1, 2)),
+        (RGB, BYTES.with_overrides(scale=1 / 10000), False, "--scale 0.0039"),
+    ],
+)
+def test_images_are_taken_for_the_spec_or_refused_with_the_flag(tmp_path, pixels, spec, explicit, outcome):
+    uri = tiff(tmp_path, pixels, photometric="MINISBLACK", alpha="no")
+    if isinstance(outcome, str):
+        with pytest.raises(MismatchError, match=outcome):
+            read_for(uri, spec, explicit_bands=explicit)
+        return
+    taken = read_for(uri, spec, explicit_bands=explicit)
+    expected = np.atleast_3d(pixels).transpose(2, 0, 1)[list(outcome)]
+    assert taken.pixels.dtype == pixels.dtype
+    assert (taken.pixels == expected).all()

@@ -1,0 +1,212 @@
+"""Mask shards: the schema that others rely on, the same bytes for the same rows, and rows that read back as written."""
+
+from __future__ import annotations
+
+import dataclasses
+import io
+import json
+import struct
+import tarfile
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from PIL import Image
+
+from segray.grid import Window
+from segray.masks import Classes, decode_png
+from segray.regions import WindowMask
+from segray.shards import (
+    FAILED,
+    NODATA,
+    OK,
+    SCHEMA,
+    MaskRow,
+    Place,
+    encode_parquet,
+    encode_tar,
+    failed_row,
+    footprint,
+    mask_row,
+    read_masks,
+    read_statistics,
+    shard_uri,
+    window_transform,
+    write_shard,
+)
+from segray.storage import exists
+
+CLASSES = Classes(names=("ground", "house", "road"), colors=((0, 0, 0), (255, 0, 0), (9, 9, 9)))
+METADATA = {"classes": CLASSES.to_json(), "ignore_index": 255, "model": "abc", "settings": {"blend": "taper"}}
+UTM = (0.1, 0.0, 389000.123456789, 0.0, -0.1, 5820000.987654321)
+COLUMNS = {  # as documented, in order
+    "image": pa.string(), "row_off": pa.int32(), "col_off": pa.int32(), "height": pa.int32(), "width": pa.int32(),
+    "image_height": pa.int32(), "image_width": pa.int32(), "mask": pa.binary(), "status": pa.string(),
+    "error": pa.string(), "pixel_counts": pa.list_(pa.int64()), "valid_pixels": pa.int64(),
+    "confidence": pa.float32(), "seam_disagreement": pa.float32(), "crs": pa.string(),
+    "transform": pa.list_(pa.float64()), "geometry": pa.binary(), "etag": pa.string(),
+}  # fmt: skip
+
+
+def result(window: Window, *, valid: bool = True, seed: int = 0) -> WindowMask:
+    """What the segmenter says of a window; a tenth of it has no data, or all."""
+    mask = np.random.default_rng(seed).integers(0, 3, (window.height, window.width), dtype=np.uint8)
+    mask[: max(1, window.height // 10)] = 255
+    if not valid:
+        mask[:] = 255
+    counts = np.bincount(mask[mask < 255], minlength=3).astype(np.int64)
+    known = {"confidence": 0.1 + seed / 7, "seam_disagreement": 1 / 3} if valid else {}
+    known = known or {"confidence": None, "seam_disagreement": None}
+    return WindowMask(window=window, mask=mask, pixel_counts=counts, valid_pixels=int(counts.sum()), **known)
+
+
+def all_kinds() -> list[MaskRow]:
+    placed = Place(image="s3://b/a/scène 1.v2.tif", etag="t1", height=400, width=300, crs="EPSG:32633", transform=UTM)
+    bare = Place(image="s3://b/x.png", etag="t2", height=30, width=20)
+    return [
+        mask_row(placed, result(Window(0, 0, 200, 150)), CLASSES),
+        mask_row(placed, result(Window(200, 150, 200, 150), seed=1), CLASSES),
+        mask_row(placed, result(Window(0, 150, 200, 150), valid=False), CLASSES),
+        mask_row(bare, result(Window(0, 0, 30, 20), seed=2), CLASSES),
+        failed_row(bare, Window(0, 0, 30, 20), "x.png cannot be read: it is 'broken'"),
+        failed_row(Place(image="s3://b/y.png", etag="t3"), Window(0, 0, 0, 0), "y.png cannot be read"),
+    ]
+
+
+def test_the_schema_is_the_documented_one():
+    assert {field.name: field.type for field in SCHEMA} == COLUMNS
+    assert SCHEMA.names == list(COLUMNS)
+    assert {field.name for field in dataclasses.fields(MaskRow)} == set(COLUMNS)
+    table = pq.read_table(io.BytesIO(encode_parquet(all_kinds(), METADATA)))
+    assert {field.name: field.type for field in table.schema} == COLUMNS
+
+
+def test_rows_read_back_from_parquet_as_they_were():
+    rows = all_kinds()
+    table = pq.read_table(io.BytesIO(encode_parquet(rows, METADATA)))
+    assert [MaskRow(**row) for row in table.to_pylist()] == rows
+    assert json.loads(table.schema.metadata[b"segray"]) == METADATA
+
+
+def test_statuses_and_what_they_leave_out():
+    rows = all_kinds()
+    assert [row.status for row in rows] == [OK, OK, NODATA, OK, FAILED, FAILED]
+    for row in rows:
+        assert (row.mask is not None) == (row.status == OK)
+        assert (row.error is not None) == (row.status == FAILED)
+        assert (row.confidence is not None) == (row.status == OK)
+        assert row.valid_pixels == sum(row.pixel_counts or [])
+    assert (decode_png(rows[0].mask) == result(Window(0, 0, 200, 150)).mask).all()
+    with Image.open(io.BytesIO(rows[0].mask)) as picture:  # any viewer agrees
+        assert picture.mode == "P"
+        assert (np.asarray(picture) == result(Window(0, 0, 200, 150)).mask).all()
+        assert np.asarray(picture.convert("RGB"))[-1, -1].tolist() == list(CLASSES.colors[np.asarray(picture)[-1, -1]])
+
+
+@pytest.mark.parametrize("encode", [encode_parquet, encode_tar])
+def test_the_same_rows_give_the_same_bytes(encode):
+    first = encode(all_kinds(), METADATA)
+    assert encode(all_kinds(), dict(reversed(METADATA.items()))) == first
+    assert encode(all_kinds()[::-1], METADATA) != first
+
+
+def test_geoparquet_metadata_only_when_something_is_georeferenced():
+    geo = pq.read_metadata(io.BytesIO(encode_parquet(all_kinds(), METADATA))).metadata[b"geo"]
+    column = json.loads(geo)["columns"]["geometry"]
+    assert json.loads(geo) == {"version": "1.1.0", "primary_column": "geometry", "columns": {"geometry": column}}
+    assert (column["encoding"], column["geometry_types"], "crs" in column) == ("WKB", ["Polygon"], False)
+    bare = pq.read_metadata(io.BytesIO(encode_parquet(all_kinds()[3:], METADATA))).metadata
+    assert b"geo" not in bare
+    assert b"segray" in bare
+
+
+def points(wkb: bytes) -> np.ndarray:
+    assert struct.unpack_from("<BIII", wkb) == (1, 3, 1, 5)
+    assert len(wkb) == 13 + 80
+    return np.array(struct.unpack_from("<10d", wkb, 13)).reshape(5, 2)
+
+
+def test_footprints_are_where_the_window_lies():
+    plain = points(footprint("EPSG:4326", (0.5, 0, 10, 0, -0.25, 50), Window(2, 4, 8, 6)))
+    assert plain.tolist() == [[12, 47.5], [15, 47.5], [15, 49.5], [12, 49.5], [12, 47.5]]  # counter-clockwise
+    turned = points(footprint("OGC:CRS84", (0, 1, 10, 1, 0, 50), Window(0, 0, 2, 3)))
+    assert {tuple(point) for point in turned.tolist()} == {(10, 50), (12, 50), (12, 53), (10, 53)}
+    # Web Mercator by its definition: x = R * longitude, y = R * ln(tan(pi / 4 + latitude / 2))
+    radius = 6378137.0
+    corner = points(footprint("EPSG:3857", (100, 0, radius * 0.2, 0, -100, radius * 0.5), Window(0, 0, 10, 10)))[3]
+    assert corner[0] == pytest.approx(np.degrees(0.2), abs=1e-9)
+    assert corner[1] == pytest.approx(np.degrees(2 * np.arctan(np.exp(0.5)) - np.pi / 2), abs=1e-9)
+    # the central meridian of UTM zone 33 is 15 degrees east
+    assert points(footprint("EPSG:32633", (1, 0, 500000, 0, -1, 0), Window(0, 0, 1, 1)))[3] == pytest.approx([15, 0])
+
+
+@pytest.mark.parametrize(
+    ("crs", "transform"),
+    [
+        ("EPSG:999999", UTM),
+        ("nonsense", UTM),
+        ("EPSG:5773", UTM),
+        ('LOCAL_CS["site",UNIT["metre",1]]', UTM),
+        ('ENGCRS["site",EDATUM["x"],CS[Cartesian,2],AXIS["e",east],AXIS["n",north],LENGTHUNIT["metre",1]]', UTM),
+        ("EPSG:32633", (1e300, 0, 1e300, 0, -1e300, 1e300)),
+        ("EPSG:32633", (np.nan, 0, 0, 0, -1, 0)),
+        ("EPSG:3035", (1, 0, 1e12, 0, -1, 1e12)),
+    ],
+)
+def test_no_footprint_where_there_is_no_way_to_longitude_and_latitude(crs, transform):
+    assert footprint(crs, transform, Window(0, 0, 10, 10)) is None
+    place = Place(image="a.tif", etag="", height=10, width=10, crs=crs, transform=transform)
+    row = mask_row(place, result(Window(0, 0, 10, 10)), CLASSES)
+    assert (row.crs, row.geometry) == (crs, None)
+    encode_parquet([row], METADATA)
+
+
+def test_window_transforms():
+    assert window_transform(UTM, Window(0, 0, 5, 5)) is UTM
+    rotated = (0.1, 0.2, 1.0, 0.3, -0.4, 2.0)
+    assert window_transform(rotated, Window(7, 11, 5, 5)) == pytest.approx((0.1, 0.2, 3.5, 0.3, -0.4, 2.5), abs=1e-12)
+
+
+def test_the_tar_reads_as_webdataset_does():
+    rows = all_kinds()
+    samples: dict[str, dict[str, bytes]] = {}
+    with tarfile.open(fileobj=io.BytesIO(encode_tar(rows, METADATA))) as tar:
+        for member in tar:
+            assert (member.mtime, member.uid, member.uname, member.isfile()) == (0, 0, "", True)
+            assert "/" not in member.name
+            key, extension = member.name.split(".", 1)  # WebDataset: up to the first dot
+            assert samples == {} or key == list(samples)[-1] or key not in samples  # parts of a sample lie together
+            samples.setdefault(key, {})[extension] = tar.extractfile(member).read()
+    assert len(samples) == len(rows)
+    for row, parts in zip(rows, samples.values()):
+        assert set(parts) == ({"json", "png"} if row.mask else {"json"})
+        assert parts.get("png") == row.mask
+        values = json.loads(parts["json"])
+        assert values.pop("segray") == METADATA
+        assert values.pop("geometry") == (row.geometry.hex() if row.geometry else None)
+        assert values == {k: v for k, v in dataclasses.asdict(row).items() if k not in ("mask", "geometry")}
+
+
+def test_names_of_images_cannot_lead_out_of_the_tar():
+    names = ["../../etc/passwd.png", "a" * 300 + ".png", "/.png", "é/水.png", "a\n.png", "..", ""]
+    rows = [failed_row(Place(image=name, etag=""), Window(0, 0, 0, 0), "x") for name in names * 2]
+    with tarfile.open(fileobj=io.BytesIO(encode_tar(rows, {}))) as tar:
+        members = tar.getnames()
+    assert len(set(members)) == len(rows)
+    assert all(name.isascii() and len(name) <= 100 and not {"/", "\n"} & set(name) for name in members)
+    assert all(name.count(".") == 1 for name in members)
+
+
+def test_statistics_are_the_same_from_both_formats(store):
+    rows = all_kinds()
+    write_shard(store, 12, rows=rows, formats=("png", "parquet"), metadata=METADATA)
+    fresh = [{k: v for k, v in dataclasses.asdict(row).items() if k not in ("mask", "geometry")} for row in rows]
+    for fmt in ("parquet", "png"):
+        assert exists(shard_uri(store, 12, fmt))
+        assert read_statistics(store, 12, fmt) == fresh
+        masks = read_masks(store, 12, fmt)
+        assert [mask for _, mask in masks] == [row.mask for row in rows]
+        assert [values["image"] for values, _ in masks] == [row.image for row in rows]
+    assert shard_uri(store, 12, "parquet").endswith("/masks/shard-00000012.parquet")
+    assert shard_uri(store, 12, "png").endswith("/masks/shard-00000012.tar")

@@ -1,0 +1,252 @@
+"""Listing, publishing and removing behave the same on a local disk, in memory and on a real S3 server."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+import zipfile
+
+import pytest
+
+from segray import storage
+from segray.errors import SegrayError
+from segray.storage import (
+    absolute,
+    describe,
+    exists,
+    filesystem,
+    is_chain,
+    is_local,
+    join,
+    list_files,
+    local_path,
+    publish,
+    read_bytes,
+    read_text,
+    remove,
+    remove_leftovers,
+    retry,
+)
+
+# In the order in which object stores sort keys: "-" < "." < "/" < "0".
+TREE = ["B.png", "a-b.png", "a.png", "a/b.png", "a/c/d.png", "a0.png", "b/x", "é.png", "水/1.tif"]
+HIDDEN = [".hidden.png", "a/.hidden/x.png", ".tmp/y.png"]
+ODD = ["a b.png", "a#b.png", "a?b.png", "a%20b.png", "a::b.png", "x.png::y.png", "a[1].png", "a*.png", "a+b=c.png"]
+
+
+def names(uri: str) -> list[str]:
+    """Listed paths below a URI. The root folder of a test has a name of its own, which ends the URI."""
+    start = uri.rstrip("/").rsplit("/", 1)[-1] + "/"
+    return [file.uri.split(start, 1)[1] for file in list_files(uri)]
+
+
+@pytest.fixture
+def no_pause(monkeypatch):
+    """Retries without the pauses between them; the pauses that would have been."""
+    pauses = []
+    monkeypatch.setattr(storage.time, "sleep", pauses.append)
+    return pauses
+
+
+def test_listing_is_sorted_recursive_and_without_hidden_files(store):
+    for name in reversed(TREE + HIDDEN):
+        publish(join(store, name), name.encode())
+    listed = names(store)
+    # SeaweedFS lists folder by folder, where S3 itself sorts whole keys
+    assert (sorted(listed) if store.startswith("s3") else listed) == TREE
+    assert names(store + "/") == listed
+    assert {file.size for file in list_files(join(store, "a"))} == {len("a/b.png"), len("a/c/d.png")}
+    for file in list_files(store):
+        assert read_bytes(file.uri).decode() == file.uri[-len(read_bytes(file.uri).decode()) :]
+
+
+def test_odd_names_are_listed_and_read_back(store):
+    odd = [name for name in ODD if "::" not in name or not store.startswith("memory")]  # fsspec's memory has no such
+    for name in odd:
+        publish(join(store, name), name.encode())
+    assert sorted(names(store)) == sorted(odd)
+    assert {read_bytes(file.uri).decode() for file in list_files(store)} == set(odd)
+    for name in odd:
+        assert exists(join(store, name))
+        remove(join(store, name))
+        assert not exists(join(store, name))
+
+
+def test_a_prefix_is_a_folder_not_the_start_of_a_name(store):
+    publish(join(store, "ab/x.png"), b"1")
+    publish(join(store, "abc/x.png"), b"2")
+    publish(join(store, "ab.png"), b"3")
+    assert names(join(store, "ab")) == ["x.png"]
+    remove(join(store, "ab"))
+    assert sorted(names(store)) == ["ab.png", "abc/x.png"]
+
+
+def test_a_single_file_is_its_own_listing(store):
+    publish(join(store, "one.png"), b"12345")
+    publish(join(store, "one.png.bak"), b"1")
+    (file,) = list_files(join(store, "one.png"))
+    assert (file.size, read_bytes(file.uri)) == (5, b"12345")
+
+
+def test_nothing_there(store):
+    with pytest.raises(FileNotFoundError, match="holds nothing"):
+        list(list_files(join(store, "nope")))
+    with pytest.raises(FileNotFoundError):
+        read_bytes(join(store, "nope"))
+    with pytest.raises(SegrayError, match="does not exist"):
+        read_text(join(store, "nope"))
+    assert not exists(join(store, "nope"))
+    remove(join(store, "nope"))
+
+
+def test_etags_change_with_the_content_and_not_without(store):
+    uri = join(store, "a.png")
+    tags = []
+    for content in (b"123", b"456", b"7890"):
+        publish(uri, content)
+        (first,), (second,) = list_files(uri), list_files(uri)
+        assert first == second
+        tags.append(first.etag)
+        time.sleep(0.01)  # a local disk tells contents of one size apart by their time
+    assert len(set(tags)) == 3
+
+
+def test_publish_replaces_and_makes_folders(store):
+    uri = join(store, "deep/er/file")
+    for content in (b"long content", b"short", b""):
+        publish(uri, content)
+        assert read_bytes(uri) == content
+    assert names(store) == ["deep/er/file"]
+
+
+@pytest.mark.parametrize("name", ["run[1]", "run?", "run*"])
+def test_remove_takes_a_name_for_a_name_and_not_for_a_pattern(store, name):
+    publish(join(store, name, "x"), b"1")
+    publish(join(store, "run1", "x"), b"2")
+    remove(join(store, name))
+    assert names(store) == ["run1/x"]
+
+
+def test_an_s3_listing_of_many_pages_has_every_key_once_and_in_order(s3):
+    fs, path = filesystem(join(s3, "many"))
+    keys = [f"{number:05d}.png" for number in range(1010)]
+    fs.pipe({f"{path}/{key}": b"x" for key in keys})
+    publish(join(s3, "many2/x.png"), b"x")
+    assert names(join(s3, "many")) == keys
+    stream = list_files(join(s3, "many"))
+    assert next(stream).uri == join(s3, "many/00000.png")
+    remove(join(s3, "many"))
+    with pytest.raises(FileNotFoundError):
+        list(list_files(join(s3, "many")))
+
+
+def test_what_is_published_after_a_look_is_seen(s3):
+    folder = join(s3, "fresh")
+    for number in range(3):
+        assert not exists(join(folder, f"{number}"))
+        publish(join(folder, f"{number}"), b"x")
+        assert exists(join(folder, f"{number}"))
+        assert len(names(folder)) == number + 1
+
+
+WRITER = """
+import os, signal
+from segray import storage
+storage.os.replace = lambda *names: os.kill(os.getpid(), signal.SIGKILL)
+storage.publish({uri!r}, b"half" * 1000)
+"""
+
+
+@pytest.mark.parametrize("before", [None, b"former self"])
+def test_a_writer_killed_before_its_rename_leaves_only_what_listing_ignores(tmp_path, before):
+    uri = str(tmp_path / "out" / "shard")
+    publish(str(tmp_path / "out" / "other"), b"1")
+    if before:
+        publish(uri, before)
+    ended = subprocess.run([sys.executable, "-c", WRITER.format(uri=uri)], check=False)
+    assert ended.returncode == -signal.SIGKILL
+    assert len([name for name in os.listdir(tmp_path / "out") if name.endswith(".tmp")]) == 1
+    assert exists(uri) == bool(before)
+    assert names(str(tmp_path / "out")) == (["other", "shard"] if before else ["other"])
+    remove_leftovers(str(tmp_path / "out"))
+    assert sorted(os.listdir(tmp_path / "out")) == (["other", "shard"] if before else ["other"])
+    remove_leftovers(str(tmp_path / "nowhere"))
+
+
+@pytest.mark.parametrize(("failures", "passes"), [(0, True), (1, True), (3, True), (4, False)])
+def test_transient_failures_are_retried_a_finite_number_of_times(no_pause, failures, passes):
+    calls = []
+
+    def call() -> str:
+        calls.append(1)
+        if len(calls) <= failures:
+            raise OSError("the network fell asleep")
+        return "done"
+
+    if passes:
+        assert retry(call) == "done"
+        assert len(calls) == failures + 1
+    else:
+        with pytest.raises(OSError, match="fell asleep"):
+            retry(call)
+        assert len(calls) == storage.ATTEMPTS
+    assert no_pause == sorted(no_pause)
+
+
+@pytest.mark.parametrize("error", [FileNotFoundError, PermissionError, IsADirectoryError, ValueError])
+def test_what_trying_again_cannot_mend_is_raised_at_once(no_pause, error):
+    calls = []
+
+    def call() -> None:
+        calls.append(1)
+        raise error("no")
+
+    with pytest.raises(error):
+        retry(call)
+    assert (len(calls), no_pause) == (1, [])
+
+
+def test_errors_of_a_store_tell_no_secret_and_no_address(s3):
+    secrets = [os.environ[name] for name in ("AWS_SECRET_ACCESS_KEY", "AWS_ACCESS_KEY_ID", "AWS_ENDPOINT_URL")]
+    for uri in (join(s3, "nope.png"), "s3://no-such-bucket/x"):
+        with pytest.raises(OSError) as caught:  # noqa: PT011
+            read_bytes(uri)
+        assert not any(secret in describe(caught.value) for secret in secrets)
+
+
+@pytest.mark.parametrize(
+    ("error", "text"),
+    [
+        (ValueError("two\nlines  here"), "two lines here"),
+        (ValueError(""), "ValueError"),
+        (KeyError("name"), "name"),
+        (ValueError("cannot identify <X object at 0x7f12ab>"), "cannot identify <X object"),
+        (ValueError("'a.tif' not recognized"), "'a.tif' not recognized"),
+    ],
+)
+def test_describe_is_one_line_and_the_same_in_every_run(error, text):
+    assert describe(error) == text
+
+
+def test_members_of_another_file_are_listed_and_read(tmp_path):
+    with zipfile.ZipFile(tmp_path / "a.zip", "w") as archive:
+        archive.writestr("x/1.png", b"one")
+        archive.writestr("x/2.png", b"two")
+    files = list(list_files(f"zip://x::{tmp_path}/a.zip"))
+    assert [file.uri for file in files] == [f"zip://x/{n}.png::{tmp_path}/a.zip" for n in (1, 2)]
+    assert [read_bytes(file.uri) for file in files] == [b"one", b"two"]
+
+
+def test_uris(tmp_path):
+    assert absolute("x/y/") == f"{os.getcwd()}/x/y"
+    assert absolute("s3://b/x/") == "s3://b/x"
+    assert is_local(f"file://{tmp_path}")
+    assert local_path(f"file://{tmp_path}") == str(tmp_path)
+    assert local_path("memory://x") is None
+    assert is_chain("tar://x.jpg::s3://b/a.tar")
+    assert not is_chain("s3://b/x::y.png")
+    with pytest.raises(SegrayError, match="cannot be opened"):
+        filesystem("nosuchscheme://x")

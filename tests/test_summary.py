@@ -1,0 +1,131 @@
+"""Sums over mask rows: the same for new and re-read shards, in any order, every image once."""
+
+from __future__ import annotations
+
+import itertools
+import math
+import struct
+from collections import Counter
+
+import numpy as np
+import pytest
+
+from segray.shards import FAILED, NODATA, OK
+from segray.summary import MAX_FAILURES, Totals, polygon_area_m2, summarise
+
+
+def row(image: str, status: str = OK, *, height: int = 10, width: int = 10, of: tuple[int, int] = (10, 10), **values):
+    """A mask row's statistics as a reader of shards gives them."""
+    counts = {OK: [60, 30, 0], NODATA: [0, 0, 0], FAILED: None}[status]
+    known = {
+        "image": image, "status": status, "height": height, "width": width, "image_height": of[0],
+        "image_width": of[1], "pixel_counts": counts, "valid_pixels": sum(counts or []), "crs": None,
+        "transform": None, "confidence": 0.5 if status == OK else None, "error": "broken" if status == FAILED else None,
+    }  # fmt: skip
+    return {**known, **values}
+
+
+def joined(*shards: list[dict]) -> Totals:
+    total = Totals()
+    for shard in shards:
+        total.add(summarise(shard))
+    return total
+
+
+def test_sums_of_one_shard():
+    unmeasured = row("d", FAILED, height=0, width=0, of=(0, 0))
+    totals = summarise([row("a"), row("b", NODATA), row("c", FAILED), unmeasured, row("e", confidence=1.0)])
+    assert (totals.shards, totals.windows, totals.pixels, totals.valid_pixels) == (1, 5, 400, 180)
+    assert totals.class_pixels == [120, 60, 0]
+    assert totals.image_counts() == {OK: 2, NODATA: 1, FAILED: 2}
+    assert totals.failed_share() == 2 / 5
+    assert totals.mean_confidence() == pytest.approx(0.75)
+    assert totals.failures == [{"image": "c", "error": "broken"}, {"image": "d", "error": "broken"}]
+
+
+def test_nothing():
+    assert Totals().image_counts() == {OK: 0, NODATA: 0, FAILED: 0}
+    assert Totals().failed_share() == 0
+    assert Totals().mean_confidence() is None
+    assert joined([]).shards == 1
+
+
+HALF = {"height": 5, "of": (10, 10)}
+WORST = [
+    ((OK, OK), OK), ((OK, NODATA), OK), ((NODATA, NODATA), NODATA), ((OK, FAILED), FAILED), ((NODATA, FAILED), FAILED),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("statuses", "worst"), WORST)
+def test_an_image_counts_once_with_its_worst_part_within_a_shard_and_over_shards(statuses, worst):
+    for first, second in (statuses, statuses[::-1]):
+        parts = [row("a", first, **HALF), row("a", second, **HALF)]
+        for totals in (joined(parts), joined(parts[:1], parts[1:])):
+            assert totals.image_counts() == {OK: 0, NODATA: 0, FAILED: 0, worst: 1}
+            assert totals.failed_share() == (worst == FAILED)
+            assert len(totals.failures) == (worst == FAILED)
+    assert joined([row("a", **HALF)], [row("a", **HALF)]).images == Counter()
+
+
+def test_the_order_of_shards_does_not_matter():
+    shards = [
+        [row("a"), row("big", of=(30, 10))],
+        [row("big", NODATA, of=(30, 10)), row("b", FAILED)],
+        [row("big", FAILED, of=(30, 10)), row("c", confidence=0.25, valid_pixels=80, pixel_counts=[80, 0, 0, 5])],
+    ]
+    seen = []
+    for order in itertools.permutations(shards):
+        totals = joined(*order)
+        sums = (totals.shards, totals.windows, totals.pixels, totals.valid_pixels, totals.class_pixels)
+        failures = sorted(failure["image"] for failure in totals.failures)
+        seen.append((sums, totals.image_counts(), round(totals.confidence_sum, 9), failures))
+    assert all(one == seen[0] for one in seen)
+    assert seen[0][1] == {OK: 2, NODATA: 0, FAILED: 2}
+    assert seen[0][0][4] == [60 * 2 + 80, 60, 0, 5]
+
+
+def test_failures_are_listed_up_to_a_number_and_counted_beyond():
+    totals = joined([row(f"{n}", FAILED) for n in range(MAX_FAILURES - 1)], [row(f"x{n}", FAILED) for n in range(9)])
+    assert len(totals.failures) == MAX_FAILURES
+    assert totals.image_counts()[FAILED] == MAX_FAILURES + 8
+
+
+def wkb(*corners: tuple[float, float]) -> bytes:
+    return struct.pack("<BIII10d", 1, 3, 1, 5, *(value for point in (*corners, corners[0]) for value in point))
+
+
+def cell(west: float, south: float, degrees: float = 1.0) -> bytes:
+    east, north = west + degrees, south + degrees
+    return wkb((west, south), (east, south), (east, north), (west, north))
+
+
+def zone_m2(south: float, north: float) -> float:
+    """Area on WGS 84 between two parallels over one degree, integrated: meridian radius times parallel radius."""
+    a, e2 = 6378137.0, 0.00669437999014
+    latitude = np.radians(np.linspace(south, north, 20001))
+    middle = (latitude[1:] + latitude[:-1]) / 2
+    w2 = 1 - e2 * np.sin(middle) ** 2
+    return float(
+        (a * (1 - e2) / w2**1.5 * a * np.cos(middle) / np.sqrt(w2) * np.diff(latitude)).sum() * math.radians(1)
+    )
+
+
+@pytest.mark.parametrize("south", [-90, -45, -1, 0, 45, 60, 80, 89])
+def test_areas_of_cells_of_one_degree(south):
+    for west in (-180, -1, 0, 179):
+        assert polygon_area_m2(cell(west, south)) == pytest.approx(zone_m2(south, south + 1), rel=1e-6)
+
+
+def test_a_cell_at_the_equator_and_one_across_the_antimeridian():
+    assert polygon_area_m2(cell(0, 0)) / 1e6 == pytest.approx(12308.46, abs=0.1)  # square kilometres
+    across = wkb((179.5, 0), (-179.5, 0), (-179.5, 1), (179.5, 1))
+    assert polygon_area_m2(across) == pytest.approx(polygon_area_m2(cell(0, 0)), rel=1e-9)
+    clockwise = wkb((0, 0), (0, 1), (1, 1), (1, 0))
+    assert polygon_area_m2(clockwise) == polygon_area_m2(cell(0, 0))
+
+
+def test_the_area_is_that_of_valid_pixels():
+    placed = {"crs": "EPSG:32633", "transform": [2.0, 0, 500000, 0, -2.0, 5000000]}
+    totals = summarise([row("a", **placed), row("b", NODATA, **placed), row("c", FAILED, **placed), row("d")])
+    assert totals.area_m2 == pytest.approx(90 * 4, rel=0.002)  # the scale of UTM at its meridian is 0.9996
+    assert summarise([row("a", crs="nonsense", transform=[1, 0, 0, 0, -1, 0])]).area_m2 == 0
