@@ -23,7 +23,7 @@ from segray.synthetic import CLASSES, scene
 from segray.training import train
 
 SPLITS = {"train": 24, "val": 4, "test": 6}  # scenes of 512 x 512 pixels
-ARCHIVE = {"north": (1200, 1700), "south": (900, 1500)}  # georeferenced scenes, height x width in pixels
+ARCHIVE = {"north": (1024, 2048), "south": (1024, 1024)}  # georeferenced scenes, height x width in pixels
 
 
 def main(settings: DemoSettings) -> int:

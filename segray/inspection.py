@@ -52,9 +52,7 @@ class Inspection:
 
     def spec(self, crop: int) -> InputSpec:
         """The input spec of a network that is trained on crops of that side."""
-        return InputSpec(
-            bands=self.bands, scale=self.scale, mean=self.mean, std=self.std, tile=crop, overlap=crop // 8
-        )
+        return InputSpec(bands=self.bands, scale=self.scale, mean=self.mean, std=self.std, tile=crop, overlap=crop // 8)
 
 
 def inspect(dataset: Dataset, samples: Sequence[Sample], settings: TrainSettings) -> Inspection:

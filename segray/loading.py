@@ -94,8 +94,7 @@ class CropLoader:
         """This worker's crops of every step of an epoch, read ahead by two steps."""
         steps = len(order) // self.batch_size
         parts = [
-            share(step, batch_size=self.batch_size, rank=self.rank, world_size=self.world_size)
-            for step in range(steps)
+            share(step, batch_size=self.batch_size, rank=self.rank, world_size=self.world_size) for step in range(steps)
         ]
         positions = (position for part in parts for position in part)
         ahead = 2 * len(parts[0])

@@ -254,9 +254,10 @@ def _typed(uri: str, item: Field, hint: Any, value: Any) -> Any:
 
 
 def _converted(kind: Any, value: Any) -> Any:
-    if kind not in (str, int, float, bool):
-        return _integers(",".join(value) if isinstance(value, list) else value)
+    scalar = kind in (str, int, float, bool)
+    if isinstance(value, list) and not scalar:
+        value = ",".join(value)
     if not isinstance(value, str):
         raise TypeError
     booleans = {"true": True, "yes": True, "on": True, "false": False, "no": False, "off": False}
-    return booleans[value.lower()] if kind is bool else kind(value)
+    return booleans[value.lower()] if kind is bool else kind(value) if scalar else _integers(value)

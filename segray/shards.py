@@ -14,7 +14,8 @@ from dataclasses import asdict, dataclass
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-from rasterio.errors import RasterioError
+from rasterio._err import CPLE_BaseError  # raised as it is by transform, not as one of rasterio.errors
+from rasterio.errors import CRSError, RasterioError
 from rasterio.warp import transform as transform_points
 
 from segray.archives.raster import Affine6
@@ -188,10 +189,11 @@ def footprint(crs: str, transform: Affine6, window: Window) -> bytes | None:
     ys = [d * col + e * row + f for col, row in corners]
     try:
         longitudes, latitudes = transform_points(crs, "OGC:CRS84", xs, ys)
-    except RasterioError:
+    except (RasterioError, CRSError, CPLE_BaseError):
         return None
     points = [value for point in zip(longitudes, latitudes) for value in point]
-    if not all(map(math.isfinite, points)):
+    # PROJ passes metres through a vertical CRS; a global raster may reach a little beyond 360 and 90 degrees.
+    if not all(math.isfinite(value) and abs(value) <= 400 for value in points):
         return None
     return struct.pack("<BIII10d", 1, 3, 1, 5, *points)
 

@@ -113,7 +113,7 @@ class Trainer:
         job, settings = self.job, self.job.settings
         torch.manual_seed(worker_seed(settings.seed, self.epoch, self.place.rank))
         self.parallel.train()
-        sums = torch.zeros(4, dtype=torch.float64, device=self.place.device)
+        sums = torch.zeros(3, dtype=torch.float64, device=self.place.device)
         loss, pixels = 0.0, 0.0
         for index, batch in zip(range(job.steps), self._batches()):
             step = (self.epoch - 1) * job.steps + index
@@ -146,7 +146,10 @@ class Trainer:
             yield batch
 
     def _step(self, step: int, batch: Batch) -> torch.Tensor:
-        """One step of the optimizer; (4,) float64 of this worker: loss sum, valid pixels, gradient norm, failed."""
+        """One step of the optimizer; (3,) float64 of this worker: loss sum, valid pixels, gradient norm.
+
+        Nothing here makes the host wait for the device.
+        """
         settings = self.job.settings
         for group in self.optimizer.param_groups:
             group["lr"] = learning_rate(step, steps=self.job.steps * settings.epochs, peak=settings.lr)
@@ -157,8 +160,7 @@ class Trainer:
         global_mean(loss_sum, count).backward()
         norm = nn.utils.clip_grad_norm_(self.network.parameters(), MAX_NORM)
         self.optimizer.step()
-        failed = torch.tensor(float(self.met is not None), device=loss_sum.device)
-        return torch.stack([loss_sum.detach().double(), count.double(), norm.double(), failed.double()])
+        return torch.stack([loss_sum.detach().double(), count.double(), norm.double()])
 
     def _forward(self, x: torch.Tensor) -> torch.Tensor | dict[str, torch.Tensor]:
         try:
@@ -174,7 +176,8 @@ class Trainer:
 
     def _checked(self, sums: torch.Tensor, step: int) -> list[float]:
         """The sums over all workers; SegrayError when one of them met an error, or the loss is no longer finite."""
-        total = self.place.sum(sums).tolist()
+        failed = sums.new_tensor([float(self.met is not None)])
+        total = self.place.sum(torch.cat([sums, failed])).tolist()
         if total[FAILED]:
             self.place.raise_everywhere(self.met)
         if not math.isfinite(total[LOSS] + total[NORM]):

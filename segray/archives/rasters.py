@@ -11,6 +11,7 @@ from typing import TypeVar
 
 import numpy as np
 import rasterio
+from rasterio._err import CPLE_BaseError  # some damage is raised as it is, not as one of rasterio.errors
 from rasterio.enums import ColorInterp
 from rasterio.errors import NodataShadowWarning, NotGeoreferencedWarning, RasterioError
 from rasterio.windows import Window as RasterioWindow
@@ -54,7 +55,7 @@ def _patiently(call: Callable[..., Result], uri: str, *arguments: object) -> Res
 
     try:
         return attempt() if is_local(uri) else retry(attempt)
-    except (RasterioError, OSError, ValueError) as error:
+    except (RasterioError, CPLE_BaseError, OSError, ValueError) as error:
         reason = describe(error) if isinstance(error, FileNotFoundError) else _reason(error)
         raise ImageError(f"{uri} cannot be read: {reason}") from error
 

@@ -1,0 +1,98 @@
+"""An image that kills the process that reads it ends no job: it becomes a failed row, and all others their masks."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import tempfile
+from dataclasses import dataclass
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+import ray
+from models import write_model
+from PIL import Image
+
+from segray import pipeline
+from segray.model_dir import read_description
+from segray.plan import whole, write_files
+from segray.storage import list_files
+from segray.summary import Totals
+from segray.synthetic import scene
+
+
+@dataclass(frozen=True, kw_only=True)
+class PoisonedWork(pipeline.Work):
+    """As every work, but that an image named poison kills its reader."""
+
+    def readings(self, items):
+        """Die as of a fault in a decoder."""
+        if any("poison" in item.image and not item.error for item in items):
+            os.kill(os.getpid(), signal.SIGKILL)
+        return super().readings(items)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def local_ray():
+    """A Ray of two cores, whose workers take the class above with its code."""
+    os.environ["RAY_AUTH_MODE"] = "disabled"
+    folder = tempfile.mkdtemp(prefix="sr", dir="/tmp")
+    ray.init(address="local", num_cpus=2, include_dashboard=False, _temp_dir=folder, log_to_driver=False)
+    ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])
+    yield
+    ray.cloudpickle.unregister_pickle_by_value(sys.modules[__name__])
+    ray.shutdown()
+
+
+@pytest.fixture
+def work(tmp_path) -> dict:
+    """The settings of a work on 20 images, 4 a shard, one of them poisonous."""
+    images = tmp_path / "images"
+    images.mkdir()
+    for number in range(20):
+        name = "poison" if number == 9 else "image"
+        Image.fromarray(scene(number, 48, 48)[0]).save(images / f"{number:02d}-{name}.png")
+    model = write_model(str(tmp_path / "model"))
+    items = [whole(file) for file in list_files(str(images))]
+    shards = [items[start : start + 4] for start in range(0, 20, 4)]
+    assert write_files(str(tmp_path / "plan"), shards) == (5,)
+    description = read_description(model)
+    return {
+        "plan": str(tmp_path / "plan"), "output": str(tmp_path), "model": model, "classes": description.classes,
+        "spec": description.spec, "explicit_bands": False, "window": 2048, "formats": ("parquet",), "metadata": {},
+        "precision": "fp32", "blend": "taper", "batch_size": 1, "on_gpu": False, "threads": 1,
+    }  # fmt: skip
+
+
+def test_a_poisonous_image_is_a_failed_row_and_nothing_else_is_lost(work, tmp_path):
+    totals = Totals()
+    pipeline.run(PoisonedWork(**work), list(range(5)), actors=(1, 2), on_result=totals.add)
+    assert totals.shards == 5
+    assert totals.image_counts() == {"ok": 19, "nodata": 0, "failed": 1}
+    rows = pq.read_table(tmp_path / "masks").to_pylist()
+    assert len(rows) == 20
+    (failed,) = [row for row in rows if row["status"] == "failed"]
+    assert "09-poison.png" in failed["image"]
+    assert "killed its process" in failed["error"]
+
+
+def test_an_error_that_is_no_death_ends_the_job_with_its_cause(work):
+    broken = {**work, "formats": ("nonsense",)}
+    with pytest.raises(ray.exceptions.RayError, match="nonsense"):
+        pipeline.run(pipeline.Work(**broken), list(range(5)), actors=(1, 1), on_result=lambda totals: None)
+
+
+@pytest.mark.parametrize("size", [0, 5])
+def test_what_travels_between_stages_arrives_as_it_was(size):
+    value = [np.arange(size, dtype=np.uint16), {"a": np.ones((size, 3), bool)}, "text", None]
+    row = pipeline._pack(7, value)
+    batch = pipeline._batch(row)
+    assert row["shard"] == int(batch["shard"][0]) == 7
+    for carried in (row, batch):
+        numbers, nested, text, nothing = pipeline._unpack(carried)
+        assert (numbers == value[0]).all()
+        assert numbers.dtype == np.uint16
+        assert (nested["a"] == value[1]["a"]).all()
+        assert (text, nothing) == ("text", None)

@@ -1,0 +1,262 @@
+"""Programs of torch.export give their network's logits to the bit; whatever could execute is refused unexecuted."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import random
+import zipfile
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+from segray.errors import ModelError
+from segray.model_dir import load_network, read_description
+from segray.programs import load_program
+from segray.storage import join, publish
+
+X = torch.rand(2, 3, 16, 24, generator=torch.Generator().manual_seed(0))
+
+
+class Network(nn.Module):
+    """Weights, a buffer, a constant, arithmetic on shapes: all that a program may hold."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.mix = nn.Conv2d(3, 4, 3, padding=1)
+        self.register_buffer("bias", torch.arange(4.0))
+        self.constant = torch.ones(1)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """(N, 3, H, W) -> (N, 4, H, W)."""
+        down = nn.functional.interpolate(self.mix(x), size=(x.shape[2] // 2, x.shape[3] // 2), mode="bilinear")
+        up = nn.functional.interpolate(down, size=x.shape[2:], mode="nearest")
+        return up + self.bias[:, None, None] + self.constant
+
+
+@pytest.fixture(autouse=True, scope="module")
+def one_thread():
+    """Busy cores make two threads wait for each other."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="module")
+def network() -> nn.Module:
+    torch.manual_seed(0)
+    return Network().eval()
+
+
+def exported(network: nn.Module, shapes: dict | None = None, example: torch.Tensor = X) -> bytes:
+    file = io.BytesIO()
+    torch.export.save(torch.export.export(network, (example,), dynamic_shapes=(shapes,) if shapes else None), file)
+    return file.getvalue()
+
+
+@pytest.fixture(scope="module")
+def program(network) -> bytes:
+    """A program of any batch and any size."""
+    sizes = {0: torch.export.Dim("n", min=1, max=64)}
+    sizes |= {axis: torch.export.Dim(f"d{axis}", min=4, max=4096) for axis in (2, 3)}
+    return exported(network, sizes)
+
+
+def test_a_program_of_any_size_gives_the_logits_of_its_network(program, network):
+    loaded = load_program(program, source="p")
+    assert (loaded.batch, loaded.in_channels, loaded.height, loaded.width) == (None, 3, None, None)
+    for shape in ((2, 3, 16, 24), (1, 3, 16, 24), (5, 3, 64, 40)):
+        x = torch.rand(shape)
+        with torch.no_grad():
+            assert torch.equal(loaded.eval().train()(x), network(x))
+
+
+def test_a_program_of_one_size_says_so(network):
+    loaded = load_program(exported(network), source="p")
+    assert (loaded.batch, loaded.in_channels, loaded.height, loaded.width) == (2, 3, 16, 24)
+    with torch.no_grad():
+        assert torch.equal(loaded(X), network(X))
+
+
+def write_model(uri: str, program: bytes, *, tile: int = 16, bands: int = 3) -> str:
+    spec = {"bands": [*range(bands)], "scale": 1.0, "mean": [0] * bands, "std": [1] * bands, "tile": tile, "overlap": 4}
+    legend = [{"id": i, "name": f"{i}", "color": [i, i, i]} for i in range(4)]
+    document = {"format_version": 1, "network": {"program": "program.pt2"}, "classes": legend, "input": spec}
+    publish(join(uri, "program.pt2"), program)
+    publish(join(uri, "model.json"), json.dumps(document).encode())
+    return uri
+
+
+def test_a_model_directory_with_a_program(store, program, network):
+    described = read_description(write_model(store, program))
+    assert described.network_name == "program.pt2"
+    with torch.no_grad():
+        assert torch.equal(load_network(described)(X), network(X))
+
+
+@pytest.mark.parametrize(
+    ("tile", "bands", "sentence"), [(32, 3, "takes 16 rows, .* says 32"), (16, 4, "3 bands, .* 4")]
+)
+def test_a_program_that_does_not_fit_its_model_json(tmp_path, network, tile, bands, sentence):
+    uri = write_model(str(tmp_path), exported(network, example=X[:, :, :, :16]), tile=tile, bands=bands)
+    with pytest.raises(ModelError, match=sentence):
+        load_network(read_description(uri))
+
+
+def test_networks_of_another_form_are_refused():
+    class Two(nn.Module):
+        def forward(self, a: torch.Tensor) -> torch.Tensor:
+            return a + 1
+
+    with pytest.raises(ModelError, match=r"should take one tensor \(N, C, H, W\)"):
+        load_program(exported(Two(), example=torch.zeros(3, 4)), source="p")
+
+
+def rebuilt(
+    program: bytes, *, edit: Callable[[dict], None] = lambda model: None, add: dict[str, bytes] | None = None,
+    replace: dict[str, bytes] | None = None, bare: dict[str, bytes] | None = None,
+) -> bytes:  # fmt: skip
+    """The archive with its model.json edited, records replaced or added, and bare names added at its root."""
+    file = io.BytesIO()
+    with zipfile.ZipFile(io.BytesIO(program)) as source, zipfile.ZipFile(file, "w") as target:
+        root = source.namelist()[0].split("/")[0]
+        for name in source.namelist():
+            content = (replace or {}).get(name.removeprefix(f"{root}/"), source.read(name))
+            if name.endswith("models/model.json"):
+                model = json.loads(content)
+                edit(model)
+                content = json.dumps(model).encode()
+            target.writestr(name, content)
+        for name, content in {**{f"{root}/{n}": c for n, c in (add or {}).items()}, **(bare or {})}.items():
+            target.writestr(name, content)
+    return file.getvalue()
+
+
+class Evil:
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __reduce__(self):
+        return os.mkdir, (str(self.path),)
+
+
+def pickled(path: Path) -> bytes:
+    file = io.BytesIO()
+    torch.save({"mix.weight": Evil(path)}, file)
+    return file.getvalue()
+
+
+def swap(old: str, new: str) -> Callable[[dict], None]:
+    """An edit of model.json: every text that equals `old` becomes `new`."""
+
+    def edit(model: dict) -> None:
+        text = json.dumps(model)
+        assert json.dumps(old) in text
+        model.update(json.loads(text.replace(json.dumps(old), json.dumps(new))))
+
+    return edit
+
+
+CONV, SYMBOL = "torch.ops.aten.conv2d.default", "Symbol('s77', positive=True, integer=True)"
+SAMPLES, CONFIG = "data/sample_inputs/model.pt", "data/weights/model_weights_config.json"
+CALL = "__import__('os').mkdir({path!r})"
+EVIL = {  # name -> what is done to the archive, given the path that an executed attack would make
+    "pickled sample input": lambda path: {"replace": {SAMPLES: pickled(path)}},
+    "pickled weight": lambda path: {
+        "replace": {CONFIG: b'{"config": {"a": {"path_name": "weight_0", "use_pickle": true}}}'}
+    },
+    "weights of the older layout": lambda path: {"add": {"data/weights/model.pt": pickled(path)}},
+    "constants of the older layout": lambda path: {"add": {"data/constants/model.pt": pickled(path)}},
+    "custom object": lambda path: {"add": {"data/constants/custom_obj_0": pickled(path)}},
+    "opaque object": lambda path: {"add": {"data/constants/opaque_obj_0": pickled(path)}},
+    "compiled model": lambda path: {"add": {"data/aotinductor/model/x.so": b"ELF"}},
+    "model under another ending": lambda path: {"add": {"models/model.jsoN": b"{}"}},
+    "a record twice": lambda path: {"add": {SAMPLES: pickled(path)}},
+    "the layout of 2.7": lambda path: {"bare": {"version": b"8.8", "serialized_state_dict.json": pickled(path)}},
+    "operator of the system": lambda path: {"edit": swap(CONV, "torch.os.mkdir")},
+    "operator by way of builtins": lambda path: {"edit": swap(CONV, "_operator.call")},
+    "operator that opens files": lambda path: {"edit": swap(CONV, "torch.ops.aten.from_file.default")},
+    "operator outside torch": lambda path: {"edit": swap(CONV, "builtins.exec")},
+    "expression that imports": lambda path: {"edit": swap(SYMBOL, CALL.format(path=str(path)))},
+    "expression that executes a text": lambda path: {
+        "edit": swap(SYMBOL, f"(exec)('''\n0,({CALL.format(path=str(path))})''')")
+    },
+    "expression with an attribute": lambda path: {"edit": swap(SYMBOL, "Integer.mro")},
+    "expression with a text": lambda path: {"edit": swap(SYMBOL, "Max('exec(1)')")},
+    "argument with a default": lambda path: {"edit": swap("x", f"x={CALL.format(path=str(path))}")},
+    "argument tree": lambda path: {
+        "edit": lambda model: model["graph_module"]["module_call_graph"][0]["signature"].update(
+            in_spec=json.dumps(
+                [1, {"type": "builtins.dict", "context": json.dumps([f"x={CALL}"]), "children_spec": []}]
+            )
+        )
+    },
+}
+
+
+@pytest.mark.parametrize("name", EVIL)
+def test_evil_programs_are_refused_unexecuted(tmp_path, program, name):
+    trap = tmp_path / "executed"
+    with pytest.raises(ModelError, match=r"^evil\.pt2 is (refused|no program)") as caught:
+        load_program(rebuilt(program, **EVIL[name](trap)), source="evil.pt2")(X)
+    assert not trap.exists()
+    assert len(str(caught.value)) < 400
+    if name not in ("pickled sample input",):
+        assert "is refused: it holds" in str(caught.value) or "is refused: it calls" in str(caught.value)
+
+
+def test_guards_and_stack_traces_are_not_executed_either(tmp_path, program, network):
+    trap = tmp_path / "executed"
+
+    def edit(model: dict) -> None:
+        model["guards_code"] = [CALL.format(path=str(trap)), f"{CALL.format(path=str(trap))} == L['x'].size()[2]"]
+        for node in model["graph_module"]["graph"]["nodes"]:
+            node["metadata"]["stack_trace"] = f"\n{CALL.format(path=str(trap))}"
+
+    loaded = load_program(rebuilt(program, edit=edit), source="p")
+    with torch.no_grad():
+        assert torch.equal(loaded(X), network(X))
+    assert not trap.exists()
+
+
+def test_compressed_records_are_refused(program):
+    file = io.BytesIO()
+    with zipfile.ZipFile(io.BytesIO(program)) as source, zipfile.ZipFile(file, "w", zipfile.ZIP_DEFLATED) as target:
+        for name in source.namelist():
+            target.writestr(name, source.read(name))
+    with pytest.raises(ModelError, match="compressed"):
+        load_program(file.getvalue(), source="p")
+
+
+@pytest.mark.parametrize("keep", [0, 1, 100, 0.5, 0.99])
+def test_truncated_programs_are_refused(program, keep):
+    cut = program[: int(keep * len(program)) if isinstance(keep, float) else keep]
+    with pytest.raises(ModelError, match="is no program of torch.export|is refused"):
+        load_program(cut, source="p")
+
+
+def test_damaged_descriptions_of_programs_are_refused_or_loaded_and_never_more(program):
+    chance, refused = random.Random(0), 0
+
+    def damage(value: object) -> object:
+        """JSON of which one leaf or branch in a hundred is lost or swapped."""
+        if chance.random() < 0.003:
+            return chance.choice([None, 0, -1, "x", [], {}, True, 1e30])
+        if isinstance(value, dict):
+            return {key: damage(item) for key, item in value.items() if chance.random() > 0.002}
+        return [damage(item) for item in value] if isinstance(value, list) else value
+
+    for _ in range(25):
+        try:
+            load_program(
+                rebuilt(program, edit=lambda model: model.update({key: damage(item) for key, item in model.items()})),
+                source="p",
+            )
+        except ModelError:
+            refused += 1
+    assert refused

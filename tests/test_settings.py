@@ -1,0 +1,234 @@
+"""Flags and --config: the same names and types, flags win, every mistake is one sentence and exit status 2."""
+
+from __future__ import annotations
+
+import os
+import sys
+
+import pytest
+import yaml
+
+from segray.errors import SegrayError
+from segray.settings import (
+    BAD_INPUT,
+    DONE,
+    TOO_MANY_FAILED,
+    EvaluateSettings,
+    SegmentSettings,
+    TrainSettings,
+    parse,
+    run_job,
+)
+from segray.storage import publish
+
+SEGMENT = ["--model", "/m", "--archive", "s3://b/a/", "--output", "out"]
+TRAIN = ["--data", "/d", "--output", "/o"]
+CONFIG = "memory://settings/config.yaml"
+
+
+def config(text: str) -> list[str]:
+    publish(CONFIG, text.encode())
+    return ["--config", CONFIG]
+
+
+def test_flags_defaults_and_absolute_paths():
+    settings = parse(SegmentSettings, [*SEGMENT, "--window", "512", "--bands", "3, 0,1", "--shard_mpx", "1e-3"])
+    assert (settings.window, settings.bands, settings.shard_mpx) == (512, (3, 0, 1), 0.001)
+    assert (settings.blend, settings.precision, settings.overwrite) == ("taper", None, False)
+    assert (settings.model, settings.archive, settings.output) == ("/m", "s3://b/a", os.path.abspath("out"))
+    assert parse(SegmentSettings, [*SEGMENT, "--overwrite"]).overwrite
+    assert not parse(SegmentSettings, [*SEGMENT, "--overwrite", "--no-overwrite"]).overwrite
+    assert parse(EvaluateSettings, ["--model", "m", "--data", "d", "--output", "o"]).split == "test"
+
+
+@pytest.mark.parametrize(
+    ("text", "formats"),
+    [("parquet", ["parquet"]), ("png", ["png"]), ("parquet,png", ["png", "parquet"]), (" png, png ", ["png"])],
+)
+def test_parquet_is_written_last_since_it_is_the_commit(text, formats):
+    assert list(parse(SegmentSettings, [*SEGMENT, "--format", text]).formats) == formats
+
+
+@pytest.mark.parametrize(("text", "expected"), [("2", (2, 2)), ("1:8", (1, 8)), (None, None)])
+def test_actors(text, expected):
+    assert parse(SegmentSettings, [*SEGMENT, *(["--actors", text] if text else [])]).actor_range == expected
+
+
+@pytest.mark.parametrize(
+    ("flags", "sentence"),
+    [
+        (["--window", "0"], "--window must be positive, not 0"),
+        (["--window", "-3"], "--window must be positive"),
+        (["--window", "big"], "--window: invalid int value: 'big'"),
+        (["--window", "1.5"], "invalid int value"),
+        (["--shard_mpx", "nan"], "--shard_mpx must be positive"),
+        (["--shard_mpx", "inf"], "--shard_mpx must be positive"),
+        (["--scale", "0"], "--scale must be positive"),
+        (["--tile", "0"], "--tile must be positive"),
+        (["--batch_size", "0"], "--batch_size must be positive"),
+        (["--blend", "max"], "--blend: invalid choice: 'max'"),
+        (["--precision", "fp16"], "--precision: invalid choice"),
+        (["--format", "tiff"], "--format is parquet, png or parquet,png, not tiff"),
+        (["--format", ","], "--format is parquet"),
+        (["--actors", "0"], "--actors is MIN or MIN:MAX"),
+        (["--actors", "3:2"], "MIN above its MAX"),
+        (["--actors", "2:"], "--actors is MIN or MIN:MAX"),
+        (["--max_failed", "1.1"], "--max_failed is a share of 0 to 1"),
+        (["--max_failed", "nan"], "--max_failed is a share"),
+        (["--bands", "0,x"], "should be integers, as in 0,1,2"),
+        (["--bands", ""], "should be integers"),
+        (["--bands=-1,2"], "should be integers"),
+        (["--win", "5"], "unrecognized arguments: --win"),
+        (["--window"], "--window: expected one argument"),
+        (["stray"], "unrecognized arguments: stray"),
+    ],
+)
+def test_wrong_flags_are_one_sentence(flags, sentence):
+    with pytest.raises(ValueError) as caught:  # noqa: PT011
+        parse(SegmentSettings, [*SEGMENT, *flags])
+    assert sentence in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("flags", "sentence"),
+    [
+        ([], "--data and --output must be given; --help lists all settings"),
+        (["--data", "d"], "--output must be given"),
+        ([*TRAIN, "--epochs", "0"], "--epochs must be positive"),
+        ([*TRAIN, "--lr", "-1"], "--lr must be positive"),
+        ([*TRAIN, "--batch_size", "6", "--num_workers", "4"], "--batch_size 6 must be a multiple of --num_workers 4"),
+        ([*TRAIN, "--augment", "wild"], "invalid choice: 'wild'"),
+    ],
+)
+def test_wrong_training_flags(flags, sentence):
+    with pytest.raises(ValueError, match=sentence):
+        parse(TrainSettings, flags)
+
+
+def test_config_gives_settings_and_flags_win():
+    text = """
+model: /m            # a comment
+archive: s3://b/a
+output: /from/config
+window: 256
+shard_mpx: 1e-3
+scale: 1
+max_failed: 0
+bands: [2, 1, 0]
+actors: 1:8
+batch_size: 4
+overwrite: yes
+precision: null
+tile: ~
+"""
+    settings = parse(SegmentSettings, [*config(text), "--output", "/flag", "--window", "128"])
+    assert (settings.output, settings.window, settings.model) == ("/flag", 128, "/m")
+    assert (settings.shard_mpx, settings.scale, settings.max_failed) == (0.001, 1.0, 0.0)
+    assert (type(settings.scale), type(settings.batch_size)) == (float, int)
+    assert (settings.bands, settings.actors, settings.overwrite) == ((2, 1, 0), "1:8", True)
+    assert (settings.precision, settings.tile) == (None, None)
+    assert not parse(SegmentSettings, [*config(text), "--no-overwrite"]).overwrite
+
+
+@pytest.mark.parametrize(
+    ("line", "name", "value"),
+    [
+        ("actors: 2", "actors", "2"), ("actors: '1:2'", "actors", "1:2"), ("actors: 1:2", "actors", "1:2"),
+        ("bands: 0,1,2", "bands", (0, 1, 2)), ("bands: 3", "bands", (3,)), ("bands: null", "bands", None),
+        ("bands:\n  - 4\n  - 5", "bands", (4, 5)), ("scale: 1.5e-5", "scale", 1.5e-5), ("scale: .5", "scale", 0.5),
+        ("output: /2024-01-01", "output", "/2024-01-01"), ("model: 2024-01-01", "model", os.path.abspath("2024-01-01")),
+        ("overwrite: True", "overwrite", True), ("overwrite: off", "overwrite", False), ("tile: 064", "tile", 64),
+    ],
+)  # fmt: skip
+def test_types_in_config_are_those_of_the_flags(line, name, value):
+    given = {SEGMENT[i]: SEGMENT[i + 1] for i in range(0, 6, 2) if SEGMENT[i] != f"--{name}"}
+    flags = [text for pair in given.items() for text in pair]
+    assert getattr(parse(SegmentSettings, [*flags, *config(line)]), name) == value
+
+
+@pytest.mark.parametrize(
+    ("text", "sentence"),
+    [
+        ("windw: 5", "holds the unknown setting windw"),
+        ("1: 5\nwindw: 5", "holds the unknown setting 1"),
+        ("- window", "should hold settings as NAME: VALUE lines"),
+        ("just text", "should hold settings as NAME: VALUE lines"),
+        ("window: [", "is not YAML"),
+        ("window: !!python/object/apply:os.system ['x']", "of type int"),
+        ("window: big", "sets window to 'big', which should be of type int"),
+        ("window: 1.5", "of type int"),
+        ("window: null", "of type int"),
+        ("scale: [1]", "of type float"),
+        ("overwrite: perhaps", "of type bool"),
+        ("model: {a: 1}", "of type str"),
+        ("bands: [0, x]", "should be integers, as in [0, 1, 2]"),
+        ("bands: [0, -1]", "should be integers"),
+        ("bands: [[0], 1]", "should be integers"),
+        ("bands: {a: 1}", "should be integers"),
+        ("blend: max", "should be one of taper, crop"),
+        ("window: 0", "--window must be positive"),
+    ],
+)
+def test_wrong_configs_are_one_sentence_that_names_the_file(text, sentence):
+    with pytest.raises(ValueError) as caught:  # noqa: PT011
+        parse(SegmentSettings, [*SEGMENT, *config(text)])
+    assert sentence in str(caught.value)
+    assert "\n" not in str(caught.value)
+    assert sentence.startswith("--") or CONFIG in str(caught.value)
+
+
+def test_missing_and_empty_configs():
+    with pytest.raises(SegrayError, match="none.yaml does not exist"):
+        parse(SegmentSettings, [*SEGMENT, "--config", "memory://none.yaml"])
+    assert parse(SegmentSettings, [*SEGMENT, *config("# nothing yet\n")]) == parse(SegmentSettings, SEGMENT)
+
+
+@pytest.mark.parametrize(
+    ("settings_class", "flags"),
+    [
+        (SegmentSettings, [*SEGMENT, "--actors", "1:8", "--bands", "0,1,2", "--scale", "1e-9", "--overwrite"]),
+        (SegmentSettings, SEGMENT),
+        (TrainSettings, [*TRAIN, "--network", "unet?width=32", "--lr", "1e-3", "--weights", "null.pth"]),
+    ],
+)
+def test_printed_settings_are_a_config(capsys, settings_class, flags):
+    with pytest.raises(SystemExit) as ended:
+        parse(settings_class, [*flags, "--print_config"])
+    assert ended.value.code == DONE
+    printed = capsys.readouterr().out
+    assert set(yaml.safe_load(printed)) >= {"output", "precision"}
+    assert parse(settings_class, config(printed)) == parse(settings_class, flags)
+
+
+@pytest.mark.parametrize(
+    ("flags", "outcome", "status"),
+    [
+        (TRAIN, DONE, DONE),
+        (TRAIN, TOO_MANY_FAILED, TOO_MANY_FAILED),
+        (TRAIN, SegrayError("the archive is empty"), BAD_INPUT),
+        ([], DONE, BAD_INPUT),
+        ([*TRAIN, "--config", "memory://none.yaml"], DONE, BAD_INPUT),
+        ([*TRAIN, "--config", "nosuch://none.yaml"], DONE, BAD_INPUT),
+    ],
+)
+def test_exit_statuses(monkeypatch, capsys, flags, outcome, status):
+    def main(settings: TrainSettings) -> int:
+        if isinstance(outcome, Exception):
+            raise outcome
+        return outcome
+
+    monkeypatch.setattr(sys, "argv", ["jobs/train.py", *flags])
+    assert run_job(main, TrainSettings) == status
+    said = capsys.readouterr().err
+    assert said.count("\n") == (status == BAD_INPUT)
+    assert said == "" or said.startswith("jobs/train.py: ")
+
+
+def test_a_fault_of_the_program_is_no_bad_input(monkeypatch):
+    def main(settings: TrainSettings) -> int:
+        raise ZeroDivisionError
+
+    monkeypatch.setattr(sys, "argv", ["jobs/train.py", *TRAIN])
+    with pytest.raises(ZeroDivisionError):
+        run_job(main, TrainSettings)

@@ -1,0 +1,192 @@
+"""From plan items to mask rows: every window once and in order, failures as rows, the same masks however cut."""
+
+from __future__ import annotations
+
+import io
+from pathlib import Path
+
+import numpy as np
+import pytest
+import rasterio
+import torch
+from PIL import Image
+from rasterio.transform import Affine
+from torch import nn
+
+from segray import walk
+from segray.archives.images import read_image
+from segray.grid import Window, split
+from segray.inputs import InputSpec
+from segray.masks import IGNORE, Classes, decode_png
+from segray.plan import Item, cut, whole
+from segray.segmenter import Segmenter
+from segray.shards import FAILED, NODATA, OK, MaskRow
+from segray.storage import File, join, publish
+
+SPEC = InputSpec(bands=(0, 1, 2), scale=1 / 255, mean=(0.5,) * 3, std=(0.2,) * 3, tile=32, overlap=8)
+CLASSES = Classes(names=("a", "b", "c"), colors=((0, 0, 0), (9, 0, 0), (0, 9, 0)))
+TRANSFORM = Affine(0.5, 0, 400000.25, 0, -0.5, 5800000.75)
+RNG = np.random.default_rng(0)
+
+
+@pytest.fixture(autouse=True, scope="module")
+def one_thread():
+    """Busy cores make two threads wait for each other."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="module")
+def segmenter() -> Segmenter:
+    torch.manual_seed(0)
+    return Segmenter(nn.Conv2d(3, 3, 5, padding=2, padding_mode="reflect"), SPEC, num_classes=3, batch_size=3)
+
+
+def raster(folder: Path, name: str = "r.tif", height: int = 100, width: int = 130) -> str:
+    """A GeoTIFF without data in its left half."""
+    uri = str(folder / name)
+    pixels = RNG.integers(1, 256, (3, height, width), dtype=np.uint8)
+    pixels[:, :, : width // 2] = 0
+    sizes = {"height": height, "width": width, "count": 3, "dtype": "uint8", "nodata": 0}
+    tiles = {"tiled": True, "blockxsize": 16, "blockysize": 16}
+    with rasterio.open(uri, "w", driver="GTiff", crs="EPSG:32633", transform=TRANSFORM, **sizes, **tiles) as target:
+        target.write(pixels)
+    return uri
+
+
+def picture(uri: str, height: int, width: int) -> str:
+    file = io.BytesIO()
+    Image.fromarray(RNG.integers(0, 256, (height, width, 3), dtype=np.uint8)).save(file, "PNG")
+    publish(uri, file.getvalue())
+    return uri
+
+
+def items(uri: str, *, height: int, width: int, window: int, shard_pixels: int) -> list[Item]:
+    return list(cut(File(uri, 1, "tag"), height=height, width=width, window=window, shard_pixels=shard_pixels))
+
+
+def rows_of(work: list[Item], segmenter: Segmenter, window: int, *, explicit_bands: bool = False) -> list[MaskRow]:
+    readings = walk.read_items(work, SPEC, window=window, explicit_bands=explicit_bands)
+    return list(walk.rows(walk.segment(readings, segmenter), CLASSES))
+
+
+def joined(rows: list[MaskRow], height: int, width: int) -> np.ndarray:
+    """The masks of the windows of one image, which must partition it."""
+    mask, times = np.full((height, width), IGNORE, np.uint8), np.zeros((height, width), int)
+    for row in rows:
+        place = Window(row.row_off, row.col_off, row.height, row.width)
+        times[place.rows, place.cols] += 1
+        if row.mask:
+            mask[place.rows, place.cols] = decode_png(row.mask)
+    assert (times == 1).all()
+    return mask
+
+
+@pytest.mark.parametrize("window", [32, 40, 1000])
+@pytest.mark.parametrize("shard_pixels", [1, 4000, 10**9])
+def test_a_raster_has_the_same_mask_however_it_is_cut(tmp_path, segmenter, window, shard_pixels):
+    uri = raster(tmp_path)
+    rows = rows_of(items(uri, height=100, width=130, window=window, shard_pixels=shard_pixels), segmenter, window)
+    whole_image = read_image(uri)
+    assert (joined(rows, 100, 130) == segmenter.mask_image(whole_image.pixels, whole_image.valid)).all()
+    assert {row.status for row in rows} == ({OK, NODATA} if window < 1000 else {OK})
+    for row in rows:
+        assert (row.image, row.etag, row.image_height, row.image_width) == (uri, "tag", 100, 130)
+        assert row.crs == "EPSG:32633"
+        assert row.transform == [0.5, 0, 400000.25 + 0.5 * row.col_off, 0, -0.5, 5800000.75 - 0.5 * row.row_off]
+
+
+def test_a_picture_of_unknown_size_is_cut_into_windows_too(store, segmenter):
+    uri = picture(join(store, "p.png"), 70, 50)
+    rows = rows_of([whole(File(uri, 100, "t"))], segmenter, 32)
+    assert [(row.row_off, row.col_off) for row in rows] == [(w.row_off, w.col_off) for w in split(rows_box(70, 50), 32)]
+    image = read_image(uri)
+    assert (joined(rows, 70, 50) == segmenter.mask_image(image.pixels, image.valid)).all()
+    assert {(row.crs, row.transform, row.status) for row in rows} == {(None, None, OK)}
+
+
+def rows_box(height: int, width: int) -> Window:
+    return Window(0, 0, height, width)
+
+
+def test_failures_are_rows_in_their_place_and_stop_nothing(tmp_path, segmenter):
+    good = [picture(str(tmp_path / f"{n}.png"), 20 + n, 30) for n in range(12)]
+    (tmp_path / "text.png").write_text("no picture")
+    (tmp_path / "cut.tif").write_bytes(Path(raster(tmp_path)).read_bytes()[:3000])
+    broken = [
+        whole(File(str(tmp_path / "text.png"), 9, "t")),
+        whole(File(str(tmp_path / "gone.png"), 9, "t")),
+        Item(image="s3://b/deep.tif", etag="t", error="it has 9 bands"),
+        *items(str(tmp_path / "cut.tif"), height=100, width=130, window=64, shard_pixels=10**9),
+    ]
+    work = [whole(File(uri, 9, "t")) for uri in good]
+    for position, item in zip((0, 1, 5, 15), broken):
+        work.insert(position, item)
+    rows = rows_of(work, segmenter, 64)
+    assert list(dict.fromkeys(row.image for row in rows)) == [item.image for item in work]
+    failed = [row for row in rows if row.status == FAILED]
+    assert [row.image for row in failed] == [item.image for item in broken[:3]] + [broken[3].image] * 6
+    reasons = [row.error for row in failed]
+    assert "no PNG, JPEG" in reasons[0]
+    assert reasons[1].endswith("it does not exist")
+    assert reasons[2] == "it has 9 bands"
+    assert {(row.height > 0, row.mask, row.valid_pixels) for row in failed[3:]} == {(True, None, 0)}
+    assert (failed[0].height, failed[0].image_height) == (0, 0)
+    assert joined([row for row in rows if row.image == good[3]], 23, 30).max() < 3
+
+
+@pytest.mark.parametrize("count", [0, 1, 3])
+def test_only_failures_and_nothing_at_all(segmenter, count):
+    rows = rows_of([Item(image=f"{n}", etag="", error="bad") for n in range(count)], segmenter, 64)
+    assert [row.status for row in rows] == [FAILED] * count
+
+
+def test_an_image_that_changed_its_size_is_a_failure_with_the_fix(tmp_path, segmenter):
+    uri = raster(tmp_path)
+    work = items(uri, height=100, width=130, window=1000, shard_pixels=10**9)
+    raster(tmp_path, height=100, width=140)
+    (row,) = rows_of(work, segmenter, 1000)
+    assert row.status == FAILED
+    assert "changed while it was segmented" in row.error
+    assert "--overwrite" in row.error
+
+
+def test_a_mismatch_is_a_failure_that_names_the_flag(tmp_path, segmenter):
+    with rasterio.open(
+        tmp_path / "4.tif", "w", driver="GTiff", height=9, width=9, count=4, dtype="uint8", photometric="MINISBLACK",
+        alpha="no",
+    ) as target:  # fmt: skip
+        target.write(RNG.integers(0, 256, (4, 9, 9), dtype=np.uint8))
+    work = items(str(tmp_path / "4.tif"), height=9, width=9, window=64, shard_pixels=10**9)
+    (refused,), (taken,) = rows_of(work, segmenter, 64), rows_of(work, segmenter, 64, explicit_bands=True)
+    assert "--bands 0,1,2" in refused.error
+    assert (taken.status, taken.error) == (OK, None)
+
+
+def test_few_images_are_in_memory_and_reading_is_in_order(tmp_path):
+    uri = picture(str(tmp_path / "p.png"), 8, 8)
+    taken = []
+
+    def work():
+        for number in range(100):
+            taken.append(number)
+            yield whole(File(uri, 1, f"{number}"))
+
+    readings = walk.read_items(work(), SPEC, window=64, explicit_bands=False)
+    for number in range(10):
+        assert next(readings).place.etag == f"{number}"
+        assert len(taken) <= number + walk.READ_THREADS + 1
+    readings.close()
+    assert len(taken) < 30
+
+
+def test_pixels_are_let_go_once_they_are_segmented(tmp_path, segmenter):
+    uri = picture(str(tmp_path / "p.png"), 40, 40)
+    results = walk.segment(
+        walk.read_items([whole(File(uri, 1, "t"))], SPEC, window=64, explicit_bands=False), segmenter
+    )
+    (result,) = results
+    assert not hasattr(result, "region")
+    assert len(result.masks) == 1
