@@ -31,7 +31,8 @@ def main(settings: DemoSettings) -> int:
     data, archive, model = (join(settings.output, name) for name in ("labelled", "archive", "training/model"))
     if not exists(join(data, "classes.json")):
         make_imagery(data, archive)
-    train(TrainSettings(data=data, output=join(settings.output, "training"), epochs=settings.epochs, lr=3e-3))
+    options = {"epochs": settings.epochs, "lr": 3e-3, "augment": "none"}  # one sensor, one scale, a few minutes
+    train(TrainSettings(data=data, output=join(settings.output, "training"), **options))
     metrics = evaluate(EvaluateSettings(model=model, data=data, output=join(settings.output, "evaluation")))
     output = join(settings.output, "segmentation")
     summary = segment(SegmentSettings(model=model, archive=archive, output=output, window=1024, format="parquet,png"))

@@ -19,8 +19,8 @@ from segray.masks import IGNORE
 from segray.metrics import confusion_matrix, scores
 from segray.model_dir import Description, read_description
 from segray.plan import Item
-from segray.report import Picture, evaluation_page
-from segray.segmentation import actor_range, for_eyes, make_work, with_devices
+from segray.report import Picture, evaluation_page, for_eyes
+from segray.segmentation import actor_range, make_work, with_devices
 from segray.settings import EvaluateSettings
 from segray.storage import join, publish
 

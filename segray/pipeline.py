@@ -28,11 +28,20 @@ from segray.summary import Totals, summarise
 
 log = logging.getLogger("segray")
 SHARDS_A_WAVE = 10_000  # Ray keeps a record per block on the driver: bounded by waves, at any archive size
-ATTEMPTS = 3  # of a shard whose process dies, before its images are tried one by one
+ATTEMPTS = 2  # without any shard done, before the images of those that are left are tried by themselves
 MAX_LOST_SHARDS = 64  # in one pass; more is no poisonous image but a broken cluster
 NO_PROGRESS_S = 3600.0
 STAGES = "segray_stages"  # a Ray resource: where it is, the stages of a GPU cluster run on CPUs too
 SHARDS_AN_ACTOR = 4  # shards waiting at an actor; measured: the default of 2 leaves it idle between them
+
+
+DEATHS = (
+    ray.exceptions.RayActorError,
+    ray.exceptions.WorkerCrashedError,
+    ray.exceptions.OutOfMemoryError,
+    ray.exceptions.NodeDiedError,
+    ray.exceptions.ObjectLostError,
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -112,17 +121,26 @@ def run(work: Work, shards: list[int], *, actors: tuple[int, int], on_result: Ca
     rows. An error that is no process's death (a full disk, a wrong model) ends the job.
     """
     for start in range(0, len(shards), SHARDS_A_WAVE):
-        missing = set(shards[start : start + SHARDS_A_WAVE])
-        for _ in range(ATTEMPTS):
-            for row in _chain(work, sorted(missing), actors):
+        missing, stalled = set(shards[start : start + SHARDS_A_WAVE]), 0
+        while missing and stalled < ATTEMPTS:
+            before = len(missing)
+            for row in _until_a_loss(_chain(work, sorted(missing), actors)):
                 missing.discard(int(row["shard"]))
                 on_result(pickle.loads(row["totals"]))
-            if not missing:
-                break
-            _survives(work, plans.read_shard(work.plan, min(missing)))  # raises what is no process's death
-            log.info("%d shard(s) lost with their processes; trying them again", len(missing))
+            if missing:
+                _survives(work, plans.read_shard(work.plan, min(missing)))  # raises what is no process's death
+                log.info("%d shard(s) lost with their processes; trying them again", len(missing))
+            stalled = 0 if len(missing) < before else stalled + 1
         for shard in sorted(missing):
             on_result(pickle.loads(_rescue(work, shard)["totals"]))
+
+
+def _until_a_loss(rows: Iterator[dict]) -> Iterator[dict]:
+    """The rows until a process dies in a way that Ray Data gives up on."""
+    try:
+        yield from rows
+    except DEATHS as error:
+        log.info("an actor was lost: %s", " ".join(str(error).split())[:200])
 
 
 def staged(work: Work) -> bool:
@@ -233,7 +251,7 @@ def _poisonous(work: Work, items: list[plans.Item]) -> list[plans.Item]:
 def _survives(work: Work, items: list[plans.Item]) -> bool:
     try:
         ray.get(_try_items.options(**_resources(work)).remote(work, items))
-    except (ray.exceptions.WorkerCrashedError, ray.exceptions.OutOfMemoryError, ray.exceptions.NodeDiedError):
+    except DEATHS:
         return False
     return True
 

@@ -12,10 +12,9 @@ from dataclasses import replace
 from itertools import islice
 from typing import TypeVar
 
-import numpy as np
-
+from segray.archives.images import bands_for
 from segray.datasets import Dataset, Labelled, Sample, read
-from segray.inputs import InputSpec, check_pixels
+from segray.inputs import InputSpec
 
 Item, Result = TypeVar("Item"), TypeVar("Result")
 
@@ -26,12 +25,8 @@ def read_labelled(dataset: Dataset, sample: Sample, spec: InputSpec, *, explicit
     ImageError, LabelError or MismatchError when image, mask or their types are not as they should be.
     """
     labelled = read(dataset, sample)
-    pixels = labelled.pixels
-    if pixels.shape[0] == 1 and pixels.dtype == np.uint8 and max(spec.bands) == 2:
-        pixels = np.broadcast_to(pixels, (3, *labelled.valid.shape))
-    bands = pixels.shape[0]
-    check_pixels(spec, bands=bands, dtype=pixels.dtype, explicit_bands=explicit_bands, source=sample.image)
-    return replace(labelled, pixels=pixels if spec.bands == tuple(range(bands)) else pixels[list(spec.bands)])
+    pixels = bands_for(labelled.pixels, spec, explicit_bands=explicit_bands, source=sample.image)
+    return replace(labelled, pixels=pixels)
 
 
 def memory_of(labelled: Labelled) -> int:

@@ -41,3 +41,10 @@ class WindowMask:
     valid_pixels: int
     confidence: float | None
     seam_disagreement: float | None
+
+
+def whole_image(pixels: np.ndarray, valid: np.ndarray) -> Region:
+    """The region of one window that an image of (C, H, W) pixels and (H, W) validity is."""
+    window = Window(0, 0, *valid.shape)
+    size = {"height": window.height, "width": window.width}
+    return Region(**size, block=window, windows=(window,), extent=window, pixels=pixels, valid=valid)

@@ -25,7 +25,7 @@ from segray.grid import Window
 from segray.masks import IGNORE, decode_png
 from segray.model_dir import Description, read_description
 from segray.planning import finish_plan, make_plan
-from segray.report import Picture, segmentation_page
+from segray.report import Picture, for_eyes, segmentation_page
 from segray.settings import PathSettings, SegmentSettings
 from segray.shards import EXTENSIONS, OK, read_masks, read_statistics
 from segray.storage import exists, join, list_files, publish, remove, remove_leftovers
@@ -311,15 +311,3 @@ def _pictures(settings: SegmentSettings, work: pipeline.Work, plan: plans.Plan) 
             note = f"confidence {row['confidence']:.2f}"
             image = for_eyes(raster.pixels[(slice(None), *part)], raster.valid[part])
             yield Picture(title=row["image"], image=image, mask=decode_png(mask), note=note)
-
-
-def for_eyes(pixels: np.ndarray, valid: np.ndarray) -> np.ndarray:
-    """(H, W, 3) uint8 of (C, H, W) pixels of any type: the first three bands (or the first), other types stretched
-    between their 2nd and 98th percentile."""
-    bands = (pixels[:3] if pixels.shape[0] >= 3 else pixels[[0, 0, 0]]).transpose(1, 2, 0)
-    if bands.dtype == np.uint8:
-        return np.ascontiguousarray(bands)
-    seen = bands[valid] if valid.any() else np.zeros((1, 3))
-    low, high = np.percentile(seen, (2, 98), axis=0)
-    stretched = (bands - low) / np.maximum(high - low, 1e-9) * 255
-    return np.nan_to_num(stretched).clip(0, 255).astype(np.uint8)

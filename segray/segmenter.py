@@ -13,7 +13,7 @@ from segray.blend import axis_weights
 from segray.grid import Window, read_extent, reflect, tile_count, touching
 from segray.inputs import InputSpec, prepare
 from segray.masks import IGNORE
-from segray.regions import Region, WindowMask
+from segray.regions import Region, WindowMask, whole_image
 
 PRECISIONS = ("bf16", "fp32")
 # Confidences are summed as integers of this unit: a sum of integers does not depend on its order.
@@ -78,12 +78,7 @@ class Segmenter:
 
     def mask_image(self, pixels_CHW: np.ndarray, valid_HW: np.ndarray) -> np.ndarray:
         """(H, W) uint8 mask of a whole image from the bands of the input spec."""
-        whole = Window(0, 0, *valid_HW.shape)
-        region = Region(
-            height=whole.height, width=whole.width, block=whole, windows=(whole,), extent=whole, pixels=pixels_CHW,
-            valid=valid_HW,
-        )  # fmt: skip
-        return next(self.segment([region]))[0].mask
+        return next(self.segment([whole_image(pixels_CHW, valid_HW)]))[0].mask
 
     @torch.inference_mode()
     def probabilities(self, pixels_NCHW: torch.Tensor, valid_NHW: torch.Tensor) -> torch.Tensor:

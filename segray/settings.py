@@ -13,10 +13,11 @@ from dataclasses import MISSING, Field, asdict, dataclass, field, fields, replac
 from typing import Any, TypeVar, get_args, get_type_hints
 
 import yaml
+from botocore.exceptions import BotoCoreError
 
 from segray.blend import BLENDS
 from segray.errors import SegrayError
-from segray.storage import absolute, read_text
+from segray.storage import absolute, describe, read_text
 
 Settings = TypeVar("Settings")
 FORMATS = ("parquet", "png")
@@ -190,6 +191,9 @@ def run_job(main: Callable[[Settings], int], settings_class: type[Settings]) -> 
     except SegrayError as error:
         sys.stderr.write(f"{sys.argv[0]}: {error}\n")
         return BAD_INPUT
+    except BotoCoreError as error:
+        sys.stderr.write(f"{sys.argv[0]}: the object store does not answer: {describe(error)}\n")
+        return FAILED
 
 
 class _Parser(argparse.ArgumentParser):

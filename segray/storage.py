@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import TypeVar
 
+from botocore.exceptions import BotoCoreError
 from fsspec import AbstractFileSystem, get_filesystem_class
 from fsspec.core import has_magic, split_protocol, url_to_fs
 
@@ -80,7 +81,7 @@ def retry(call: Callable[[], Result]) -> Result:
             return call()
         except FINAL_ERRORS:
             raise
-        except (OSError, TimeoutError):
+        except (OSError, BotoCoreError):  # botocore's errors of the network are no OSError
             time.sleep(0.2 * 4**attempt)
     return call()
 

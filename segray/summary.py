@@ -47,7 +47,7 @@ class Totals:
         self.class_pixels = [a + b for a, b in zip(_pad(self.class_pixels, width), _pad(other.class_pixels, width))]
         self.area_m2 += other.area_m2
         self.confidence_sum += other.confidence_sum
-        self.failures = (self.failures + other.failures)[:MAX_FAILURES]
+        self.failures = sorted(self.failures + other.failures, key=lambda failure: failure["image"])[:MAX_FAILURES]
 
     def image_counts(self) -> dict[str, int]:
         """How many images are ok, nodata (no valid pixel) and failed (wholly or in part)."""
@@ -80,7 +80,7 @@ def summarise(rows: Iterable[dict]) -> Totals:
             totals.parts[image] = status
         failed = [row for row in parts if row["status"] == FAILED]
         totals.failures += [{"image": image, "error": row["error"]} for row in failed[:1]]
-    totals.failures = totals.failures[:MAX_FAILURES]
+    totals.failures = sorted(totals.failures, key=lambda failure: failure["image"])[:MAX_FAILURES]
     return totals
 
 

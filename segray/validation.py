@@ -9,12 +9,11 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 
 from segray.datasets import Labelled, Sample
-from segray.grid import Window
 from segray.inspection import spread
 from segray.metrics import confusion_matrix
 from segray.reading import in_order
-from segray.regions import Region
-from segray.report import Picture
+from segray.regions import Region, whole_image
+from segray.report import Picture, for_eyes
 from segray.segmenter import Segmenter
 
 PICTURES = 4
@@ -46,34 +45,7 @@ def masks(segmenter: Segmenter, images: Iterable[Labelled]) -> Iterator[tuple[La
     def regions() -> Iterator[Region]:
         for labelled in images:
             waiting.append(labelled)
-            yield whole(labelled)
+            yield whole_image(labelled.pixels, labelled.valid)
 
     for (window_mask,) in segmenter.segment(regions()):
         yield waiting.popleft(), window_mask.mask
-
-
-def whole(labelled: Labelled) -> Region:
-    """An image as one region of one window."""
-    height, width = labelled.valid.shape
-    window = Window(0, 0, height, width)
-    return Region(
-        height=height,
-        width=width,
-        block=window,
-        windows=(window,),
-        extent=window,
-        pixels=labelled.pixels,
-        valid=labelled.valid,
-    )
-
-
-def for_eyes(pixels: np.ndarray, valid: np.ndarray) -> np.ndarray:
-    """(H, W, 3) uint8 of (C, H, W) pixels of any type: the first three bands (or the first), other types stretched
-    between their 2nd and 98th percentile."""
-    bands = (pixels[:3] if pixels.shape[0] >= 3 else pixels[[0, 0, 0]]).transpose(1, 2, 0)
-    if bands.dtype == np.uint8:
-        return np.ascontiguousarray(bands)
-    seen = bands[valid] if valid.any() else np.zeros((1, 3))
-    low, high = np.percentile(seen, (2, 98), axis=0)
-    stretched = (bands - low) / np.maximum(high - low, 1e-9) * 255
-    return np.nan_to_num(stretched).clip(0, 255).astype(np.uint8)

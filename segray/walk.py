@@ -10,7 +10,7 @@ from collections import deque
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from itertools import islice
+from functools import partial
 from typing import TYPE_CHECKING
 
 from segray.archives.images import read_for
@@ -20,6 +20,7 @@ from segray.grid import Window, read_extent, split
 from segray.inputs import InputSpec
 from segray.masks import Classes
 from segray.plan import Item
+from segray.reading import in_order
 from segray.regions import Region, WindowMask
 from segray.shards import MaskRow, Place, failed_row, mask_row
 
@@ -52,19 +53,12 @@ class Segmented:
 
 def read_items(items: Iterable[Item], spec: InputSpec, *, window: int, explicit_bands: bool) -> Iterator[Reading]:
     """The items read concurrently and given in their order; a few images are in memory at a time."""
-    pending = iter(items)
+    read = partial(read_item, spec=spec, window=window, explicit_bands=explicit_bands)
     with ThreadPoolExecutor(READ_THREADS) as pool:
-
-        def submit(item: Item) -> object:
-            return pool.submit(read_item, item, spec, window=window, explicit_bands=explicit_bands)
-
-        running = deque(submit(item) for item in islice(pending, READ_THREADS))
-        while running:
-            yield running.popleft().result()
-            running.extend(submit(item) for item in islice(pending, 1))
+        yield from in_order(read, items, pool=pool, ahead=READ_THREADS)
 
 
-def read_item(item: Item, spec: InputSpec, *, window: int, explicit_bands: bool) -> Reading:
+def read_item(item: Item, *, spec: InputSpec, window: int, explicit_bands: bool) -> Reading:
     """One item read; whatever is wrong with the image becomes a failed reading, here and nowhere else."""
     place = Place(image=item.image, etag=item.etag, height=item.image_height, width=item.image_width)
     windows = tuple(split(item.block, window)) if item.block else (UNMEASURED,)

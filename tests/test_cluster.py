@@ -14,8 +14,8 @@ from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
+from running import ROOT, wait_for
 
-from jobs import ROOT, wait_for
 from segray.masks import decode_png
 from segray.storage import filesystem, join, list_files, publish, read_bytes
 from segray.synthetic import CLASSES

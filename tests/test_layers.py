@@ -12,9 +12,12 @@ import pytest
 ROOT = Path(__file__).parents[1]
 LAYERS = {
     "kernel": "errors grid blend masks metrics synthetic regions sampling",
-    "network": "inputs augment losses networks segmenter programs",
-    "storage": "storage model_dir shards plan archives datasets exports report settings walk summary loading",
-    "ray": "cluster inspection planning pipeline segmentation evaluation training",
+    "network": "inputs augment losses networks segmenter programs workers optimizer",
+    "storage": (
+        "storage model_dir shards plan archives datasets report settings walk summary reading loading inspection "
+        "validation trainer training_job training_state training_remote training_console"
+    ),
+    "ray": "cluster planning pipeline segmentation evaluation training",
 }
 ORDER = [*LAYERS, "jobs"]
 LAYER_OF = {name: layer for layer, names in LAYERS.items() for name in names.split()}

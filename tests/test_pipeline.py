@@ -29,7 +29,7 @@ class PoisonedWork(pipeline.Work):
 
     def readings(self, items):
         """Die as of a fault in a decoder."""
-        if any("poison" in item.image and not item.error for item in items):
+        if any("-poison" in item.image and not item.error for item in items):
             os.kill(os.getpid(), signal.SIGKILL)
         return super().readings(items)
 

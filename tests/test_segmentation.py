@@ -17,8 +17,8 @@ import ray
 from models import write_model
 from PIL import Image
 from rasterio.transform import from_origin
+from running import contents, kill, kill_actor, run, start, wait_for
 
-from jobs import contents, kill, kill_actor, run, start, wait_for
 from segray import walk
 from segray.archives import open_archive
 from segray.archives.images import is_picture, read_header

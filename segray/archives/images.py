@@ -41,13 +41,19 @@ def read_for(uri: str, spec: InputSpec, *, window: Window | None = None, explici
     ImageError when it cannot be read.
     """
     raster = pictures.read(uri) if is_picture(uri) else rasters.read(uri, window)
-    if raster.pixels.shape[0] == 1 and raster.pixels.dtype == np.uint8 and max(spec.bands) == 2:
-        raster = replace(raster, pixels=np.broadcast_to(raster.pixels, (3, *raster.valid.shape)))
-    bands, dtype = raster.pixels.shape[0], raster.pixels.dtype
-    check_pixels(spec, bands=bands, dtype=dtype, explicit_bands=explicit_bands, source=uri)
-    if spec.bands != tuple(range(bands)):
-        raster = replace(raster, pixels=raster.pixels[list(spec.bands)])
-    return raster
+    return replace(raster, pixels=bands_for(raster.pixels, spec, explicit_bands=explicit_bands, source=uri))
+
+
+def bands_for(pixels_CHW: np.ndarray, spec: InputSpec, *, explicit_bands: bool, source: str) -> np.ndarray:
+    """The bands of the input spec, in its order; 8-bit grey becomes three bands as viewers show it.
+
+    MismatchError, naming `source`, when band count or type do not fit the spec.
+    """
+    if pixels_CHW.shape[0] == 1 and pixels_CHW.dtype == np.uint8 and max(spec.bands) == 2:
+        pixels_CHW = np.broadcast_to(pixels_CHW, (3, *pixels_CHW.shape[1:]))
+    bands, dtype = pixels_CHW.shape[0], pixels_CHW.dtype
+    check_pixels(spec, bands=bands, dtype=dtype, explicit_bands=explicit_bands, source=source)
+    return pixels_CHW if spec.bands == tuple(range(bands)) else pixels_CHW[list(spec.bands)]
 
 
 def _ending(uri: str) -> str:

@@ -5,11 +5,8 @@ The state of each has torchvision's own names, so weights from there load with l
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torchvision.models import segmentation
 
 from segray.networks.any_size import forward_or_advise
 
@@ -37,26 +34,30 @@ class TorchvisionNet(nn.Module):
 
 def fcn_resnet50(*, num_classes: int, in_channels: int) -> nn.Module:
     """FCN (Long et al. 2015) on a dilated ResNet-50: 35 M parameters with its auxiliary head."""
-    return _build(segmentation.fcn_resnet50, num_classes, in_channels, aux_loss=True)
+    return _build("fcn_resnet50", num_classes, in_channels, aux_loss=True)
 
 
 def deeplabv3_resnet50(*, num_classes: int, in_channels: int) -> nn.Module:
     """DeepLabv3 (Chen et al. 2017) on a dilated ResNet-50: 42 M parameters with its auxiliary head."""
-    return _build(segmentation.deeplabv3_resnet50, num_classes, in_channels, aux_loss=True)
+    return _build("deeplabv3_resnet50", num_classes, in_channels, aux_loss=True)
 
 
 def deeplabv3_mobilenet_v3_large(*, num_classes: int, in_channels: int) -> nn.Module:
     """DeepLabv3 on a dilated MobileNetV3-Large: 11 M parameters."""
-    return _build(segmentation.deeplabv3_mobilenet_v3_large, num_classes, in_channels, aux_loss=True)
+    return _build("deeplabv3_mobilenet_v3_large", num_classes, in_channels, aux_loss=True)
 
 
 def lraspp_mobilenet_v3_large(*, num_classes: int, in_channels: int) -> nn.Module:
     """Lite R-ASPP (Howard et al. 2019) on MobileNetV3-Large: 3.2 M parameters, no auxiliary head."""
-    return _build(segmentation.lraspp_mobilenet_v3_large, num_classes, in_channels, aux_loss=False)
+    return _build("lraspp_mobilenet_v3_large", num_classes, in_channels, aux_loss=False)
 
 
-def _build(make: Callable[..., nn.Module], num_classes: int, in_channels: int, *, aux_loss: bool) -> nn.Module:
-    network = make(weights=None, weights_backbone=None, num_classes=num_classes, aux_loss=aux_loss)
+def _build(name: str, num_classes: int, in_channels: int, *, aux_loss: bool) -> nn.Module:
+    from torchvision.models import segmentation  # 4 seconds of import that no other network should pay for
+
+    network = getattr(segmentation, name)(
+        weights=None, weights_backbone=None, num_classes=num_classes, aux_loss=aux_loss
+    )
     if in_channels != 3:
         _replace_first_convolution(network.backbone, in_channels)
     return TorchvisionNet(network)

@@ -40,6 +40,18 @@ class Picture:
                 )
 
 
+def for_eyes(pixels: np.ndarray, valid: np.ndarray) -> np.ndarray:
+    """(H, W, 3) uint8 of (C, H, W) pixels of any type: the first three bands (or the first), other types stretched
+    between their 2nd and 98th percentile."""
+    bands = (pixels[:3] if pixels.shape[0] >= 3 else pixels[[0, 0, 0]]).transpose(1, 2, 0)
+    if bands.dtype == np.uint8:
+        return np.ascontiguousarray(bands)
+    seen = bands[valid] if valid.any() else np.zeros((1, 3))
+    low, high = np.percentile(seen, (2, 98), axis=0)
+    stretched = (bands - low) / np.maximum(high - low, 1e-9) * 255
+    return np.nan_to_num(stretched).clip(0, 255).astype(np.uint8)
+
+
 @dataclass(frozen=True, kw_only=True)
 class Pane:
     """One picture of a row: the label above it, a data URI and its size in pixels; ids are not smoothed on zoom."""
