@@ -7,8 +7,6 @@ import os
 
 import ray
 
-from segray.settings import PathSettings
-
 
 def start() -> None:
     """Attach to the cluster of RAY_ADDRESS (as `ray job submit` sets it), or start Ray on this machine."""
@@ -21,23 +19,34 @@ def start() -> None:
     ray.init(logging_level=logging.WARNING, log_to_driver=False, **options)
 
 
+def use_gpu(device: str | None) -> bool:
+    """Whether the network runs on GPUs: --device, or where the cluster has GPUs now.
+
+    On a cluster whose GPU nodes come only when asked for, --device gpu asks for them.
+    """
+    return device == "gpu" or (device is None and gpus() > 0)
+
+
 def gpus() -> int:
     """GPUs of the whole cluster, now."""
     return int(ray.cluster_resources().get("GPU", 0))
 
 
 def cpus() -> int:
-    """CPU cores of the whole cluster, now."""
+    """CPU cores of the whole cluster, now; at least 1."""
     return max(1, int(ray.cluster_resources().get("CPU", 1)))
 
 
-def precision(settings: PathSettings) -> str:
-    """--precision, or bf16 where the cluster's devices compute it fast, else fp32; a worker is asked."""
-    return settings.precision or ray.get(_precision.remote(on_gpu=gpus() > 0))
+def nodes() -> list[dict[str, float]]:
+    """The resources of each node that is there."""
+    return [node["Resources"] for node in ray.nodes() if node["Alive"]]
 
 
-@ray.remote(num_cpus=0)
-def _precision(*, on_gpu: bool) -> str:
-    from segray.segmenter import default_precision
+def cores_each(nodes: list[dict[str, float]], count: int, *, gpu: bool) -> int:
+    """The most CPU cores that each of `count` workers can have, given the resources of each node; at least 1."""
 
-    return default_precision("cuda" if on_gpu else "cpu")
+    def fit(cores: int) -> int:
+        return sum(min(int(node.get("CPU", 0)) // cores, int(node.get("GPU", 0)) if gpu else count) for node in nodes)
+
+    most = int(max((node.get("CPU", 0) for node in nodes), default=1))
+    return next((cores for cores in range(most, 1, -1) if fit(cores) >= count), 1)

@@ -6,7 +6,7 @@ import json
 import logging
 import pickle
 import time
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 
 import numpy as np
 import ray
@@ -20,7 +20,7 @@ from segray.metrics import confusion_matrix, scores
 from segray.model_dir import Description, read_description
 from segray.plan import Item
 from segray.report import Picture, evaluation_page, for_eyes
-from segray.segmentation import actor_range, make_work, with_devices
+from segray.segmentation import actor_range, make_work, with_devices, with_threads
 from segray.settings import EvaluateSettings
 from segray.storage import join, publish
 
@@ -128,15 +128,18 @@ class EvaluateActor:
 def _count(settings: EvaluateSettings, work: pipeline.Work, samples: int) -> Counts:
     """The counts of all samples; SegrayError when one of them is bad."""
     starts = list(range(0, samples, IMAGES_A_ROW))
-    low, high = actor_range(settings, len(starts))
-    work = replace(work, threads=max(1, cluster.cpus() // high))
-    rows = ray.data.from_items([{"start": start} for start in starts], override_num_blocks=len(starts)).map_batches(
-        EvaluateActor,
-        fn_constructor_args=(work, settings),
-        batch_size=1,
-        compute=ActorPoolStrategy(min_size=low, max_size=high),
-        **({"num_gpus": 1} if work.on_gpu else {"num_cpus": work.threads}),
-    )
+    low, high = actor_range(settings, len(starts), on_gpu=work.on_gpu)
+    work = with_threads(work, high)
+    rows = ray.data.from_items([{"start": start} for start in starts], override_num_blocks=len(starts))
+    with pipeline.retries_bounded():
+        rows = rows.map_batches(
+            EvaluateActor,
+            fn_constructor_args=(work, settings),
+            batch_size=1,
+            compute=ActorPoolStrategy(min_size=low, max_size=high),
+            max_task_retries=1,
+            **({"num_gpus": 1, "num_cpus": 0} if work.on_gpu else {"num_cpus": work.threads}),
+        )
     pipeline.configure()
     ray.data.DataContext.get_current().max_errored_blocks = 0  # every image counts
     total = Counts(matrix=np.zeros((len(work.classes), len(work.classes) + 1), np.int64))

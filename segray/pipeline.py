@@ -11,7 +11,9 @@ import logging
 import pickle
 import warnings
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import chain
 
 import numpy as np
 import ray
@@ -20,6 +22,7 @@ from ray.util.annotations import RayDeprecationWarning
 
 from segray import plan as plans
 from segray import walk
+from segray.errors import SegrayError
 from segray.inputs import InputSpec
 from segray.masks import Classes
 from segray.model_dir import load_network, read_description
@@ -30,7 +33,9 @@ log = logging.getLogger("segray")
 SHARDS_A_WAVE = 10_000  # Ray keeps a record per block on the driver: bounded by waves, at any archive size
 ATTEMPTS = 2  # without any shard done, before the images of those that are left are tried by themselves
 MAX_LOST_SHARDS = 64  # in one pass; more is no poisonous image but a broken cluster
-NO_PROGRESS_S = 3600.0
+NO_PROGRESS_S = 6 * 3600.0  # a hang; waiting for nodes and the largest of shards take less
+READ_BYTES = 2**29  # of pixels that a reading stage hands over at once; what a shard has beyond, the actor reads itself
+ADVICE = "give the workers more memory, or lower --batch_size, --tile or --shard_mpx"
 STAGES = "segray_stages"  # a Ray resource: where it is, the stages of a GPU cluster run on CPUs too
 SHARDS_AN_ACTOR = 4  # shards waiting at an actor; measured: the default of 2 leaves it idle between them
 
@@ -86,17 +91,42 @@ class SegmentActor:
         """One shard: {"shard"} or {"shard", "head", "body"} to {"shard", "totals"} or {"shard", "head", "body"}."""
         shard = int(batch["shard"][0])
         if self.staged:
-            readings = _unpack(batch)
+            read, unread = _unpack(batch)
+            readings = chain(read, self.work.readings(unread))
             return _batch(_pack(shard, list(walk.segment(readings, self.segmenter))))
         items = plans.read_shard(self.work.plan, shard)
         return _batch(self.work.publish(shard, walk.segment(self.work.readings(items), self.segmenter)))
+
+
+def probe(model: str, spec: InputSpec, *, on_gpu: bool) -> str:
+    """The precision that a worker's device computes fast, once a worker has loaded the model and tried it on a tile.
+
+    ModelError when the model cannot be loaded, or takes no such tiles.
+    """
+    options = {"num_cpus": 0, "num_gpus": 1} if on_gpu else {"num_cpus": 1}
+    try:
+        return ray.get(_probe.options(**options).remote(model, spec, on_gpu=on_gpu))
+    except ray.exceptions.RayTaskError as error:
+        if isinstance(error.cause, SegrayError):
+            raise error.cause from None
+        raise
+
+
+@ray.remote
+def _probe(model: str, spec: InputSpec, *, on_gpu: bool) -> str:
+    from segray.segmenter import Segmenter, default_precision
+
+    description = read_description(model)
+    network = load_network(description)
+    device = "cuda" if on_gpu else "cpu"
+    Segmenter(network, spec, num_classes=len(description.classes), device=device, **_static(network)).try_a_tile()
+    return default_precision(device)
 
 
 def make_segmenter(work: Work) -> walk.Segmenter:
     """The segmenter of a model directory on this process's device."""
     import torch
 
-    from segray.programs import Program
     from segray.segmenter import Segmenter
 
     if not work.on_gpu:
@@ -110,8 +140,13 @@ def make_segmenter(work: Work) -> walk.Segmenter:
         precision=work.precision,
         blend=work.blend,
         batch_size=work.batch_size,
-        static_batch=network.batch if isinstance(network, Program) else None,
+        **_static(network),
     )
+
+
+def _static(network: object) -> dict[str, int | None]:
+    """The one batch size that a program takes, if it takes just one."""
+    return {"static_batch": getattr(network, "batch", None)}
 
 
 def run(work: Work, shards: list[int], *, actors: tuple[int, int], on_result: Callable[[Totals], None]) -> None:
@@ -131,6 +166,8 @@ def run(work: Work, shards: list[int], *, actors: tuple[int, int], on_result: Ca
                 _survives(work, plans.read_shard(work.plan, min(missing)))  # raises what is no process's death
                 log.info("%d shard(s) lost with their processes; trying them again", len(missing))
             stalled = 0 if len(missing) < before else stalled + 1
+        if len(missing) > MAX_LOST_SHARDS:
+            raise SegrayError(f"{len(missing)} shards kill every process that segments them; {ADVICE}")
         for shard in sorted(missing):
             on_result(pickle.loads(_rescue(work, shard)["totals"]))
 
@@ -153,8 +190,9 @@ def _chain(work: Work, shards: list[int], actors: tuple[int, int]) -> Iterator[d
     if not staged(work):
         done = _segment(rows, work, actors, staged=False)
     else:
-        read = rows.map(_read, fn_args=(work,), num_cpus=1)
-        done = _segment(read, work, actors, staged=True).map(_write, fn_args=(work,), num_cpus=1)
+        with retries_bounded():
+            read = rows.map(_read, fn_args=(work,), num_cpus=1, max_retries=1)
+            done = _segment(read, work, actors, staged=True).map(_write, fn_args=(work,), num_cpus=1, max_retries=1)
     configure()
     return done.iter_rows()
 
@@ -168,16 +206,23 @@ def _segment(rows: Dataset, work: Work, actors: tuple[int, int], *, staged: bool
         options = {"resources": {STAGES: 0.001}, "num_cpus": 0}
     else:
         options = {"num_cpus": work.threads}
-    with warnings.catch_warnings():  # Ray names no other way yet to bound the retries of an actor's tasks
-        warnings.simplefilter("ignore", RayDeprecationWarning)
+    with retries_bounded():
         return rows.map_batches(
             SegmentActor,
             fn_constructor_args=(work, staged),
             batch_size=1,
             compute=ActorPoolStrategy(min_size=low, max_size=high, max_tasks_in_flight_per_actor=in_flight),
-            max_task_retries=1,  # Ray's default is without end
+            max_task_retries=1,
             **options,
         )
+
+
+@contextmanager
+def retries_bounded() -> Iterator[None]:
+    """Ray Data retries without end by default, and the one way to say otherwise is deprecated without another."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", RayDeprecationWarning)
+        yield
 
 
 def configure() -> None:
@@ -191,9 +236,15 @@ def configure() -> None:
 
 
 def _read(row: dict, work: Work) -> dict:
-    """CPU stage: the pixels of a shard."""
-    shard = int(row["shard"])
-    return _pack(shard, list(work.readings(plans.read_shard(work.plan, shard))))
+    """CPU stage: the pixels of a shard, or of as many of its items as fit `READ_BYTES`, and the others unread."""
+    shard, read, size = int(row["shard"]), [], 0
+    items = plans.read_shard(work.plan, shard)
+    for reading in work.readings(items):
+        read.append(reading)
+        size += reading.region.pixels.nbytes if reading.region else 0
+        if size > READ_BYTES:
+            break
+    return _pack(shard, (read, items[len(read) :]))
 
 
 def _write(row: dict, work: Work) -> dict:
@@ -231,7 +282,10 @@ def _batch(row: dict) -> dict[str, np.ndarray]:
 def _rescue(work: Work, shard: int) -> dict:
     """Find the images of a shard that kill their process, and publish the shard with failed rows for them."""
     items = plans.read_shard(work.plan, shard)
-    poisonous = {item.image for item in _poisonous(work, items)}
+    found = _poisonous(work, items)
+    if len(found) == len(items) > 1:
+        raise SegrayError(f"every image of shard {shard} kills the process that segments it; {ADVICE}")
+    poisonous = {item.image for item in found}
     log.info("shard %d: %d image(s) kill their process and are recorded as failed", shard, len(poisonous))
     reason = "reading or segmenting it killed its process (out of memory, or a fault in a decoder)"
     safe = [_fail(item, f"{item.image}: {reason}") if item.image in poisonous else item for item in items]

@@ -15,6 +15,7 @@ from dataclasses import asdict, dataclass, replace
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from segray.archives.images import ending
 from segray.errors import SegrayError
 from segray.grid import Window, blocks
 from segray.storage import File, exists, filesystem, join, publish, read_text, retry
@@ -84,8 +85,8 @@ class Plan:
 
 def whole(file: File) -> Item:
     """The item of a picture that is planned by its listed size alone."""
-    ending = file.uri[file.uri.rfind(".") :].lower()
-    return Item(image=file.uri, etag=file.etag, estimate=int(file.size * PIXELS_A_BYTE.get(ending, 1.0)) + 1)
+    pixels = int(file.size * PIXELS_A_BYTE.get(ending(file.uri), 1.0)) + 1
+    return Item(image=file.uri, etag=file.etag, estimate=pixels)
 
 
 def cut(file: File, *, height: int, width: int, window: int, shard_pixels: int) -> Iterator[Item]:

@@ -8,6 +8,7 @@ import platform
 import re
 import sys
 import time
+from collections import deque
 from collections.abc import Iterator
 from dataclasses import replace
 from importlib.metadata import version
@@ -34,6 +35,7 @@ from segray.summary import Totals, summarise
 log = logging.getLogger("segray")
 PICTURES = 6  # on the page
 STATISTICS_A_TASK = 64
+STATISTICS_IN_FLIGHT = 256  # tasks
 NOTE_EVERY_S = 15.0
 
 
@@ -99,30 +101,32 @@ def make_work(settings: PathSettings, description: Description) -> pipeline.Work
 
 
 def with_devices(work: pipeline.Work, settings: PathSettings) -> pipeline.Work:
-    """The same work for the devices of the cluster that is connected."""
-    on_gpu = cluster.gpus() > 0
-    devices = {
-        "on_gpu": on_gpu,
-        "precision": cluster.precision(settings),
-        "batch_size": settings.batch_size or (16 if on_gpu else 1),
-    }
-    return replace(work, **devices)
+    """The same work for the devices of the cluster that is connected; ModelError when the model does not work there."""
+    on_gpu = cluster.use_gpu(settings.device)
+    precision = pipeline.probe(work.model, work.spec, on_gpu=on_gpu)
+    batch_size = settings.batch_size or (16 if on_gpu else 1)
+    return replace(work, on_gpu=on_gpu, precision=settings.precision or precision, batch_size=batch_size)
 
 
-def actor_range(settings: PathSettings, shards: int) -> tuple[int, int]:
-    """--actors, or one a GPU or CPU core; never more than there are shards, or than can be placed."""
-    slots = cluster.gpus() or cluster.cpus()
+def actor_range(settings: PathSettings, shards: int, *, on_gpu: bool) -> tuple[int, int]:
+    """--actors, or one a GPU or CPU core; never more than there are shards."""
+    slots = max(1, cluster.gpus() if on_gpu else cluster.cpus())
     low, high = settings.actor_range or (slots, slots)
     return min(low, shards), min(high, shards)
 
 
+def with_threads(work: pipeline.Work, actors: int) -> pipeline.Work:
+    """The same work for that many actors: on few shards each takes several cores of a node."""
+    return replace(work, threads=cluster.cores_each(cluster.nodes(), actors, gpu=False))
+
+
 def _plan(settings: SegmentSettings, description: Description, work: pipeline.Work) -> plans.Plan:
     """The plan on the output if it is of this job, else a new one; fills in nothing of the masks."""
-    if settings.overwrite:
-        for name in ("plan", "masks", "summary.json", "report.html"):
-            remove(join(settings.output, name))
-    plan = plans.load(work.plan)
     archive = open_archive(settings.archive)
+    next(iter(archive.images()))  # before anything is removed: SegrayError when there is nothing to segment
+    if settings.overwrite:
+        _remove_results(settings)
+    plan = plans.load(work.plan)
     if plan is not None:
         digest = plans.ListingDigest()
         for _ in digest.watch(archive.images()):
@@ -146,6 +150,18 @@ def _plan(settings: SegmentSettings, description: Description, work: pipeline.Wo
     return finish_plan(plan, wanted)
 
 
+def _remove_results(settings: SegmentSettings) -> None:
+    """Remove what an earlier run left; SegrayError when OUTPUT/masks holds files of somebody else."""
+    masks = join(settings.output, "masks")
+    if exists(masks):
+        shards = [file.uri for file in list_files(masks)]
+        foreign = [uri for uri in shards if not re.search(r"/shard-\d{8}\.(parquet|tar)$", uri)]
+        if foreign:
+            raise SegrayError(f"{foreign[0]} is no mask shard, so nothing is overwritten; give another --output")
+    for name in ("plan", "masks", "summary.json", "report.html"):
+        remove(join(settings.output, name))
+
+
 def _settings_of_pixels(settings: SegmentSettings, work: pipeline.Work) -> dict:
     """Every setting that can change a byte of a shard."""
     spec = work.spec
@@ -159,6 +175,8 @@ def _settings_of_pixels(settings: SegmentSettings, work: pipeline.Work) -> dict:
         "window": settings.window,
         "shard_mpx": settings.shard_mpx,
         "format": ",".join(settings.formats),
+        "device": "gpu" if work.on_gpu else "cpu",
+        **({"batch_size": work.batch_size} if work.on_gpu else {}),  # there kernels follow from it
     }
 
 
@@ -191,7 +209,12 @@ def _earlier(settings: SegmentSettings, plan: plans.Plan, missing: list[int]) ->
     totals = Totals()
     done = sorted(set(range(plan.shards)) - set(missing))
     chunks = [done[start : start + STATISTICS_A_TASK] for start in range(0, len(done), STATISTICS_A_TASK)]
-    for part in [_statistics.remote(settings.output, chunk, settings.formats[-1]) for chunk in chunks]:
+    running: deque[ray.ObjectRef] = deque()
+    for chunk in chunks:
+        running.append(_statistics.remote(settings.output, chunk, settings.formats[-1]))
+        if len(running) > STATISTICS_IN_FLIGHT:
+            totals.add(ray.get(running.popleft()))
+    for part in running:
         totals.add(ray.get(part))
     return totals
 
@@ -214,9 +237,8 @@ def _run(settings: SegmentSettings, work: pipeline.Work, missing: list[int]) -> 
         progress.show(totals)
 
     if missing:
-        actors = actor_range(settings, len(missing))
-        threads = max(1, cluster.cpus() // actors[1])  # few shards: each actor takes several cores
-        pipeline.run(replace(work, threads=threads), missing, actors=actors, on_result=on_result)
+        actors = actor_range(settings, len(missing), on_gpu=work.on_gpu)
+        pipeline.run(with_threads(work, actors[1]), missing, actors=actors, on_result=on_result)
     progress.close()
     return totals, time.monotonic() - start
 
@@ -229,23 +251,18 @@ class _Progress:
         self.bar = tqdm(total=shards, unit="shard") if sys.stdout.isatty() and shards else None
 
     def show(self, totals: Totals) -> None:
-        counts, mpx = totals.image_counts(), totals.pixels / 1e6
+        mpx = totals.pixels / 1e6
         if self.bar is not None:
-            self.bar.set_postfix_str(f"{mpx:.0f} Mpx, {counts['failed']} failed", refresh=False)
+            self.bar.set_postfix_str(f"{mpx:.0f} Mpx", refresh=False)
             self.bar.update(totals.shards - self.bar.n)
             return
         now = time.monotonic()
         if now - self.noted > NOTE_EVERY_S or totals.shards == self.shards:
             self.noted = now
             rate = mpx / max(now - self.start, 1e-9)
-            log.info(
-                "%d of %d shards, %.1f Mpx, %.2f Mpx/s, %d images failed",
-                totals.shards,
-                self.shards,
-                mpx,
-                rate,
-                counts["failed"],
-            )
+            failed = totals.image_counts()["failed"]
+            done = f"{totals.shards} of {self.shards} shards"
+            log.info("%s, %.1f Mpx, %.2f Mpx/s, %d images failed", done, mpx, rate, failed)
 
     def close(self) -> None:
         if self.bar is not None:
@@ -264,7 +281,8 @@ def _summary(
 ) -> dict:
     """The content of summary.json: counts over all runs, rates of this one."""
     km2, run_km2 = totals.area_m2 / 1e6, this_run.area_m2 / 1e6
-    actors = actor_range(settings, max(1, this_run.shards))[1]
+    slots = max(1, cluster.gpus() if work.on_gpu else cluster.cpus())  # --actors may allow more than could be placed
+    actors = min(slots, actor_range(settings, max(1, this_run.shards), on_gpu=work.on_gpu)[1])
     gpu_hours = actors * seconds / 3600 if work.on_gpu else None
     confidence = totals.mean_confidence()
     return {

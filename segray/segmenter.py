@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from segray.blend import axis_weights
+from segray.errors import ModelError
 from segray.grid import Window, read_extent, reflect, tile_count, touching
 from segray.inputs import InputSpec, prepare
 from segray.masks import IGNORE
@@ -18,6 +19,7 @@ from segray.regions import Region, WindowMask, whole_image
 PRECISIONS = ("bf16", "fp32")
 # Confidences are summed as integers of this unit: a sum of integers does not depend on its order.
 CONFIDENCE_UNIT = 1 / 65535
+WAITING_BATCHES = 4  # batches' worth of regions that may wait for one to be full
 
 
 def default_precision(device_type: str) -> str:
@@ -69,6 +71,9 @@ class Segmenter:
                 if len(batch) == self.batch_size:
                     self._run(batch)
                     batch = []
+            if len(waiting) > WAITING_BATCHES * self.batch_size and batch:  # images without data fill no batch
+                self._run(batch)
+                batch = []
             while len(waiting) > 1 and waiting[0].missing == 0:
                 yield waiting.pop(0).finish()
         if batch:
@@ -87,7 +92,23 @@ class Segmenter:
         x = prepare(pixels_NCHW, valid_NHW, self.spec).contiguous(memory_format=torch.channels_last)
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == "bf16"):
             logits = self.network(x)
+        if logits.shape != (x.shape[0], self.num_classes, *x.shape[2:]):
+            raise ModelError(
+                f"the network gives {tuple(logits.shape)} for tiles of {tuple(x.shape)}; it should give "
+                f"(N, {self.num_classes}, H, W) logits, one for each class of model.json"
+            )
         return logits.float().softmax(dim=1)
+
+    def try_a_tile(self) -> None:
+        """ModelError unless the network takes a batch of tiles of the input spec and gives logits for them."""
+        size, bands = self.spec.tile, len(self.spec.bands)
+        pixels = torch.zeros((self.batch_size, bands, size, size), device=self.device)
+        try:
+            self.probabilities(pixels, pixels[:, 0] == 0)
+        except (RuntimeError, ValueError) as error:
+            reason = " ".join(str(error).split())[:200]
+            shape = f"{bands} x {size} x {size}"
+            raise ModelError(f"the network takes no tiles of {shape}: {reason}; give another --tile") from error
 
     def _run(self, batch: list[tuple[_Canvas, int, int]]) -> None:
         pixels, valid = zip(*(canvas.tile(row, col) for canvas, row, col in batch))

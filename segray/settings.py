@@ -17,7 +17,7 @@ from botocore.exceptions import BotoCoreError
 
 from segray.blend import BLENDS
 from segray.errors import SegrayError
-from segray.storage import absolute, describe, read_text
+from segray.storage import absolute, describe, exists, read_text
 
 Settings = TypeVar("Settings")
 FORMATS = ("parquet", "png")
@@ -57,6 +57,7 @@ class TrainSettings:
     bands: tuple[int, ...] | None = option("0-based bands of the images to train on, as in 0,1,2 (default: all)", None)
     num_workers: int | None = option("training workers (default: one a GPU, or one on CPUs)", None)
     seed: int = option("seed of every random choice", 0)
+    device: str | None = option("where the network runs (default: gpu where the cluster has one)", None, ("cpu", "gpu"))
     precision: str | None = option(
         "number format of the forward pass (default: bf16 where it is fast)", None, ("bf16", "fp32")
     )
@@ -94,6 +95,7 @@ class PathSettings:
     blend: str = option("how overlapping tiles are joined", "taper", BLENDS)
     bands: tuple[int, ...] | None = option("0-based bands of the images that the network takes, as in 0,1,2", None)
     scale: float | None = option("factor that brings pixel values to the model's unit (default: the model's)", None)
+    device: str | None = option("where the network runs (default: gpu where the cluster has one)", None, ("cpu", "gpu"))
     precision: str | None = option(
         "number format of the forward pass (default: bf16 where it is fast)", None, ("bf16", "fp32")
     )
@@ -173,6 +175,9 @@ def parse(settings_class: type[Settings], argv: Sequence[str]) -> Settings:
     paths = {
         name: absolute(getattr(settings, name)) for name in ("data", "archive", "model", "output") if name in hints
     }
+    weights = getattr(settings, "weights", None)
+    if weights and exists(weights):  # else it is torchvision's name for them
+        paths["weights"] = absolute(weights)
     return replace(settings, **paths)
 
 
@@ -180,7 +185,15 @@ def run_job(main: Callable[[Settings], int], settings_class: type[Settings]) -> 
     """The exit status of a job: parse the command line, run, and say bad input in one sentence on stderr."""
     log = logging.getLogger("segray")
     log.setLevel(logging.INFO)
-    log.addHandler(logging.StreamHandler(sys.stdout))
+    handler = logging.StreamHandler(sys.stdout)
+    log.addHandler(handler)
+    try:
+        return _run(main, settings_class)
+    finally:
+        log.removeHandler(handler)
+
+
+def _run(main: Callable[[Settings], int], settings_class: type[Settings]) -> int:
     try:
         settings = parse(settings_class, sys.argv[1:])
     except (ValueError, SegrayError) as error:

@@ -219,7 +219,7 @@ def _walk_s3(fs: AbstractFileSystem, path: str) -> Iterator[tuple[str, dict]]:
 
 
 def _etag(info: dict) -> str:
-    for key in ("ETag", "etag", "md5Hash", "content_md5", "mtime", "last_modified", "created"):
+    for key in ("ETag", "etag", "md5Hash", "content_md5", "CRC", "mtime", "last_modified", "created"):
         if info.get(key):
             return f"{info['size']}-{info[key]}" if key in ("mtime", "created") else str(info[key]).strip('"')
     return str(info["size"])

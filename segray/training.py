@@ -85,8 +85,9 @@ def check(settings: TrainSettings, dataset: Dataset) -> None:
 
 def worker_count(settings: TrainSettings) -> int:
     """--num_workers, or one a GPU, or one; SegrayError when that is too many, or cannot share the batch."""
-    workers = settings.num_workers or max(1, cluster.gpus())
-    room, unit = (cluster.gpus(), "GPU(s)") if cluster.gpus() else (cluster.cpus(), "core(s)")
+    gpu = cluster.use_gpu(settings.device)
+    room, unit = (cluster.gpus(), "GPU(s)") if gpu else (cluster.cpus(), "core(s)")
+    workers = settings.num_workers or (max(1, room) if gpu else 1)
     if workers > room and not os.environ.get("RAY_ADDRESS"):  # a cluster may grow, this machine does not
         raise SegrayError(f"--num_workers {workers} needs more than the {room} {unit} that there are; lower it")
     if settings.batch_size % workers:
@@ -95,16 +96,6 @@ def worker_count(settings: TrainSettings) -> int:
             "multiple of that, or --num_workers"
         )
     return workers
-
-
-def cores_per_worker(nodes: list[dict[str, float]], workers: int, *, gpu: bool) -> int:
-    """The most CPU cores that every worker can have, given the resources of each node; at least 1."""
-
-    def fit(cores: int) -> int:
-        return sum(min(int(node.get("CPU", 0)) // cores, int(node.get("GPU", 0)) if gpu else workers) for node in nodes)
-
-    most = int(max((node.get("CPU", 0) for node in nodes), default=1))
-    return next((cores for cores in range(most, 1, -1) if fit(cores) >= workers), 1)
 
 
 def _inspect(dataset: Dataset, samples: list[Sample], settings: TrainSettings) -> Inspection:
@@ -122,9 +113,8 @@ def _fit(job: Job, workers: int) -> None:
     os.environ.setdefault(*HEALTH_CHECK)
     if not os.environ.get("RAY_ADDRESS"):
         os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")  # one process less on one's own machine
-    gpu = cluster.gpus() > 0
-    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
-    cores = cores_per_worker(nodes, workers, gpu=gpu)
+    gpu = cluster.use_gpu(job.settings.device)
+    cores = cluster.cores_each(cluster.nodes(), workers, gpu=gpu)
     log.info("training %s on %d worker(s) of %d core(s)%s", job.settings.network, workers, cores, " and a GPU" * gpu)
     board = ray.remote(num_cpus=0)(Board).remote()
     console = Console(epochs=job.settings.epochs, steps_per_epoch=job.steps)

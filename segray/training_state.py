@@ -20,7 +20,7 @@ from segray.settings import TrainSettings
 from segray.storage import exists, join, list_files, publish, read_bytes, read_text, remove
 
 KEPT = 2  # states: the newest, and one in case that it is damaged
-NOT_COMPARED = {"output", "num_workers", "max_failures", "overwrite"}  # they change no step of the training
+NOT_COMPARED = {"output", "device", "num_workers", "max_failures", "overwrite"}  # they change no step of the training
 OWN = ("state", "model", "metrics.jsonl", "report.html")
 STATE_NAME = re.compile(r"epoch-(\d{4,})\.pt")
 BROKEN = (pickle.UnpicklingError, RuntimeError, ValueError, KeyError, EOFError, FileNotFoundError)
@@ -56,8 +56,17 @@ def read_run(settings: TrainSettings, data: str) -> dict | None:
 
 
 def write_run(settings: TrainSettings, data: str, inspection: dict) -> None:
-    """Begin a training: discard what an earlier one left in OUTPUT, and write run.json."""
-    for name in OWN:
+    """Begin a training: write run.json, after --overwrite has discarded what an earlier one left in OUTPUT.
+
+    SegrayError when OUTPUT holds results without the state that says what they are of.
+    """
+    left = [name for name in OWN if exists(join(settings.output, name))]
+    if left and not settings.overwrite:
+        raise SegrayError(
+            f"{join(settings.output, left[0])} is there, but not the state of its training; "
+            "choose another --output, or discard it with --overwrite"
+        )
+    for name in left:
         remove(join(settings.output, name))
     run = {"settings": compared(settings), "data": data, "inspection": inspection}
     publish(_run_uri(settings.output), json.dumps(run, indent=1).encode())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import sys
@@ -16,6 +17,7 @@ from models import write_model
 from PIL import Image
 
 from segray import pipeline
+from segray.errors import ModelError
 from segray.model_dir import read_description
 from segray.plan import whole, write_files
 from segray.storage import list_files
@@ -36,10 +38,13 @@ class PoisonedWork(pipeline.Work):
 
 @pytest.fixture(scope="module", autouse=True)
 def local_ray():
-    """A Ray of two cores, whose workers take the class above with its code."""
+    """A Ray of two cores, whose workers take the class above with its code; its stages are those of a GPU cluster."""
     os.environ["RAY_AUTH_MODE"] = "disabled"
     folder = tempfile.mkdtemp(prefix="sr", dir="/tmp")
-    ray.init(address="local", num_cpus=2, include_dashboard=False, _temp_dir=folder, log_to_driver=False)
+    stages = {pipeline.STAGES: 1}
+    ray.init(
+        address="local", num_cpus=2, resources=stages, include_dashboard=False, _temp_dir=folder, log_to_driver=False
+    )
     ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])
     yield
     ray.cloudpickle.unregister_pickle_by_value(sys.modules[__name__])
@@ -48,16 +53,16 @@ def local_ray():
 
 @pytest.fixture
 def work(tmp_path) -> dict:
-    """The settings of a work on 20 images, 4 a shard, one of them poisonous."""
+    """The settings of a work on six images, two a shard, one of them poisonous."""
     images = tmp_path / "images"
     images.mkdir()
-    for number in range(20):
-        name = "poison" if number == 9 else "image"
+    for number in range(6):
+        name = "poison" if number == 3 else "image"
         Image.fromarray(scene(number, 48, 48)[0]).save(images / f"{number:02d}-{name}.png")
     model = write_model(str(tmp_path / "model"))
     items = [whole(file) for file in list_files(str(images))]
-    shards = [items[start : start + 4] for start in range(0, 20, 4)]
-    assert write_files(str(tmp_path / "plan"), shards) == (5,)
+    shards = [items[start : start + 2] for start in range(0, 6, 2)]
+    assert write_files(str(tmp_path / "plan"), shards) == (3,)
     description = read_description(model)
     return {
         "plan": str(tmp_path / "plan"), "output": str(tmp_path), "model": model, "classes": description.classes,
@@ -68,20 +73,20 @@ def work(tmp_path) -> dict:
 
 def test_a_poisonous_image_is_a_failed_row_and_nothing_else_is_lost(work, tmp_path):
     totals = Totals()
-    pipeline.run(PoisonedWork(**work), list(range(5)), actors=(1, 2), on_result=totals.add)
-    assert totals.shards == 5
-    assert totals.image_counts() == {"ok": 19, "nodata": 0, "failed": 1}
+    pipeline.run(PoisonedWork(**work), list(range(3)), actors=(1, 1), on_result=totals.add)
+    assert totals.shards == 3
+    assert totals.image_counts() == {"ok": 5, "nodata": 0, "failed": 1}
     rows = pq.read_table(tmp_path / "masks").to_pylist()
-    assert len(rows) == 20
+    assert len(rows) == 6
     (failed,) = [row for row in rows if row["status"] == "failed"]
-    assert "09-poison.png" in failed["image"]
+    assert "03-poison.png" in failed["image"]
     assert "killed its process" in failed["error"]
 
 
 def test_an_error_that_is_no_death_ends_the_job_with_its_cause(work):
     broken = {**work, "formats": ("nonsense",)}
     with pytest.raises(ray.exceptions.RayError, match="nonsense"):
-        pipeline.run(pipeline.Work(**broken), list(range(5)), actors=(1, 1), on_result=lambda totals: None)
+        pipeline.run(pipeline.Work(**broken), list(range(3)), actors=(1, 1), on_result=lambda totals: None)
 
 
 @pytest.mark.parametrize("size", [0, 5])
@@ -96,3 +101,18 @@ def test_what_travels_between_stages_arrives_as_it_was(size):
         assert numbers.dtype == np.uint16
         assert (nested["a"] == value[1]["a"]).all()
         assert (text, nothing) == ("text", None)
+
+
+def test_a_model_that_gives_other_logits_than_its_classes_is_refused_before_anything_is_segmented(tmp_path):
+    model = write_model(str(tmp_path / "model"))
+    document = json.loads((tmp_path / "model" / "model.json").read_text())
+    document["classes"].append({"id": 3, "name": "tree", "color": [0, 99, 0]})
+    (tmp_path / "model" / "model.json").write_text(json.dumps(document))
+    with pytest.raises(ModelError, match=r"gives \(1, 3, 32, 32\).*\(N, 4, H, W\)"):
+        pipeline.probe(model, read_description(model).spec, on_gpu=False)
+
+
+def test_a_tile_that_the_program_does_not_take_is_refused(tmp_path):
+    model = write_model(str(tmp_path / "model"))
+    with pytest.raises(ModelError, match="give another --tile"):
+        pipeline.probe(model, read_description(model).spec.with_overrides(tile=64), on_gpu=False)

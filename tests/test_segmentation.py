@@ -155,6 +155,23 @@ def test_another_job_on_the_same_output_is_refused(local_ray, model, archive, tm
     assert json.loads((tmp_path / "summary.json").read_text())["settings"]["blend"] == "crop"
 
 
+def test_overwriting_removes_nothing_before_the_archive_is_there_and_nothing_of_others(local_ray, model, tmp_path):
+    labels = tmp_path / "masks" / "label.png"
+    labels.parent.mkdir()
+    labels.write_bytes(b"mine")
+    settings = {"model": model, "output": str(tmp_path), "overwrite": True}
+    (tmp_path / "images").mkdir()
+    Image.fromarray(scene(1, 40, 40)[0]).save(tmp_path / "images" / "a.png")
+    with pytest.raises(SegrayError, match=r"label\.png is no mask shard"):
+        segment(SegmentSettings(**settings, archive=str(tmp_path / "images")))
+    labels.unlink()
+    segment(SegmentSettings(**settings, archive=str(tmp_path / "images")))
+    before = contents(tmp_path)
+    with pytest.raises(SegrayError, match="does not exist"):
+        segment(SegmentSettings(**settings, archive=str(tmp_path / "imagse")))
+    assert contents(tmp_path) == before
+
+
 def test_a_changed_archive_is_refused(local_ray, model, tmp_path):
     (tmp_path / "images").mkdir()
     Image.fromarray(scene(1, 40, 40)[0]).save(tmp_path / "images" / "a.png")

@@ -23,12 +23,13 @@ import torch
 from conftest import png
 from test_trainer import make_job, run_job, same
 
+from segray.cluster import cores_each
 from segray.datasets import open_dataset
 from segray.errors import SegrayError
 from segray.inspection import fingerprint
 from segray.settings import BAD_INPUT, TrainSettings
 from segray.storage import list_files
-from segray.training import cores_per_worker, train
+from segray.training import train
 from segray.training_job import Job
 from segray.training_state import finished, load_state, newest_epoch, read_history, write_run
 
@@ -207,4 +208,4 @@ def test_a_split_that_is_missing_is_named(labelled_folder: str, tmp_path: Path, 
     ],
 )
 def test_workers_get_all_cores_that_they_all_can_have(nodes: list[dict], workers: int, gpu: bool, cores: int) -> None:
-    assert cores_per_worker(nodes, workers, gpu=gpu) == cores
+    assert cores_each(nodes, workers, gpu=gpu) == cores

@@ -16,12 +16,12 @@ from segray.storage import is_chain
 
 def is_image(uri: str) -> bool:
     """Whether the ending of a URI is that of an image format that segray reads."""
-    return _ending(uri) in pictures.ENDINGS | rasters.ENDINGS
+    return ending(uri) in pictures.ENDINGS | rasters.ENDINGS
 
 
 def is_picture(uri: str) -> bool:
     """Whether an image can only be decoded whole (PNG, JPEG), not by window (TIFF)."""
-    return _ending(uri) in pictures.ENDINGS
+    return ending(uri) in pictures.ENDINGS
 
 
 def read_header(uri: str) -> Header:
@@ -56,6 +56,7 @@ def bands_for(pixels_CHW: np.ndarray, spec: InputSpec, *, explicit_bands: bool, 
     return pixels_CHW if spec.bands == tuple(range(bands)) else pixels_CHW[list(spec.bands)]
 
 
-def _ending(uri: str) -> str:
+def ending(uri: str) -> str:
+    """The ending of an image's name in lower case, as in .tif; of the first name in a chained URI."""
     name = uri.split("::", maxsplit=1)[0] if "::" in uri and is_chain(uri) else uri
     return posixpath.splitext(name)[1].lower()

@@ -8,17 +8,26 @@ import warnings
 import zlib
 
 import numpy as np
-from PIL import ExifTags, Image, ImageOps
+from PIL import ExifTags, Image
 
 from segray.archives.raster import Header, Raster
 from segray.errors import ImageError
 from segray.grid import Window
-from segray.storage import describe, filesystem, read_bytes
+from segray.storage import FINAL_ERRORS, describe, filesystem, read_bytes
 
 ENDINGS = {".png", ".jpg", ".jpeg", ".webp", ".bmp"}
 FORMATS = ("PNG", "JPEG", "WEBP", "BMP")  # nothing else is tried, whatever a file's content says
 BROKEN = (OSError, SyntaxError, ValueError, EOFError, struct.error, zlib.error, Image.DecompressionBombError)
 SIXTEEN_BIT = ("I;16", "I;16B", "I;16L", "I;16N", "I")
+UPRIGHT = {  # EXIF orientation -> what undoes it
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
 SIDEWAYS = (5, 6, 7, 8)  # EXIF orientations that swap height and width
 
 
@@ -28,7 +37,7 @@ def read_header(uri: str) -> Header:
     try:
         with fs.open(path, "rb") as file, _open(file) as picture:
             width, height = picture.size
-            if picture.getexif().get(ExifTags.Base.Orientation) in SIDEWAYS:
+            if _orientation(picture) in SIDEWAYS:
                 height, width = width, height
             grey = picture.mode in ("1", "L", "LA", "F", *SIXTEEN_BIT)
             dtype = "uint16" if picture.mode in SIXTEEN_BIT else "float32" if picture.mode == "F" else "uint8"
@@ -43,7 +52,11 @@ def read(uri: str) -> Raster:
     ImageError when it is missing, damaged, truncated, or larger than Pillow's limit against decompression bombs.
     """
     try:
-        return decode(read_bytes(uri))
+        data = read_bytes(uri)  # a store that fails is no fault of the image: its error goes on
+    except FINAL_ERRORS as error:
+        raise ImageError(f"{uri} cannot be read: {_reason(error)}") from error
+    try:
+        return decode(data)
     except BROKEN as error:
         raise ImageError(f"{uri} cannot be read: {_reason(error)}") from error
 
@@ -54,7 +67,7 @@ def decode(data: bytes) -> Raster:
         raise ValueError("the file is empty")
     with _open(io.BytesIO(data)) as picture:
         picture.load()
-        pixels, valid = _arrays(ImageOps.exif_transpose(picture))
+        pixels, valid = _arrays(_upright(picture))
     height, width = valid.shape
     return Raster(pixels=pixels, valid=valid, window=Window(0, 0, height, width), height=height, width=width)
 
@@ -63,6 +76,21 @@ def _open(file: io.IOBase) -> Image.Image:
     with warnings.catch_warnings():  # Pillow warns at half of the size that it refuses; the refusal is what counts
         warnings.simplefilter("ignore", Image.DecompressionBombWarning)
         return Image.open(file, formats=FORMATS)
+
+
+def _orientation(picture: Image.Image) -> int:
+    """The EXIF orientation, 1 where there is none or none that can be read: viewers then show the picture as stored."""
+    try:
+        return picture.getexif().get(ExifTags.Base.Orientation, 1)
+    except (*BROKEN, TypeError, AttributeError, KeyError):
+        return 1
+
+
+def _upright(picture: Image.Image) -> Image.Image:
+    """The picture turned as its orientation says. Pillow's own exif_transpose also rewrites the EXIF data, and fails on
+    what cameras put there."""
+    method = UPRIGHT.get(_orientation(picture))
+    return picture if method is None else picture.transpose(method)
 
 
 def _arrays(picture: Image.Image) -> tuple[np.ndarray, np.ndarray]:

@@ -69,20 +69,25 @@ def _read_header(uri: str) -> Header:
     with _open(uri) as source:
         bands = 3 if _palette(source) else len(_data_bands(source))
         crs, transform = _georeference(source)
+        _check_real(uri, source.dtypes[0])
         return Header(
             height=source.height, width=source.width, bands=bands, dtype=source.dtypes[0], crs=crs, transform=transform
         )
 
 
+def _check_real(uri: str, dtype: str) -> None:
+    if dtype.startswith("complex"):
+        raise ImageError(f"{uri} holds complex numbers, which are no imagery; give its amplitude instead")
+
+
 def _read(uri: str, window: Window | None) -> Raster:
     with _open(uri) as source:
         window = window or Window(0, 0, source.height, source.width)
+        _check_real(uri, source.dtypes[0])
         part = RasterioWindow(window.col_off, window.row_off, window.width, window.height)
         bands = _data_bands(source)
         pixels = source.read(bands, window=part)
         valid = source.dataset_mask(window=part) > 0
-        if np.iscomplexobj(pixels):
-            raise ImageError(f"{uri} holds complex numbers, which are no imagery; give its amplitude instead")
         if any(nodata is not None for nodata in source.nodatavals):  # an alpha or mask band makes GDAL forget it
             valid &= np.any([band != source.nodatavals[index - 1] for index, band in zip(bands, pixels)], axis=0)
         if pixels.dtype.kind == "f":
