@@ -2,7 +2,7 @@
 
     python jobs/demo.py
 
-A few minutes on two cores. The same command again continues, and does nothing once all is there.
+A few minutes on two cores. The same command again continues where it was stopped.
 """
 
 import io

@@ -152,12 +152,9 @@ def _plan(settings: SegmentSettings, description: Description, work: pipeline.Wo
 
 def _remove_results(settings: SegmentSettings) -> None:
     """Remove what an earlier run left; SegrayError when OUTPUT/masks holds files of somebody else."""
-    masks = join(settings.output, "masks")
-    if exists(masks):
-        shards = [file.uri for file in list_files(masks)]
-        foreign = [uri for uri in shards if not re.search(r"/shard-\d{8}\.(parquet|tar)$", uri)]
-        if foreign:
-            raise SegrayError(f"{foreign[0]} is no mask shard, so nothing is overwritten; give another --output")
+    for uri in _mask_files(settings.output):
+        if not re.search(r"/shard-\d{8}\.(parquet|tar)$", uri):
+            raise SegrayError(f"{uri} is no mask shard, so nothing is overwritten; give another --output")
     for name in ("plan", "masks", "summary.json", "report.html"):
         remove(join(settings.output, name))
 
@@ -194,14 +191,20 @@ def _metadata(settings: SegmentSettings, description: Description, work: pipelin
 def _published(output: str, fmt: str, shards: int) -> np.ndarray:
     """(shards,) bool: which shards are committed."""
     flags = np.zeros(shards, bool)
+    for uri in _mask_files(output):
+        match = re.search(rf"/shard-(\d+)\.{EXTENSIONS[fmt]}$", uri)
+        if match and int(match.group(1)) < shards:
+            flags[int(match.group(1))] = True
+    return flags
+
+
+def _mask_files(output: str) -> Iterator[str]:
+    """The URIs of what is under OUTPUT/masks."""
     try:
         for file in list_files(join(output, "masks")):
-            match = re.search(rf"shard-(\d+)\.{EXTENSIONS[fmt]}$", file.uri)
-            if match and int(match.group(1)) < shards:
-                flags[int(match.group(1))] = True
+            yield file.uri
     except FileNotFoundError:
-        pass
-    return flags
+        return
 
 
 def _earlier(settings: SegmentSettings, plan: plans.Plan, missing: list[int]) -> Totals:

@@ -31,7 +31,7 @@ def start(job: str, **settings: object) -> subprocess.Popen:
 def run(job: str, **settings: object) -> tuple[int, str, str]:
     """(exit status, stdout, stderr) of a job."""
     process = start(job, **settings)
-    out, err = process.communicate(timeout=500)
+    out, err = process.communicate(timeout=900)
     return process.returncode, out, err
 
 
@@ -54,7 +54,7 @@ def kill_actor(process: subprocess.Popen) -> bool:
     return False
 
 
-def wait_for(condition: Callable[[], bool], *, timeout_s: float = 240) -> bool:
+def wait_for(condition: Callable[[], bool], *, timeout_s: float = 500) -> bool:
     """Whether a condition came true in time."""
     end = time.monotonic() + timeout_s
     while time.monotonic() < end:

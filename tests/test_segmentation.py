@@ -269,7 +269,7 @@ def test_killed_anywhere_and_run_again_the_masks_are_those_of_an_undisturbed_run
         goal = published() + 1
         assert wait_for(lambda goal=goal: published() >= goal)
         kill_actor(process)
-    out, err = process.communicate(timeout=300)
+    out, err = process.communicate(timeout=900)
     assert process.returncode == 0, err
     assert contents(tmp_path / "masks") == contents(whole_output / "masks")
     ours, theirs = (json.loads((folder / "summary.json").read_text()) for folder in (tmp_path, whole_output))
