@@ -201,7 +201,6 @@ def test_starting_afresh_discards_what_a_training_left_and_nothing_else(job: Job
     run_job(job)
     keep = Path(job.settings.output, "notes.txt")
     keep.write_text("mine")
-    (Path(job.settings.output) / "state" / "run.json").unlink()
     with pytest.raises(SegrayError, match="not the state of its training"):
         write_run(job.settings, job.data, asdict(job.inspection))
     write_run(replace(job.settings, overwrite=True), job.data, asdict(job.inspection))
