@@ -13,6 +13,7 @@ The same command again continues. Exit status: 0 done; 1 failed; 2 bad usage or 
 
 import sys
 
+from segray.report import stage_shares
 from segray.segmentation import segment
 from segray.settings import DONE, TOO_MANY_FAILED, SegmentSettings, run_job
 
@@ -25,9 +26,16 @@ def main(settings: SegmentSettings) -> int:
         f"{images['ok']} images segmented, {images['nodata']} without data, {images['failed']} failed; "
         f"{pixels['total'] / 1e6:.1f} Mpx in {summary['windows']} masks"
     )
-    rates = {"Mpx/s": summary["mpx_per_s"], "km2/h": summary["km2_per_h"], "GPU-hours": summary["gpu_hours"]}
+    rates = {
+        "Mpx/s": summary["mpx_per_s"],
+        "km2/h": summary["km2_per_h"],
+        "GPU-hours": summary["gpu_hours"],
+        "GPU-hours per 1,000 km2": summary["gpu_hours_per_1000_km2"],
+    }
     if any(rates.values()):
         print(", ".join(f"{value:,.3g} {unit}" for unit, value in rates.items() if value))
+    if shares := stage_shares(summary.get("stage_seconds", {})):
+        print(f"time of the workers: {shares}")
     print(f"masks, summary.json and report.html are in {settings.output}")
     if summary["failed_share"] > settings.max_failed:
         first = summary["failures"][0]

@@ -4,23 +4,24 @@ from __future__ import annotations
 
 import numpy as np
 
-BLENDS = ("taper", "crop")
+from segray.grid import Lattice
 
 
-def axis_weights(tile: int, overlap: int, *, first: bool, last: bool, blend: str) -> np.ndarray:
+def axis_weights(lattice: Lattice, *, first: bool, last: bool) -> np.ndarray:
     """(tile,) float32 weights of one tile along one axis.
 
     taper: a raised cosine over exactly the overlap, half-pixel centred, hence positive (Hann window; J. W. Tukey's
     tapered cosine). crop: 1 up to the middle of the overlap, 0 beyond. The image's first and last tile keep weight 1 at
     its edges, where they have no partner. Two neighbours' weights sum to 1 (taper: to rounding, crop: exactly).
     """
-    position = (np.arange(overlap) + 0.5) / max(overlap, 1)
-    ramps = {"taper": (1 - np.cos(np.pi * position)) / 2, "crop": (np.arange(overlap) >= overlap // 2).astype(float)}
-    if blend not in ramps:
-        raise ValueError(f"blend is {' or '.join(BLENDS)}, not {blend!r}")
-    weights = np.ones(tile)
+    overlap = lattice.overlap
+    if lattice.blend == "taper":
+        ramp = (1 - np.cos(np.pi * (np.arange(overlap) + 0.5) / max(overlap, 1))) / 2
+    else:
+        ramp = (np.arange(overlap) >= lattice.margins[0]).astype(float)
+    weights = np.ones(lattice.tile)
     if not first:
-        weights[:overlap] = ramps[blend]
+        weights[:overlap] = ramp
     if not last:
-        weights[tile - overlap :] = 1 - ramps[blend]
+        weights[lattice.tile - overlap :] = 1 - ramp
     return weights.astype(np.float32)

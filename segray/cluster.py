@@ -37,6 +37,13 @@ def cpus() -> int:
     return max(1, int(ray.cluster_resources().get("CPU", 1)))
 
 
+def slots(*, on_gpu: bool, bytes_each: int) -> int:
+    """How many actors the cluster has room for now: one a GPU, or one a CPU core as far as memory goes; at least 1."""
+    if on_gpu:
+        return max(1, gpus())
+    return max(1, sum(min(int(node.get("CPU", 0)), int(node.get("memory", 0)) // bytes_each) for node in nodes()))
+
+
 def nodes() -> list[dict[str, float]]:
     """The resources of each node that is there."""
     return [node["Resources"] for node in ray.nodes() if node["Alive"]]

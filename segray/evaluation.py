@@ -128,7 +128,7 @@ class EvaluateActor:
 def _count(settings: EvaluateSettings, work: pipeline.Work, samples: int) -> Counts:
     """The counts of all samples; SegrayError when one of them is bad."""
     starts = list(range(0, samples, IMAGES_A_ROW))
-    low, high = actor_range(settings, len(starts), on_gpu=work.on_gpu)
+    low, high = actor_range(settings, work, len(starts))
     work = with_threads(work, high)
     rows = ray.data.from_items([{"start": start} for start in starts], override_num_blocks=len(starts))
     with pipeline.retries_bounded():

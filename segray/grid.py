@@ -8,10 +8,11 @@ a pixel depend on the image's size and the model alone, never on windows or shar
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
+
+BLENDS = ("taper", "crop")  # how overlapping tiles are joined: weighted, or each up to the middle of the overlap
 
 
 @dataclass(frozen=True, order=True)
@@ -44,25 +45,56 @@ class Window:
         return slice(row, row + self.height), slice(col, col + self.width)
 
 
-def check_lattice(tile: int, overlap: int) -> None:
-    """ValueError unless 1 <= tile and 0 <= overlap <= tile / 2: at most two tiles then meet along an axis."""
-    if tile < 1:
-        raise ValueError(f"tile must be at least 1 pixel, not {tile}")
-    if not 0 <= overlap <= tile // 2:
-        raise ValueError(f"overlap must be 0 to half of the tile ({tile // 2} pixels), not {overlap}")
+@dataclass(frozen=True)
+class Lattice:
+    """How the tiles of an image lie and how far each has a say. tile, overlap: pixels. blend: taper or crop.
 
+    ValueError unless 1 <= tile and 0 <= overlap <= tile / 2: at most two tiles then meet along an axis.
+    """
 
-def tile_count(size: int, tile: int, overlap: int) -> int:
-    """How many tiles cover an axis of `size` pixels: the last is the first that reaches the edge."""
-    return 1 if size <= tile else -((tile - size) // (tile - overlap)) + 1
+    tile: int
+    overlap: int
+    blend: str = "taper"
 
+    def __post_init__(self) -> None:
+        if self.tile < 1:
+            raise ValueError(f"tile must be at least 1 pixel, not {self.tile}")
+        if not 0 <= self.overlap <= self.tile // 2:
+            raise ValueError(f"overlap must be 0 to half of the tile ({self.tile // 2} pixels), not {self.overlap}")
+        if self.blend not in BLENDS:
+            raise ValueError(f"blend is {' or '.join(BLENDS)}, not {self.blend!r}")
 
-def touching(start: int, stop: int, *, size: int, tile: int, overlap: int) -> range:
-    """Indices of the tiles that hold a pixel of [start, stop) on an axis of `size` pixels."""
-    stride = tile - overlap
-    first = max(0, (start - tile) // stride + 1)
-    last = min(tile_count(size, tile, overlap) - 1, (stop - 1) // stride)
-    return range(first, last + 1)
+    @property
+    def stride(self) -> int:
+        """Pixels from tile to tile."""
+        return self.tile - self.overlap
+
+    @property
+    def margins(self) -> tuple[int, int]:
+        """(near, far) pixels at the ends of a tile, where it has neighbours, in which it has no say when cropped."""
+        near = self.overlap // 2
+        return (near, self.overlap - near) if self.blend == "crop" else (0, 0)
+
+    def count(self, size: int) -> int:
+        """How many tiles cover an axis of `size` pixels: the last is the first that reaches the edge."""
+        return 1 if size <= self.tile else -((self.tile - size) // self.stride) + 1
+
+    def touching(self, start: int, stop: int, size: int) -> range:
+        """Indices of the tiles that have a say in a pixel of [start, stop) on an axis of `size` pixels."""
+        last = self.count(size) - 1
+        near, far = self.margins
+        first = min(max(0, (start - (self.tile - far)) // self.stride + 1), last)
+        return range(first, max(first, min(last, (stop - 1 - near) // self.stride)) + 1)
+
+    def cuts(self, size: int, parts: int) -> list[int]:
+        """(parts + 1) pixels that cut an axis where few tiles lie in two parts, about equally many tiles in each.
+
+        There are never more parts than tiles.
+        """
+        tiles = self.count(size)
+        parts = min(parts, tiles)
+        inner = [round(part * tiles / parts) * self.stride + self.margins[0] for part in range(1, parts)]
+        return [0, *inner, size]
 
 
 def reflect(start: int, stop: int, size: int) -> np.ndarray:
@@ -82,17 +114,21 @@ def windows(height: int, width: int, size: int) -> list[Window]:
     ]
 
 
-def blocks(height: int, width: int, size: int, max_pixels: int) -> Iterator[Window]:
-    """Rectangles of whole windows, each of about `max_pixels` pixels or one window, that partition an image.
+def blocks(height: int, width: int, lattice: Lattice, max_pixels: int) -> list[Window]:
+    """Rectangles of about equal size, of about `max_pixels` pixels or one tile, that partition an image in scan order.
 
-    They are as square as can be, since only the tiles on their borders are computed twice.
+    Of all ways to cut the image, the one that computes the fewest tiles: those on a border are computed twice.
     """
-    side = max(1, int((max_pixels / size**2) ** 0.5))
-    across = min(side, -(-width // size))
-    down = max(1, int(max_pixels / (size**2 * across)))
-    for row in range(0, height, size * down):
-        for col in range(0, width, size * across):
-            yield Window(row, col, min(size * down, height - row), min(size * across, width - col))
+    rows, cols = lattice.count(height), lattice.count(width)
+    needed = -(-height * width // max_pixels)
+    ways = [(down, min(cols, -(-needed // down))) for down in range(1, min(rows, needed) + 1)]
+    down, across = min(ways, key=lambda way: (max(0, needed - way[0] * way[1]), (rows + way[0]) * (cols + way[1])))
+    tops, lefts = lattice.cuts(height, down), lattice.cuts(width, across)
+    return [
+        Window(top, left, bottom - top, right - left)
+        for top, bottom in zip(tops, tops[1:])
+        for left, right in zip(lefts, lefts[1:])
+    ]
 
 
 def split(block: Window, size: int) -> list[Window]:
@@ -103,15 +139,14 @@ def split(block: Window, size: int) -> list[Window]:
     ]
 
 
-def read_extent(block: Window, *, height: int, width: int, tile: int, overlap: int) -> Window:
-    """The part of a height x width image that the tiles touching `block` are made of, reflections included."""
-    rows = _axis_extent(block.row_off, block.row_off + block.height, height, tile, overlap)
-    cols = _axis_extent(block.col_off, block.col_off + block.width, width, tile, overlap)
+def read_extent(block: Window, *, height: int, width: int, lattice: Lattice) -> Window:
+    """The part of a height x width image that the tiles with a say in `block` are made of, reflections included."""
+    rows = _axis_extent(block.row_off, block.row_off + block.height, height, lattice)
+    cols = _axis_extent(block.col_off, block.col_off + block.width, width, lattice)
     return Window(rows[0], cols[0], rows[1] - rows[0], cols[1] - cols[0])
 
 
-def _axis_extent(start: int, stop: int, size: int, tile: int, overlap: int) -> tuple[int, int]:
-    tiles = touching(start, stop, size=size, tile=tile, overlap=overlap)
-    stride = tile - overlap
-    source = reflect(tiles[0] * stride, tiles[-1] * stride + tile, size)
+def _axis_extent(start: int, stop: int, size: int, lattice: Lattice) -> tuple[int, int]:
+    tiles = lattice.touching(start, stop, size)
+    source = reflect(tiles[0] * lattice.stride, tiles[-1] * lattice.stride + lattice.tile, size)
     return int(source.min()), int(source.max()) + 1

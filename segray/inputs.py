@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from segray.errors import MismatchError
-from segray.grid import check_lattice
+from segray.grid import Lattice
 
 if TYPE_CHECKING:  # a driver that only plans never imports torch: it costs 500 MB of memory
     import torch
@@ -31,13 +32,17 @@ class InputSpec:
     resolution: float | None = None
 
     def __post_init__(self) -> None:
-        check_lattice(self.tile, self.overlap)
+        Lattice(self.tile, self.overlap)  # raises
         if not self.bands or any(band < 0 for band in self.bands):
             raise ValueError(f"bands must be 0-based band numbers, but are {list(self.bands)}")
         if not len(self.bands) == len(self.mean) == len(self.std):
             raise ValueError(f"{len(self.bands)} bands, but {len(self.mean)} means and {len(self.std)} deviations")
         if self.scale <= 0 or any(deviation <= 0 for deviation in self.std):
             raise ValueError(f"scale and std must be positive, but are {self.scale} and {list(self.std)}")
+
+    def lattice(self, blend: str) -> Lattice:
+        """The lattice of the tiles, which are joined as `blend` says."""
+        return Lattice(self.tile, self.overlap, blend)
 
     def with_overrides(self, **changes: object) -> InputSpec:
         """This spec with those of tile, overlap, bands and scale that are not None replaced."""
@@ -70,16 +75,25 @@ def check_pixels(spec: InputSpec, *, bands: int, dtype: np.dtype, explicit_bands
         )
 
 
-def prepare(pixels_NCHW: torch.Tensor, valid_NHW: torch.Tensor, spec: InputSpec) -> torch.Tensor:
+def prepare(pixels_NCHW: torch.Tensor, valid_NHW: torch.Tensor | None, spec: InputSpec) -> torch.Tensor:
     """Source pixels of the spec's bands -> the float32 (N, C, H, W) that a network sees, on the tensor's device.
 
-    pixels_NCHW: any real type. valid_NHW: bool. Pixels without data become 0, the mean of the training data, whatever
-    the source holds there (NaN too).
+    pixels_NCHW: any real type. valid_NHW: bool, None where all are valid. Pixels without data become 0, the mean of the
+    training data, whatever the source holds there (NaN too).
     """
-    x = pixels_NCHW.float()
-    mean = x.new_tensor(spec.mean).view(1, -1, 1, 1)
-    std = x.new_tensor(spec.std).view(1, -1, 1, 1)
-    return ((x * spec.scale - mean) / std).masked_fill(~valid_NHW[:, None], 0.0)
+    mean, inverse = _constants(spec, pixels_NCHW.device)
+    x = (pixels_NCHW.float() - mean).mul_(inverse)
+    return x if valid_NHW is None else x.masked_fill_(~valid_NHW[:, None], 0.0)
+
+
+@lru_cache(maxsize=16)
+def _constants(spec: InputSpec, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
+    """(1, C, 1, 1) mean in the source's units and factor to deviations: made once a device, since a copy may wait."""
+    import torch
+
+    scale, std = torch.tensor(spec.scale, dtype=torch.float64), torch.tensor(spec.std, dtype=torch.float64)
+    mean = torch.tensor(spec.mean, dtype=torch.float64) / scale
+    return tuple(values.float().view(1, -1, 1, 1).to(device) for values in (mean, scale / std))
 
 
 def _listed(bands: object) -> str:

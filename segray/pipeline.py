@@ -9,10 +9,12 @@ from __future__ import annotations
 
 import logging
 import pickle
+import time
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import chain
 
 import numpy as np
@@ -26,11 +28,14 @@ from segray.errors import SegrayError
 from segray.inputs import InputSpec
 from segray.masks import Classes
 from segray.model_dir import load_network, read_description
+from segray.reading import in_order
 from segray.shards import MaskRow, write_shard
+from segray.stopwatch import Stopwatch, peak_memory
 from segray.summary import Totals, summarise
 
 log = logging.getLogger("segray")
-SHARDS_A_WAVE = 10_000  # Ray keeps a record per block on the driver: bounded by waves, at any archive size
+# Ray keeps some 14 KB a shard on the driver, here bounded at any archive size; a wave costs the start of its actors.
+SHARDS_A_WAVE = 50_000
 ATTEMPTS = 2  # without any shard done, before the images of those that are left are tried by themselves
 MAX_LOST_SHARDS = 64  # in one pass; more is no poisonous image but a broken cluster
 NO_PROGRESS_S = 6 * 3600.0  # a hang; waiting for nodes and the largest of shards take less
@@ -67,17 +72,57 @@ class Work:
     batch_size: int
     on_gpu: bool
     threads: int
+    compiled: bool = False
+    shard_pixels: int = 0
 
     def readings(self, items: list[plans.Item]) -> Iterator[walk.Reading]:
         """The items of a shard read."""
-        return walk.read_items(items, self.spec, window=self.window, explicit_bands=self.explicit_bands)
+        options = {"blend": self.blend, "window": self.window, "explicit_bands": self.explicit_bands}
+        return walk.read_items(items, self.spec, **options)
 
-    def publish(self, shard: int, results: Iterator[walk.Segmented] | list[walk.Segmented]) -> dict:
+    def segmenter(self) -> walk.Segmenter:
+        """The segmenter of this process's device."""
+        return make_segmenter(self)
+
+    def pool(self, actors: tuple[int, int], in_flight: int) -> ActorPoolStrategy:
+        """The actors that hold the network, from fewest to most, with so many shards in flight each."""
+        return ActorPoolStrategy(min_size=actors[0], max_size=actors[1], max_tasks_in_flight_per_actor=in_flight)
+
+    def publish(
+        self, shard: int, results: Iterable[walk.Segmented], costs: Costs, *, role: str = "actor"
+    ) -> dict[str, object]:
         """Write a shard and sum it up for the driver."""
-        rows: list[MaskRow] = list(walk.rows(results, self.classes))
-        write_shard(self.output, shard, rows=rows, formats=self.formats, metadata=self.metadata)
-        totals = summarise([vars(row) for row in rows])
+        with costs.watch.during("writing"):
+            rows: list[MaskRow] = list(walk.rows(results, self.classes))
+            write_shard(self.output, shard, rows=rows, formats=self.formats, metadata=self.metadata)
+            totals = summarise([vars(row) for row in rows])
+        costs.note_peak(role)
+        costs.book(totals)
         return {"shard": shard, "totals": pickle.dumps(totals)}
+
+
+class Costs:
+    """What a shard costs on its way through processes: seconds by stage, the peak memory of each, when it began."""
+
+    def __init__(self) -> None:
+        self.watch, self.peak_bytes, self.began = Stopwatch(), {}, time.time()
+
+    def segmented(self, readings: Iterable[walk.Reading], segmenter: walk.Segmenter) -> Iterator[walk.Segmented]:
+        """The readings segmented, with the time that each step takes."""
+        return self.watch.over("segmenting", walk.segment(self.watch.over("waiting", self._read(readings)), segmenter))
+
+    def note_peak(self, role: str) -> None:
+        """Note the peak memory of this process, which plays that role."""
+        self.peak_bytes[role] = peak_memory()
+
+    def book(self, totals: Totals) -> None:
+        """Write the costs into the totals of the shard."""
+        totals.seconds, totals.peak_bytes, totals.began = self.watch.seconds, self.peak_bytes, self.began
+
+    def _read(self, readings: Iterable[walk.Reading]) -> Iterator[walk.Reading]:
+        for reading in readings:
+            self.watch.seconds["reading"] += reading.seconds
+            yield reading
 
 
 class SegmentActor:
@@ -85,27 +130,30 @@ class SegmentActor:
 
     def __init__(self, work: Work, staged: bool) -> None:
         self.work, self.staged = work, staged
-        self.segmenter = make_segmenter(work)
+        self.segmenter = work.segmenter()
 
     def __call__(self, batch: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
         """One shard: {"shard"} or {"shard", "head", "body"} to {"shard", "totals"} or {"shard", "head", "body"}."""
         shard = int(batch["shard"][0])
         if self.staged:
-            read, unread = _unpack(batch)
-            readings = chain(read, self.work.readings(unread))
-            return _batch(_pack(shard, list(walk.segment(readings, self.segmenter))))
+            (read, unread), costs = _unpack(batch)
+            results = list(costs.segmented(chain(read, self.work.readings(unread)), self.segmenter))
+            costs.note_peak("actor")
+            return _batch(_pack(shard, (results, costs)))
+        costs = Costs()
         items = plans.read_shard(self.work.plan, shard)
-        return _batch(self.work.publish(shard, walk.segment(self.work.readings(items), self.segmenter)))
+        results = costs.segmented(self.work.readings(items), self.segmenter)
+        return _batch(self.work.publish(shard, results, costs))
 
 
-def probe(model: str, spec: InputSpec, *, on_gpu: bool) -> str:
-    """The precision that a worker's device computes fast, once a worker has loaded the model and tried it on a tile.
+def probe(work: Work) -> str:
+    """The precision to use (the work's own, or what a worker's device computes fast), once a worker tried it on a tile.
 
-    ModelError when the model cannot be loaded, or takes no such tiles.
+    ModelError when the model cannot be loaded or compiled, or takes no such tiles.
     """
-    options = {"num_cpus": 0, "num_gpus": 1} if on_gpu else {"num_cpus": 1}
+    options = {"num_cpus": 0, "num_gpus": 1} if work.on_gpu else {"num_cpus": 1}
     try:
-        return ray.get(_probe.options(**options).remote(model, spec, on_gpu=on_gpu))
+        return ray.get(_probe.options(**options).remote(work))
     except ray.exceptions.RayTaskError as error:
         if isinstance(error.cause, SegrayError):
             raise error.cause from None
@@ -113,24 +161,24 @@ def probe(model: str, spec: InputSpec, *, on_gpu: bool) -> str:
 
 
 @ray.remote
-def _probe(model: str, spec: InputSpec, *, on_gpu: bool) -> str:
-    from segray.segmenter import Segmenter, default_precision
+def _probe(work: Work) -> str:
+    from segray.inference import default_precision
 
-    description = read_description(model)
-    network = load_network(description)
-    device = "cuda" if on_gpu else "cpu"
-    Segmenter(network, spec, num_classes=len(description.classes), device=device, **_static(network)).try_a_tile()
-    return default_precision(device)
+    precision = work.precision or default_precision("cuda" if work.on_gpu else "cpu")
+    make_segmenter(replace(work, precision=precision)).try_a_tile()
+    return precision
 
 
 def make_segmenter(work: Work) -> walk.Segmenter:
     """The segmenter of a model directory on this process's device."""
     import torch
 
+    from segray.inference import keep_memory
     from segray.segmenter import Segmenter
 
     if not work.on_gpu:
         torch.set_num_threads(work.threads)
+        keep_memory()
     network = load_network(read_description(work.model))
     return Segmenter(
         network,
@@ -140,13 +188,9 @@ def make_segmenter(work: Work) -> walk.Segmenter:
         precision=work.precision,
         blend=work.blend,
         batch_size=work.batch_size,
-        **_static(network),
+        static_batch=getattr(network, "batch", None),
+        compiled=work.compiled,
     )
-
-
-def _static(network: object) -> dict[str, int | None]:
-    """The one batch size that a program takes, if it takes just one."""
-    return {"static_batch": getattr(network, "batch", None)}
 
 
 def run(work: Work, shards: list[int], *, actors: tuple[int, int], on_result: Callable[[Totals], None]) -> None:
@@ -155,21 +199,30 @@ def run(work: Work, shards: list[int], *, actors: tuple[int, int], on_result: Ca
     A shard whose process dies is tried again, then its images one by one: those that kill their process become failed
     rows. An error that is no process's death (a full disk, a wrong model) ends the job.
     """
-    for start in range(0, len(shards), SHARDS_A_WAVE):
-        missing, stalled = set(shards[start : start + SHARDS_A_WAVE]), 0
-        while missing and stalled < ATTEMPTS:
-            before = len(missing)
-            for row in _until_a_loss(_chain(work, sorted(missing), actors)):
-                missing.discard(int(row["shard"]))
-                on_result(pickle.loads(row["totals"]))
-            if missing:
-                _survives(work, plans.read_shard(work.plan, min(missing)))  # raises what is no process's death
-                log.info("%d shard(s) lost with their processes; trying them again", len(missing))
-            stalled = 0 if len(missing) < before else stalled + 1
-        if len(missing) > MAX_LOST_SHARDS:
-            raise SegrayError(f"{len(missing)} shards kill every process that segments them; {ADVICE}")
-        for shard in sorted(missing):
-            on_result(pickle.loads(_rescue(work, shard)["totals"]))
+    waves = [shards[start : start + SHARDS_A_WAVE] for start in range(0, len(shards), SHARDS_A_WAVE)]
+    with ThreadPoolExecutor(1) as beside:  # the next wave is made ready while one runs
+        for wave, rows in zip(waves, in_order(_source, waves, pool=beside, ahead=1)):
+            _run_wave(work, wave, rows, actors=actors, on_result=on_result)
+
+
+def _run_wave(
+    work: Work, shards: list[int], rows: Dataset, *, actors: tuple[int, int], on_result: Callable[[Totals], None]
+) -> None:
+    missing, stalled = set(shards), 0
+    while missing and stalled < ATTEMPTS:
+        before = len(missing)
+        for row in _until_a_loss(_chain(work, rows, actors)):
+            missing.discard(int(row["shard"]))
+            on_result(pickle.loads(row["totals"]))
+        if missing:
+            _survives(work, plans.read_shard(work.plan, min(missing)))  # raises what is no process's death
+            log.info("%d shard(s) lost with their processes; trying them again", len(missing))
+            rows = _source(sorted(missing))
+        stalled = 0 if len(missing) < before else stalled + 1
+    if len(missing) > MAX_LOST_SHARDS:
+        raise SegrayError(f"{len(missing)} shards kill every process that segments them; {ADVICE}")
+    for shard in sorted(missing):
+        on_result(pickle.loads(_rescue(work, shard)["totals"]))
 
 
 def _until_a_loss(rows: Iterator[dict]) -> Iterator[dict]:
@@ -185,8 +238,13 @@ def staged(work: Work) -> bool:
     return work.on_gpu or STAGES in ray.cluster_resources()
 
 
-def _chain(work: Work, shards: list[int], actors: tuple[int, int]) -> Iterator[dict]:
-    rows = ray.data.from_items([{"shard": shard} for shard in shards], override_num_blocks=len(shards))
+def _source(shards: list[int]) -> Dataset:
+    """A row and a block a shard. A millisecond of the driver each."""
+    configure()  # a data set keeps the context that it was made in
+    return ray.data.from_items([{"shard": shard} for shard in shards], override_num_blocks=len(shards))
+
+
+def _chain(work: Work, rows: Dataset, actors: tuple[int, int]) -> Iterator[dict]:
     if not staged(work):
         done = _segment(rows, work, actors, staged=False)
     else:
@@ -198,8 +256,6 @@ def _chain(work: Work, shards: list[int], actors: tuple[int, int]) -> Iterator[d
 
 
 def _segment(rows: Dataset, work: Work, actors: tuple[int, int], *, staged: bool) -> Dataset:
-    low, high = actors
-    in_flight = SHARDS_AN_ACTOR if staged else 2
     if work.on_gpu:
         options = {"num_gpus": 1, "num_cpus": 0}  # readers and writers must find a core beside any number of actors
     elif staged:
@@ -211,7 +267,7 @@ def _segment(rows: Dataset, work: Work, actors: tuple[int, int], *, staged: bool
             SegmentActor,
             fn_constructor_args=(work, staged),
             batch_size=1,
-            compute=ActorPoolStrategy(min_size=low, max_size=high, max_tasks_in_flight_per_actor=in_flight),
+            compute=work.pool(actors, SHARDS_AN_ACTOR if staged else 2),
             max_task_retries=1,
             **options,
         )
@@ -237,19 +293,21 @@ def configure() -> None:
 
 def _read(row: dict, work: Work) -> dict:
     """CPU stage: the pixels of a shard, or of as many of its items as fit `READ_BYTES`, and the others unread."""
-    shard, read, size = int(row["shard"]), [], 0
+    shard, read, size, costs = int(row["shard"]), [], 0, Costs()
     items = plans.read_shard(work.plan, shard)
     for reading in work.readings(items):
         read.append(reading)
         size += reading.region.pixels.nbytes if reading.region else 0
         if size > READ_BYTES:
             break
-    return _pack(shard, (read, items[len(read) :]))
+    costs.note_peak("reader")
+    return _pack(shard, ((read, items[len(read) :]), costs))
 
 
 def _write(row: dict, work: Work) -> dict:
     """CPU stage: encode and publish a shard."""
-    return work.publish(int(row["shard"]), _unpack(row))
+    results, costs = _unpack(row)
+    return work.publish(int(row["shard"]), results, costs, role="writer")
 
 
 def _pack(shard: int, value: object) -> dict:
@@ -320,10 +378,11 @@ def _resources(work: Work) -> dict:
 
 @ray.remote
 def _try_items(work: Work, items: list[plans.Item]) -> None:
-    for _ in walk.segment(work.readings(items), make_segmenter(work)):
+    for _ in walk.segment(work.readings(items), work.segmenter()):
         pass
 
 
 @ray.remote
 def _publish_items(work: Work, shard: int, items: list[plans.Item]) -> dict:
-    return work.publish(shard, walk.segment(work.readings(items), make_segmenter(work)))
+    costs = Costs()
+    return work.publish(shard, costs.segmented(work.readings(items), work.segmenter()), costs)

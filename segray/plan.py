@@ -1,7 +1,7 @@
 """The plan: the table of all shards and what each segments, written once to OUTPUT/plan/ and read on every restart.
 
-`plan-NNNNN.parquet` holds up to `SHARDS_A_FILE` shards, one row group each, so that a worker reads just its own;
-`plan.json`, written last, holds the fingerprint of all that can change a pixel. Shard ids count through the files.
+`plan-NNNNN.parquet` holds up to `SHARDS_A_FILE` shards in row groups of a few, so that a worker reads little beside its
+own; `plan.json`, written last, holds the fingerprint of all that can change a pixel. Shard ids count through the files.
 """
 
 from __future__ import annotations
@@ -11,16 +11,19 @@ import io
 import json
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass, replace
+from itertools import chain, islice, takewhile
 
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from segray.archives.images import ending
 from segray.errors import SegrayError
-from segray.grid import Window, blocks
+from segray.grid import Lattice, Window, blocks
 from segray.storage import File, exists, filesystem, join, publish, read_text, retry
 
 SHARDS_A_FILE = 1024
+SHARDS_A_GROUP = 32  # in a row group: with one each, a worker would parse the places of 1024 to find its own
 IMAGES_A_SHARD = 1024  # a shard of tiny images is also the unit of retry: keep it at seconds of work
 FORMAT_VERSION = 1
 # Pixels a byte, about, of the pictures that are planned by their listed size alone.
@@ -89,10 +92,10 @@ def whole(file: File) -> Item:
     return Item(image=file.uri, etag=file.etag, estimate=pixels)
 
 
-def cut(file: File, *, height: int, width: int, window: int, shard_pixels: int) -> Iterator[Item]:
-    """The items of an image of known size: blocks of whole windows of about a shard's pixels."""
+def cut(file: File, *, height: int, width: int, lattice: Lattice, shard_pixels: int) -> Iterator[Item]:
+    """The items of an image of known size: blocks of about a shard's pixels."""
     base = Item(image=file.uri, etag=file.etag, image_height=height, image_width=width)
-    for block in blocks(height, width, window, shard_pixels):
+    for block in blocks(height, width, lattice, shard_pixels):
         yield replace(base, **asdict(block), estimate=block.pixels)
 
 
@@ -111,21 +114,12 @@ def group(items: Iterable[Item], shard_pixels: int) -> Iterator[list[Item]]:
 
 
 def write_files(uri: str, shards: Iterable[list[Item]]) -> tuple[int, ...]:
-    """Write the plan files as the shards come, one file's worth in memory; how many shards each holds."""
+    """Write the plan files as the shards come, one file's bytes in memory; how many shards each holds."""
     files: list[int] = []
-    buffer, writer, count = io.BytesIO(), None, 0
-    for number, shard in enumerate(shards):
-        if writer is None:
-            buffer, count = io.BytesIO(), 0
-            writer = pq.ParquetWriter(buffer, SCHEMA, compression="zstd")
-        rows = [{"shard": number, **asdict(item)} for item in shard]
-        writer.write_table(pa.Table.from_pylist(rows, schema=SCHEMA))
-        count += 1
-        if count == SHARDS_A_FILE:
-            files.append(_close(uri, writer, buffer, len(files), count))
-            writer = None
-    if writer is not None:
-        files.append(_close(uri, writer, buffer, len(files), count))
+    stream = enumerate(shards)
+    while first := list(islice(stream, SHARDS_A_GROUP)):
+        others = (list(islice(stream, SHARDS_A_GROUP)) for _ in range(SHARDS_A_GROUP, SHARDS_A_FILE, SHARDS_A_GROUP))
+        files.append(_write_file(uri, len(files), chain([first], takewhile(bool, others))))
     return tuple(files)
 
 
@@ -151,15 +145,17 @@ def load(uri: str) -> Plan | None:
 
 
 def read_shard(uri: str, shard: int) -> list[Item]:
-    """The items of one shard: one row group of one plan file."""
+    """The items of one shard, from one row group of one plan file."""
     name = f"plan-{shard // SHARDS_A_FILE:05d}.parquet"
     fs, path = filesystem(join(uri, name))
 
     def read() -> pa.Table:
         with fs.open(path, "rb", cache_type="readahead") as file:
-            return pq.ParquetFile(file).read_row_group(shard % SHARDS_A_FILE)
+            table = pq.ParquetFile(file)
+            return table.read_row_group(_group_of(table.metadata, shard))
 
-    rows = retry(read).drop_columns(["shard"]).to_pylist()
+    table = retry(read)
+    rows = table.filter(pc.equal(table["shard"], shard)).drop_columns(["shard"]).to_pylist()
     return [Item(**row) for row in rows]
 
 
@@ -208,7 +204,26 @@ class ListingDigest:
         return self._hash.hexdigest()
 
 
-def _close(uri: str, writer: pq.ParquetWriter, buffer: io.BytesIO, number: int, count: int) -> int:
-    writer.close()
+def _group_of(metadata: pq.FileMetaData, shard: int) -> int:
+    """The row group that holds a shard; shards ascend through a file."""
+    last = (metadata.row_group(number).column(0).statistics.max for number in range(metadata.num_row_groups))
+    return next(number for number, most in enumerate(last) if shard <= most)
+
+
+def _write_file(uri: str, number: int, groups: Iterable[list[tuple[int, list[Item]]]]) -> int:
+    """Write one plan file, a row group a group of numbered shards; how many shards it holds."""
+    buffer, count = io.BytesIO(), 0
+    with pq.ParquetWriter(buffer, SCHEMA, compression="zstd") as writer:
+        for shards in groups:
+            count += len(shards)
+            writer.write_table(_table(shards))
     publish(join(uri, f"plan-{number:05d}.parquet"), buffer.getvalue())
     return count
+
+
+def _table(shards: list[tuple[int, list[Item]]]) -> pa.Table:
+    """The rows of numbered shards, made column by column: a fifth of the time of a dict an item."""
+    columns = {"shard": [number for number, items in shards for _ in items]}
+    for name in SCHEMA.names[1:]:
+        columns[name] = [getattr(item, name) for _, items in shards for item in items]
+    return pa.Table.from_pydict(columns, schema=SCHEMA)

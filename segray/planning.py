@@ -12,18 +12,20 @@ import ray
 from segray.archives import Archive
 from segray.archives.images import is_picture, read_header
 from segray.errors import ImageError, MismatchError, SegrayError
+from segray.grid import Lattice
 from segray.inputs import InputSpec, check_pixels
 from segray.plan import Item, ListingDigest, Plan, cut, group, save, whole, write_files
 from segray.storage import File
 
 FILES_A_TASK = 500
+MAX_BLOCK_BYTES = 2**29  # of a block of many bands or wide types: an actor holds it whole
 TASKS_IN_FLIGHT = 64  # bounds what the driver holds, and keeps a cluster busy
 # A picture up to this size is planned from its listing alone: no request per object. Larger ones may need cutting.
 SMALL_PICTURE_BYTES = 4 * 2**20
 
 
 def make_plan(
-    uri: str, archive: Archive, *, spec: InputSpec, explicit_bands: bool, window: int, shard_pixels: int
+    uri: str, archive: Archive, *, spec: InputSpec, explicit_bands: bool, lattice: Lattice, shard_pixels: int
 ) -> tuple[Plan, ListingDigest]:
     """Write the plan files of an archive; `finish_plan` makes them valid. Memory does not grow with the archive.
 
@@ -32,7 +34,7 @@ def make_plan(
     digest = ListingDigest()
     files = digest.watch(archive.images())
     seen = _Seen()
-    items = seen.watch(_items(files, spec, explicit_bands, window, shard_pixels))
+    items = seen.watch(_items(files, spec, explicit_bands, lattice, shard_pixels))
     counts = write_files(uri, group(items, shard_pixels))
     if seen.error and not seen.usable:
         raise SegrayError(f"none of the {digest.images} images can be segmented; the first: {seen.error}")
@@ -47,7 +49,7 @@ def finish_plan(plan: Plan, fingerprint: dict) -> Plan:
 
 
 def _items(
-    files: Iterable[File], spec: InputSpec, explicit_bands: bool, window: int, shard_pixels: int
+    files: Iterable[File], spec: InputSpec, explicit_bands: bool, lattice: Lattice, shard_pixels: int
 ) -> Iterator[Item]:
     """The items of the files in listing order, whatever order the header tasks end in."""
     running: deque[list[Item] | ray.ObjectRef] = deque()
@@ -56,7 +58,7 @@ def _items(
         if all(_is_small(file) for file in chunk):
             running.append([whole(file) for file in chunk])
         else:
-            running.append(_measure.remote(chunk, spec, explicit_bands, window, shard_pixels))
+            running.append(_measure.remote(chunk, spec, explicit_bands, lattice, shard_pixels))
         if len(running) >= TASKS_IN_FLIGHT:
             yield from _done(running.popleft())
     yield from chain.from_iterable(_done(items) for items in running)
@@ -72,7 +74,7 @@ def _is_small(file: File) -> bool:
 
 @ray.remote(num_cpus=1)
 def _measure(
-    files: tuple[File, ...], spec: InputSpec, explicit_bands: bool, window: int, shard_pixels: int
+    files: tuple[File, ...], spec: InputSpec, explicit_bands: bool, lattice: Lattice, shard_pixels: int
 ) -> list[Item]:
     """The items of files whose headers must be read, several at once."""
     from concurrent.futures import ThreadPoolExecutor
@@ -87,7 +89,9 @@ def _measure(
                 check_pixels(spec, bands=header.bands, dtype=dtype, explicit_bands=explicit_bands, source=file.uri)
         except (ImageError, MismatchError) as error:
             return [Item(image=file.uri, etag=file.etag, estimate=1, error=str(error))]
-        return list(cut(file, height=header.height, width=header.width, window=window, shard_pixels=shard_pixels))
+        most = MAX_BLOCK_BYTES // (header.bands * np.dtype(header.dtype).itemsize)
+        size = {"height": header.height, "width": header.width}
+        return list(cut(file, **size, lattice=lattice, shard_pixels=min(shard_pixels, most)))
 
     with ThreadPoolExecutor(16) as pool:
         return list(chain.from_iterable(pool.map(items, files)))

@@ -29,12 +29,16 @@ from segray.planning import finish_plan, make_plan
 from segray.report import Picture, for_eyes, segmentation_page
 from segray.settings import PathSettings, SegmentSettings
 from segray.shards import EXTENSIONS, OK, read_masks, read_statistics
+from segray.stopwatch import peak_memory
 from segray.storage import exists, join, list_files, publish, remove, remove_leftovers
 from segray.summary import Totals, summarise
 
 log = logging.getLogger("segray")
 PICTURES = 6  # on the page
 STATISTICS_A_TASK = 64
+# Memory of an actor on CPUs, about: torch with a network at work, and for a pixel of its shard four bands, whether they
+# are valid, the mask, and what is being read or written at that moment.
+ACTOR_BYTES, BYTES_A_PIXEL = 5 * 2**28, 8
 STATISTICS_IN_FLIGHT = 256  # tasks
 NOTE_EVERY_S = 15.0
 
@@ -57,10 +61,12 @@ def segment(settings: SegmentSettings) -> dict:
         return json.loads(plans.read_text(summary_uri))
     log.info("%d images in %d shards; %d shards to do", plan.images, plan.shards, len(missing))
     totals = _earlier(settings, plan, missing)
+    started = time.time()
     this_run, seconds = _run(settings, work, missing)
     totals.add(this_run)
     remove_leftovers(join(settings.output, "masks"))
     summary = _summary(settings, description, plan, totals=totals, this_run=this_run, seconds=seconds, work=work)
+    summary |= _costs(this_run, started)
     pictures = list(_pictures(settings, work, plan))
     publish(join(settings.output, "report.html"), segmentation_page(
         classes=description.classes, summary=summary, pictures=pictures
@@ -92,27 +98,37 @@ def make_work(settings: PathSettings, description: Description) -> pipeline.Work
         window=getattr(settings, "window", sys.maxsize),
         formats=getattr(settings, "formats", ()),
         metadata={},
-        precision="fp32",
+        precision=settings.precision or "",
         blend=settings.blend,
         batch_size=1,
         on_gpu=False,
         threads=1,
+        compiled=settings.compile,
     )
 
 
 def with_devices(work: pipeline.Work, settings: PathSettings) -> pipeline.Work:
     """The same work for the devices of the cluster that is connected; ModelError when the model does not work there."""
     on_gpu = cluster.use_gpu(settings.device)
-    precision = pipeline.probe(work.model, work.spec, on_gpu=on_gpu)
-    batch_size = settings.batch_size or (16 if on_gpu else 1)
-    return replace(work, on_gpu=on_gpu, precision=settings.precision or precision, batch_size=batch_size)
+    batch_size, shard_mpx = (16, 64.0) if on_gpu else (1, 16.0)
+    work = replace(
+        work,
+        on_gpu=on_gpu,
+        batch_size=settings.batch_size or batch_size,
+        shard_pixels=int((getattr(settings, "shard_mpx", None) or shard_mpx) * 1e6),
+    )
+    return replace(work, precision=pipeline.probe(work))
 
 
-def actor_range(settings: PathSettings, shards: int, *, on_gpu: bool) -> tuple[int, int]:
-    """--actors, or one a GPU or CPU core; never more than there are shards."""
-    slots = max(1, cluster.gpus() if on_gpu else cluster.cpus())
+def actor_range(settings: PathSettings, work: pipeline.Work, shards: int) -> tuple[int, int]:
+    """--actors, or one a GPU, or one a CPU core with memory for it; never more than there are shards."""
+    slots = _slots(work)
     low, high = settings.actor_range or (slots, slots)
     return min(low, shards), min(high, shards)
+
+
+def _slots(work: pipeline.Work) -> int:
+    return cluster.slots(on_gpu=work.on_gpu, bytes_each=ACTOR_BYTES + work.shard_pixels * BYTES_A_PIXEL)
 
 
 def with_threads(work: pipeline.Work, actors: int) -> pipeline.Work:
@@ -134,9 +150,8 @@ def _plan(settings: SegmentSettings, description: Description, work: pipeline.Wo
     elif exists(join(settings.output, "masks")):
         raise SegrayError(f"{settings.output} holds masks but no plan; give another --output, or --overwrite")
     else:
-        shard_pixels = int(settings.shard_mpx * 1e6)
-        options = {"spec": work.spec, "explicit_bands": work.explicit_bands, "window": settings.window}
-        plan, digest = make_plan(work.plan, archive, shard_pixels=shard_pixels, **options)
+        options = {"spec": work.spec, "explicit_bands": work.explicit_bands, "lattice": work.spec.lattice(work.blend)}
+        plan, digest = make_plan(work.plan, archive, shard_pixels=work.shard_pixels, **options)
     wanted = plans.fingerprint(
         archive=settings.archive,
         listing=digest.hexdigest(),
@@ -169,8 +184,9 @@ def _settings_of_pixels(settings: SegmentSettings, work: pipeline.Work) -> dict:
         "bands": list(spec.bands) if work.explicit_bands else None,
         "scale": spec.scale,
         "precision": work.precision,
+        **({"compile": True} if work.compiled else {}),
         "window": settings.window,
-        "shard_mpx": settings.shard_mpx,
+        "shard_mpx": work.shard_pixels / 1e6,
         "format": ",".join(settings.formats),
         "device": "gpu" if work.on_gpu else "cpu",
         **({"batch_size": work.batch_size} if work.on_gpu else {}),  # there kernels follow from it
@@ -240,7 +256,7 @@ def _run(settings: SegmentSettings, work: pipeline.Work, missing: list[int]) -> 
         progress.show(totals)
 
     if missing:
-        actors = actor_range(settings, len(missing), on_gpu=work.on_gpu)
+        actors = actor_range(settings, work, len(missing))
         pipeline.run(with_threads(work, actors[1]), missing, actors=actors, on_result=on_result)
     progress.close()
     return totals, time.monotonic() - start
@@ -284,8 +300,8 @@ def _summary(
 ) -> dict:
     """The content of summary.json: counts over all runs, rates of this one."""
     km2, run_km2 = totals.area_m2 / 1e6, this_run.area_m2 / 1e6
-    slots = max(1, cluster.gpus() if work.on_gpu else cluster.cpus())  # --actors may allow more than could be placed
-    actors = min(slots, actor_range(settings, max(1, this_run.shards), on_gpu=work.on_gpu)[1])
+    # --actors may allow more than could be placed
+    actors = min(_slots(work), actor_range(settings, work, max(1, this_run.shards))[1])
     gpu_hours = actors * seconds / 3600 if work.on_gpu else None
     confidence = totals.mean_confidence()
     return {
@@ -312,6 +328,15 @@ def _summary(
             "python": platform.python_version(),
             **{name: version(name) for name in ("segray", "torch", "ray")},
         },
+    }
+
+
+def _costs(this_run: Totals, started: float) -> dict:
+    """What summary.json says of the time and the memory of this run's processes."""
+    return {
+        "start_up_seconds": max(0.0, this_run.began - started) if this_run.shards else None,
+        "stage_seconds": dict(sorted(this_run.seconds.items())),
+        "peak_memory": {"driver": peak_memory(), **this_run.peak_bytes},
     }
 
 

@@ -15,12 +15,13 @@ from typing import Any, TypeVar, get_args, get_type_hints
 import yaml
 from botocore.exceptions import BotoCoreError
 
-from segray.blend import BLENDS
 from segray.errors import SegrayError
+from segray.grid import BLENDS
 from segray.storage import absolute, describe, exists, read_text
 
 Settings = TypeVar("Settings")
 FORMATS = ("parquet", "png")
+MEASUREMENTS = ("stages", "memory", "growth", "lattice", "cluster", "planning")
 DONE, FAILED, BAD_INPUT, TOO_MANY_FAILED = 0, 1, 2, 3  # exit statuses
 
 
@@ -99,6 +100,7 @@ class PathSettings:
     precision: str | None = option(
         "number format of the forward pass (default: bf16 where it is fast)", None, ("bf16", "fp32")
     )
+    compile: bool = option("compile the network: half a minute an actor, some 10% faster; on CPUs needs g++", False)
     batch_size: int | None = option("tiles a forward pass (default: 16 on a GPU, 1 on a CPU)", None)
     actors: str | None = option("MIN[:MAX] actors that hold the network (default: one a GPU, or one a CPU)", None)
 
@@ -132,7 +134,9 @@ class SegmentSettings(PathSettings):
     archive: str = option("imagery to segment: a folder or prefix on any store")
     format: str = option("formats of the mask shards, comma-separated: parquet, png", "parquet")
     window: int = option("side of the largest mask, pixels; larger images are cut", 2048)
-    shard_mpx: float = option("megapixels a shard, the unit of work, retry and commit", 32.0)
+    shard_mpx: float | None = option(
+        "megapixels a shard, the unit of work, retry and commit (default: 64 on GPUs, 16 on CPUs)", None
+    )
     max_failed: float = option("share of images that may fail before the exit status is 3", 0.01)
     overwrite: bool = option("start afresh, discarding the plan and the masks that OUTPUT holds", False)
 
@@ -150,6 +154,46 @@ class SegmentSettings(PathSettings):
         """The formats in the order in which a shard's files are written; the last one is the commit."""
         chosen = {name.strip() for name in self.format.split(",") if name.strip()}
         return tuple(sorted(chosen, key=lambda name: (name == "parquet", name)))
+
+
+@dataclass(frozen=True, kw_only=True)
+class BenchmarkSettings(SegmentSettings):
+    """Settings of jobs/benchmark.py: those of the segmentation that it measures, and what it measures."""
+
+    archive: str | None = option("imagery to segment (default: made up under OUTPUT)", None)
+    model: str | None = option("model directory (default: --network with random weights, made under OUTPUT)", None)
+    output: str = option("folder for benchmark.json, and for what is made up and segmented", "./segray-benchmark")
+    overwrite: bool = option("without effect: every run starts afresh", False)
+    what: str = option(f"what to measure, comma-separated: {', '.join(MEASUREMENTS)}", "stages")
+    peer: bool = option("with stages: also the plain loop over tiles that most people write, run by run in turn", False)
+    runs: int = option("rounds of every measurement, of which medians are given", 5)
+    image: str = option("made-up imagery: one tiled GeoTIFF, or JPEG tiles of 512 px", "cog", ("cog", "tiles"))
+    size: int | None = option("side of the made-up GeoTIFF, pixels (default: 10000; memory 6000, growth 4000)", None)
+    count: int = option("how many JPEG tiles are made up", 2000)
+    network: str | None = option(
+        "network of the made-up model (default: unet; memory and growth encoder_decoder?width=8)", None
+    )
+    data: str | None = option("labelled data for lattice, which also needs --model", None)
+    split: str = option("split of the labelled data", "test")
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        positive(self, "runs", "size", "count")
+        unknown = set(self.measurements) - set(MEASUREMENTS)
+        if unknown or not self.measurements:
+            raise ValueError(f"--what is a list of {', '.join(MEASUREMENTS)}, not {self.what}")
+        if "lattice" in self.measurements and not (self.data and self.model):
+            raise ValueError("--what lattice needs labelled data and a model trained on such: give --data and --model")
+
+    @property
+    def measurements(self) -> tuple[str, ...]:
+        """What to measure, in the order given."""
+        return tuple(dict.fromkeys(name.strip() for name in self.what.split(",") if name.strip()))
+
+    def job(self, **changes: Any) -> SegmentSettings:
+        """The segmentation to measure: these settings with an archive, a model and an output."""
+        values = {item.name: getattr(self, item.name) for item in fields(SegmentSettings)}
+        return SegmentSettings(**{**values, **changes})
 
 
 def parse(settings_class: type[Settings], argv: Sequence[str]) -> Settings:
@@ -172,9 +216,8 @@ def parse(settings_class: type[Settings], argv: Sequence[str]) -> Settings:
         values = {name: list(v) if isinstance(v, tuple) else v for name, v in asdict(settings).items()}
         sys.stdout.write(yaml.safe_dump(values, sort_keys=False))
         raise SystemExit(DONE)
-    paths = {
-        name: absolute(getattr(settings, name)) for name in ("data", "archive", "model", "output") if name in hints
-    }
+    names = ("data", "archive", "model", "output")
+    paths = {name: absolute(getattr(settings, name)) for name in names if getattr(settings, name, None) is not None}
     weights = getattr(settings, "weights", None)
     if weights and exists(weights):  # else it is torchvision's name for them
         paths["weights"] = absolute(weights)

@@ -20,27 +20,35 @@ MAX_FAILURES = 100  # failures that summary.json lists; the mask shards have all
 
 @dataclass(kw_only=True)
 class Totals:
-    """Sums over mask rows. images: status -> count, for images that lie in one shard; parts: the others, worst status
-    an image. class_pixels: (K,) int64. area_m2: of valid pixels, where georeferenced."""
+    """Sums over mask rows.
+
+    images: status -> count, of images seen whole. parts: the others, an image (worst status, pixels seen, pixels of the
+    image); an image leaves them with its last shard, so that they are few. class_pixels: (K,) int64. area_m2: of valid
+    pixels, where georeferenced. seconds: by stage, over all workers. peak_bytes: of the largest process of each role.
+    began: the first shard, seconds since the epoch.
+    """
 
     shards: int = 0
     windows: int = 0
     images: Counter = field(default_factory=Counter)
-    parts: dict[str, str] = field(default_factory=dict)
+    parts: dict[str, tuple[str, int, int]] = field(default_factory=dict)
     pixels: int = 0
     valid_pixels: int = 0
     class_pixels: list[int] = field(default_factory=list)
     area_m2: float = 0.0
     confidence_sum: float = 0.0
     failures: list[dict] = field(default_factory=list)
+    seconds: Counter = field(default_factory=Counter)
+    peak_bytes: dict[str, int] = field(default_factory=dict)
+    began: float = math.inf
 
     def add(self, other: Totals) -> None:
         """Add another sum to this one."""
         self.shards += other.shards
         self.windows += other.windows
         self.images.update(other.images)
-        for image, status in other.parts.items():
-            self.parts[image] = _worst([status, self.parts.get(image, NODATA)])
+        for image, part in other.parts.items():
+            self._add_part(image, *part)
         self.pixels += other.pixels
         self.valid_pixels += other.valid_pixels
         width = max(len(self.class_pixels), len(other.class_pixels))
@@ -48,10 +56,14 @@ class Totals:
         self.area_m2 += other.area_m2
         self.confidence_sum += other.confidence_sum
         self.failures = sorted(self.failures + other.failures, key=lambda failure: failure["image"])[:MAX_FAILURES]
+        self.seconds.update(other.seconds)
+        self.began = min(self.began, other.began)
+        for role, peak in other.peak_bytes.items():
+            self.peak_bytes[role] = max(peak, self.peak_bytes.get(role, 0))
 
     def image_counts(self) -> dict[str, int]:
         """How many images are ok, nodata (no valid pixel) and failed (wholly or in part)."""
-        counts = self.images + Counter(self.parts.values())
+        counts = self.images + Counter(status for status, _, _ in self.parts.values())
         return {status: counts[status] for status in (OK, NODATA, FAILED)}
 
     def failed_share(self) -> float:
@@ -63,6 +75,15 @@ class Totals:
         """Mean top-1 probability over all valid pixels."""
         return self.confidence_sum / self.valid_pixels if self.valid_pixels else None
 
+    def _add_part(self, image: str, status: str, seen: int, pixels: int) -> None:
+        """Add rows of an image; with the last of its pixels it is counted."""
+        before, already, _ = self.parts.pop(image, (NODATA, 0, pixels))
+        status, seen = _worst([before, status]), already + seen
+        if seen == pixels:
+            self.images[status] += 1
+        else:
+            self.parts[image] = (status, seen, pixels)
+
 
 def summarise(rows: Iterable[dict]) -> Totals:
     """The totals of the rows of one shard, dicts of the mask shard's columns."""
@@ -73,11 +94,8 @@ def summarise(rows: Iterable[dict]) -> Totals:
         _add_row(totals, row)
     for image, parts in images.items():
         status = _worst([row["status"] for row in parts])
-        covered = sum(row["height"] * row["width"] for row in parts)
-        if covered == parts[0]["image_height"] * parts[0]["image_width"]:
-            totals.images[status] += 1
-        else:
-            totals.parts[image] = status
+        seen = sum(row["height"] * row["width"] for row in parts)
+        totals._add_part(image, status, seen, parts[0]["image_height"] * parts[0]["image_width"])
         failed = [row for row in parts if row["status"] == FAILED]
         totals.failures += [{"image": image, "error": row["error"]} for row in failed[:1]]
     totals.failures = sorted(totals.failures, key=lambda failure: failure["image"])[:MAX_FAILURES]

@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from segray.errors import SegrayError
+from segray.inference import default_precision
 from segray.inputs import prepare
 from segray.loading import Batch, CropLoader, ImageCache, reading_threads, void_batch
 from segray.losses import LOSSES, global_mean, network_loss
@@ -19,7 +20,7 @@ from segray.model_dir import save_model
 from segray.optimizer import learning_rate, make_optimizer
 from segray.report import Picture, training_page
 from segray.sampling import worker_seed
-from segray.segmenter import Segmenter, default_precision
+from segray.segmenter import Segmenter
 from segray.storage import join, publish
 from segray.training_job import Job
 from segray.training_state import compared, load_state, newest_epoch, save_state, write_history

@@ -6,10 +6,12 @@ processes as a list.
 
 from __future__ import annotations
 
+import math
+import time
 from collections import deque
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING
 
@@ -33,12 +35,13 @@ UNMEASURED = Window(0, 0, 0, 0)
 
 @dataclass(frozen=True, kw_only=True)
 class Reading:
-    """What became of an item: a region to segment, or the windows that failed and the reason."""
+    """What became of an item: a region to segment, or the windows that failed and the reason. seconds: it took."""
 
     place: Place
     region: Region | None = None
     failed: tuple[Window, ...] = ()
     error: str | None = None
+    seconds: float = 0.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,23 +54,24 @@ class Segmented:
     error: str | None = None
 
 
-def read_items(items: Iterable[Item], spec: InputSpec, *, window: int, explicit_bands: bool) -> Iterator[Reading]:
+def read_items(
+    items: Iterable[Item], spec: InputSpec, *, blend: str, window: int, explicit_bands: bool
+) -> Iterator[Reading]:
     """The items read concurrently and given in their order; a few images are in memory at a time."""
-    read = partial(read_item, spec=spec, window=window, explicit_bands=explicit_bands)
+    read = partial(_timed, spec=spec, blend=blend, window=window, explicit_bands=explicit_bands)
     with ThreadPoolExecutor(READ_THREADS) as pool:
         yield from in_order(read, items, pool=pool, ahead=READ_THREADS)
 
 
-def read_item(item: Item, *, spec: InputSpec, window: int, explicit_bands: bool) -> Reading:
+def read_item(item: Item, *, spec: InputSpec, blend: str, window: int, explicit_bands: bool) -> Reading:
     """One item read; whatever is wrong with the image becomes a failed reading, here and nowhere else."""
     place = Place(image=item.image, etag=item.etag, height=item.image_height, width=item.image_width)
     windows = tuple(split(item.block, window)) if item.block else (UNMEASURED,)
     if item.error:
         return Reading(place=place, failed=windows, error=item.error)
-    lattice = {"tile": spec.tile, "overlap": spec.overlap}
     try:
         size = {"height": item.image_height, "width": item.image_width}
-        extent = read_extent(item.block, **size, **lattice) if item.block else None
+        extent = read_extent(item.block, **size, lattice=spec.lattice(blend)) if item.block else None
         raster = read_for(item.image, spec, window=extent, explicit_bands=explicit_bands)
         if item.block and (raster.height, raster.width) != (item.image_height, item.image_width):
             raise ImageError(f"{item.image} changed while it was segmented; run again with --overwrite")
@@ -90,7 +94,7 @@ def segment(readings: Iterable[Reading], segmenter: Segmenter) -> Iterator[Segme
     for masks in segmenter.segment(regions()):
         while behind[0].error is not None:
             yield _failed(behind.popleft())
-        yield Segmented(place=behind.popleft().place, masks=tuple(masks))
+        yield _segmented(behind.popleft().place, masks)
     while behind:
         yield _failed(behind.popleft())
 
@@ -102,6 +106,19 @@ def rows(results: Iterable[Segmented], classes: Classes) -> Iterator[MaskRow]:
             yield mask_row(result.place, mask, classes)
         for window in result.failed:
             yield failed_row(result.place, window, result.error or "")
+
+
+def _timed(item: Item, **options: object) -> Reading:
+    start = time.perf_counter()
+    reading = read_item(item, **options)
+    return replace(reading, seconds=time.perf_counter() - start)
+
+
+def _segmented(place: Place, masks: list[WindowMask]) -> Segmented:
+    if any(mask.confidence is not None and math.isnan(mask.confidence) for mask in masks):
+        reason = "the network gives no numbers (NaN) for it; try --precision fp32, and look for extreme pixel values"
+        return Segmented(place=place, failed=tuple(mask.window for mask in masks), error=f"{place.image}: {reason}")
+    return Segmented(place=place, masks=tuple(masks))
 
 
 def _region(item: Item, raster: Raster, window: int) -> Reading:

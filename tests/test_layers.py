@@ -11,13 +11,13 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 LAYERS = {
-    "kernel": "errors grid blend masks metrics synthetic regions sampling",
-    "network": "inputs augment losses networks segmenter programs workers optimizer",
+    "kernel": "errors grid blend masks metrics synthetic regions sampling stopwatch",
+    "network": "inputs augment losses networks segmenter programs workers optimizer canvas folding inference",
     "storage": (
         "storage model_dir shards plan archives datasets report settings walk summary reading loading inspection "
-        "validation trainer training_job training_state training_remote training_console"
+        "validation trainer training_job training_state training_remote training_console made_up stages peers"
     ),
-    "ray": "cluster planning pipeline segmentation evaluation training",
+    "ray": "cluster planning pipeline segmentation evaluation training throughput scaling simulation benchmark",
 }
 ORDER = [*LAYERS, "jobs"]
 LAYER_OF = {name: layer for layer, names in LAYERS.items() for name in names.split()}

@@ -8,6 +8,7 @@ import signal
 import sys
 import tempfile
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -18,6 +19,7 @@ from PIL import Image
 
 from segray import pipeline
 from segray.errors import ModelError
+from segray.inference import default_precision
 from segray.model_dir import read_description
 from segray.plan import whole, write_files
 from segray.storage import list_files
@@ -103,16 +105,31 @@ def test_what_travels_between_stages_arrives_as_it_was(size):
         assert (text, nothing) == ("text", None)
 
 
-def test_a_model_that_gives_other_logits_than_its_classes_is_refused_before_anything_is_segmented(tmp_path):
-    model = write_model(str(tmp_path / "model"))
-    document = json.loads((tmp_path / "model" / "model.json").read_text())
+def test_the_precision_is_that_of_the_work_or_what_is_fast_here(work):
+    assert pipeline.probe(pipeline.Work(**work)) == "fp32"
+    assert pipeline.probe(pipeline.Work(**{**work, "precision": ""})) == default_precision("cpu")
+
+
+def test_a_model_that_gives_other_logits_than_its_classes_is_refused_before_anything_is_segmented(work):
+    source = Path(work["model"]) / "model.json"
+    document = json.loads(source.read_text())
     document["classes"].append({"id": 3, "name": "tree", "color": [0, 99, 0]})
-    (tmp_path / "model" / "model.json").write_text(json.dumps(document))
+    source.write_text(json.dumps(document))
+    four = read_description(work["model"]).classes
     with pytest.raises(ModelError, match=r"gives \(1, 3, 32, 32\).*\(N, 4, H, W\)"):
-        pipeline.probe(model, read_description(model).spec, on_gpu=False)
+        pipeline.probe(pipeline.Work(**{**work, "classes": four}))
 
 
-def test_a_tile_that_the_program_does_not_take_is_refused(tmp_path):
-    model = write_model(str(tmp_path / "model"))
+def test_a_tile_that_the_program_does_not_take_is_refused(work):
+    larger = work["spec"].with_overrides(tile=64)
     with pytest.raises(ModelError, match="give another --tile"):
-        pipeline.probe(model, read_description(model).spec.with_overrides(tile=64), on_gpu=False)
+        pipeline.probe(pipeline.Work(**{**work, "spec": larger}))
+
+
+def test_what_a_shard_cost_is_told(work):
+    totals = Totals()
+    pipeline.run(pipeline.Work(**work), [0], actors=(1, 1), on_result=totals.add)
+    assert set(totals.seconds) == {"reading", "waiting", "segmenting", "writing"}
+    assert min(totals.seconds.values()) > 0
+    assert set(totals.peak_bytes) == {"reader", "actor", "writer"}
+    assert min(totals.peak_bytes.values()) > 2**25

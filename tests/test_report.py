@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from segray.masks import Classes, decode_png
-from segray.report import Picture, evaluation_page, segmentation_page, training_page
+from segray.report import Picture, evaluation_page, segmentation_page, stage_shares, training_page
 from segray.report.charts import LEFT, RIGHT, WIDTH, line_chart, ticks
 from segray.report.wording import duration, number, percent, pixels, text
 
@@ -355,3 +355,9 @@ def test_a_flat_curve_lies_in_the_middle(value):
     chart = line_chart("x", [(0, value), (1, value)], best=None)
     assert len({y for _, y, _ in chart.dots}) == 1
     assert chart.y_ticks[-1][0] < chart.dots[0][1] < chart.y_ticks[0][0]
+
+
+def test_the_shares_of_the_stages_leave_out_what_runs_beside_them():
+    seconds = {"reading": 99.0, "segmenting": 9.0, "writing": 0.75, "waiting": 0.25}
+    assert stage_shares(seconds) == "segmenting 90.0%, writing 7.50%, waiting 2.50%"
+    assert stage_shares({}) == ""

@@ -7,15 +7,17 @@ import pytest
 import torch
 from torch import nn
 
-from segray.grid import Window, blocks, read_extent, split
+from segray.canvas import CONFIDENCE_UNIT
+from segray.grid import Lattice, Window, blocks, read_extent, split
 from segray.inputs import InputSpec
 from segray.masks import IGNORE
 from segray.networks import build_network
 from segray.regions import Region
-from segray.segmenter import CONFIDENCE_UNIT, Segmenter, default_precision
+from segray.segmenter import Segmenter
 
 HEIGHT, WIDTH = 203, 157
 K = 4
+LATTICE = Lattice(32, 8)
 
 
 class Positional(nn.Module):
@@ -58,9 +60,9 @@ def adversary(tile: int = 32, overlap: int = 8, **options: object) -> Segmenter:
     return Segmenter(Positional(tile), spec(tile, overlap), num_classes=K, **options)
 
 
-def region_of(pixels: np.ndarray, valid: np.ndarray, block: Window, *, window: int, lattice: InputSpec) -> Region:
+def region_of(pixels: np.ndarray, valid: np.ndarray, block: Window, *, window: int, lattice: Lattice) -> Region:
     height, width = valid.shape
-    extent = read_extent(block, height=height, width=width, tile=lattice.tile, overlap=lattice.overlap)
+    extent = read_extent(block, height=height, width=width, lattice=lattice)
     rows, cols = extent.rows, extent.cols
     return Region(
         height=height, width=width, block=block, windows=tuple(split(block, window)), extent=extent,
@@ -71,8 +73,8 @@ def region_of(pixels: np.ndarray, valid: np.ndarray, block: Window, *, window: i
 def mosaic(segmenter: Segmenter, pixels: np.ndarray, valid: np.ndarray, *, window: int, shard_pixels: int):
     """The masks of all windows joined, and the sums of their statistics."""
     height, width = valid.shape
-    parts = blocks(height, width, window, shard_pixels)
-    regions = [region_of(pixels, valid, block, window=window, lattice=segmenter.spec) for block in parts]
+    parts = blocks(height, width, segmenter.lattice, shard_pixels)
+    regions = [region_of(pixels, valid, block, window=window, lattice=segmenter.lattice) for block in parts]
     joined = np.full(valid.shape, 77, np.uint8)
     confidence = 0
     for masks in segmenter.segment(regions):
@@ -187,7 +189,7 @@ def test_tiles_without_data_never_reach_the_network():
 
 def test_statistics_of_a_window():
     pixels, valid = scene()
-    region = region_of(pixels, valid, Window(0, 0, HEIGHT, WIDTH), window=500, lattice=spec())
+    region = region_of(pixels, valid, Window(0, 0, HEIGHT, WIDTH), window=500, lattice=LATTICE)
     (result,) = next(adversary().segment([region]))
     counts = np.bincount(result.mask[valid], minlength=K)
     assert (result.pixel_counts == counts).all()
@@ -199,17 +201,17 @@ def test_statistics_of_a_window():
 def test_seam_disagreement_of_a_network_without_context_is_zero_and_absent_without_overlap():
     network = nn.Conv2d(3, K, 1)
     pixels, valid = scene()
-    region = region_of(pixels, valid, Window(0, 0, HEIGHT, WIDTH), window=500, lattice=spec())
+    region = region_of(pixels, valid, Window(0, 0, HEIGHT, WIDTH), window=500, lattice=LATTICE)
     (result,) = next(Segmenter(network, spec(), num_classes=K).segment([region]))
     assert result.seam_disagreement == 0
-    alone = region_of(pixels[:, :32, :32], valid[:32, :32], Window(0, 0, 32, 32), window=500, lattice=spec())
+    alone = region_of(pixels[:, :32, :32], valid[:32, :32], Window(0, 0, 32, 32), window=500, lattice=LATTICE)
     (result,) = next(Segmenter(network, spec(), num_classes=K).segment([alone]))
     assert result.seam_disagreement is None
 
 
 def test_a_region_with_too_few_pixels_is_refused():
     pixels, valid = scene()
-    region = region_of(pixels, valid, Window(64, 64, 64, 64), window=64, lattice=spec())
+    region = region_of(pixels, valid, Window(64, 64, 64, 64), window=64, lattice=LATTICE)
     short = Region(**{**vars(region), "extent": region.block})
     with pytest.raises(ValueError, match="its tiles are made of"):
         list(adversary().segment([short]))
@@ -225,14 +227,7 @@ def test_batches_run_across_small_images():
 
     pixels, valid = scene(32, 32)
     whole = Window(0, 0, 32, 32)
-    regions = [region_of(pixels, valid, whole, window=64, lattice=spec()) for _ in range(10)]
+    regions = [region_of(pixels, valid, whole, window=64, lattice=LATTICE) for _ in range(10)]
     results = list(Segmenter(Spy(32), spec(), num_classes=K, batch_size=4).segment(regions))
     assert sizes == [4, 4, 2]
     assert len(results) == 10
-
-
-def test_wrong_precision_is_refused_and_the_default_is_one_of_both():
-    with pytest.raises(ValueError, match="bf16 or fp32"):
-        adversary(precision="fp16")
-    assert default_precision("cpu") in ("bf16", "fp32")
-    assert default_precision("cuda") == "bf16"

@@ -64,7 +64,16 @@ def test_an_image_counts_once_with_its_worst_part_within_a_shard_and_over_shards
             assert totals.image_counts() == {OK: 0, NODATA: 0, FAILED: 0, worst: 1}
             assert totals.failed_share() == (worst == FAILED)
             assert len(totals.failures) == (worst == FAILED)
-    assert joined([row("a", **HALF)], [row("a", **HALF)]).images == Counter()
+
+
+def test_images_are_remembered_only_until_their_last_shard():
+    totals = Totals()
+    for number in range(50):
+        totals.add(summarise([row(f"{number}", **HALF)]))
+        totals.add(summarise([row(f"{number - 1}", **HALF)]))
+        assert len(totals.parts) <= 2
+    assert totals.image_counts()[OK] == 51
+    assert totals.images == Counter({OK: 49})
 
 
 def test_the_order_of_shards_does_not_matter():

@@ -63,12 +63,13 @@ def picture(uri: str, height: int, width: int) -> str:
     return uri
 
 
-def items(uri: str, *, height: int, width: int, window: int, shard_pixels: int) -> list[Item]:
-    return list(cut(File(uri, 1, "tag"), height=height, width=width, window=window, shard_pixels=shard_pixels))
+def items(uri: str, *, height: int, width: int, shard_pixels: int) -> list[Item]:
+    lattice = SPEC.lattice("taper")
+    return list(cut(File(uri, 1, "tag"), height=height, width=width, lattice=lattice, shard_pixels=shard_pixels))
 
 
 def rows_of(work: list[Item], segmenter: Segmenter, window: int, *, explicit_bands: bool = False) -> list[MaskRow]:
-    readings = walk.read_items(work, SPEC, window=window, explicit_bands=explicit_bands)
+    readings = walk.read_items(work, SPEC, blend="taper", window=window, explicit_bands=explicit_bands)
     return list(walk.rows(walk.segment(readings, segmenter), CLASSES))
 
 
@@ -88,11 +89,12 @@ def joined(rows: list[MaskRow], height: int, width: int) -> np.ndarray:
 @pytest.mark.parametrize("shard_pixels", [1, 4000, 10**9])
 def test_a_raster_has_the_same_mask_however_it_is_cut(tmp_path, segmenter, window, shard_pixels):
     uri = raster(tmp_path)
-    rows = rows_of(items(uri, height=100, width=130, window=window, shard_pixels=shard_pixels), segmenter, window)
+    rows = rows_of(items(uri, height=100, width=130, shard_pixels=shard_pixels), segmenter, window)
     whole_image = read_image(uri)
     assert (joined(rows, 100, 130) == segmenter.mask_image(whole_image.pixels, whole_image.valid)).all()
-    assert {row.status for row in rows} == ({OK, NODATA} if window < 1000 else {OK})
     for row in rows:
+        place = Window(row.row_off, row.col_off, row.height, row.width)
+        assert row.status == (OK if whole_image.valid[place.rows, place.cols].any() else NODATA)
         assert (row.image, row.etag, row.image_height, row.image_width) == (uri, "tag", 100, 130)
         assert row.crs == "EPSG:32633"
         assert row.transform == [0.5, 0, 400000.25 + 0.5 * row.col_off, 0, -0.5, 5800000.75 - 0.5 * row.row_off]
@@ -119,7 +121,7 @@ def test_failures_are_rows_in_their_place_and_stop_nothing(tmp_path, segmenter):
         whole(File(str(tmp_path / "text.png"), 9, "t")),
         whole(File(str(tmp_path / "gone.png"), 9, "t")),
         Item(image="s3://b/deep.tif", etag="t", error="it has 9 bands"),
-        *items(str(tmp_path / "cut.tif"), height=100, width=130, window=64, shard_pixels=10**9),
+        *items(str(tmp_path / "cut.tif"), height=100, width=130, shard_pixels=10**9),
     ]
     work = [whole(File(uri, 9, "t")) for uri in good]
     for position, item in zip((0, 1, 5, 15), broken):
@@ -145,7 +147,7 @@ def test_only_failures_and_nothing_at_all(segmenter, count):
 
 def test_an_image_that_changed_its_size_is_a_failure_with_the_fix(tmp_path, segmenter):
     uri = raster(tmp_path)
-    work = items(uri, height=100, width=130, window=1000, shard_pixels=10**9)
+    work = items(uri, height=100, width=130, shard_pixels=10**9)
     raster(tmp_path, height=100, width=140)
     (row,) = rows_of(work, segmenter, 1000)
     assert row.status == FAILED
@@ -159,7 +161,7 @@ def test_a_mismatch_is_a_failure_that_names_the_flag(tmp_path, segmenter):
         alpha="no",
     ) as target:  # fmt: skip
         target.write(RNG.integers(0, 256, (4, 9, 9), dtype=np.uint8))
-    work = items(str(tmp_path / "4.tif"), height=9, width=9, window=64, shard_pixels=10**9)
+    work = items(str(tmp_path / "4.tif"), height=9, width=9, shard_pixels=10**9)
     (refused,), (taken,) = rows_of(work, segmenter, 64), rows_of(work, segmenter, 64, explicit_bands=True)
     assert "--bands 0,1,2" in refused.error
     assert (taken.status, taken.error) == (OK, None)
@@ -174,7 +176,7 @@ def test_few_images_are_in_memory_and_reading_is_in_order(tmp_path):
             taken.append(number)
             yield whole(File(uri, 1, f"{number}"))
 
-    readings = walk.read_items(work(), SPEC, window=64, explicit_bands=False)
+    readings = walk.read_items(work(), SPEC, blend="taper", window=64, explicit_bands=False)
     for number in range(10):
         assert next(readings).place.etag == f"{number}"
         assert len(taken) <= number + walk.READ_THREADS + 1
@@ -185,8 +187,24 @@ def test_few_images_are_in_memory_and_reading_is_in_order(tmp_path):
 def test_pixels_are_let_go_once_they_are_segmented(tmp_path, segmenter):
     uri = picture(str(tmp_path / "p.png"), 40, 40)
     results = walk.segment(
-        walk.read_items([whole(File(uri, 1, "t"))], SPEC, window=64, explicit_bands=False), segmenter
+        walk.read_items([whole(File(uri, 1, "t"))], SPEC, blend="taper", window=64, explicit_bands=False), segmenter
     )
     (result,) = results
     assert not hasattr(result, "region")
     assert len(result.masks) == 1
+
+
+class NoNumbers(nn.Conv2d):
+    """Gives NaN wherever a tile is bright."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return super().forward(x).masked_fill(x.mean() > 0, float("nan"))
+
+
+def test_an_image_for_which_the_network_gives_no_numbers_is_a_failure_and_stops_nothing(tmp_path):
+    for name, value in (("a", 0), ("b", 255), ("c", 0)):
+        Image.fromarray(np.full((40, 40, 3), value, np.uint8)).save(tmp_path / f"{name}.png")
+    work = [whole(File(str(tmp_path / f"{name}.png"), 1, "t")) for name in "abc"]
+    rows = rows_of(work, Segmenter(NoNumbers(3, 3, 1), SPEC, num_classes=3, batch_size=1), 99)
+    assert [row.status for row in rows] == [OK, FAILED, OK]
+    assert "b.png: the network gives no numbers (NaN)" in rows[1].error

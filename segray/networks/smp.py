@@ -33,6 +33,7 @@ class AnySize(nn.Module):
     def __init__(self, network: nn.Module, *, multiple: int, least: int) -> None:
         super().__init__()
         self.network = network
+        network.requires_divisible_input_shape = False  # seen to here; the library's check of sizes cannot be traced
         self.multiple = multiple
         self.least = least
 

@@ -6,5 +6,6 @@ mailed, or opened from disk. Nothing here writes a file or computes a metric.
 
 from segray.report.pages import evaluation_page, segmentation_page, training_page
 from segray.report.pictures import Picture, for_eyes
+from segray.report.sections import stage_shares
 
-__all__ = ["Picture", "evaluation_page", "for_eyes", "segmentation_page", "training_page"]
+__all__ = ["Picture", "evaluation_page", "for_eyes", "segmentation_page", "stage_shares", "training_page"]

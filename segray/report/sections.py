@@ -119,9 +119,18 @@ def run_rows(report: dict) -> list[tuple[str, str]]:
         "shards": _count(shards.get("total")),
         "shards of this run": _count(shards.get("this_run")),
         "skipped files": _count(report.get("skipped_files")),
+        "time of the workers": stage_shares(report.get("stage_seconds") or {}) or None,
         "versions": report.get("versions"),
     }
     return rows({key: value for key, value in facts.items() if value is not None})
+
+
+def stage_shares(seconds: dict[str, float]) -> str:
+    """What share of their time the workers spent on what; they read in threads beside the rest."""
+    spent = {name: value for name, value in seconds.items() if name != "reading"}
+    total = sum(spent.values())
+    ranked = sorted(spent, key=lambda name: -spent[name]) if total else ()
+    return ", ".join(f"{name} {percent(spent[name] / total)}" for name in ranked)
 
 
 def rows(values: dict) -> list[tuple[str, str]]:

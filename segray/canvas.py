@@ -1,0 +1,340 @@
+"""The canvas of a region: tiles of pixels out, probabilities in, masks and statistics of windows out.
+
+Along each axis at most two tiles meet. Tiles are summed into rows first and rows into each other then, so every sum has
+two terms, which come to the same in either order: the mask does not depend on how tiles are batched. A row of tiles is
+decided as soon as the next one cannot change it.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Sequence
+from functools import cached_property, lru_cache
+
+import numpy as np
+import torch
+
+from segray.blend import axis_weights
+from segray.grid import Lattice, Window, read_extent, reflect
+from segray.masks import IGNORE
+from segray.regions import Region, WindowMask
+
+CONFIDENCE_UNIT = 1 / 65535  # confidences are summed as integers of this: such a sum does not depend on its order
+# What torch can move but not index, and the type of the same bytes that it can.
+UNSIGNED = {np.dtype("uint16"): np.int16, np.dtype("uint32"): np.int32, np.dtype("uint64"): np.int64}
+ALONE, AGREE, DISAGREE = 0, 1, 2  # the tiles that see a pixel: one; several, of one mind; several, of more than one
+
+warnings.filterwarnings("ignore", message="The given NumPy array is not writable")  # nothing writes to pixels
+
+
+class Canvas:
+    """One region on a device. Beside its pixels and mask it takes (K, tile, width of all tile columns) float32.
+
+    copies: the CUDA stream on which pixels travel to the device while it computes something else, None on CPUs.
+    """
+
+    def __init__(
+        self, region: Region, lattice: Lattice, *, num_classes: int, device: torch.device, copies: object = None
+    ) -> None:
+        _check_extent(region, lattice)
+        block, extent = region.block, region.extent
+        self.lattice, self.num_classes, self.device, self.copies = lattice, num_classes, device, copies
+        self.block, self.windows, self.height = block, region.windows, region.height
+        rows = lattice.touching(block.row_off, block.row_off + block.height, region.height)
+        cols = lattice.touching(block.col_off, block.col_off + block.width, region.width)
+        self.row_axis = _Axis(rows, lattice, size=region.height, offset=extent.row_off, device=device)
+        self.col_axis = _Axis(cols, lattice, size=region.width, offset=extent.col_off, device=device)
+        dtype = region.pixels.dtype
+        self.unsigned = getattr(torch, dtype.name) if dtype in UNSIGNED else None
+        self.pixels = self._upload(region.pixels.view(UNSIGNED.get(dtype, dtype)))
+        valid = torch.from_numpy(region.valid)
+        self.tiles = self._with_data(valid)
+        self.valid = None if valid.all() else self._upload(region.valid)
+        rows_of_block, cols_of_block = block.within(extent)
+        self.block_valid = None if self.valid is None else self.valid[rows_of_block, cols_of_block]
+        self.missing = len(self.tiles)
+        # an image of one tile and one window: many of them are decided at once (see `decide_singles`)
+        whole = Window(0, 0, region.height, region.width)
+        self.single = len(rows) * len(cols) == self.missing == 1 and region.windows == (whole,)
+        self.row = rows[0]  # the row of tiles that is being filled
+        self.sum: torch.Tensor | None = None  # its blended probabilities, None while it has no tile
+        self.carried: tuple[torch.Tensor, ...] | None = None  # what the row above has to say in this one
+        self.mask: torch.Tensor | None = None
+        self.arrived: torch.cuda.Event | None = None  # when the results are on the host
+
+    def tile(self, row: int, col: int) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """(C, P, P) pixels and (P, P) validity (None: all valid) of a tile, reflected beyond the image's edges."""
+        rows, cols = self.row_axis.part(row), self.col_axis.part(col)
+        pixels = _take(self.pixels, rows, cols)
+        valid = None if self.valid is None else _take(self.valid, rows, cols)
+        return (pixels if self.unsigned is None else pixels.view(self.unsigned)), valid
+
+    def beyond(self) -> torch.Tensor | None:
+        """(P, P) bool of a single tile: what of it is no data, or lies beyond the image; None where all counts."""
+        height, width = self.block.height, self.block.width
+        tile = self.lattice.tile
+        if self.valid is None and height == width == tile:
+            return None
+        beyond = torch.ones((tile, tile), dtype=torch.bool, device=self.device)
+        beyond[:height, :width] = False if self.block_valid is None else ~self.block_valid
+        return beyond
+
+    @torch.inference_mode()
+    def add(self, row: int, col: int, probability_NKPP: torch.Tensor) -> None:
+        """Blend in N consecutive tiles of a row, the first in column `col`; rows come in order. The tensor is spent."""
+        self._advance(row)
+        if self.sum is None:
+            self._open_row()
+        count, first = len(probability_NKPP), col - self.col_axis.tiles[0]
+        self.missing -= count
+        label_NPP = top_class(probability_NKPP, dim=1)[1]
+        probability_NKPP *= self.col_axis.weights[first : first + count]
+        for odd in range(min(2, count)):  # every second tile at a time, since those do not overlap
+            labels = label_NPP[odd::2].transpose(0, 1)
+            place = (first + odd) * self.lattice.stride, labels.shape[1]
+            self._spread(self.sum, *place).add_(probability_NKPP[odd::2].permute(1, 2, 0, 3))
+            _meet(self._spread(self.label, *place), self._spread(self.seam, *place), labels)
+
+    @torch.inference_mode()
+    def finish(self) -> None:
+        """Decide what is left once every tile was added; on a GPU the results begin to travel to the host."""
+        if not self.single:
+            self._start()
+            self._advance(self.row_axis.tiles[-1] + 1)
+            (self.mask, self.tallies), self.arrived = _to_host(self.mask, self.tallies)
+        self.pixels = self.valid = self.block_valid = self.sum = self.carried = None
+
+    def results(self) -> list[WindowMask]:
+        """The masks of the windows, after `finish`."""
+        if self.arrived is not None:
+            self.arrived.synchronize()
+        mask, tallies = self.mask.numpy(), self.tallies.numpy()
+        return [self._result(window, mask, tally) for window, tally in zip(self.windows, tallies)]
+
+    def _upload(self, array: np.ndarray) -> torch.Tensor:
+        tensor = torch.from_numpy(array)
+        if self.device.type != "cuda":
+            return tensor
+        pinned, current = tensor.contiguous().pin_memory(), torch.cuda.current_stream(self.device)
+        with torch.cuda.stream(self.copies):
+            moved = pinned.to(self.device, non_blocking=True)
+        current.wait_stream(self.copies)
+        moved.record_stream(current)
+        return moved
+
+    def _with_data(self, valid: torch.Tensor) -> list[tuple[int, int]]:
+        """(row, column) of the tiles that hold a valid pixel, in scan order."""
+        rows = [(row, self.row_axis.part(row, host=True)) for row in self.row_axis.tiles]
+        cols = [(col, self.col_axis.part(col, host=True)) for col in self.col_axis.tiles]
+        return [(row, col) for row, down in rows for col, across in cols if _take(valid, down, across).any()]
+
+    def _start(self) -> None:
+        if self.mask is None:
+            kind = {"device": self.device}
+            self.mask = torch.full((self.block.height, self.block.width), IGNORE, dtype=torch.uint8, **kind)
+            # a window: pixels of each class, sum of confidences, pixels on which several tiles agree, disagree
+            self.tallies = torch.zeros((len(self.windows), self.num_classes + 3), dtype=torch.float64, **kind)
+
+    def _open_row(self) -> None:
+        self._start()
+        width = (len(self.col_axis.tiles) - 1) * self.lattice.stride + self.lattice.tile
+        shape, kind = (self.lattice.tile, width), {"dtype": torch.uint8, "device": self.device}
+        self.sum = torch.zeros((self.num_classes, *shape), device=self.device)
+        self.label, self.seam = torch.full(shape, IGNORE, **kind), torch.full(shape, ALONE, **kind)
+
+    def _spread(self, row: torch.Tensor, left: int, count: int) -> torch.Tensor:
+        """(..., P, count, P): every second tile's place in a row, the first one at pixel `left`."""
+        step = 2 * self.lattice.stride
+        part = row[..., left : left + (count - 1) * step + self.lattice.tile]
+        return part.unfold(-1, self.lattice.tile, step)
+
+    def _advance(self, row: int) -> None:
+        """Decide the rows of tiles above `row`: what comes from there on cannot change them."""
+        while self.row < row:
+            if self.carried is not None and self.sum is None:
+                self._open_row()
+            if self.sum is not None:
+                self._close_row()
+            self.sum = None
+            self.row += 1
+
+    def _close_row(self) -> None:
+        stride, overlap = self.lattice.stride, self.lattice.overlap
+        last = self.row == self.row_axis.tiles[-1]
+        if self.carried is not None:
+            total, label, seam = self.carried
+            self.sum[:, :overlap].mul_(self.row_axis.near[:, None]).add_(total)
+            _meet(self.label[:overlap], self.seam[:overlap], label, seam)
+        self._decide(self.lattice.tile if last else stride)
+        self.carried = None
+        if not last and overlap:
+            below = self.sum[:, stride:] * self.row_axis.far[:, None]
+            self.carried = below, self.label[stride:].clone(), self.seam[stride:].clone()
+
+    def _decide(self, height: int) -> None:
+        """Labels, validity and statistics of the first `height` pixels of the row, as far as they lie in the block."""
+        block, top = self.block, self.row * self.lattice.stride
+        left = block.col_off - self.col_axis.tiles[0] * self.lattice.stride
+        start, stop = max(top, block.row_off), min(top + height, block.row_off + block.height)
+        if start >= stop:
+            return
+        part = np.s_[..., start - top : stop - top, left : left + block.width]
+        confidence, label = top_class(self.sum[part], dim=0)
+        steps, seam = _steps(confidence), self.seam[part]
+        rows = slice(start - block.row_off, stop - block.row_off)
+        if self.block_valid is not None:
+            missing = ~self.block_valid[rows]
+            label, steps = label.masked_fill_(missing, IGNORE), steps.masked_fill_(missing, 0)
+            seam = seam.masked_fill(missing, ALONE)
+        self.mask[rows] = label
+        for number, window in enumerate(self.windows):
+            if window.row_off < stop and window.row_off + window.height > start:
+                inside = _overlap(window, start, stop, block.col_off)
+                self.tallies[number] += self._tally(label[inside], steps[inside], seam[inside])
+
+    def _tally(self, label: torch.Tensor, steps: torch.Tensor, seam: torch.Tensor) -> torch.Tensor:
+        shares = (steps.sum(dtype=torch.float64), *((seam == kind).sum() for kind in (AGREE, DISAGREE)))
+        counts = _counts(label[None], self.num_classes)[0]
+        return torch.cat([counts, torch.stack([share.double() for share in shares])])
+
+    def _result(self, window: Window, mask: np.ndarray, tally: np.ndarray) -> WindowMask:
+        counts = tally[: self.num_classes].astype(np.int64)
+        confidence, agree, disagree = (float(value) for value in tally[self.num_classes :])
+        pixels = int(counts.sum())
+        return WindowMask(
+            window=window,
+            mask=mask[window.within(self.block)],
+            pixel_counts=counts,
+            valid_pixels=pixels,
+            confidence=confidence * CONFIDENCE_UNIT / pixels if pixels else None,
+            seam_disagreement=disagree / (agree + disagree) if agree + disagree else None,
+        )
+
+
+@torch.inference_mode()
+def decide_singles(canvases: Sequence[Canvas], probability_NKPP: torch.Tensor) -> None:
+    """Decide images of one tile each, all at once: one by one a GPU would wait for the launch of each step."""
+    num_classes = probability_NKPP.shape[1]
+    confidence, label = top_class(probability_NKPP, dim=1)
+    steps = _steps(confidence)
+    for number, canvas in enumerate(canvases):
+        if (missing := canvas.beyond()) is not None:
+            label[number].masked_fill_(missing, IGNORE)
+            steps[number].masked_fill_(missing, 0)
+    sums = steps.sum(dim=(1, 2), dtype=torch.float64)[:, None]
+    tallies = torch.cat([_counts(label, num_classes), sums, sums.new_zeros(len(canvases), 2)], dim=1)
+    (masks, tallies), arrived = _to_host(label, tallies)
+    for number, canvas in enumerate(canvases):
+        canvas.mask, canvas.tallies = masks[number, : canvas.block.height, : canvas.block.width], tallies[number, None]
+        canvas.arrived, canvas.missing = arrived, 0
+
+
+class _Axis:
+    """The tiles of a region along one axis: the pixels that they are made of, and their weights."""
+
+    def __init__(self, tiles: range, lattice: Lattice, *, size: int, offset: int, device: torch.device) -> None:
+        self.tiles, self.lattice, self.size, self.offset = tiles, lattice, size, offset
+        self.count = lattice.count(size)
+        start, stop = tiles[0] * lattice.stride, tiles[-1] * lattice.stride + lattice.tile
+        self.host_index, self.device = torch.from_numpy(reflect(start, stop, size) - offset), device
+        self.near, self.far = _ramps(lattice, device)
+
+    @cached_property
+    def index(self) -> torch.Tensor:
+        """Where the pixels of all tiles, beyond the image's edges too, lie in the region's arrays."""
+        return self.host_index.to(self.device)
+
+    @cached_property
+    def weights(self) -> torch.Tensor:
+        """(tiles, 1, 1, tile) weights along this axis."""
+        tiles, tile, overlap = self.tiles, self.lattice.tile, self.lattice.overlap
+        weights = torch.ones((len(tiles), 1, 1, tile), device=self.device)
+        weights[1 if tiles[0] == 0 else 0 :, ..., :overlap] = self.near
+        inner = len(tiles) - 1 if tiles[-1] == self.count - 1 else len(tiles)
+        weights[:inner, ..., tile - overlap :] = self.far
+        return weights
+
+    def part(self, tile: int, *, host: bool = False) -> slice | torch.Tensor:
+        """Where a tile's pixels lie in the region's arrays: a slice, or indices where it is reflected."""
+        start = tile * self.lattice.stride
+        if start + self.lattice.tile <= self.size:
+            return slice(start - self.offset, start - self.offset + self.lattice.tile)
+        left = start - self.tiles[0] * self.lattice.stride
+        return (self.host_index if host else self.index)[left : left + self.lattice.tile]
+
+
+def top_class(probability: torch.Tensor, dim: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """The largest value along a dimension and, as uint8, the first index that has it."""
+    if probability.device.type != "cpu":
+        value, index = probability.max(dim)
+        return value, index.to(torch.uint8)
+    value = probability.amax(dim)  # on CPUs argmax takes up to 100 times as long as this
+    lower = (probability != value.unsqueeze(dim)).view(torch.uint8)
+    label = torch.zeros(value.shape, dtype=torch.uint8)
+    for index in reversed(range(probability.shape[dim] - 1)):  # 0 at the top class, else 1 + that of the others
+        label.add_(1).mul_(lower.select(dim, index))
+    return value, label
+
+
+def _counts(label_NHW: torch.Tensor, num_classes: int) -> torch.Tensor:
+    """(N, K) float64: the pixels of each class."""
+    if label_NHW.device.type == "cpu":
+        counts = [torch.bincount(label.flatten(), minlength=IGNORE + 1)[:num_classes] for label in label_NHW]
+        return torch.stack(counts).double()
+    # bincount would wait for the GPU
+    return torch.stack([(label_NHW == k).sum(dim=(1, 2)) for k in range(num_classes)], dim=1).double()
+
+
+def _steps(confidence: torch.Tensor) -> torch.Tensor:
+    """Confidences, in place, as whole numbers of their unit."""
+    return confidence.div_(CONFIDENCE_UNIT).round_().clamp_(max=1 / CONFIDENCE_UNIT)
+
+
+@lru_cache(maxsize=16)
+def _ramps(lattice: Lattice, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
+    """The (overlap,) weights at the beginning and at the end of a tile with neighbours."""
+    weights = torch.from_numpy(axis_weights(lattice, first=False, last=False)).to(device)
+    return weights[: lattice.overlap], weights[lattice.tile - lattice.overlap :]
+
+
+def _take(array: torch.Tensor, rows: slice | torch.Tensor, cols: slice | torch.Tensor) -> torch.Tensor:
+    array = array[..., rows, :] if isinstance(rows, slice) else array.index_select(-2, rows)
+    return array[..., cols] if isinstance(cols, slice) else array.index_select(-1, cols)
+
+
+def _meet(label: torch.Tensor, seam: torch.Tensor, other: torch.Tensor, other_seam: torch.Tensor | None = None) -> None:
+    """Take in the labels of further tiles and note, in place, where they meet others and whether they agree.
+
+    Where they do not, the lower label goes on: it is compared with others, but the pixel counts as disputed already.
+    """
+    both = (label != IGNORE) & (other != IGNORE)
+    differ = both & (label != other)
+    for found in (other_seam, both.view(torch.uint8), differ.view(torch.uint8).mul_(DISAGREE)):
+        if found is not None:
+            seam.copy_(torch.maximum(seam, found))
+    label.copy_(torch.minimum(label, other))
+
+
+def _overlap(window: Window, start: int, stop: int, col_off: int) -> tuple[slice, slice]:
+    """Where the rows [start, stop) of a block hold those of a window, in an array of just these rows."""
+    rows = slice(max(window.row_off, start) - start, min(window.row_off + window.height, stop) - start)
+    return rows, slice(window.col_off - col_off, window.col_off - col_off + window.width)
+
+
+def _to_host(*tensors: torch.Tensor) -> tuple[list[torch.Tensor], torch.cuda.Event | None]:
+    """The tensors on the host, and the event after which they are there (None: they are)."""
+    if tensors[0].device.type != "cuda":
+        return list(tensors), None
+    hosts = [torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=True) for tensor in tensors]
+    for host, tensor in zip(hosts, tensors):
+        host.copy_(tensor, non_blocking=True)
+    event = torch.cuda.Event()
+    event.record()
+    return hosts, event
+
+
+def _check_extent(region: Region, lattice: Lattice) -> None:
+    needed = read_extent(region.block, height=region.height, width=region.width, lattice=lattice)
+    rows, cols = needed.within(region.extent)
+    if min(rows.start, cols.start) < 0 or rows.stop > region.extent.height or cols.stop > region.extent.width:
+        raise ValueError(f"the pixels of a region cover {region.extent}, but its tiles are made of {needed}")

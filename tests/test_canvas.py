@@ -1,0 +1,140 @@
+"""The canvas: the top class as argmax has it, tiles of a row in any grouping, and every type of pixels."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import numpy as np
+import pytest
+import torch
+
+from segray.canvas import Canvas, decide_singles, top_class
+from segray.grid import Lattice, Window, blocks, read_extent
+from segray.masks import IGNORE
+from segray.regions import Region, whole_image
+
+CPU = torch.device("cpu")
+K = 3
+LATTICE = Lattice(16, 6)
+
+
+@pytest.mark.parametrize("classes", [1, 2, 5, 255])
+def test_the_top_class_is_the_first_of_the_largest(classes):
+    values = torch.randint(0, 4, (classes, 30, 40), generator=torch.Generator().manual_seed(0)).float()
+    value, label = top_class(values, dim=0)
+    assert torch.equal(value, values.amax(0))
+    assert torch.equal(label.long(), torch.from_numpy(values.numpy().argmax(0)))  # numpy's takes the first
+    assert torch.equal(top_class(values[None], dim=1)[1][0], label)
+
+
+def canvas_of(height: int = 60, width: int = 90, **options: object) -> Canvas:
+    pixels, valid = np.zeros((3, height, width), np.uint8), np.ones((height, width), bool)
+    return Canvas(whole_image(pixels, valid), LATTICE, num_classes=K, device=CPU, **options)
+
+
+def probability(row: int, col: int) -> torch.Tensor:
+    generator = torch.Generator().manual_seed(1000 * row + col)
+    return torch.randn(K, 16, 16, generator=generator).mul(3).softmax(0)
+
+
+def filled(group: int) -> tuple[np.ndarray, object]:
+    """The mask of a canvas whose rows are filled by so many tiles at a time."""
+    canvas = canvas_of()
+    for row in canvas.row_axis.tiles:
+        cols = list(canvas.col_axis.tiles)
+        for start in range(0, len(cols), group):
+            tiles = [probability(row, col) for col in cols[start : start + group]]
+            canvas.add(row, cols[start], torch.stack(tiles))
+    assert canvas.missing == 0
+    canvas.finish()
+    (result,) = canvas.results()
+    return result.mask, result
+
+
+def test_tiles_may_come_in_any_groups():
+    mask, result = filled(1)
+    assert set(np.unique(mask)) == set(range(K))
+    for group in (2, 3, 5, 99):
+        other, found = filled(group)
+        assert (mask == other).all()
+        assert (found.confidence, found.seam_disagreement) == (result.confidence, result.seam_disagreement)
+        assert (found.pixel_counts == result.pixel_counts).all()
+
+
+def test_seams_are_counted_as_their_definition_has_them():
+    """A pixel is disputed when not all of the tiles that see it have the same top class."""
+    canvas = canvas_of()
+    labels = np.full((4, 200, 200), IGNORE, np.uint8)  # rows and columns of tiles, even and odd, on a plane each
+    for row in canvas.row_axis.tiles:
+        for col in canvas.col_axis.tiles:
+            part = np.s_[2 * (row % 2) + col % 2, row * 10 : row * 10 + 16, col * 10 : col * 10 + 16]
+            labels[part] = probability(row, col).argmax(0).numpy()
+    labels = labels[:, :60, :90]
+    seen = (labels != IGNORE).sum(0)
+    least = labels.min(0)
+    most = np.where(labels == IGNORE, 0, labels).max(0)
+    _, result = filled(4)
+    assert result.seam_disagreement == pytest.approx(((seen > 1) & (least != most)).sum() / (seen > 1).sum(), abs=1e-12)
+
+
+@pytest.mark.parametrize("dtype", ["uint8", "int16", "uint16", "uint32", "float32", "float64"])
+def test_tiles_hold_the_pixels_of_their_place_reflected_beyond_the_edge(dtype):
+    pixels = np.arange(3 * 40 * 50).reshape(3, 40, 50).astype(dtype)
+    valid = np.ones((40, 50), bool)
+    valid[3:9, 7:30] = False
+    padded = np.pad(pixels, ((0, 0), (0, 30), (0, 30)), mode="reflect")
+    padded_valid = np.pad(valid, ((0, 30), (0, 30)), mode="reflect")
+    for block in blocks(40, 50, LATTICE, 700):
+        extent = read_extent(block, height=40, width=50, lattice=LATTICE)
+        region = Region(
+            height=40, width=50, block=block, windows=(block,), extent=extent,
+            pixels=pixels[:, extent.rows, extent.cols], valid=valid[extent.rows, extent.cols],
+        )  # fmt: skip
+        canvas = Canvas(region, LATTICE, num_classes=K, device=CPU)
+        assert canvas.tiles
+        for row, col in canvas.tiles:
+            tile, is_valid = canvas.tile(row, col)
+            place = np.s_[row * 10 : row * 10 + 16, col * 10 : col * 10 + 16]
+            assert (tile.double().numpy() == padded[(slice(None), *place)].astype(np.float64)).all()
+            expected = padded_valid[place]
+            assert expected.all() if is_valid is None else (is_valid.numpy() == expected).all()
+
+
+def test_a_region_without_data_needs_no_tile():
+    region = whole_image(np.zeros((3, 40, 50), np.uint8), np.zeros((40, 50), bool))
+    canvas = Canvas(region, LATTICE, num_classes=K, device=CPU)
+    assert canvas.tiles == []
+    canvas.finish()
+    (result,) = canvas.results()
+    assert (result.mask == IGNORE).all()
+    assert (result.valid_pixels, result.confidence, result.seam_disagreement) == (0, None, None)
+    assert result.window == Window(0, 0, 40, 50)
+
+
+@pytest.mark.parametrize("size", [(16, 16), (9, 16), (1, 1), (5, 13)])
+def test_images_of_one_tile_are_decided_as_on_a_canvas(size):
+    """Two windows make a canvas necessary; what comes out must not show it."""
+    rng = np.random.default_rng(5)
+    pixels = rng.integers(0, 256, (3, *size), dtype=np.uint8)
+    valid = rng.random(size) > 0.2
+    valid[0, 0] = True
+    single = Canvas(whole_image(pixels, valid), LATTICE, num_classes=K, device=CPU)
+    assert single.single
+    tile = probability(0, 0)[None]
+    decide_singles([single], tile.clone())
+    single.finish()
+    (found,) = single.results()
+    halves = (Window(0, 0, size[0], (size[1] + 1) // 2), Window(0, (size[1] + 1) // 2, size[0], size[1] // 2))
+    windows = tuple(window for window in halves if window.pixels)
+    region = dataclasses.replace(whole_image(pixels, valid), windows=windows)
+    canvas = Canvas(region, LATTICE, num_classes=K, device=CPU)
+    canvas.single = False  # an image one pixel wide has one window all the same
+    canvas.add(0, 0, tile)
+    canvas.finish()
+    parts = canvas.results()
+    assert (np.concatenate([part.mask for part in parts], axis=1) == found.mask).all()
+    assert ((found.mask == IGNORE) == ~valid).all()
+    assert (sum(part.pixel_counts for part in parts) == found.pixel_counts).all()
+    total = sum(part.confidence * part.valid_pixels for part in parts if part.valid_pixels)
+    assert total == pytest.approx(found.confidence * found.valid_pixels, rel=1e-12)
+    assert found.seam_disagreement is None

@@ -1,0 +1,73 @@
+"""A network made ready: the same answers in fp32, nearly the same in bf16, and the network given is as it was."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+
+from segray.inference import Inference, default_precision, keep_memory
+from segray.networks import NETWORKS, build_network
+
+CPU = torch.device("cpu")
+
+
+def batch(size: int = 64) -> torch.Tensor:
+    return torch.randn(1, 3, size, size, generator=torch.Generator().manual_seed(0))
+
+
+@pytest.mark.parametrize("name", [name for name in NETWORKS if name != "smp"])
+def test_every_network_keeps_its_answers(name):
+    torch.manual_seed(0)
+    network = build_network(name, {}, num_classes=4, in_channels=3)
+    with torch.inference_mode():
+        expected = network.eval()(batch())
+    spread = expected.std()
+    assert (Inference(network, device=CPU, precision="fp32")(batch()) - expected).abs().max() < 1e-4 * spread
+    half = Inference(network, device=CPU, precision="bf16")
+    logits = half(batch())
+    assert logits.dtype == torch.bfloat16
+    assert not half.autocast
+    assert (logits - expected).abs().mean() < 0.05 * spread
+    assert {parameter.dtype for parameter in network.parameters()} == {torch.float32}
+
+
+class OwnTensors(nn.Module):
+    """Makes a float32 tensor of its own, which a bf16 convolution does not take."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(3, 4, 1)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.conv(x * torch.linspace(0, 1, x.shape[-1]))
+
+
+def test_a_network_with_tensors_of_its_own_runs_under_autocast():
+    inference = Inference(OwnTensors(), device=CPU, precision="bf16")
+    assert inference(batch()).dtype == torch.bfloat16
+    assert inference.autocast
+
+
+def test_an_error_of_the_network_is_raised_as_it_is():
+    inference = Inference(nn.Conv2d(5, 4, 1), device=CPU, precision="bf16")
+    with pytest.raises(RuntimeError, match="channels"):
+        inference(batch())
+
+
+def test_a_compiled_network_gives_the_same_answers():
+    network = nn.Sequential(nn.Conv2d(3, 4, 3, padding=1), nn.BatchNorm2d(4), nn.ReLU(), nn.Conv2d(4, 2, 1)).eval()
+    compiled = Inference(network, device=CPU, precision="fp32", compiled=True)(batch())
+    assert (compiled - Inference(network, device=CPU, precision="fp32")(batch())).abs().max() < 1e-5
+
+
+def test_wrong_precision_is_refused_and_the_default_is_one_of_both():
+    with pytest.raises(ValueError, match="bf16 or fp32"):
+        Inference(nn.Conv2d(3, 4, 1), device=CPU, precision="fp16")
+    assert default_precision("cpu") in ("bf16", "fp32")
+    assert default_precision("cuda") == "bf16"
+
+
+def test_keeping_memory_harms_nothing():
+    keep_memory()
+    assert torch.ones(1000, 1000).sum() == 10**6
