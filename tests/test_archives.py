@@ -111,6 +111,13 @@ def test_photographs_are_upright(tmp_path, orientation, kind):
     assert (header.height, header.width) == (24, 40)
 
 
+@pytest.mark.parametrize("kind", ["JPEG", "PNG"])
+def test_a_header_needs_no_more_than_the_first_bytes(tmp_path, kind):
+    data = encoded(RNG.integers(0, 256, (400, 300, 3), dtype=np.uint8), kind)
+    header = read_header(put(tmp_path, f"x.{kind.lower()}", data[: len(data) // 4]))
+    assert (header.height, header.width, header.bands) == (400, 300, 3)
+
+
 BOMB = raw_png(60000, 60000, 8, 2, chunk(b"IDAT", zlib.compress(bytes(10**6), 9)))
 TEXT_BOMB = raw_png(1, 1, 8, 0, chunk(b"zTXt", b"k\0\0" + zlib.compress(bytes(10**8), 9)), chunk(b"IDAT", b"x"))
 BROKEN = {  # name -> (bytes, the reason)

@@ -198,6 +198,15 @@ def test_names_of_images_cannot_lead_out_of_the_tar():
     assert all(name.count(".") == 1 for name in members)
 
 
+@pytest.mark.parametrize("tail", [10, 5000, 6000, 7000, 8000, 10_000, 2**20])  # less than the footer ... all of it
+def test_statistics_leave_the_masks_where_they_are(tmp_path, monkeypatch, tail):
+    monkeypatch.setattr("segray.shards.TAIL_BYTES", tail)
+    rows = all_kinds() * 3
+    write_shard(str(tmp_path), 0, rows=rows, formats=("parquet",), metadata=METADATA)
+    fresh = [{k: v for k, v in dataclasses.asdict(row).items() if k not in ("mask", "geometry")} for row in rows]
+    assert read_statistics(str(tmp_path), 0, "parquet") == fresh
+
+
 def test_statistics_are_the_same_from_both_formats(store):
     rows = all_kinds()
     write_shard(store, 12, rows=rows, formats=("png", "parquet"), metadata=METADATA)

@@ -19,6 +19,7 @@ ENDINGS = {".png", ".jpg", ".jpeg", ".webp", ".bmp"}
 FORMATS = ("PNG", "JPEG", "WEBP", "BMP")  # nothing else is tried, whatever a file's content says
 BROKEN = (OSError, SyntaxError, ValueError, EOFError, struct.error, zlib.error, Image.DecompressionBombError)
 SIXTEEN_BIT = ("I;16", "I;16B", "I;16L", "I;16N", "I")
+HEADER_BYTES = 2**16  # a request; s3fs by itself takes 50 MB at a time
 UPRIGHT = {  # EXIF orientation -> what undoes it
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
@@ -35,7 +36,7 @@ def read_header(uri: str) -> Header:
     """Size and bands from the first bytes of a picture; ImageError when it is none."""
     fs, path = filesystem(uri)
     try:
-        with fs.open(path, "rb") as file, _open(file) as picture:
+        with fs.open(path, "rb", block_size=HEADER_BYTES) as file, _open(file) as picture:
             width, height = picture.size
             if _orientation(picture) in SIDEWAYS:
                 height, width = width, height
@@ -66,8 +67,9 @@ def decode(data: bytes) -> Raster:
     if not data:
         raise ValueError("the file is empty")
     with _open(io.BytesIO(data)) as picture:
+        method = UPRIGHT.get(_orientation(picture))
         picture.load()
-        pixels, valid = _arrays(_upright(picture))
+        pixels, valid = _arrays(picture if method is None else picture.transpose(method))
     height, width = valid.shape
     return Raster(pixels=pixels, valid=valid, window=Window(0, 0, height, width), height=height, width=width)
 
@@ -79,18 +81,15 @@ def _open(file: io.IOBase) -> Image.Image:
 
 
 def _orientation(picture: Image.Image) -> int:
-    """The EXIF orientation, 1 where there is none or none that can be read: viewers then show the picture as stored."""
+    """The EXIF orientation, 1 where there is none or none that can be read: viewers then show the picture as stored.
+
+    To be asked before the pixels are decoded. Pillow's own exif_transpose fails on what cameras put there.
+    """
     try:
-        return picture.getexif().get(ExifTags.Base.Orientation, 1)
+        # Pillow would decode a whole PNG to look for an orientation behind its pixels
+        return Image.Image.getexif(picture).get(ExifTags.Base.Orientation, 1)
     except (*BROKEN, TypeError, AttributeError, KeyError):
         return 1
-
-
-def _upright(picture: Image.Image) -> Image.Image:
-    """The picture turned as its orientation says. Pillow's own exif_transpose also rewrites the EXIF data, and fails on
-    what cameras put there."""
-    method = UPRIGHT.get(_orientation(picture))
-    return picture if method is None else picture.transpose(method)
 
 
 def _arrays(picture: Image.Image) -> tuple[np.ndarray, np.ndarray]:
@@ -106,7 +105,8 @@ def _arrays(picture: Image.Image) -> tuple[np.ndarray, np.ndarray]:
     if alpha:
         values = np.asarray(picture.convert("RGBA")).transpose(2, 0, 1)
         return np.ascontiguousarray(values[:1] if grey else values[:3]), values[3] > 0
-    values = np.asarray(picture.convert("L" if grey else "RGB"))
+    mode = "L" if grey else "RGB"
+    values = np.asarray(picture if picture.mode == mode else picture.convert(mode))  # convert copies in any case
     pixels = values[None] if grey else np.ascontiguousarray(values.transpose(2, 0, 1))
     return pixels, np.ones(pixels.shape[1:], bool)
 

@@ -1,0 +1,180 @@
+"""Ranges of a stored file: fetched several at once, coalesced, and only ever of one version of the file."""
+
+from __future__ import annotations
+
+import errno
+import threading
+from collections import deque
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import nullcontext
+from functools import partial
+
+from fsspec import AbstractFileSystem
+
+from segray.errors import ImageError
+from segray.storage import filesystem, retry
+
+WHOLE_BYTES = 2**22  # a smaller file comes with the first request; a larger one wastes that many bytes once
+HEADER_BYTES = 2**15  # the directory of a COG of 10,000 x 10,000 pixels takes 3 kB
+PAGE_BYTES = 2**16  # of small reads; doubled as long as they follow each other
+MAX_PAGE_BYTES = 2**22
+PIECE_BYTES = 2**21  # of large reads: a store gives some 90 MB/s a connection, so take several
+GAP_BYTES = 2**15  # bytes between two ranges that are fetched along rather than asked for apart
+FETCHERS = 16  # requests under way in a process; s3fs holds 10 connections
+_pool = ThreadPoolExecutor(FETCHERS, thread_name_prefix="ranges")
+_one_reader = threading.Lock()  # members of other files share one position
+
+
+class StoredFile:
+    """A file of a store, as long as a dataset of it is open; read by one dataset, from any of its threads.
+
+    error: what the store last failed with, after all retries, or how the file is cut off; it cannot pass through GDAL.
+    """
+
+    def __init__(self, uri: str, *, header_only: bool) -> None:
+        """Fetch the beginning; FileNotFoundError or whatever error the store gives."""
+        self.uri = uri
+        self.error: BaseException | None = None
+        self.place = ""  # where GDAL finds it
+        self._fs, self._path = filesystem(uri)
+        self._reading, self._opening = threading.Lock(), threading.Lock()
+        self._file, self._step = None, PAGE_BYTES
+        ahead = HEADER_BYTES if header_only else WHOLE_BYTES
+        head = retry(partial(self._beginning, ahead))
+        self._whole = head if len(head) != ahead else None
+        # Of a large file, what came before its tag was known may be of another version than what follows.
+        self._pages = deque([(0, head)] if header_only else [], maxlen=4)
+        if self._whole is None and not header_only:
+            retry(self._opened)
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether all of it came with the first request."""
+        return self._whole is not None
+
+    def size(self) -> int:
+        """Bytes of the file; 0 when the store fails (see `error`)."""
+        if self._whole is not None:
+            return len(self._whole)
+        opening = _pool.submit(retry, self._opened)
+        self.error = opening.exception() or self.error
+        return 0 if opening.exception() else opening.result().size
+
+    def changed(self) -> bool:
+        """Whether the store holds another version than the one that is read here; one request."""
+        return retry(self._fresh_tag) != self._opened().tag
+
+    def read(self, start: int, size: int) -> bytes:
+        """Up to `size` bytes from `start`, fewer at the end of the file or when the store fails (see `error`)."""
+        if self._whole is not None:
+            return self._whole[start : start + size]
+        with self._reading:
+            for page_start, page in self._pages:
+                if page_start <= start and start + size <= page_start + len(page):
+                    return page[start - page_start : start - page_start + size]
+            follows = any(page_start < start <= page_start + len(page) for page_start, page in self._pages)
+            self._step = min(2 * self._step, MAX_PAGE_BYTES) if follows else PAGE_BYTES
+            page = self._settle([_pool.submit(self._fetch, start, start + max(size, self._step))])
+            self._pages.append((start, page))
+            return page[:size]
+
+    def read_ranges(self, starts: list[int], sizes: list[int]) -> list[bytes]:
+        """The bytes of several ranges, fetched at once; zeros beyond the file's end and when the store fails.
+
+        Either is remembered as `error`, since GDAL goes on.
+        """
+        if self._whole is not None:
+            found = [self._whole[start : start + size] for start, size in zip(starts, sizes)]
+        else:
+            found = self._fetch_ranges(starts, sizes)
+        if self.error is None and any(len(data) < size for data, size in zip(found, sizes)):
+            end = max(start + size for start, size in zip(starts, sizes))
+            self.error = ValueError(f"the TIFF has {self.size()} bytes, but blocks of pixels up to byte {end}")
+        return [data.ljust(size, b"\0") for data, size in zip(found, sizes)]
+
+    def close(self) -> None:
+        """Let go of what is held."""
+        self._pages.clear()
+        if self._file is not None:
+            self._file.close()
+
+    def _fetch_ranges(self, starts: list[int], sizes: list[int]) -> list[bytes]:
+        runs: list[list[int]] = []  # [start, stop) of ranges that lie close together
+        run_of = {}
+        for start, size in sorted(zip(starts, sizes)):
+            if runs and start - runs[-1][1] <= GAP_BYTES:
+                runs[-1][1] = max(runs[-1][1], start + size)
+            else:
+                runs.append([start, start + size])
+            run_of[start] = len(runs) - 1
+        pieces = [
+            [_pool.submit(self._fetch, at, min(at + PIECE_BYTES, stop)) for at in range(start, stop, PIECE_BYTES)]
+            for start, stop in runs
+        ]
+        data = [memoryview(self._settle(futures)) for futures in pieces]
+        offsets = [start - runs[run_of[start]][0] for start in starts]
+        return [bytes(data[run_of[s]][at : at + size]) for s, at, size in zip(starts, offsets, sizes)]
+
+    def _settle(self, futures: list[Future]) -> bytes:
+        """The bytes that were fetched; an error cannot pass through GDAL, so it is kept for afterwards."""
+        errors = [error for future in futures if (error := future.exception()) is not None]
+        self.error = errors[0] if errors else self.error
+        return b"" if errors else b"".join(future.result() for future in futures)
+
+    def _fetch(self, start: int, stop: int) -> bytes:
+        return retry(partial(self._fetch_once, start, stop))
+
+    def _fetch_once(self, start: int, stop: int) -> bytes:
+        file = self._opened()
+        stop = min(stop, file.size)
+        try:
+            return file.fetch(start, stop) if start < stop else b""
+        except OSError as error:
+            if error.errno == errno.EBUSY:  # of s3fs: the object no longer has the tag that it was opened with
+                raise ImageError(f"{self.uri} changed while it was read; run again with --overwrite") from error
+            raise
+
+    def _opened(self) -> _Opened:
+        with self._opening:
+            if self._file is None:
+                self._fs.invalidate_cache()
+                self._file = _Opened(self._fs, self._path)
+            return self._file
+
+    def _fresh_tag(self) -> str:
+        self._fs.invalidate_cache()
+        return str(self._fs.info(self._path))
+
+    def _beginning(self, size: int) -> bytes:
+        try:
+            with _one_reader if not self._fs.async_impl else nullcontext():
+                return self._fs.cat_file(self._path, start=0, end=size)
+        except OSError as error:
+            if error.errno == errno.EINVAL and self._fs.size(self._path) == 0:  # S3 has no first byte of nothing
+                return b""
+            raise
+
+
+class _Opened:
+    """An fsspec file whose ranges several threads may fetch, with its size and a tag of its version.
+
+    Opening asks the store once; on S3 every range is then asked for under the condition that the version is the same.
+    """
+
+    def __init__(self, fs: AbstractFileSystem, path: str) -> None:
+        self._fs, self._path = fs, path
+        self._file = fs.open(path, "rb", cache_type="none") if fs.async_impl else None
+        info = getattr(self._file, "details", None) or fs.info(path)
+        self.size, self.tag = int(info["size"]), str(info)
+        self._fetcher = getattr(getattr(self._file, "cache", None), "fetcher", None)
+
+    def fetch(self, start: int, stop: int) -> bytes:
+        """The bytes of one range, in one request."""
+        if self._fetcher is not None:
+            return self._fetcher(start, stop)
+        with _one_reader:
+            return self._fs.cat_file(self._path, start=start, end=stop)
+
+    def close(self) -> None:
+        if self._file is not None:
+            self._file.close()
