@@ -1,0 +1,88 @@
+"""The benchmark job: what segmentation costs, as ratios inside one run, since machines differ and drift."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+from collections.abc import Callable
+from dataclasses import asdict
+from datetime import UTC, datetime
+from importlib.metadata import version
+from pathlib import Path
+
+from segray.scaling import growth_table, lattice_table, memory_table
+from segray.settings import BenchmarkSettings
+from segray.simulation import cluster_table, planning_table
+from segray.storage import join, publish
+from segray.throughput import stages_table
+
+# Each gives {"rows": dicts of the same keys, "notes": sentences} for people, and what else benchmark.json should hold.
+WHAT: dict[str, Callable[[BenchmarkSettings], dict]] = {
+    "stages": stages_table,
+    "memory": memory_table,
+    "growth": growth_table,
+    "lattice": lattice_table,
+    "cluster": cluster_table,
+    "planning": planning_table,
+}
+
+
+def benchmark(settings: BenchmarkSettings) -> dict:
+    """Measure what --what names; the content of benchmark.json. SegrayError on bad input."""
+    tables = {name: WHAT[name](settings) for name in settings.measurements}
+    now = datetime.now(UTC).isoformat(timespec="seconds")
+    report = {"date": now, "machine": machine(), "settings": asdict(settings), "tables": tables}
+    publish(join(settings.output, "benchmark.json"), json.dumps(report, indent=1).encode())
+    return report
+
+
+def machine() -> dict:
+    """What the figures were measured on."""
+    import torch
+
+    gpus = [torch.cuda.get_device_name(number) for number in range(torch.cuda.device_count())]
+    versions = {"python": platform.python_version(), **{name: version(name) for name in ("segray", "torch", "ray")}}
+    return {"cores": os.cpu_count(), "cpu": _cpu_model(), "gpus": gpus, "versions": versions}
+
+
+def lines(report: dict) -> list[str]:
+    """A report as text: of each table its rows, aligned, and its notes."""
+    made_of = report["machine"]
+    parts = [f"{made_of['cores']} cores of {made_of['cpu']}", *made_of["gpus"], report["date"]]
+    found = [", ".join(parts)]
+    for name, table in report["tables"].items():
+        found += ["", name, *aligned(table.get("rows", [])), *table.get("notes", [])]
+    return found
+
+
+def aligned(rows: list[dict]) -> list[str]:
+    """Rows of the same keys as lines of aligned columns below the keys."""
+    if not rows:
+        return []
+    cells = [list(rows[0]), *([_cell(value) for value in row.values()] for row in rows)]
+    widths = [max(len(cell) for cell in column) for column in zip(*cells)]
+    numeric = [isinstance(value, int | float | None) for value in rows[0].values()]
+    columns = list(zip(widths, numeric))
+    return [
+        "  ".join(cell.rjust(width) if right else cell.ljust(width) for cell, (width, right) in zip(line, columns))
+        for line in cells
+    ]
+
+
+def _cell(value: object) -> str:
+    if value is None:
+        return "-"
+    if isinstance(value, float):
+        return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.3g}"
+    return str(value)
+
+
+def _cpu_model() -> str:
+    """The name of the processor, as far as the system tells it."""
+    try:
+        text = Path("/proc/cpuinfo").read_text()
+    except OSError:
+        return platform.processor() or platform.machine()
+    names = (line.partition(":")[2].strip() for line in text.splitlines() if line.startswith("model name"))
+    return next(names, platform.machine())

@@ -1,0 +1,121 @@
+"""What grows with an archive and what does not: memory, time a megapixel; and what tile, overlap and blend change."""
+
+from __future__ import annotations
+
+import logging
+import posixpath
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
+
+from segray import cluster
+from segray.archives.images import read_header
+from segray.datasets import Sample, open_dataset
+from segray.errors import SegrayError
+from segray.evaluation import evaluate
+from segray.grid import BLENDS
+from segray.made_up import archive_of, model_of
+from segray.settings import BenchmarkSettings, EvaluateSettings, SegmentSettings
+from segray.shards import read_statistics
+from segray.storage import join
+from segray.throughput import run_job
+
+log = logging.getLogger("segray")
+MEMORY_SIDE, GROWTH_SIDE = 6000, 4000  # of the smallest made-up GeoTIFF, pixels
+NETWORK = "encoder_decoder?width=8"  # cheap: what is asked is what comes with it
+MEMORY_TIMES = 10  # in each direction
+GROWTH_TIMES = (1, 2, 4)  # in each direction
+LATTICES = ((256, 32), (256, 64), (512, 64), (512, 128), (1024, 64), (1024, 128))  # tile, overlap
+
+
+def memory_table(settings: BenchmarkSettings) -> dict:
+    """Peak memory of the driver and of the largest worker of each kind on a scene, and on one ten times the side.
+
+    With --image tiles the second archive has 100 times as many. The job runs in a driver of its own, on a Ray of its
+    own.
+    """
+    if settings.archive:
+        raise SegrayError("memory compares two archives that it makes up; leave --archive out")
+    side, model = settings.size or MEMORY_SIDE, model_of(settings, settings.network or NETWORK)
+    found = []
+    for times in (1, MEMORY_TIMES):
+        archive = archive_of(settings, side=side * times, times=times**2, flat=True)
+        output = join(settings.output, "memory")
+        job = settings.job(archive=archive, model=model, output=output)
+        with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
+            found.append(pool.submit(_sizes, job).result())
+    small, large = found
+    rows = [
+        {
+            "process": role,
+            f"mb_at_{small['mpx']:.4g}_mpx": peak / 1e6,
+            f"mb_at_{large['mpx']:.4g}_mpx": large["peak_memory"][role] / 1e6,
+            "times": large["peak_memory"][role] / peak,
+        }
+        for role, peak in small["peak_memory"].items()
+    ]
+    return {"rows": rows, "runs": found, "notes": [f"{small['shards']} and {large['shards']} shards"]}
+
+
+def _sizes(job: SegmentSettings) -> dict:
+    """A job run in this process: megapixels, shards, seconds, and the peak memory in bytes of each kind of process."""
+    summary = run_job(job)
+    counts = {"mpx": summary["pixels"]["total"] / 1e6, "shards": summary["shards"]["total"]}
+    return {**counts, "seconds": summary["seconds"], "peak_memory": summary["peak_memory"]}
+
+
+def growth_table(settings: BenchmarkSettings) -> dict:
+    """Seconds a megapixel on an archive, and on ones of 4 and 16 times its pixels."""
+    if settings.archive:
+        raise SegrayError("growth compares archives that it makes up; leave --archive out")
+    side, model = settings.size or GROWTH_SIDE, model_of(settings, settings.network or NETWORK)
+    cluster.start()
+    rows = []
+    for times in (GROWTH_TIMES[0], *GROWTH_TIMES):  # the first to warm up
+        archive = archive_of(settings, side=side * times, times=times**2)
+        summary = run_job(settings.job(archive=archive, model=model, output=join(settings.output, "growth")))
+        mpx, start_up = summary["pixels"]["total"] / 1e6, summary["start_up_seconds"] or 0.0
+        seconds = summary["seconds"] - start_up
+        row = {"mpx": mpx, "shards": summary["shards"]["total"], "seconds": seconds, "s_per_mpx": seconds / mpx}
+        rows.append({**row, "with_plan_and_report": summary["call_seconds"] / mpx})
+    _, first, *others = rows
+    slower = {f"{row['mpx']:.4g} Mpx": row["s_per_mpx"] / first["s_per_mpx"] for row in others}
+    notes = [f"{size}: {times:.2f} times the time a Mpx of the first" for size, times in slower.items()]
+    return {"rows": [first, *others], "notes": notes}
+
+
+def lattice_table(settings: BenchmarkSettings) -> dict:
+    """mIoU, seam disagreement and Mpx/s on labelled images, by tile, overlap and blend.
+
+    Tiles that are larger than the images are left out. The rate is from the first shard's start to the last commit.
+    """
+    samples = open_dataset(settings.data).samples(settings.split)
+    header = read_header(samples[0].image)
+    rows = []
+    for tile, overlap in LATTICES:
+        if tile <= min(header.height, header.width):
+            rows += [_of_lattice(settings, samples, tile=tile, overlap=overlap, blend=blend) for blend in BLENDS]
+    skipped = sorted({tile for tile, _ in LATTICES if tile > min(header.height, header.width)})
+    notes = [f"images of {header.height} x {header.width} pixels take no tiles of {tile}" for tile in skipped]
+    return {"rows": rows, "notes": [f"{len(samples)} images of {settings.data}, {settings.split}", *notes]}
+
+
+def _of_lattice(settings: BenchmarkSettings, samples: list[Sample], *, tile: int, overlap: int, blend: str) -> dict:
+    changes = {"tile": tile, "overlap": overlap, "blend": blend}
+    archive = posixpath.dirname(posixpath.commonprefix([sample.image for sample in samples]))
+    job = settings.job(archive=archive, output=join(settings.output, "lattice"), **changes)
+    shared = {name: getattr(job, name) for name in EvaluateSettings.__dataclass_fields__ if hasattr(job, name)}
+    metrics = evaluate(EvaluateSettings(**{**shared, "data": settings.data, "split": settings.split}))
+    log.info("tile %d, overlap %d, %s: mIoU %s", tile, overlap, blend, metrics["miou"])
+    runs = [run_job(job) for _ in range(settings.runs)]
+    seconds = sorted(run["seconds"] - (run["start_up_seconds"] or 0.0) for run in runs)[len(runs) // 2]
+    rate = runs[0]["pixels"]["total"] / 1e6 / seconds
+    seams = seam_disagreement(job, runs[0]["shards"]["total"])
+    return {**changes, "miou": metrics["miou"], "seam_disagreement": seams, "mpx_per_s": rate}
+
+
+def seam_disagreement(job: SegmentSettings, shards: int) -> float | None:
+    """The mean over an output's windows, by their valid pixels; None without overlaps."""
+    rows = [row for shard in range(shards) for row in read_statistics(job.output, shard, job.formats[-1])]
+    rows = [row for row in rows if row["seam_disagreement"] is not None]
+    pixels = sum(row["valid_pixels"] for row in rows)
+    return sum(row["seam_disagreement"] * row["valid_pixels"] for row in rows) / pixels if pixels else None

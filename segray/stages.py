@@ -1,0 +1,296 @@
+"""The stages of a segmentation, each measured alone: listing, reading, decoding, the network, writing.
+
+A stage is measured on all cores at once, in processes of one thread each, as the job uses them: cores that share caches
+and memory are slower together than one by itself, so that what one does alone, many never do.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import partial
+from itertools import chain, product
+from multiprocessing import get_context
+from typing import TYPE_CHECKING, Any, Protocol
+
+import numpy as np
+
+from segray import walk
+from segray.archives import Archive
+from segray.archives.images import read_for
+from segray.grid import Window, reflect, windows
+from segray.inputs import InputSpec, prepare
+from segray.masks import IGNORE, Classes, decode_png
+from segray.plan import Item, read_shard
+from segray.reading import in_order
+from segray.regions import Region, WindowMask
+from segray.shards import Place, read_masks, write_shard
+from segray.storage import File, filesystem
+from segray.walk import READ_THREADS, Reading, Segmented
+
+if TYPE_CHECKING:
+    import torch
+
+    from segray.segmenter import Segmenter
+
+PIECE_BYTES = 8 * 2**20
+NETWORK_S = 4.0  # how long the network runs in one measurement
+WARM_UP = 3  # batches
+TOGETHER_S = 600.0  # patience for the slowest process to start
+ALIGNED = 2048  # side of the windows that are decoded, pixels: no block of a common raster is decoded twice
+
+
+class Work(Protocol):
+    """What must be known of the job to do its stages; `pipeline.Work` does."""
+
+    plan: str
+    blend: str
+    spec: InputSpec
+    explicit_bands: bool
+    formats: tuple[str, ...]
+    classes: Classes
+    metadata: dict
+
+    def readings(self, items: list[Item]) -> Iterator[Reading]:
+        """The items of a shard read."""
+
+    def segmenter(self) -> Segmenter:
+        """The segmenter on this process's device."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Cost:
+    """amount: of what a stage works on (pixels, bytes, tiles). seconds: of the clock. cpu_seconds: of all processes."""
+
+    amount: float
+    seconds: float
+    cpu_seconds: float
+
+    @property
+    def rate(self) -> float:
+        """Amount a second of the clock."""
+        return self.amount / self.seconds if self.seconds else 0.0
+
+
+class Clock:
+    """Sums the seconds and the CPU seconds of this process while entered; before the first time it calls `ready`."""
+
+    def __init__(self, ready: Callable[[], object] = lambda: None) -> None:
+        self.seconds = self.cpu_seconds = 0.0
+        self.ready, self.waited = ready, False
+
+    def __enter__(self) -> Clock:
+        self.wait()
+        self._start = time.perf_counter(), time.process_time()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.seconds += time.perf_counter() - self._start[0]
+        self.cpu_seconds += time.process_time() - self._start[1]
+
+    def wait(self) -> None:
+        """Call `ready`, once."""
+        if not self.waited:
+            self.waited = True
+            self.ready()
+
+
+class Workers:
+    """Processes that measure a stage at the same time; they live from one measurement to the next."""
+
+    def __init__(self, count: int) -> None:
+        context = get_context("spawn")
+        self.count = count
+        self._pool = ProcessPoolExecutor(count, context, initializer=_begin, initargs=(context.Barrier(count),))
+
+    def __enter__(self) -> Workers:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._pool.shutdown()
+
+    def measure(self, stage: Callable[[Work, Any, Clock], float], work: Work, parts: Sequence[Any]) -> Cost:
+        """The cost of a stage whose parts, one a process, are done side by side."""
+        if len(parts) != self.count:
+            raise ValueError(f"{self.count} processes need as many parts, not {len(parts)}")
+        costs = [future.result() for future in [self._pool.submit(_measure, stage, work, part) for part in parts]]
+        return Cost(
+            amount=sum(cost.amount for cost in costs),
+            seconds=max(cost.seconds for cost in costs),
+            cpu_seconds=sum(cost.cpu_seconds for cost in costs),
+        )
+
+    def map(self, function: Callable[[Any], Any], parts: Sequence[Any]) -> list[Any]:
+        """The function of each part, as the processes come to it."""
+        return list(self._pool.map(function, parts))
+
+    def shares(self, things: Sequence[Any]) -> list[list[Any]]:
+        """Things dealt out, a list a process."""
+        return [list(things[start :: self.count]) for start in range(self.count)]
+
+
+def list_images(archive: Archive, clock: Clock) -> list[File]:
+    """The images of an archive."""
+    with clock:
+        return list(archive.images())
+
+
+def read_pieces(work: Work, pieces: list[tuple[str, int, int]], clock: Clock) -> float:
+    """Bytes of pieces of files (URI, start, stop) fetched, several at once."""
+    with clock, ThreadPoolExecutor(READ_THREADS) as pool:
+        return float(sum(pool.map(_read_piece, pieces)))
+
+
+def pieces_of(files: Iterable[File]) -> list[tuple[str, int, int]]:
+    """(URI, start, stop) of the pieces of files."""
+    return [
+        (file.uri, start, min(start + PIECE_BYTES, file.size))
+        for file in files
+        for start in range(0, file.size, PIECE_BYTES)
+    ]
+
+
+def decode(work: Work, parts: list[tuple[str, Window | None]], clock: Clock) -> float:
+    """Pixels of windows of images (None: whole) read and decoded; the windows do not overlap."""
+
+    def pixels(part: tuple[str, Window | None]) -> int:
+        return read_for(part[0], work.spec, window=part[1], explicit_bands=work.explicit_bands).valid.size
+
+    with clock, ThreadPoolExecutor(READ_THREADS) as pool:
+        return float(sum(in_order(pixels, parts, pool=pool, ahead=READ_THREADS)))
+
+
+def decodings(items: Iterable[Item]) -> list[tuple[str, Window | None]]:
+    """What `decode` reads of the images of a plan: each pixel once, along the blocks that rasters are stored in."""
+    sizes = {item.image: (item.image_height, item.image_width) if item.block else None for item in items}
+    parts = ((image, windows(*size, ALIGNED) if size else [None]) for image, size in sizes.items())
+    return [(image, window) for image, found in parts for window in found]
+
+
+def run_network(work: Work, shards: Iterable[int], clock: Clock) -> float:
+    """Tiles that went through the network in `NETWORK_S` seconds, from memory of its device and with no result kept."""
+    segmenter = work.segmenter()
+    x_NCHW = _a_batch(work, shards, segmenter)
+    for _ in range(WARM_UP):
+        _forward(segmenter, x_NCHW)
+    trial = Clock()
+    with trial:
+        _forward(segmenter, x_NCHW)
+    batches = max(1, round(NETWORK_S / trial.seconds))
+    with clock:
+        _forward(segmenter, x_NCHW, times=batches)
+    return float(batches * len(x_NCHW))
+
+
+def write(work: Work, part: tuple[str, list[int], str], clock: Clock) -> float:
+    """Pixels of masks encoded and published: those of (an output, its shards), to another output."""
+    output, shards, to = part
+    pixels = 0
+    for shard in shards:
+        results = [_segmented(row, mask) for row, mask in read_masks(output, shard, work.formats[-1])]
+        with clock:
+            rows = list(walk.rows(results, work.classes))
+            write_shard(to, shard, rows=rows, formats=work.formats, metadata=work.metadata)
+        pixels += sum(result.masks[0].mask.size for result in results)
+    return float(pixels)
+
+
+def count_tiles(work: Work, shards: list[int]) -> tuple[int, int]:
+    """(needed, computed) tiles of shards: those that have their first say in them, and all.
+
+    Each tile has its first say in one shard, so that over all shards `needed` is the lattice of the images, once.
+    """
+    needed = computed = 0
+    for shard in shards:
+        for reading in work.readings(read_shard(work.plan, shard)):
+            if reading.region is not None:
+                ours, all_ = _tiles_of(reading.region, work)
+                needed, computed = needed + ours, computed + all_
+    return needed, computed
+
+
+def _tiles_of(region: Region, work: Work) -> tuple[int, int]:
+    lattice, block = work.spec.lattice(work.blend), region.block
+    rows = lattice.touching(block.row_off, block.row_off + block.height, region.height)
+    cols = lattice.touching(block.col_off, block.col_off + block.width, region.width)
+    all_valid, needed, computed = bool(region.valid.all()), 0, 0
+    for row, col in product(rows, cols):
+        top, left = row * lattice.stride, col * lattice.stride
+        down = reflect(top, top + lattice.tile, region.height) - region.extent.row_off
+        across = reflect(left, left + lattice.tile, region.width) - region.extent.col_off
+        if all_valid or region.valid[down[:, None], across].any():
+            computed += 1
+            near = lattice.margins[0]  # where a tile has its first say, but for the image's first ones
+            needed += _holds(block, top + near * (row > 0), left + near * (col > 0))
+    return needed, computed
+
+
+def _holds(block: Window, row: int, col: int) -> bool:
+    return 0 <= row - block.row_off < block.height and 0 <= col - block.col_off < block.width
+
+
+_shared: dict[str, threading.Barrier] = {}  # of this process with the others of its `Workers`
+
+
+def _begin(barrier: threading.Barrier) -> None:
+    """Begin a process of `Workers`."""
+    _shared["barrier"] = barrier
+
+
+def _measure(stage: Callable[[Work, Any, Clock], float], work: Work, part: Any) -> Cost:
+    clock = Clock(partial(_shared["barrier"].wait, TOGETHER_S))
+    amount = stage(work, part, clock)
+    clock.wait()  # the others wait for this process even if it has nothing to do
+    return Cost(amount=amount, seconds=clock.seconds, cpu_seconds=clock.cpu_seconds)
+
+
+def _read_piece(piece: tuple[str, int, int]) -> int:
+    uri, start, stop = piece
+    fs, path = filesystem(uri)
+    return len(fs.cat_file(path, start=start, end=stop))
+
+
+def _a_batch(work: Work, shards: Iterable[int], segmenter: Segmenter) -> torch.Tensor:
+    """A batch of the first tile that can be read, as the network sees it, on its device."""
+    import torch
+
+    readings = chain.from_iterable(work.readings(read_shard(work.plan, shard)) for shard in shards)
+    region = next(reading.region for reading in readings if reading.region is not None)
+    rows, cols = (reflect(0, work.spec.tile, size) for size in region.valid.shape)
+    pixels = np.ascontiguousarray(region.pixels[:, rows[:, None], cols])
+    pixels_NCHW = torch.from_numpy(np.stack([pixels] * segmenter.batch_size)).to(segmenter.device)
+    return prepare(pixels_NCHW, None, work.spec)
+
+
+def _forward(segmenter: Segmenter, x_NCHW: torch.Tensor, times: int = 1) -> None:
+    import torch
+
+    for _ in range(times):
+        segmenter.inference(x_NCHW)
+    if segmenter.device.type == "cuda":
+        torch.cuda.synchronize(segmenter.device)
+
+
+def _segmented(row: dict, png: bytes | None) -> Segmented:
+    """What was written as a row, as it was before."""
+    window = Window(*(row[name] for name in ("row_off", "col_off", "height", "width")))
+    place = Place(
+        image=row["image"],
+        etag=row["etag"],
+        height=row["image_height"],
+        width=row["image_width"],
+        crs=row["crs"],
+        transform=tuple(row["transform"]) if row["transform"] else None,
+    )
+    mask = WindowMask(
+        window=window,
+        mask=decode_png(png) if png else np.full((window.height, window.width), IGNORE, np.uint8),
+        pixel_counts=np.array(row["pixel_counts"] or [], np.int64),
+        valid_pixels=row["valid_pixels"],
+        confidence=row["confidence"],
+        seam_disagreement=row["seam_disagreement"],
+    )
+    return Segmented(place=place, masks=(mask,))

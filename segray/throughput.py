@@ -1,0 +1,226 @@
+"""How much of the ideal a segmentation reaches: its stages alone, the whole job, and beside it the plain loop."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections import Counter
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass, replace
+from functools import partial
+from multiprocessing import get_context
+from statistics import median
+
+from segray import cluster, pipeline, stages
+from segray import plan as plans
+from segray.archives import open_archive
+from segray.errors import SegrayError
+from segray.made_up import archive_of, model_of
+from segray.model_dir import read_description
+from segray.peers import agreement, check_local, plain_loop
+from segray.segmentation import make_work, segment, with_devices
+from segray.settings import BenchmarkSettings, SegmentSettings
+from segray.stages import Cost, Workers
+from segray.storage import join, remove
+
+log = logging.getLogger("segray")
+SIDE = 10_000  # of the made-up GeoTIFF, pixels
+NETWORK = "unet"
+COUNTED = ("decoding", "network", "writing")  # decoding reads the bytes, too; listing is over before a shard starts
+JOB_DETAILS = ("seconds", "call_seconds", "start_up_seconds", "stage_seconds", "peak_memory", "actors")
+SPANS = {  # what of a job's time is counted
+    "first shard to last commit": lambda summary: summary["seconds"] - (summary["start_up_seconds"] or 0.0),
+    "with the actors' start-up": lambda summary: summary["seconds"],
+    "with plan and report": lambda summary: summary["call_seconds"],
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Subject:
+    """What is measured: a job, what its workers know, and an output of it that is done. mpx: of the archive."""
+
+    job: SegmentSettings
+    work: pipeline.Work
+    done: str
+    shards: int
+    mpx: float
+    cores: int
+    gpus: int
+
+
+def stages_table(settings: BenchmarkSettings) -> dict:
+    """Each stage alone, the whole job, and what of the ideal it reaches; with --peer also the plain loop.
+
+    The ideal is the slowest stage where there is a GPU, else the CPU time of all stages over the cores. It takes every
+    tile of an image once, and nothing to start. Medians over rounds; in each, all is measured one after the other.
+    """
+    if settings.peer:
+        check_local(settings.output, *([settings.archive] if settings.archive else []))
+    subject = _subject(settings)
+    images = [file.uri for file in open_archive(subject.job.archive).images()]
+    masks = {image: join(settings.output, "plain", f"{number:06d}.tif") for number, image in enumerate(images)}
+    rounds = []
+    with Workers(subject.cores) as workers, Workers(1) as device:
+        tiles = _tiles(subject, workers)
+        for number in range(settings.runs):
+            costs = _costs(subject, workers, device if subject.gpus else workers, needed=tiles["needed"])
+            loop = _plain_loop(subject, masks) if settings.peer else None
+            rounds.append({"costs": costs, "loop": loop, "job": run_job(subject.job)})
+            log.info("round %d of %d measured", number + 1, settings.runs)
+    table = _table(rounds, subject, tiles)
+    if settings.peer:
+        table["plain_loop"] = comparison = _comparison(rounds, subject, masks)
+        table["notes"] += _comparison_notes(comparison)
+    return table
+
+
+def run_job(job: SegmentSettings) -> dict:
+    """Segment into an output that is emptied before; the summary with the seconds of the whole call as `call_seconds`.
+
+    SegrayError when more images failed than --max_failed allows: its time would mean nothing.
+    """
+    remove(job.output)
+    start = time.perf_counter()
+    summary = segment(job)
+    if summary["failed_share"] > job.max_failed:
+        first = summary["failures"][0]["error"]
+        raise SegrayError(f"{summary['failed_share']:.1%} of the images failed, the first: {first}")
+    return {**summary, "call_seconds": time.perf_counter() - start}
+
+
+def ideal(costs: dict[str, Cost], *, cores: int, gpus: int) -> tuple[float, str]:
+    """(Mpx/s, what limits it): the slowest stage with GPUs, else the CPU time of all stages spread over the cores."""
+    if gpus:
+        rates = {name: costs[name].rate * (gpus if name == "network" else 1) for name in COUNTED}
+        limit = min(rates, key=rates.get)
+        return rates[limit], limit
+    seconds = {name: costs[name].cpu_seconds / costs[name].amount for name in COUNTED}
+    return cores / sum(seconds.values()), max(seconds, key=seconds.get)
+
+
+def _subject(settings: BenchmarkSettings) -> Subject:
+    """Imagery, model and Ray made ready, and the job run once: caches and Ray's processes are warm from here on."""
+    archive = archive_of(settings, side=settings.size or SIDE)
+    model = model_of(settings, settings.network or NETWORK)
+    done = join(settings.output, "warm-up")
+    cluster.start()
+    if len(cluster.nodes()) > 1:
+        raise SegrayError("the stages are measured on one machine; start this job where there is no cluster")
+    job = settings.job(archive=archive, model=model, output=done)
+    summary = run_job(job)
+    work = with_devices(make_work(job, read_description(model)), job)
+    return Subject(
+        job=replace(job, output=join(settings.output, "run")),
+        work=work,
+        done=done,
+        shards=summary["shards"]["total"],
+        mpx=summary["pixels"]["total"] / 1e6,
+        cores=cluster.cpus(),
+        gpus=cluster.gpus() if work.on_gpu else 0,
+    )
+
+
+def _tiles(subject: Subject, workers: Workers) -> dict:
+    """How many tiles the lattice of the archive has, and how many its shards compute twice."""
+    counts = workers.map(partial(stages.count_tiles, subject.work), workers.shares(range(subject.shards)))
+    needed, computed = (sum(values) for values in zip(*counts))
+    if not needed:
+        raise SegrayError(f"{subject.job.archive} holds no pixel with data, so there is nothing to measure")
+    return {"needed": needed, "computed_twice": computed - needed, "share": (computed - needed) / needed}
+
+
+def _costs(subject: Subject, workers: Workers, device: Workers, *, needed: int) -> dict[str, Cost]:
+    """The cost of each stage; the amounts are megapixels of the archive."""
+    work, shares, clock = subject.work, workers.shares, stages.Clock()
+    files = stages.list_images(open_archive(subject.job.archive), clock)
+    items = [item for shard in range(subject.shards) for item in plans.read_shard(work.plan, shard)]
+    target = join(subject.job.output, "stage")
+    writing = [(subject.done, share, target) for share in shares(range(subject.shards))]
+    network = device.measure(stages.run_network, work, [range(subject.shards)] * device.count)
+    costs = {
+        "listing": Cost(amount=0, seconds=clock.seconds, cpu_seconds=clock.cpu_seconds),
+        "reading": workers.measure(stages.read_pieces, work, shares(stages.pieces_of(files))),
+        "decoding": workers.measure(stages.decode, work, shares(stages.decodings(items))),
+        "network": network,
+        "writing": workers.measure(stages.write, work, writing),
+    }
+    amounts = {**dict.fromkeys(costs, subject.mpx), "network": network.amount / needed * subject.mpx}
+    return {name: replace(cost, amount=amounts[name]) for name, cost in costs.items()}
+
+
+def _table(rounds: list[dict], subject: Subject, tiles: dict) -> dict:
+    """The table of the stages and of the whole job, from what was measured in each round."""
+    ideals = [ideal(found["costs"], cores=subject.cores, gpus=subject.gpus) for found in rounds]
+    best, limit = median(rate for rate, _ in ideals), Counter(limit for _, limit in ideals).most_common(1)[0][0]
+    rows = [_row(name, [found["costs"][name] for found in rounds], subject, best) for name in rounds[0]["costs"]]
+    whole = []
+    for span, seconds in SPANS.items():
+        rates = [subject.mpx / seconds(found["job"]) for found in rounds]
+        ratios = [rate / best for rate, (best, _) in zip(rates, ideals)]
+        whole.append({"span": span, "mpx_per_s": median(rates), "ratio": median(ratios), "ratios": ratios})
+    table = {"mpx": subject.mpx, "rows": rows, "ideal_mpx_per_s": best, "limit": limit, "whole_job": whole}
+    notes = [*_notes(table, tiles, subject), _time_of_workers([found["job"]["stage_seconds"] for found in rounds])]
+    jobs = [{name: found["job"].get(name) for name in JOB_DETAILS} for found in rounds]
+    return {**table, "tiles": tiles, "jobs": jobs, "settings": rounds[0]["job"]["settings"], "notes": notes}
+
+
+def _row(name: str, costs: list[Cost], subject: Subject, best: float) -> dict:
+    """A stage: its share is of the cores' time, or with GPUs how busy it would be at the ideal rate."""
+    rate = median(cost.rate for cost in costs) * (max(1, subject.gpus) if name == "network" else 1)
+    cpu = median(cost.cpu_seconds / cost.amount for cost in costs)
+    share = best / rate if subject.gpus else best * cpu / subject.cores
+    return {"stage": name, "mpx_per_s": rate, "cpu_s_per_mpx": cpu, "share": share if name in COUNTED else None}
+
+
+def _notes(table: dict, tiles: dict, subject: Subject) -> list[str]:
+    how = "the slowest stage" if subject.gpus else f"the CPU time of {', '.join(COUNTED)} over {subject.cores} cores"
+    return [
+        f"ideal: {table['ideal_mpx_per_s']:.3g} Mpx/s, {how}; {table['limit']} limits it",
+        *(f"whole job, {row['span']}: {row['mpx_per_s']:.3g} Mpx/s, {row['ratio']:.1%}" for row in table["whole_job"]),
+        f"tiles computed twice: {tiles['computed_twice']} beside {tiles['needed']}, {tiles['share']:.1%}",
+    ]
+
+
+def _time_of_workers(rounds: list[dict[str, float]]) -> str:
+    """What the job's workers did, over all rounds; reading goes on in threads beside it and is left out."""
+    total = sum((Counter(seconds) for seconds in rounds), Counter())
+    del total["reading"]
+    whole = total.total()
+    shares = (f"{name} {seconds / whole:.1%}" for name, seconds in total.most_common())
+    return f"time of the job's workers: {', '.join(shares)}"
+
+
+def _plain_loop(subject: Subject, masks: dict[str, str]) -> dict:
+    """The plain loop in a process of its own, on all cores."""
+    device = "cuda" if subject.work.on_gpu else "cpu"
+    arguments = {"model": subject.job.model, "spec": subject.work.spec, "blend": subject.work.blend, "device": device}
+    with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
+        return pool.submit(plain_loop, list(masks), list(masks.values()), **arguments).result()
+
+
+def _comparison(rounds: list[dict], subject: Subject, masks: dict[str, str]) -> dict:
+    """Seconds of the plain loop over those of the job, and the share of pixels with the same class in both."""
+    fmt, precision = subject.job.formats[-1], subject.work.precision
+    agreements = {precision: agreement(subject.job.output, subject.shards, fmt=fmt, masks=masks)}
+    if precision != "fp32":
+        job = replace(subject.job, precision="fp32", output=join(subject.job.output, "fp32"))
+        run_job(job)
+        agreements["fp32"] = agreement(job.output, subject.shards, fmt=fmt, masks=masks)
+    return {
+        "mpx_per_s": median(subject.mpx / found["loop"]["seconds"] for found in rounds),
+        "peak_memory": max(found["loop"]["peak_memory"] for found in rounds),
+        "times_as_fast": {
+            span: median(found["loop"]["seconds"] / seconds(found["job"]) for found in rounds)
+            for span, seconds in SPANS.items()
+        },
+        "agreement": agreements,
+    }
+
+
+def _comparison_notes(comparison: dict) -> list[str]:
+    gigabytes = comparison["peak_memory"] / 1e9
+    return [
+        f"plain loop: {comparison['mpx_per_s']:.3g} Mpx/s, {gigabytes:.1f} GB",
+        *(f"segray, {span}: {times:.2f} times as fast" for span, times in comparison["times_as_fast"].items()),
+        *(f"same class in {name}: {share:.4%} of the pixels" for name, share in comparison["agreement"].items()),
+    ]

@@ -1,0 +1,55 @@
+"""Simulated clusters of a few GPUs: every shard once through the real chain, and the shape of what is said of it."""
+
+from __future__ import annotations
+
+import pytest
+
+from segray import simulation
+from segray.settings import BenchmarkSettings
+
+
+@pytest.fixture
+def tiny(monkeypatch):
+    """A cluster of two GPUs and listings of a few pictures, where the tables have more."""
+    monkeypatch.setenv("RAY_AUTH_MODE", "disabled")
+    monkeypatch.setattr(simulation, "GPUS", (2,))
+    monkeypatch.setattr(simulation, "SECONDS_A_SHARD", (0.01,))
+    monkeypatch.setattr(simulation, "IMAGES", (50, 3000))
+
+
+def test_every_shard_of_simulated_gpus_is_done_once(tiny):
+    table = simulation.cluster_table(BenchmarkSettings())
+    (row,) = table["rows"]
+    assert (row["gpus"], row["processes"]) == (2, 2)
+    assert row["shards"] == 2 * simulation.SHARDS_A_GPU
+    assert 0 < row["ratio"] <= 1.5
+    assert row["shards_per_s"] * 0.01 / 2 == pytest.approx(row["ratio"])
+    assert 0 < row["driver_cpu_ms"] < row["control_cpu_ms"]
+    assert row["worker_cpu_ms"] > 0
+    assert "shards a second" in table["notes"][0]
+
+
+def test_more_gpus_than_processes_are_threads_of_these(tiny):
+    row = simulation._alone(_with_one_process, gpus=4, seconds=0.01, shards=20)
+    assert (row["gpus"], row["processes"], row["shards"]) == (4, 1, 20)
+
+
+def _with_one_process(**arguments: float) -> dict:
+    """Run in a process of its own, which knows nothing of monkeypatch."""
+    simulation.MOST_PROCESSES = 1
+    return simulation.simulate(**arguments)
+
+
+def test_listings_are_planned_whole(tiny):
+    rows = simulation.planning_table(BenchmarkSettings(shard_mpx=32.0))["rows"]
+    assert [row["images"] for row in rows] == [50, 3000]
+    pixels = 4 * sum(file.size for file in simulation.MadeUpListing(3000).images())
+    assert rows[1]["shards"] == pytest.approx(pixels / 32e6, rel=0.05)  # a shard ends before it has more
+    assert rows[0]["plan_mb"] < rows[1]["plan_mb"]
+    assert all(row["cpu_s"] > 0 and row["driver_mb"] > 1 for row in rows)
+
+
+def test_a_made_up_listing_is_in_order_and_unique():
+    names = [file.uri for file in simulation.MadeUpListing(2500).images()]
+    assert names == sorted(set(names))
+    assert len(names) == 2500
