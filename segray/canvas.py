@@ -1,23 +1,21 @@
 """The canvas of a region: tiles of pixels out, probabilities in, masks and statistics of windows out.
 
-Along each axis at most two tiles meet. Tiles are summed into rows first and rows into each other then, so every sum has
-two terms, which come to the same in either order: the mask does not depend on how tiles are batched. A row of tiles is
-decided as soon as the next one cannot change it.
+A row of tiles is decided as soon as the next one cannot change it; how tiles are joined is said in `rows`.
 """
 
 from __future__ import annotations
 
 import warnings
 from collections.abc import Sequence
-from functools import cached_property, lru_cache
+from functools import cached_property
 
 import numpy as np
 import torch
 
-from segray.blend import axis_weights
 from segray.grid import Lattice, Window, read_extent, reflect
 from segray.masks import IGNORE
 from segray.regions import Region, WindowMask
+from segray.rows import ROWS, BlendedRow, CroppedRow, TileAxis, spread, top_class
 
 CONFIDENCE_UNIT = 1 / 65535  # confidences are summed as integers of this: such a sum does not depend on its order
 # What torch can move but not index, and the type of the same bytes that it can.
@@ -57,8 +55,8 @@ class Canvas:
         whole = Window(0, 0, region.height, region.width)
         self.single = len(rows) * len(cols) == self.missing == 1 and region.windows == (whole,)
         self.row = rows[0]  # the row of tiles that is being filled
-        self.sum: torch.Tensor | None = None  # its blended probabilities, None while it has no tile
-        self.carried: tuple[torch.Tensor, ...] | None = None  # what the row above has to say in this one
+        self.joined: BlendedRow | CroppedRow | None = None  # its tiles, None while it has none
+        self.above: tuple[BlendedRow | CroppedRow, torch.Tensor, torch.Tensor] | None = None  # what the row above left
         self.mask: torch.Tensor | None = None
         self.arrived: torch.cuda.Event | None = None  # when the results are on the host
 
@@ -81,19 +79,18 @@ class Canvas:
 
     @torch.inference_mode()
     def add(self, row: int, col: int, probability_NKPP: torch.Tensor) -> None:
-        """Blend in N consecutive tiles of a row, the first in column `col`; rows come in order. The tensor is spent."""
+        """Take in N consecutive tiles of a row, the first in column `col`; rows come in order. The tensor is spent."""
         self._advance(row)
-        if self.sum is None:
+        if self.joined is None:
             self._open_row()
         count, first = len(probability_NKPP), col - self.col_axis.tiles[0]
         self.missing -= count
-        label_NPP = top_class(probability_NKPP, dim=1)[1]
-        probability_NKPP *= self.col_axis.weights[first : first + count]
+        best = top_class(probability_NKPP, dim=1)
         for odd in range(min(2, count)):  # every second tile at a time, since those do not overlap
-            labels = label_NPP[odd::2].transpose(0, 1)
-            place = (first + odd) * self.lattice.stride, labels.shape[1]
-            self._spread(self.sum, *place).add_(probability_NKPP[odd::2].permute(1, 2, 0, 3))
-            _meet(self._spread(self.label, *place), self._spread(self.seam, *place), labels)
+            labels = best[1][odd::2].transpose(0, 1)
+            places = (spread(row, first + odd, labels.shape[1], self.lattice) for row in (self.label, self.seam))
+            _meet(*places, labels)
+        self.joined.add(col, probability_NKPP, best)
 
     @torch.inference_mode()
     def finish(self) -> None:
@@ -102,7 +99,7 @@ class Canvas:
             self._start()
             self._advance(self.row_axis.tiles[-1] + 1)
             (self.mask, self.tallies), self.arrived = _to_host(self.mask, self.tallies)
-        self.pixels = self.valid = self.block_valid = self.sum = self.carried = None
+        self.pixels = self.valid = self.block_valid = self.joined = self.above = None
 
     def results(self) -> list[WindowMask]:
         """The masks of the windows, after `finish`."""
@@ -137,39 +134,33 @@ class Canvas:
 
     def _open_row(self) -> None:
         self._start()
+        self.joined = ROWS[self.lattice.blend](self.row_axis, self.col_axis, self.num_classes)
         width = (len(self.col_axis.tiles) - 1) * self.lattice.stride + self.lattice.tile
         shape, kind = (self.lattice.tile, width), {"dtype": torch.uint8, "device": self.device}
-        self.sum = torch.zeros((self.num_classes, *shape), device=self.device)
         self.label, self.seam = torch.full(shape, IGNORE, **kind), torch.full(shape, ALONE, **kind)
-
-    def _spread(self, row: torch.Tensor, left: int, count: int) -> torch.Tensor:
-        """(..., P, count, P): every second tile's place in a row, the first one at pixel `left`."""
-        step = 2 * self.lattice.stride
-        part = row[..., left : left + (count - 1) * step + self.lattice.tile]
-        return part.unfold(-1, self.lattice.tile, step)
 
     def _advance(self, row: int) -> None:
         """Decide the rows of tiles above `row`: what comes from there on cannot change them."""
         while self.row < row:
-            if self.carried is not None and self.sum is None:
+            if self.above is not None and self.joined is None:
                 self._open_row()
-            if self.sum is not None:
+            if self.joined is not None:
                 self._close_row()
-            self.sum = None
+            self.joined = None
             self.row += 1
 
     def _close_row(self) -> None:
         stride, overlap = self.lattice.stride, self.lattice.overlap
         last = self.row == self.row_axis.tiles[-1]
-        if self.carried is not None:
-            total, label, seam = self.carried
-            self.sum[:, :overlap].mul_(self.row_axis.near[:, None]).add_(total)
+        if self.above is not None:
+            joined, label, seam = self.above
+            self.joined.join(joined)
             _meet(self.label[:overlap], self.seam[:overlap], label, seam)
         self._decide(self.lattice.tile if last else stride)
-        self.carried = None
+        self.above = None
         if not last and overlap:
-            below = self.sum[:, stride:] * self.row_axis.far[:, None]
-            self.carried = below, self.label[stride:].clone(), self.seam[stride:].clone()
+            self.joined.end()
+            self.above = self.joined, self.label[stride:].clone(), self.seam[stride:].clone()
 
     def _decide(self, height: int) -> None:
         """Labels, validity and statistics of the first `height` pixels of the row, as far as they lie in the block."""
@@ -179,7 +170,7 @@ class Canvas:
         if start >= stop:
             return
         part = np.s_[..., start - top : stop - top, left : left + block.width]
-        confidence, label = top_class(self.sum[part], dim=0)
+        confidence, label = self.joined.best(part)
         steps, seam = _steps(confidence), self.seam[part]
         rows = slice(start - block.row_off, stop - block.row_off)
         if self.block_valid is not None:
@@ -229,30 +220,19 @@ def decide_singles(canvases: Sequence[Canvas], probability_NKPP: torch.Tensor) -
         canvas.arrived, canvas.missing = arrived, 0
 
 
-class _Axis:
-    """The tiles of a region along one axis: the pixels that they are made of, and their weights."""
+class _Axis(TileAxis):
+    """The tiles of a region along one axis, and the pixels that they are made of."""
 
     def __init__(self, tiles: range, lattice: Lattice, *, size: int, offset: int, device: torch.device) -> None:
-        self.tiles, self.lattice, self.size, self.offset = tiles, lattice, size, offset
-        self.count = lattice.count(size)
+        super().__init__(tiles, lattice, size=size, device=device)
+        self.size, self.offset = size, offset
         start, stop = tiles[0] * lattice.stride, tiles[-1] * lattice.stride + lattice.tile
-        self.host_index, self.device = torch.from_numpy(reflect(start, stop, size) - offset), device
-        self.near, self.far = _ramps(lattice, device)
+        self.host_index = torch.from_numpy(reflect(start, stop, size) - offset)
 
     @cached_property
     def index(self) -> torch.Tensor:
         """Where the pixels of all tiles, beyond the image's edges too, lie in the region's arrays."""
         return self.host_index.to(self.device)
-
-    @cached_property
-    def weights(self) -> torch.Tensor:
-        """(tiles, 1, 1, tile) weights along this axis."""
-        tiles, tile, overlap = self.tiles, self.lattice.tile, self.lattice.overlap
-        weights = torch.ones((len(tiles), 1, 1, tile), device=self.device)
-        weights[1 if tiles[0] == 0 else 0 :, ..., :overlap] = self.near
-        inner = len(tiles) - 1 if tiles[-1] == self.count - 1 else len(tiles)
-        weights[:inner, ..., tile - overlap :] = self.far
-        return weights
 
     def part(self, tile: int, *, host: bool = False) -> slice | torch.Tensor:
         """Where a tile's pixels lie in the region's arrays: a slice, or indices where it is reflected."""
@@ -261,19 +241,6 @@ class _Axis:
             return slice(start - self.offset, start - self.offset + self.lattice.tile)
         left = start - self.tiles[0] * self.lattice.stride
         return (self.host_index if host else self.index)[left : left + self.lattice.tile]
-
-
-def top_class(probability: torch.Tensor, dim: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """The largest value along a dimension and, as uint8, the first index that has it."""
-    if probability.device.type != "cpu":
-        value, index = probability.max(dim)
-        return value, index.to(torch.uint8)
-    value = probability.amax(dim)  # on CPUs argmax takes up to 100 times as long as this
-    lower = (probability != value.unsqueeze(dim)).view(torch.uint8)
-    label = torch.zeros(value.shape, dtype=torch.uint8)
-    for index in reversed(range(probability.shape[dim] - 1)):  # 0 at the top class, else 1 + that of the others
-        label.add_(1).mul_(lower.select(dim, index))
-    return value, label
 
 
 def _counts(label_NHW: torch.Tensor, num_classes: int) -> torch.Tensor:
@@ -288,13 +255,6 @@ def _counts(label_NHW: torch.Tensor, num_classes: int) -> torch.Tensor:
 def _steps(confidence: torch.Tensor) -> torch.Tensor:
     """Confidences, in place, as whole numbers of their unit."""
     return confidence.div_(CONFIDENCE_UNIT).round_().clamp_(max=1 / CONFIDENCE_UNIT)
-
-
-@lru_cache(maxsize=16)
-def _ramps(lattice: Lattice, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
-    """The (overlap,) weights at the beginning and at the end of a tile with neighbours."""
-    weights = torch.from_numpy(axis_weights(lattice, first=False, last=False)).to(device)
-    return weights[: lattice.overlap], weights[lattice.tile - lattice.overlap :]
 
 
 def _take(array: torch.Tensor, rows: slice | torch.Tensor, cols: slice | torch.Tensor) -> torch.Tensor:

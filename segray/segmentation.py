@@ -36,6 +36,7 @@ from segray.summary import Totals, summarise
 log = logging.getLogger("segray")
 PICTURES = 6  # on the page
 STATISTICS_A_TASK = 64
+SHARDS_AN_ACTOR, THREADS = 4, 4  # on CPUs; two threads take 53% of the time of one
 # Memory of an actor on CPUs, about: torch with a network at work, and for a pixel of its shard four bands, whether they
 # are valid, the mask, and what is being read or written at that moment.
 ACTOR_BYTES, BYTES_A_PIXEL = 5 * 2**28, 8
@@ -121,9 +122,13 @@ def with_devices(work: pipeline.Work, settings: PathSettings) -> pipeline.Work:
 
 
 def actor_range(settings: PathSettings, work: pipeline.Work, shards: int) -> tuple[int, int]:
-    """--actors, or one a GPU, or one a CPU core with memory for it; never more than there are shards."""
+    """--actors, or one a GPU, or one a CPU core with memory for it; never more than there are shards.
+
+    On CPUs few shards get fewer actors of more threads: with a shard or two each, some would soon have none.
+    """
     slots = _slots(work)
-    low, high = settings.actor_range or (slots, slots)
+    few = slots if work.on_gpu else max(shards // SHARDS_AN_ACTOR, -(-slots // THREADS))
+    low, high = settings.actor_range or (min(slots, few),) * 2
     return min(low, shards), min(high, shards)
 
 

@@ -37,7 +37,7 @@ class Segmenter:
         num_classes: int,
         device: torch.device | str = "cpu",
         precision: str = "fp32",
-        blend: str = "taper",
+        blend: str = "crop",
         batch_size: int = 1,
         static_batch: int | None = None,
         compiled: bool = False,

@@ -93,7 +93,7 @@ class PathSettings:
     output: str = option("where the results go")
     tile: int | None = option("side of the tiles that the network sees, pixels (default: the model's)", None)
     overlap: int | None = option("overlap of neighbouring tiles, pixels (default: the model's)", None)
-    blend: str = option("how overlapping tiles are joined", "taper", BLENDS)
+    blend: str = option("how overlapping tiles are joined: each up to the middle, or blended", "crop", BLENDS)
     bands: tuple[int, ...] | None = option("0-based bands of the images that the network takes, as in 0,1,2", None)
     scale: float | None = option("factor that brings pixel values to the model's unit (default: the model's)", None)
     device: str | None = option("where the network runs (default: gpu where the cluster has one)", None, ("cpu", "gpu"))

@@ -8,10 +8,11 @@ import numpy as np
 import pytest
 import torch
 
-from segray.canvas import Canvas, decide_singles, top_class
-from segray.grid import Lattice, Window, blocks, read_extent
+from segray.canvas import Canvas, decide_singles
+from segray.grid import BLENDS, Lattice, Window, blocks, read_extent
 from segray.masks import IGNORE
 from segray.regions import Region, whole_image
+from segray.rows import top_class
 
 CPU = torch.device("cpu")
 K = 3
@@ -27,9 +28,9 @@ def test_the_top_class_is_the_first_of_the_largest(classes):
     assert torch.equal(top_class(values[None], dim=1)[1][0], label)
 
 
-def canvas_of(height: int = 60, width: int = 90, **options: object) -> Canvas:
+def canvas_of(blend: str, height: int = 60, width: int = 90) -> Canvas:
     pixels, valid = np.zeros((3, height, width), np.uint8), np.ones((height, width), bool)
-    return Canvas(whole_image(pixels, valid), LATTICE, num_classes=K, device=CPU, **options)
+    return Canvas(whole_image(pixels, valid), Lattice(16, 6, blend), num_classes=K, device=CPU)
 
 
 def probability(row: int, col: int) -> torch.Tensor:
@@ -37,9 +38,9 @@ def probability(row: int, col: int) -> torch.Tensor:
     return torch.randn(K, 16, 16, generator=generator).mul(3).softmax(0)
 
 
-def filled(group: int) -> tuple[np.ndarray, object]:
+def filled(group: int, blend: str = "taper") -> tuple[np.ndarray, object]:
     """The mask of a canvas whose rows are filled by so many tiles at a time."""
-    canvas = canvas_of()
+    canvas = canvas_of(blend)
     for row in canvas.row_axis.tiles:
         cols = list(canvas.col_axis.tiles)
         for start in range(0, len(cols), group):
@@ -51,11 +52,12 @@ def filled(group: int) -> tuple[np.ndarray, object]:
     return result.mask, result
 
 
-def test_tiles_may_come_in_any_groups():
-    mask, result = filled(1)
+@pytest.mark.parametrize("blend", BLENDS)
+def test_tiles_may_come_in_any_groups(blend):
+    mask, result = filled(1, blend)
     assert set(np.unique(mask)) == set(range(K))
     for group in (2, 3, 5, 99):
-        other, found = filled(group)
+        other, found = filled(group, blend)
         assert (mask == other).all()
         assert (found.confidence, found.seam_disagreement) == (result.confidence, result.seam_disagreement)
         assert (found.pixel_counts == result.pixel_counts).all()
@@ -63,7 +65,7 @@ def test_tiles_may_come_in_any_groups():
 
 def test_seams_are_counted_as_their_definition_has_them():
     """A pixel is disputed when not all of the tiles that see it have the same top class."""
-    canvas = canvas_of()
+    canvas = canvas_of("taper")
     labels = np.full((4, 200, 200), IGNORE, np.uint8)  # rows and columns of tiles, even and odd, on a plane each
     for row in canvas.row_axis.tiles:
         for col in canvas.col_axis.tiles:
@@ -73,8 +75,22 @@ def test_seams_are_counted_as_their_definition_has_them():
     seen = (labels != IGNORE).sum(0)
     least = labels.min(0)
     most = np.where(labels == IGNORE, 0, labels).max(0)
-    _, result = filled(4)
-    assert result.seam_disagreement == pytest.approx(((seen > 1) & (least != most)).sum() / (seen > 1).sum(), abs=1e-12)
+    for blend in BLENDS:
+        _, result = filled(4, blend)
+        share = ((seen > 1) & (least != most)).sum() / (seen > 1).sum()
+        assert result.seam_disagreement == pytest.approx(share, abs=1e-12)
+
+
+def test_a_cropped_pixel_is_that_of_the_tile_whose_middle_is_nearest():
+    canvas = canvas_of("crop")
+    expected = np.full((200, 200), IGNORE, np.uint8)
+    for row in canvas.row_axis.tiles:
+        for col in canvas.col_axis.tiles:
+            top, left = (3 if row else 0), (3 if col else 0)  # half of the overlap
+            best = probability(row, col).numpy().argmax(0)
+            expected[row * 10 + top : row * 10 + 16, col * 10 + left : col * 10 + 16] = best[top:, left:]
+    mask, _ = filled(4, "crop")
+    assert (mask == expected[:60, :90]).all()
 
 
 @pytest.mark.parametrize("dtype", ["uint8", "int16", "uint16", "uint32", "float32", "float64"])

@@ -96,9 +96,9 @@ def plain_loop(model: str, archive: Path) -> dict[str, np.ndarray]:
             items = [whole(file)]
         else:
             header = read_header(file.uri)
-            lattice, size = description.spec.lattice("taper"), {"height": header.height, "width": header.width}
+            lattice, size = description.spec.lattice("crop"), {"height": header.height, "width": header.width}
             items = cut(file, **size, lattice=lattice, shard_pixels=10**12)
-        readings = walk.read_items(items, description.spec, blend="taper", window=10**6, explicit_bands=False)
+        readings = walk.read_items(items, description.spec, blend="crop", window=10**6, explicit_bands=False)
         for result in walk.segment(readings, segmenter):
             masks[file.uri] = result.masks[0].mask
     return masks

@@ -57,7 +57,7 @@ def scene(height: int = HEIGHT, width: int = WIDTH, seed: int = 0) -> tuple[np.n
 
 def adversary(tile: int = 32, overlap: int = 8, **options: object) -> Segmenter:
     torch.manual_seed(1)
-    return Segmenter(Positional(tile), spec(tile, overlap), num_classes=K, **options)
+    return Segmenter(Positional(tile), spec(tile, overlap), num_classes=K, **{"blend": "taper", **options})
 
 
 def region_of(pixels: np.ndarray, valid: np.ndarray, block: Window, *, window: int, lattice: Lattice) -> Region:
@@ -202,10 +202,10 @@ def test_seam_disagreement_of_a_network_without_context_is_zero_and_absent_witho
     network = nn.Conv2d(3, K, 1)
     pixels, valid = scene()
     region = region_of(pixels, valid, Window(0, 0, HEIGHT, WIDTH), window=500, lattice=LATTICE)
-    (result,) = next(Segmenter(network, spec(), num_classes=K).segment([region]))
+    (result,) = next(Segmenter(network, spec(), num_classes=K, blend="taper").segment([region]))
     assert result.seam_disagreement == 0
     alone = region_of(pixels[:, :32, :32], valid[:32, :32], Window(0, 0, 32, 32), window=500, lattice=LATTICE)
-    (result,) = next(Segmenter(network, spec(), num_classes=K).segment([alone]))
+    (result,) = next(Segmenter(network, spec(), num_classes=K, blend="taper").segment([alone]))
     assert result.seam_disagreement is None
 
 
@@ -228,6 +228,6 @@ def test_batches_run_across_small_images():
     pixels, valid = scene(32, 32)
     whole = Window(0, 0, 32, 32)
     regions = [region_of(pixels, valid, whole, window=64, lattice=LATTICE) for _ in range(10)]
-    results = list(Segmenter(Spy(32), spec(), num_classes=K, batch_size=4).segment(regions))
+    results = list(Segmenter(Spy(32), spec(), num_classes=K, blend="taper", batch_size=4).segment(regions))
     assert sizes == [4, 4, 2]
     assert len(results) == 10

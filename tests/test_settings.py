@@ -34,7 +34,7 @@ def config(text: str) -> list[str]:
 def test_flags_defaults_and_absolute_paths():
     settings = parse(SegmentSettings, [*SEGMENT, "--window", "512", "--bands", "3, 0,1", "--shard_mpx", "1e-3"])
     assert (settings.window, settings.bands, settings.shard_mpx) == (512, (3, 0, 1), 0.001)
-    assert (settings.blend, settings.precision, settings.overwrite) == ("taper", None, False)
+    assert (settings.blend, settings.precision, settings.overwrite) == ("crop", None, False)
     assert (settings.model, settings.archive, settings.output) == ("/m", "s3://b/a", os.path.abspath("out"))
     assert parse(SegmentSettings, [*SEGMENT, "--overwrite"]).overwrite
     assert not parse(SegmentSettings, [*SEGMENT, "--overwrite", "--no-overwrite"]).overwrite

@@ -41,7 +41,8 @@ def one_thread():
 @pytest.fixture(scope="module")
 def segmenter() -> Segmenter:
     torch.manual_seed(0)
-    return Segmenter(nn.Conv2d(3, 3, 5, padding=2, padding_mode="reflect"), SPEC, num_classes=3, batch_size=3)
+    network = nn.Conv2d(3, 3, 5, padding=2, padding_mode="reflect")
+    return Segmenter(network, SPEC, num_classes=3, blend="taper", batch_size=3)
 
 
 def raster(folder: Path, name: str = "r.tif", height: int = 100, width: int = 130) -> str:
@@ -205,6 +206,6 @@ def test_an_image_for_which_the_network_gives_no_numbers_is_a_failure_and_stops_
     for name, value in (("a", 0), ("b", 255), ("c", 0)):
         Image.fromarray(np.full((40, 40, 3), value, np.uint8)).save(tmp_path / f"{name}.png")
     work = [whole(File(str(tmp_path / f"{name}.png"), 1, "t")) for name in "abc"]
-    rows = rows_of(work, Segmenter(NoNumbers(3, 3, 1), SPEC, num_classes=3, batch_size=1), 99)
+    rows = rows_of(work, Segmenter(NoNumbers(3, 3, 1), SPEC, num_classes=3, blend="taper", batch_size=1), 99)
     assert [row.status for row in rows] == [OK, FAILED, OK]
     assert "b.png: the network gives no numbers (NaN)" in rows[1].error

@@ -1,0 +1,131 @@
+"""A row of tiles being joined: blended with weights, or each cropped to the pixels that are its own.
+
+Along each axis at most two tiles meet. Tiles are summed into rows first and rows into each other then, so every sum has
+two terms, which come to the same in either order.
+"""
+
+from __future__ import annotations
+
+from functools import cached_property, lru_cache
+
+import torch
+
+from segray.blend import axis_weights
+from segray.grid import Lattice
+from segray.masks import IGNORE
+
+
+class TileAxis:
+    """The tiles of a region along one axis of an image of `size` pixels: their weights, and which of them are last."""
+
+    def __init__(self, tiles: range, lattice: Lattice, *, size: int, device: torch.device) -> None:
+        self.tiles, self.lattice, self.device = tiles, lattice, device
+        self.count = lattice.count(size)
+        self.near, self.far = _ramps(lattice, device)
+
+    @cached_property
+    def weights(self) -> torch.Tensor:
+        """(tiles, 1, 1, tile) weights."""
+        tiles, tile, overlap = self.tiles, self.lattice.tile, self.lattice.overlap
+        weights = torch.ones((len(tiles), 1, 1, tile), device=self.device)
+        weights[1 if tiles[0] == 0 else 0 :, ..., :overlap] = self.near
+        inner = len(tiles) - 1 if tiles[-1] == self.count - 1 else len(tiles)
+        weights[:inner, ..., tile - overlap :] = self.far
+        return weights
+
+
+class BlendedRow:
+    """A row of tiles whose probabilities are summed with weights: (K, tile, width) float32."""
+
+    def __init__(self, rows: TileAxis, cols: TileAxis, num_classes: int) -> None:
+        self.rows, self.cols, self.lattice = rows, cols, cols.lattice
+        width = (len(cols.tiles) - 1) * self.lattice.stride + self.lattice.tile
+        self.sum = torch.zeros((num_classes, self.lattice.tile, width), device=cols.device)
+
+    def add(self, col: int, probability_NKPP: torch.Tensor, best_NPP: tuple[torch.Tensor, torch.Tensor]) -> None:
+        """Take in N consecutive tiles, the first in column `col`; the tensor is spent."""
+        first, count = col - self.cols.tiles[0], len(probability_NKPP)
+        probability_NKPP *= self.cols.weights[first : first + count]
+        for odd in range(min(2, count)):  # every second tile at a time, since those do not overlap
+            tiles = probability_NKPP[odd::2].permute(1, 2, 0, 3)
+            spread(self.sum, first + odd, tiles.shape[2], self.lattice).add_(tiles)
+
+    def join(self, above: BlendedRow) -> None:
+        """Add what the row above has to say in the pixels that both see."""
+        self.sum[:, : self.lattice.overlap].mul_(self.rows.near[:, None]).add_(above.sum)
+
+    def end(self) -> None:
+        """Keep only what the row below will ask for."""
+        self.sum = self.sum[:, self.lattice.stride :] * self.rows.far[:, None]
+
+    def best(self, part: tuple) -> tuple[torch.Tensor, torch.Tensor]:
+        """Confidence and label of a part of the row."""
+        return top_class(self.sum[part], dim=0)
+
+
+class CroppedRow:
+    """A row of tiles of which each has its own pixels: their confidence and label, (tile, width)."""
+
+    def __init__(self, rows: TileAxis, cols: TileAxis, num_classes: int) -> None:
+        self.cols, self.lattice = cols, cols.lattice
+        width = (len(cols.tiles) - 1) * self.lattice.stride + self.lattice.tile
+        self.confidence = torch.zeros((self.lattice.tile, width), device=cols.device)
+        self.label = torch.full((self.lattice.tile, width), IGNORE, dtype=torch.uint8, device=cols.device)
+
+    def add(self, col: int, probability_NKPP: torch.Tensor, best_NPP: tuple[torch.Tensor, torch.Tensor]) -> None:
+        """Take in N consecutive tiles, the first in column `col`."""
+        (near, far), tile, first = self.lattice.margins, self.lattice.tile, col - self.cols.tiles[0]
+        count = len(probability_NKPP)
+        for row, found in zip((self.confidence, self.label), best_NPP):
+            for odd in range(min(2, count)):
+                tiles = found[odd::2].transpose(0, 1)
+                places = spread(row, first + odd, tiles.shape[1], self.lattice)
+                places[..., near : tile - far] = tiles[..., near : tile - far]
+            if col == 0:
+                row[:, :near] = found[0, :, :near]
+            if col + count == self.cols.count:
+                right = (first + count - 1) * self.lattice.stride + tile
+                row[:, right - far : right] = found[-1, :, tile - far :]
+
+    def join(self, above: CroppedRow) -> None:
+        """Take over the pixels that are the row's above."""
+        near = self.lattice.margins[0]
+        self.confidence[:near], self.label[:near] = above.confidence[:near], above.label[:near]
+
+    def end(self) -> None:
+        """Keep only what the row below will ask for."""
+        stride = self.lattice.stride
+        self.confidence, self.label = self.confidence[stride:].clone(), self.label[stride:].clone()
+
+    def best(self, part: tuple) -> tuple[torch.Tensor, torch.Tensor]:
+        """Confidence and label of a part of the row."""
+        return self.confidence[part], self.label[part]
+
+
+ROWS = {"taper": BlendedRow, "crop": CroppedRow}
+
+
+def spread(row: torch.Tensor, first: int, count: int, lattice: Lattice) -> torch.Tensor:
+    """(..., P, count, P): every second tile's place in a row, beginning with the `first`."""
+    step, left = 2 * lattice.stride, first * lattice.stride
+    return row[..., left : left + (count - 1) * step + lattice.tile].unfold(-1, lattice.tile, step)
+
+
+def top_class(probability: torch.Tensor, dim: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """The largest value along a dimension and, as uint8, the first index that has it."""
+    if probability.device.type != "cpu":
+        value, index = probability.max(dim)
+        return value, index.to(torch.uint8)
+    value = probability.amax(dim)  # on CPUs argmax takes up to 100 times as long as this
+    lower = (probability != value.unsqueeze(dim)).view(torch.uint8)
+    label = torch.zeros(value.shape, dtype=torch.uint8)
+    for index in reversed(range(probability.shape[dim] - 1)):  # 0 at the top class, else 1 + that of the others
+        label.add_(1).mul_(lower.select(dim, index))
+    return value, label
+
+
+@lru_cache(maxsize=16)
+def _ramps(lattice: Lattice, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
+    """The (overlap,) weights at the beginning and at the end of a tile with neighbours."""
+    weights = torch.from_numpy(axis_weights(lattice, first=False, last=False)).to(device)
+    return weights[: lattice.overlap], weights[lattice.tile - lattice.overlap :]
