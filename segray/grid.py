@@ -117,12 +117,18 @@ def windows(height: int, width: int, size: int) -> list[Window]:
 def blocks(height: int, width: int, lattice: Lattice, max_pixels: int) -> list[Window]:
     """Rectangles of about equal size, of about `max_pixels` pixels or one tile, that partition an image in scan order.
 
-    Of all ways to cut the image, the one that computes the fewest tiles: those on a border are computed twice.
+    Of all ways to cut the image, the one that computes the fewest tiles: those on a border are computed twice. An even
+    number where it can be: actors come in even numbers, half of which would idle at the last block of an odd one.
     """
     rows, cols = lattice.count(height), lattice.count(width)
     needed = -(-height * width // max_pixels)
     ways = [(down, min(cols, -(-needed // down))) for down in range(1, min(rows, needed) + 1)]
-    down, across = min(ways, key=lambda way: (max(0, needed - way[0] * way[1]), (rows + way[0]) * (cols + way[1])))
+
+    def cost(way: tuple[int, int]) -> tuple[int, ...]:
+        count = way[0] * way[1]
+        return max(0, needed - count), count > 1 and count % 2, (rows + way[0]) * (cols + way[1])
+
+    down, across = min(ways, key=cost)
     tops, lefts = lattice.cuts(height, down), lattice.cuts(width, across)
     return [
         Window(top, left, bottom - top, right - left)
