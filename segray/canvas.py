@@ -19,7 +19,7 @@ from segray.rows import ROWS, BlendedRow, CroppedRow, TileAxis, spread, top_clas
 
 CONFIDENCE_UNIT = 1 / 65535  # confidences are summed as integers of this: such a sum does not depend on its order
 # What torch can move but not index, and the type of the same bytes that it can.
-UNSIGNED = {np.dtype("uint16"): np.int16, np.dtype("uint32"): np.int32, np.dtype("uint64"): np.int64}
+SIGNED = {torch.uint16: torch.int16, torch.uint32: torch.int32, torch.uint64: torch.int64}
 ALONE, AGREE, DISAGREE = 0, 1, 2  # the tiles that see a pixel: one; several, of one mind; several, of more than one
 
 warnings.filterwarnings("ignore", message="The given NumPy array is not writable")  # nothing writes to pixels
@@ -42,12 +42,11 @@ class Canvas:
         cols = lattice.touching(block.col_off, block.col_off + block.width, region.width)
         self.row_axis = _Axis(rows, lattice, size=region.height, offset=extent.row_off, device=device)
         self.col_axis = _Axis(cols, lattice, size=region.width, offset=extent.col_off, device=device)
-        dtype = region.pixels.dtype
-        self.unsigned = getattr(torch, dtype.name) if dtype in UNSIGNED else None
-        self.pixels = self._upload(region.pixels.view(UNSIGNED.get(dtype, dtype)))
-        valid = torch.from_numpy(region.valid)
+        pixels, valid = torch.from_numpy(region.pixels), torch.from_numpy(region.valid)
+        self.dtype = pixels.dtype
+        self.pixels = self._upload(pixels.view(SIGNED.get(self.dtype, self.dtype)))
         self.tiles = self._with_data(valid)
-        self.valid = None if valid.all() else self._upload(region.valid)
+        self.valid = None if valid.all() else self._upload(valid)
         rows_of_block, cols_of_block = block.within(extent)
         self.block_valid = None if self.valid is None else self.valid[rows_of_block, cols_of_block]
         self.missing = len(self.tiles)
@@ -65,7 +64,7 @@ class Canvas:
         rows, cols = self.row_axis.part(row), self.col_axis.part(col)
         pixels = _take(self.pixels, rows, cols)
         valid = None if self.valid is None else _take(self.valid, rows, cols)
-        return (pixels if self.unsigned is None else pixels.view(self.unsigned)), valid
+        return pixels.view(self.dtype), valid
 
     def beyond(self) -> torch.Tensor | None:
         """(P, P) bool of a single tile: what of it is no data, or lies beyond the image; None where all counts."""
@@ -108,8 +107,7 @@ class Canvas:
         mask, tallies = self.mask.numpy(), self.tallies.numpy()
         return [self._result(window, mask, tally) for window, tally in zip(self.windows, tallies)]
 
-    def _upload(self, array: np.ndarray) -> torch.Tensor:
-        tensor = torch.from_numpy(array)
+    def _upload(self, tensor: torch.Tensor) -> torch.Tensor:
         if self.device.type != "cuda":
             return tensor
         pinned, current = tensor.contiguous().pin_memory(), torch.cuda.current_stream(self.device)

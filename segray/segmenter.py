@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from segray.canvas import Canvas, decide_singles
+from segray.canvas import SIGNED, Canvas, decide_singles
 from segray.errors import ModelError
 from segray.inference import Inference
 from segray.inputs import InputSpec, prepare
@@ -140,7 +140,7 @@ def _stack(tensors: Iterable[torch.Tensor], missing: int) -> torch.Tensor:
     if len({tensor.dtype for tensor in tensors}) > 1:
         tensors = [tensor.float() for tensor in tensors]
     kind = tensors[0].dtype
-    signed = {torch.uint16: torch.int16, torch.uint32: torch.int32, torch.uint64: torch.int64}.get(kind, kind)
+    signed = SIGNED.get(kind, kind)
     return torch.stack([tensor.view(signed) for tensor in tensors + tensors[:1] * missing]).view(kind)
 
 

@@ -8,6 +8,7 @@ import shutil
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 import uuid
 from collections.abc import Callable, Iterator
@@ -134,3 +135,16 @@ def _free_ports(count: int) -> list[int]:
 def _is_free(port: int) -> bool:
     with socket.socket() as probe:
         return probe.connect_ex(("127.0.0.1", port)) != 0
+
+
+@pytest.fixture(scope="module")
+def local_ray():
+    """A Ray of two cores in this process."""
+    import ray
+
+    with pytest.MonkeyPatch.context() as environment:
+        environment.setenv("RAY_AUTH_MODE", "disabled")
+        options = {"num_cpus": 2, "include_dashboard": False, "log_to_driver": False}
+        ray.init(address="local", _temp_dir=tempfile.mkdtemp(prefix="sr", dir="/tmp"), **options)
+        yield
+        ray.shutdown()

@@ -15,8 +15,10 @@ from segray.settings import BAD_INPUT, DONE, MEASUREMENTS, BenchmarkSettings, pa
 def measured(tmp_path_factory) -> tuple[str, dict]:
     """(what the job printed, benchmark.json) of the stages and the plain loop."""
     output = tmp_path_factory.mktemp("benchmark")
-    options = {"size": 700, "network": "encoder_decoder?width=4", "tile": 128, "overlap": 16, "blend": "taper", "runs": 1}
-    status, out, err = run("benchmark", output=output, shard_mpx=0.1, precision="bf16", peer=True, **options)
+    options = {"size": 700, "network": "encoder_decoder?width=4", "tile": 128, "overlap": 16, "runs": 1}
+    status, out, err = run(
+        "benchmark", output=output, shard_mpx=0.1, precision="bf16", blend="taper", peer=True, **options
+    )
     assert status == DONE, err
     return out, json.loads((output / "benchmark.json").read_text())
 

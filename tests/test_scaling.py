@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import json
-import tempfile
 from pathlib import Path
 
 import numpy as np
 import pytest
-import ray
 from models import CLASSES, write_model
 
 from segray.errors import SegrayError
@@ -18,17 +16,6 @@ from segray.settings import BenchmarkSettings
 from segray.storage import join, publish
 
 SMALL = {"network": "encoder_decoder?width=4", "tile": 64, "overlap": 8, "window": 128, "actors": "1", "runs": 1}
-
-
-@pytest.fixture(scope="module")
-def local_ray():
-    """A Ray of two cores in this process."""
-    with pytest.MonkeyPatch.context() as environment:
-        environment.setenv("RAY_AUTH_MODE", "disabled")
-        options = {"num_cpus": 2, "include_dashboard": False, "log_to_driver": False}
-        ray.init(address="local", _temp_dir=tempfile.mkdtemp(prefix="sr", dir="/tmp"), **options)
-        yield
-        ray.shutdown()
 
 
 @pytest.fixture

@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import tempfile
-
 import pytest
-import ray
 from models import write_model
 
 from segray.errors import SegrayError
@@ -14,17 +11,6 @@ from segray.settings import SegmentSettings
 from segray.stages import Cost
 from segray.storage import publish
 from segray.throughput import SPANS, ideal, run_job
-
-
-@pytest.fixture(scope="module")
-def local_ray():
-    """A Ray of two cores in this process."""
-    with pytest.MonkeyPatch.context() as environment:
-        environment.setenv("RAY_AUTH_MODE", "disabled")
-        options = {"num_cpus": 2, "include_dashboard": False, "log_to_driver": False}
-        ray.init(address="local", _temp_dir=tempfile.mkdtemp(prefix="sr", dir="/tmp"), **options)
-        yield
-        ray.shutdown()
 
 
 def cost(seconds: float, cpu_seconds: float) -> Cost:
