@@ -369,7 +369,7 @@ def _survives(work: Work, items: list[plans.Item]) -> bool:
 
 
 def _fail(item: plans.Item, reason: str) -> plans.Item:
-    return plans.Item(**{**vars(item), "error": reason})
+    return replace(item, error=reason)
 
 
 def _resources(work: Work) -> dict:

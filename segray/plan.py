@@ -11,7 +11,7 @@ import io
 import json
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass, replace
-from itertools import chain, islice, takewhile
+from itertools import chain, islice
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -23,14 +23,15 @@ from segray.grid import Lattice, Window, blocks
 from segray.storage import File, exists, filesystem, join, publish, read_text, retry
 
 SHARDS_A_FILE = 1024
-SHARDS_A_GROUP = 32  # in a row group: with one each, a worker would parse the places of 1024 to find its own
+# In a row group: with a shard each, a worker would parse the places of 1024 to find its own; items bound the driver.
+SHARDS_A_GROUP, ITEMS_A_GROUP = 32, 4096
 IMAGES_A_SHARD = 1024  # a shard of tiny images is also the unit of retry: keep it at seconds of work
 FORMAT_VERSION = 1
 # Pixels a byte, about, of the pictures that are planned by their listed size alone.
 PIXELS_A_BYTE = {".jpg": 4.0, ".jpeg": 4.0, ".webp": 8.0}
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, slots=True)  # there are as many as images
 class Item:
     """A piece of work: a block of windows of an image, or a whole image whose size is known once it is read.
 
@@ -117,9 +118,9 @@ def write_files(uri: str, shards: Iterable[list[Item]]) -> tuple[int, ...]:
     """Write the plan files as the shards come, one file's bytes in memory; how many shards each holds."""
     files: list[int] = []
     stream = enumerate(shards)
-    while first := list(islice(stream, SHARDS_A_GROUP)):
-        others = (list(islice(stream, SHARDS_A_GROUP)) for _ in range(SHARDS_A_GROUP, SHARDS_A_FILE, SHARDS_A_GROUP))
-        files.append(_write_file(uri, len(files), chain([first], takewhile(bool, others))))
+    while first := next(stream, None):
+        of_file = chain([first], islice(stream, SHARDS_A_FILE - 1))
+        files.append(_write_file(uri, len(files), _row_groups(of_file)))
     return tuple(files)
 
 
@@ -208,6 +209,20 @@ def _group_of(metadata: pq.FileMetaData, shard: int) -> int:
     """The row group that holds a shard; shards ascend through a file."""
     last = (metadata.row_group(number).column(0).statistics.max for number in range(metadata.num_row_groups))
     return next(number for number, most in enumerate(last) if shard <= most)
+
+
+def _row_groups(shards: Iterable[tuple[int, list[Item]]]) -> Iterator[list[tuple[int, list[Item]]]]:
+    """Numbered shards in row groups of a few."""
+    rows: list[tuple[int, list[Item]]] = []
+    items = 0
+    for number, shard in shards:
+        rows.append((number, shard))
+        items += len(shard)
+        if len(rows) == SHARDS_A_GROUP or items >= ITEMS_A_GROUP:
+            yield rows
+            rows, items = [], 0
+    if rows:
+        yield rows
 
 
 def _write_file(uri: str, number: int, groups: Iterable[list[tuple[int, list[Item]]]]) -> int:

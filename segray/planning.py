@@ -59,7 +59,7 @@ def _items(
             running.append([whole(file) for file in chunk])
         else:
             running.append(_measure.remote(chunk, spec, explicit_bands, lattice, shard_pixels))
-        if len(running) >= TASKS_IN_FLIGHT:
+        while running and (isinstance(running[0], list) or len(running) >= TASKS_IN_FLIGHT):
             yield from _done(running.popleft())
     yield from chain.from_iterable(_done(items) for items in running)
 

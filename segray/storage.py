@@ -25,7 +25,7 @@ PLAIN_STORES = ATOMIC_PUT | {"file", "local"}  # nothing lies inside anything el
 FINAL_ERRORS = (FileNotFoundError, FileExistsError, PermissionError, IsADirectoryError, NotADirectoryError)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class File:
     """An object of a store: URI, size in bytes, and a tag that changes when its content does."""
 
