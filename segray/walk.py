@@ -30,6 +30,8 @@ if TYPE_CHECKING:  # CPU workers that read and write do without torch and its 50
     from segray.segmenter import Segmenter
 
 READ_THREADS = 8  # object stores answer late, not slowly: ask for several images at once
+# Kept for the life of the process: malloc would give new threads for each shard other arenas, and keep the memory of all.
+_readers = ThreadPoolExecutor(READ_THREADS, thread_name_prefix="segray-read")
 UNMEASURED = Window(0, 0, 0, 0)
 
 
@@ -59,8 +61,7 @@ def read_items(
 ) -> Iterator[Reading]:
     """The items read concurrently and given in their order; a few images are in memory at a time."""
     read = partial(_timed, spec=spec, blend=blend, window=window, explicit_bands=explicit_bands)
-    with ThreadPoolExecutor(READ_THREADS) as pool:
-        yield from in_order(read, items, pool=pool, ahead=READ_THREADS)
+    yield from in_order(read, items, pool=_readers, ahead=READ_THREADS)
 
 
 def read_item(item: Item, *, spec: InputSpec, blend: str, window: int, explicit_bands: bool) -> Reading:

@@ -154,3 +154,15 @@ def test_a_mask_without_any_valid_pixel_costs_no_pixels(tmp_path):
     assert not empty.pixels.any()
     assert (half.valid == (np.arange(200) >= 100)).all()
     assert (half.pixels == PIXELS[:, :, 100:300]).all()
+
+
+def test_what_failed_in_a_thread_does_not_fail_the_next_raster_there(tmp_path):
+    """GDAL keeps the last error of a thread, and rasterio would raise it for a raster that another thread opened."""
+    whole, damaged = tmp_path / "whole.tif", tmp_path / "damaged.tif"
+    whole.write_bytes(make(tmp_path))
+    damaged.write_bytes(make(tmp_path, compress="deflate")[:100_000])
+    with ThreadPoolExecutor(1) as one, ThreadPoolExecutor(1) as other:
+        assert one.submit(same, str(whole), PARTS[0]).result()
+        with pytest.raises(ImageError):
+            other.submit(read, str(damaged), None).result()
+        assert other.submit(same, str(whole), PARTS[0]).result()

@@ -15,6 +15,7 @@ import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import Context
+from functools import cache
 from typing import TypeVar
 
 import rasterio
@@ -125,6 +126,8 @@ def borrow(uri: str, *, driver: str) -> Iterator[OpenRaster]:
             if raster is not None:
                 raster.close()
             raster = OpenRaster(uri, driver=driver)
+        else:
+            _forget_errors()
         yield raster
     except BaseException:
         if raster is not None:
@@ -224,6 +227,16 @@ class _Files(MultiByteRangeResourceContainer):
         return self._open[path]
 
 
+def _forget_errors() -> None:
+    """Let GDAL forget what failed last in this thread, as it does when a raster is opened.
+
+    rasterio would take it for an error of the next read, of whatever raster.
+    """
+    with MemoryFile(_smallest_raster()) as memory, memory.open(driver="GTiff"):
+        pass
+
+
+@cache
 def _smallest_raster() -> bytes:
     with MemoryFile() as memory:
         with memory.open(driver="GTiff", width=1, height=1, count=1, dtype="uint8"):
