@@ -42,6 +42,9 @@ NO_PROGRESS_S = 6 * 3600.0  # a hang; waiting for nodes and the largest of shard
 READ_BYTES = 2**29  # of pixels that a reading stage hands over at once; what a shard has beyond, the actor reads itself
 ADVICE = "give the workers more memory, or lower --batch_size, --tile or --shard_mpx"
 STAGES = "segray_stages"  # a Ray resource: where it is, the stages of a GPU cluster run on CPUs too
+# Ray calls actors in a thread, to whom malloc gives a heap of 64 MB pieces that it returns whenever one is empty: half of
+# the processes spent 15% of their time on paging tensors in anew, until threads shared the heap that `keep_memory` keeps.
+ONE_ARENA = {"env_vars": {"MALLOC_ARENA_MAX": "1"}}
 SHARDS_AN_ACTOR = 4  # shards waiting at an actor; measured: the default of 2 leaves it idle between them
 
 
@@ -131,6 +134,7 @@ class SegmentActor:
     def __init__(self, work: Work, staged: bool) -> None:
         self.work, self.staged = work, staged
         self.segmenter = work.segmenter()
+        self.segmenter.try_a_tile()  # the first one takes several times as long; it belongs to the start
 
     def __call__(self, batch: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
         """One shard: {"shard"} or {"shard", "head", "body"} to {"shard", "totals"} or {"shard", "head", "body"}."""
@@ -259,9 +263,9 @@ def _segment(rows: Dataset, work: Work, actors: tuple[int, int], *, staged: bool
     if work.on_gpu:
         options = {"num_gpus": 1, "num_cpus": 0}  # readers and writers must find a core beside any number of actors
     elif staged:
-        options = {"resources": {STAGES: 0.001}, "num_cpus": 0}
+        options = {"resources": {STAGES: 0.001}, "num_cpus": 0, "runtime_env": ONE_ARENA}
     else:
-        options = {"num_cpus": work.threads}
+        options = {"num_cpus": work.threads, "runtime_env": ONE_ARENA}
     with retries_bounded():
         return rows.map_batches(
             SegmentActor,

@@ -111,7 +111,7 @@ def make_work(settings: PathSettings, description: Description) -> pipeline.Work
 def with_devices(work: pipeline.Work, settings: PathSettings) -> pipeline.Work:
     """The same work for the devices of the cluster that is connected; ModelError when the model does not work there."""
     on_gpu = cluster.use_gpu(settings.device)
-    batch_size, shard_mpx = (16, 64.0) if on_gpu else (1, 8.0)
+    batch_size, shard_mpx = (16, 64.0) if on_gpu else (1, 4.0)
     work = replace(
         work,
         on_gpu=on_gpu,

@@ -135,7 +135,7 @@ class SegmentSettings(PathSettings):
     format: str = option("formats of the mask shards, comma-separated: parquet, png", "parquet")
     window: int = option("side of the largest mask, pixels; larger images are cut", 2048)
     shard_mpx: float | None = option(
-        "megapixels a shard, the unit of work, retry and commit (default: 64 on GPUs, 8 on CPUs)", None
+        "megapixels a shard, the unit of work, retry and commit (default: 64 on GPUs, 4 on CPUs)", None
     )
     max_failed: float = option("share of images that may fail before the exit status is 3", 0.01)
     overwrite: bool = option("start afresh, discarding the plan and the masks that OUTPUT holds", False)
