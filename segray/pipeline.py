@@ -42,8 +42,8 @@ NO_PROGRESS_S = 6 * 3600.0  # a hang; waiting for nodes and the largest of shard
 READ_BYTES = 2**29  # of pixels that a reading stage hands over at once; what a shard has beyond, the actor reads itself
 ADVICE = "give the workers more memory, or lower --batch_size, --tile or --shard_mpx"
 STAGES = "segray_stages"  # a Ray resource: where it is, the stages of a GPU cluster run on CPUs too
-# Ray calls actors in a thread, to whom malloc gives a heap of 64 MB pieces that it returns whenever one is empty: half of
-# the processes spent 15% of their time on paging tensors in anew, until threads shared the heap that `keep_memory` keeps.
+# Ray calls actors in a thread, to which malloc gives a heap of 64 MB pieces that go back whenever one is empty: half of
+# the processes spent 15% of their time on paging tensors in anew, until threads shared the heap of `keep_memory`.
 ONE_ARENA = {"env_vars": {"MALLOC_ARENA_MAX": "1"}}
 SHARDS_AN_ACTOR = 4  # shards waiting at an actor; measured: the default of 2 leaves it idle between them
 

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import logging
 import posixpath
+from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
+from statistics import median
 
 from segray import cluster
 from segray.archives.images import read_header
@@ -21,7 +23,8 @@ from segray.throughput import run_job
 
 log = logging.getLogger("segray")
 MEMORY_SIDE, GROWTH_SIDE = 6000, 4000  # of the smallest made-up GeoTIFF, pixels
-NETWORK = "encoder_decoder?width=8"  # cheap: what is asked is what comes with it
+MEMORY_NETWORK = "encoder_decoder?width=8"  # cheap: what is asked is what comes with it
+GROWTH_NETWORK = "unet"  # the smallest archive must take seconds, since actors begin and end up to one apart
 MEMORY_TIMES = 10  # in each direction
 GROWTH_TIMES = (1, 2, 4)  # in each direction
 LATTICES = ((256, 32), (256, 64), (512, 64), (512, 128), (1024, 64), (1024, 128))  # tile, overlap
@@ -35,7 +38,7 @@ def memory_table(settings: BenchmarkSettings) -> dict:
     """
     if settings.archive:
         raise SegrayError("memory compares two archives that it makes up; leave --archive out")
-    side, model = settings.size or MEMORY_SIDE, model_of(settings, settings.network or NETWORK)
+    side, model = settings.size or MEMORY_SIDE, model_of(settings, settings.network or MEMORY_NETWORK)
     found = []
     for times in (1, MEMORY_TIMES):
         archive = archive_of(settings, side=side * times, times=times**2, flat=True)
@@ -59,28 +62,52 @@ def memory_table(settings: BenchmarkSettings) -> dict:
 def _sizes(job: SegmentSettings) -> dict:
     """A job run in this process: megapixels, shards, seconds, and the peak memory in bytes of each kind of process."""
     summary = run_job(job)
-    counts = {"mpx": summary["pixels"]["total"] / 1e6, "shards": summary["shards"]["total"]}
+    counts = {"mpx": _mpx(summary), "shards": summary["shards"]["total"]}
     return {**counts, "seconds": summary["seconds"], "peak_memory": summary["peak_memory"]}
 
 
 def growth_table(settings: BenchmarkSettings) -> dict:
-    """Seconds a megapixel on an archive, and on ones of 4 and 16 times its pixels."""
+    """Seconds a megapixel on an archive, and on ones of 4 and 16 times its pixels; medians over rounds of all three."""
     if settings.archive:
         raise SegrayError("growth compares archives that it makes up; leave --archive out")
-    side, model = settings.size or GROWTH_SIDE, model_of(settings, settings.network or NETWORK)
+    side, model = settings.size or GROWTH_SIDE, model_of(settings, settings.network or GROWTH_NETWORK)
     cluster.start()
-    rows = []
-    for times in (GROWTH_TIMES[0], *GROWTH_TIMES):  # the first to warm up
-        archive = archive_of(settings, side=side * times, times=times**2)
-        summary = run_job(settings.job(archive=archive, model=model, output=join(settings.output, "growth")))
-        mpx, start_up = summary["pixels"]["total"] / 1e6, summary["start_up_seconds"] or 0.0
-        seconds = summary["seconds"] - start_up
-        row = {"mpx": mpx, "shards": summary["shards"]["total"], "seconds": seconds, "s_per_mpx": seconds / mpx}
-        rows.append({**row, "with_plan_and_report": summary["call_seconds"] / mpx})
-    _, first, *others = rows
-    slower = {f"{row['mpx']:.4g} Mpx": row["s_per_mpx"] / first["s_per_mpx"] for row in others}
-    notes = [f"{size}: {times:.2f} times the time a Mpx of the first" for size, times in slower.items()]
-    return {"rows": [first, *others], "notes": notes}
+    archives = [archive_of(settings, side=side * times, times=times**2) for times in GROWTH_TIMES]
+    output = join(settings.output, "growth")
+    run_job(settings.job(archive=archives[0], model=model, output=output))  # to warm up
+    rounds = []
+    for number in range(settings.runs):
+        rounds.append([run_job(settings.job(archive=archive, model=model, output=output)) for archive in archives])
+        log.info("round %d of %d measured", number + 1, settings.runs)
+    rows = [_growth_row(runs) for runs in zip(*rounds)]
+    notes = []
+    for place, row in enumerate(rows[1:], 1):
+        ratio = median(_seconds_a_mpx(found[place]) / _seconds_a_mpx(found[0]) for found in rounds)
+        notes.append(f"{row['mpx']:.4g} Mpx: {ratio:.2f} times the time a Mpx of the first")
+    return {"rows": rows, "notes": notes}
+
+
+def _growth_row(runs: Sequence[dict]) -> dict:
+    return {
+        "mpx": _mpx(runs[0]),
+        "shards": runs[0]["shards"]["total"],
+        "seconds": median(map(_seconds, runs)),
+        "s_per_mpx": median(map(_seconds_a_mpx, runs)),
+        "with_plan_and_report": median(run["call_seconds"] / _mpx(run) for run in runs),
+    }
+
+
+def _mpx(summary: dict) -> float:
+    return summary["pixels"]["total"] / 1e6
+
+
+def _seconds_a_mpx(summary: dict) -> float:
+    return _seconds(summary) / _mpx(summary)
+
+
+def _seconds(summary: dict) -> float:
+    """From the first shard's start to the last commit."""
+    return summary["seconds"] - (summary["start_up_seconds"] or 0.0)
 
 
 def lattice_table(settings: BenchmarkSettings) -> dict:
@@ -107,8 +134,7 @@ def _of_lattice(settings: BenchmarkSettings, samples: list[Sample], *, tile: int
     metrics = evaluate(EvaluateSettings(**{**shared, "data": settings.data, "split": settings.split}))
     log.info("tile %d, overlap %d, %s: mIoU %s", tile, overlap, blend, metrics["miou"])
     runs = [run_job(job) for _ in range(settings.runs)]
-    seconds = sorted(run["seconds"] - (run["start_up_seconds"] or 0.0) for run in runs)[len(runs) // 2]
-    rate = runs[0]["pixels"]["total"] / 1e6 / seconds
+    rate = _mpx(runs[0]) / median(map(_seconds, runs))
     seams = seam_disagreement(job, runs[0]["shards"]["total"])
     return {**changes, "miou": metrics["miou"], "seam_disagreement": seams, "mpx_per_s": rate}
 

@@ -5,42 +5,36 @@ from __future__ import annotations
 import json
 import logging
 import platform
-import re
 import sys
 import time
-from collections import deque
 from collections.abc import Iterator
 from dataclasses import replace
 from importlib.metadata import version
 
 import numpy as np
-import ray
 from tqdm import tqdm
 
 from segray import cluster, pipeline
 from segray import plan as plans
-from segray.archives import open_archive
 from segray.archives.images import read_for
 from segray.errors import ImageError, SegrayError
 from segray.grid import Window
-from segray.masks import IGNORE, decode_png
+from segray.masks import decode_png
 from segray.model_dir import Description, read_description
-from segray.planning import finish_plan, make_plan
+from segray.outputs import earlier, metadata, missing_shards, plan_of
 from segray.report import Picture, for_eyes, segmentation_page
 from segray.settings import PathSettings, SegmentSettings
-from segray.shards import EXTENSIONS, OK, read_masks, read_statistics
+from segray.shards import OK, read_masks
 from segray.stopwatch import peak_memory
-from segray.storage import exists, join, list_files, publish, remove, remove_leftovers
-from segray.summary import Totals, summarise
+from segray.storage import exists, join, publish, remove_leftovers
+from segray.summary import Totals
 
 log = logging.getLogger("segray")
 PICTURES = 6  # on the page
-STATISTICS_A_TASK = 64
 SHARDS_AN_ACTOR, THREADS = 4, 4  # on CPUs; two threads take 53% of the time of one
 # Memory of an actor on CPUs, about: torch with a network at work, and for a pixel of its shard four bands, whether they
 # are valid, the mask, and what is being read or written at that moment.
 ACTOR_BYTES, BYTES_A_PIXEL = 5 * 2**28, 8
-STATISTICS_IN_FLIGHT = 256  # tasks
 NOTE_EVERY_S = 15.0
 
 
@@ -53,25 +47,24 @@ def segment(settings: SegmentSettings) -> dict:
     work = make_work(settings, description)
     cluster.start()
     work = with_devices(work, settings)
-    work = replace(work, metadata=_metadata(settings, description, work))
-    plan = _plan(settings, description, work)
-    missing = np.flatnonzero(~_published(settings.output, settings.formats[-1], plan.shards)).tolist()
+    work = replace(work, metadata=metadata(settings, description, work))
+    plan = plan_of(settings, description, work)
+    missing = missing_shards(settings.output, settings.formats[-1], plan.shards)
     summary_uri = join(settings.output, "summary.json")
     if not missing and exists(summary_uri):
         log.info("nothing to do: all %d shards of %d images are there", plan.shards, plan.images)
         return json.loads(plans.read_text(summary_uri))
     log.info("%d images in %d shards; %d shards to do", plan.images, plan.shards, len(missing))
-    totals = _earlier(settings, plan, missing)
+    totals = earlier(settings, plan, missing)
     started = time.time()
     this_run, seconds = _run(settings, work, missing)
     totals.add(this_run)
     remove_leftovers(join(settings.output, "masks"))
+    pictures = list(_pictures(settings, work, plan))
     summary = _summary(settings, description, plan, totals=totals, this_run=this_run, seconds=seconds, work=work)
     summary |= _costs(this_run, started)
-    pictures = list(_pictures(settings, work, plan))
-    publish(join(settings.output, "report.html"), segmentation_page(
-        classes=description.classes, summary=summary, pictures=pictures
-    ))  # fmt: skip
+    page = segmentation_page(classes=description.classes, summary=summary, pictures=pictures)
+    publish(join(settings.output, "report.html"), page)
     publish(summary_uri, json.dumps(summary, indent=1).encode())
     return summary
 
@@ -139,116 +132,6 @@ def _slots(work: pipeline.Work) -> int:
 def with_threads(work: pipeline.Work, actors: int) -> pipeline.Work:
     """The same work for that many actors: on few shards each takes several cores of a node."""
     return replace(work, threads=cluster.cores_each(cluster.nodes(), actors, gpu=False))
-
-
-def _plan(settings: SegmentSettings, description: Description, work: pipeline.Work) -> plans.Plan:
-    """The plan on the output if it is of this job, else a new one; fills in nothing of the masks."""
-    archive = open_archive(settings.archive)
-    next(iter(archive.images()))  # before anything is removed: SegrayError when there is nothing to segment
-    if settings.overwrite:
-        _remove_results(settings)
-    plan = plans.load(work.plan)
-    if plan is not None:
-        digest = plans.ListingDigest()
-        for _ in digest.watch(archive.images()):
-            pass
-    elif exists(join(settings.output, "masks")):
-        raise SegrayError(f"{settings.output} holds masks but no plan; give another --output, or --overwrite")
-    else:
-        options = {"spec": work.spec, "explicit_bands": work.explicit_bands, "lattice": work.spec.lattice(work.blend)}
-        plan, digest = make_plan(work.plan, archive, shard_pixels=work.shard_pixels, **options)
-    wanted = plans.fingerprint(
-        archive=settings.archive,
-        listing=digest.hexdigest(),
-        images=digest.images,
-        model=description.digest,
-        settings=_settings_of_pixels(settings, work),
-    )
-    if plan.fingerprint:
-        plans.check(plan, wanted)
-        return plan
-    return finish_plan(plan, wanted)
-
-
-def _remove_results(settings: SegmentSettings) -> None:
-    """Remove what an earlier run left; SegrayError when OUTPUT/masks holds files of somebody else."""
-    for uri in _mask_files(settings.output):
-        if not re.search(r"/shard-\d{8}\.(parquet|tar)$", uri):
-            raise SegrayError(f"{uri} is no mask shard, so nothing is overwritten; give another --output")
-    for name in ("plan", "masks", "summary.json", "report.html"):
-        remove(join(settings.output, name))
-
-
-def _settings_of_pixels(settings: SegmentSettings, work: pipeline.Work) -> dict:
-    """Every setting that can change a byte of a shard."""
-    spec = work.spec
-    return {
-        "tile": spec.tile,
-        "overlap": spec.overlap,
-        "blend": work.blend,
-        "bands": list(spec.bands) if work.explicit_bands else None,
-        "scale": spec.scale,
-        "precision": work.precision,
-        **({"compile": True} if work.compiled else {}),
-        "window": settings.window,
-        "shard_mpx": work.shard_pixels / 1e6,
-        "format": ",".join(settings.formats),
-        "device": "gpu" if work.on_gpu else "cpu",
-        **({"batch_size": work.batch_size} if work.on_gpu else {}),  # there kernels follow from it
-    }
-
-
-def _metadata(settings: SegmentSettings, description: Description, work: pipeline.Work) -> dict:
-    """What every shard says of itself."""
-    return {
-        "format_version": plans.FORMAT_VERSION,
-        "classes": description.classes.to_json(),
-        "ignore_index": IGNORE,
-        "model_digest": description.digest,
-        "settings": _settings_of_pixels(settings, work),
-    }
-
-
-def _published(output: str, fmt: str, shards: int) -> np.ndarray:
-    """(shards,) bool: which shards are committed."""
-    flags = np.zeros(shards, bool)
-    for uri in _mask_files(output):
-        match = re.search(rf"/shard-(\d+)\.{EXTENSIONS[fmt]}$", uri)
-        if match and int(match.group(1)) < shards:
-            flags[int(match.group(1))] = True
-    return flags
-
-
-def _mask_files(output: str) -> Iterator[str]:
-    """The URIs of what is under OUTPUT/masks."""
-    try:
-        for file in list_files(join(output, "masks")):
-            yield file.uri
-    except FileNotFoundError:
-        return
-
-
-def _earlier(settings: SegmentSettings, plan: plans.Plan, missing: list[int]) -> Totals:
-    """The totals of the shards that earlier runs published, read back in Ray tasks."""
-    totals = Totals()
-    done = sorted(set(range(plan.shards)) - set(missing))
-    chunks = [done[start : start + STATISTICS_A_TASK] for start in range(0, len(done), STATISTICS_A_TASK)]
-    running: deque[ray.ObjectRef] = deque()
-    for chunk in chunks:
-        running.append(_statistics.remote(settings.output, chunk, settings.formats[-1]))
-        if len(running) > STATISTICS_IN_FLIGHT:
-            totals.add(ray.get(running.popleft()))
-    for part in running:
-        totals.add(ray.get(part))
-    return totals
-
-
-@ray.remote(num_cpus=1)
-def _statistics(output: str, shards: list[int], fmt: str) -> Totals:
-    totals = Totals()
-    for shard in shards:
-        totals.add(summarise(read_statistics(output, shard, fmt)))
-    return totals
 
 
 def _run(settings: SegmentSettings, work: pipeline.Work, missing: list[int]) -> tuple[Totals, float]:

@@ -30,7 +30,7 @@ if TYPE_CHECKING:  # CPU workers that read and write do without torch and its 50
     from segray.segmenter import Segmenter
 
 READ_THREADS = 8  # object stores answer late, not slowly: ask for several images at once
-# Kept for the life of the process: malloc would give new threads for each shard other arenas, and keep the memory of all.
+# They live as long as the process: to new ones for each shard malloc gives new arenas, and keeps the memory of all.
 _readers = ThreadPoolExecutor(READ_THREADS, thread_name_prefix="segray-read")
 UNMEASURED = Window(0, 0, 0, 0)
 

@@ -20,11 +20,11 @@ CLASSES = [
 class Positional(nn.Module):
     """An adversary: its logits depend on where in the tile a pixel stands, so that every wrong tile shows."""
 
-    def __init__(self, tile: int, bands: int) -> None:
+    def __init__(self, tile: int, bands: int = 3, classes: int = len(CLASSES)) -> None:
         super().__init__()
         generator = torch.Generator().manual_seed(7)
-        self.register_buffer("bias", torch.randn(1, len(CLASSES), tile, tile, generator=generator) * 2)
-        self.mix = nn.Conv2d(bands, len(CLASSES), 5, padding=2)
+        self.register_buffer("bias", torch.randn(1, classes, tile, tile, generator=generator) * 2)
+        self.mix = nn.Conv2d(bands, classes, 5, padding=2, bias=False)
         with torch.no_grad():
             self.mix.weight.copy_(torch.randn(self.mix.weight.shape, generator=generator))
 

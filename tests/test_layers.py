@@ -17,7 +17,7 @@ LAYERS = {
         "storage model_dir shards plan archives datasets report settings walk summary reading loading inspection "
         "validation trainer training_job training_state training_remote training_console made_up stages peers"
     ),
-    "ray": "cluster planning pipeline segmentation evaluation training throughput scaling simulation benchmark",
+    "ray": "cluster planning pipeline outputs segmentation evaluation training throughput scaling simulation benchmark",
 }
 ORDER = [*LAYERS, "jobs"]
 LAYER_OF = {name: layer for layer, names in LAYERS.items() for name in names.split()}

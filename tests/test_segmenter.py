@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+from models import Positional
 from torch import nn
 
 from segray.canvas import CONFIDENCE_UNIT
@@ -18,20 +19,6 @@ from segray.segmenter import Segmenter
 HEIGHT, WIDTH = 203, 157
 K = 4
 LATTICE = Lattice(32, 8)
-
-
-class Positional(nn.Module):
-    """An adversary: its logits depend on where in the tile a pixel stands, so that every wrong tile shows."""
-
-    def __init__(self, tile: int) -> None:
-        super().__init__()
-        generator = torch.Generator().manual_seed(7)
-        self.register_buffer("bias", torch.randn(1, K, tile, tile, generator=generator) * 3)
-        self.mix = nn.Conv2d(3, K, 5, padding=2, padding_mode="reflect")
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """(N, 3, P, P) -> (N, K, P, P)."""
-        return self.mix(x) + self.bias
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -56,8 +43,7 @@ def scene(height: int = HEIGHT, width: int = WIDTH, seed: int = 0) -> tuple[np.n
 
 
 def adversary(tile: int = 32, overlap: int = 8, **options: object) -> Segmenter:
-    torch.manual_seed(1)
-    return Segmenter(Positional(tile), spec(tile, overlap), num_classes=K, **{"blend": "taper", **options})
+    return Segmenter(Positional(tile, classes=K), spec(tile, overlap), num_classes=K, **{"blend": "taper", **options})
 
 
 def region_of(pixels: np.ndarray, valid: np.ndarray, block: Window, *, window: int, lattice: Lattice) -> Region:
@@ -181,7 +167,7 @@ def test_tiles_without_data_never_reach_the_network():
     pixels, valid = scene(200, 200)
     valid[:] = False
     valid[5, 5] = True
-    segmenter = Segmenter(Spy(32), spec(), num_classes=K)
+    segmenter = Segmenter(Spy(32, classes=K), spec(), num_classes=K)
     mask = segmenter.mask_image(pixels, valid)
     assert sum(seen) == 1
     assert (mask != IGNORE).sum() == 1
@@ -228,6 +214,6 @@ def test_batches_run_across_small_images():
     pixels, valid = scene(32, 32)
     whole = Window(0, 0, 32, 32)
     regions = [region_of(pixels, valid, whole, window=64, lattice=LATTICE) for _ in range(10)]
-    results = list(Segmenter(Spy(32), spec(), num_classes=K, blend="taper", batch_size=4).segment(regions))
+    results = list(Segmenter(Spy(32, classes=K), spec(), num_classes=K, blend="taper", batch_size=4).segment(regions))
     assert sizes == [4, 4, 2]
     assert len(results) == 10

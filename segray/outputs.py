@@ -1,0 +1,135 @@
+"""What the output of a segmentation holds of its job: the plan, the shards that are committed, their sums."""
+
+from __future__ import annotations
+
+import re
+from collections import deque
+from collections.abc import Iterator
+
+import numpy as np
+import ray
+
+from segray import plan as plans
+from segray.archives import open_archive
+from segray.errors import SegrayError
+from segray.masks import IGNORE
+from segray.model_dir import Description
+from segray.pipeline import Work
+from segray.planning import finish_plan, make_plan
+from segray.settings import SegmentSettings
+from segray.shards import EXTENSIONS, read_statistics
+from segray.storage import exists, join, list_files, remove
+from segray.summary import Totals, summarise
+
+STATISTICS_A_TASK = 64
+STATISTICS_IN_FLIGHT = 256  # tasks
+
+
+def plan_of(settings: SegmentSettings, description: Description, work: Work) -> plans.Plan:
+    """The plan on the output if it is of this job, else a new one; fills in nothing of the masks."""
+    archive = open_archive(settings.archive)
+    next(iter(archive.images()))  # before anything is removed: SegrayError when there is nothing to segment
+    if settings.overwrite:
+        _remove_results(settings)
+    plan = plans.load(work.plan)
+    if plan is not None:
+        digest = plans.ListingDigest()
+        for _ in digest.watch(archive.images()):
+            pass
+    elif exists(join(settings.output, "masks")):
+        raise SegrayError(f"{settings.output} holds masks but no plan; give another --output, or --overwrite")
+    else:
+        options = {"spec": work.spec, "explicit_bands": work.explicit_bands, "lattice": work.spec.lattice(work.blend)}
+        plan, digest = make_plan(work.plan, archive, shard_pixels=work.shard_pixels, **options)
+    wanted = plans.fingerprint(
+        archive=settings.archive,
+        listing=digest.hexdigest(),
+        images=digest.images,
+        model=description.digest,
+        settings=settings_of_pixels(settings, work),
+    )
+    if plan.fingerprint:
+        plans.check(plan, wanted)
+        return plan
+    return finish_plan(plan, wanted)
+
+
+def settings_of_pixels(settings: SegmentSettings, work: Work) -> dict:
+    """Every setting that can change a byte of a shard."""
+    spec = work.spec
+    return {
+        "tile": spec.tile,
+        "overlap": spec.overlap,
+        "blend": work.blend,
+        "bands": list(spec.bands) if work.explicit_bands else None,
+        "scale": spec.scale,
+        "precision": work.precision,
+        **({"compile": True} if work.compiled else {}),
+        "window": settings.window,
+        "shard_mpx": work.shard_pixels / 1e6,
+        "format": ",".join(settings.formats),
+        "device": "gpu" if work.on_gpu else "cpu",
+        **({"batch_size": work.batch_size} if work.on_gpu else {}),  # there kernels follow from it
+    }
+
+
+def metadata(settings: SegmentSettings, description: Description, work: Work) -> dict:
+    """What every shard of the job says of itself."""
+    return {
+        "format_version": plans.FORMAT_VERSION,
+        "classes": description.classes.to_json(),
+        "ignore_index": IGNORE,
+        "model_digest": description.digest,
+        "settings": settings_of_pixels(settings, work),
+    }
+
+
+def missing_shards(output: str, fmt: str, shards: int) -> list[int]:
+    """The shards that are not committed yet."""
+    missing = np.ones(shards, bool)
+    for uri in _mask_files(output):
+        match = re.search(rf"/shard-(\d+)\.{EXTENSIONS[fmt]}$", uri)
+        if match and int(match.group(1)) < shards:
+            missing[int(match.group(1))] = False
+    return np.flatnonzero(missing).tolist()
+
+
+def earlier(settings: SegmentSettings, plan: plans.Plan, missing: list[int]) -> Totals:
+    """The totals of the shards that earlier runs published, read back in Ray tasks."""
+    totals = Totals()
+    done = sorted(set(range(plan.shards)) - set(missing))
+    chunks = [done[start : start + STATISTICS_A_TASK] for start in range(0, len(done), STATISTICS_A_TASK)]
+    running: deque[ray.ObjectRef] = deque()
+    for chunk in chunks:
+        running.append(_statistics.remote(settings.output, chunk, settings.formats[-1]))
+        if len(running) > STATISTICS_IN_FLIGHT:
+            totals.add(ray.get(running.popleft()))
+    for part in running:
+        totals.add(ray.get(part))
+    return totals
+
+
+def _remove_results(settings: SegmentSettings) -> None:
+    """Remove what an earlier run left; SegrayError when OUTPUT/masks holds files of somebody else."""
+    for uri in _mask_files(settings.output):
+        if not re.search(r"/shard-\d{8}\.(parquet|tar)$", uri):
+            raise SegrayError(f"{uri} is no mask shard, so nothing is overwritten; give another --output")
+    for name in ("plan", "masks", "summary.json", "report.html"):
+        remove(join(settings.output, name))
+
+
+def _mask_files(output: str) -> Iterator[str]:
+    """The URIs of what is under OUTPUT/masks."""
+    try:
+        for file in list_files(join(output, "masks")):
+            yield file.uri
+    except FileNotFoundError:
+        return
+
+
+@ray.remote(num_cpus=1)
+def _statistics(output: str, shards: list[int], fmt: str) -> Totals:
+    totals = Totals()
+    for shard in shards:
+        totals.add(summarise(read_statistics(output, shard, fmt)))
+    return totals
