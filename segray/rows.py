@@ -116,11 +116,11 @@ def top_class(probability: torch.Tensor, dim: int) -> tuple[torch.Tensor, torch.
     if probability.device.type != "cpu":
         value, index = probability.max(dim)
         return value, index.to(torch.uint8)
-    value = probability.amax(dim)  # on CPUs argmax takes up to 100 times as long as this
-    lower = (probability != value.unsqueeze(dim)).view(torch.uint8)
-    label = torch.zeros(value.shape, dtype=torch.uint8)
-    for index in reversed(range(probability.shape[dim] - 1)):  # 0 at the top class, else 1 + that of the others
-        label.add_(1).mul_(lower.select(dim, index))
+    first, *others = probability.unbind(dim)  # on CPUs argmax takes up to 100 times as long as this
+    value, label = first, torch.zeros(first.shape, dtype=torch.uint8)
+    for index, other in enumerate(others, 1):
+        label = torch.maximum(label, (other > value).view(torch.uint8).mul_(index))
+        value = torch.maximum(value, other)
     return value, label
 
 
