@@ -134,7 +134,6 @@ class SegmentActor:
     def __init__(self, work: Work, staged: bool) -> None:
         self.work, self.staged = work, staged
         self.segmenter = work.segmenter()
-        self.segmenter.try_a_tile()  # the first one takes several times as long; it belongs to the start
 
     def __call__(self, batch: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
         """One shard: {"shard"} or {"shard", "head", "body"} to {"shard", "totals"} or {"shard", "head", "body"}."""
@@ -169,12 +168,12 @@ def _probe(work: Work) -> str:
     from segray.inference import default_precision
 
     precision = work.precision or default_precision("cuda" if work.on_gpu else "cpu")
-    make_segmenter(replace(work, precision=precision)).try_a_tile()
+    make_segmenter(replace(work, precision=precision))
     return precision
 
 
 def make_segmenter(work: Work) -> walk.Segmenter:
-    """The segmenter of a model directory on this process's device."""
+    """The segmenter of a model directory on this process's device, once it took a tile; ModelError when it does not."""
     import torch
 
     from segray.inference import keep_memory
@@ -184,7 +183,7 @@ def make_segmenter(work: Work) -> walk.Segmenter:
         torch.set_num_threads(work.threads)
         keep_memory()
     network = load_network(read_description(work.model))
-    return Segmenter(
+    segmenter = Segmenter(
         network,
         work.spec,
         num_classes=len(work.classes),
@@ -195,6 +194,8 @@ def make_segmenter(work: Work) -> walk.Segmenter:
         static_batch=getattr(network, "batch", None),
         compiled=work.compiled,
     )
+    segmenter.try_a_tile()  # the first one takes several times as long
+    return segmenter
 
 
 def run(work: Work, shards: list[int], *, actors: tuple[int, int], on_result: Callable[[Totals], None]) -> None:
