@@ -138,7 +138,7 @@ def _count(settings: EvaluateSettings, work: pipeline.Work, samples: int) -> Cou
             batch_size=1,
             compute=ActorPoolStrategy(min_size=low, max_size=high),
             max_task_retries=1,
-            **({"num_gpus": 1, "num_cpus": 0} if work.on_gpu else {"num_cpus": work.threads}),
+            **work.actor_options(),
         )
     pipeline.configure()
     ray.data.DataContext.get_current().max_errored_blocks = 0  # every image counts

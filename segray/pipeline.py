@@ -91,6 +91,13 @@ class Work:
         """The actors that hold the network, from fewest to most, with so many shards in flight each."""
         return ActorPoolStrategy(min_size=actors[0], max_size=actors[1], max_tasks_in_flight_per_actor=in_flight)
 
+    def actor_options(self, *, staged: bool = False) -> dict:
+        """What an actor that holds the network asks of Ray."""
+        if self.on_gpu:
+            return {"num_gpus": 1, "num_cpus": 0}  # readers and writers must find a core beside any number of actors
+        cores = {"resources": {STAGES: 0.001}, "num_cpus": 0} if staged else {"num_cpus": self.threads}
+        return {**cores, "runtime_env": ONE_ARENA}
+
     def publish(
         self, shard: int, results: Iterable[walk.Segmented], costs: Costs, *, role: str = "actor"
     ) -> dict[str, object]:
@@ -261,12 +268,6 @@ def _chain(work: Work, rows: Dataset, actors: tuple[int, int]) -> Iterator[dict]
 
 
 def _segment(rows: Dataset, work: Work, actors: tuple[int, int], *, staged: bool) -> Dataset:
-    if work.on_gpu:
-        options = {"num_gpus": 1, "num_cpus": 0}  # readers and writers must find a core beside any number of actors
-    elif staged:
-        options = {"resources": {STAGES: 0.001}, "num_cpus": 0, "runtime_env": ONE_ARENA}
-    else:
-        options = {"num_cpus": work.threads, "runtime_env": ONE_ARENA}
     with retries_bounded():
         return rows.map_batches(
             SegmentActor,
@@ -274,7 +275,7 @@ def _segment(rows: Dataset, work: Work, actors: tuple[int, int], *, staged: bool
             batch_size=1,
             compute=work.pool(actors, SHARDS_AN_ACTOR if staged else 2),
             max_task_retries=1,
-            **options,
+            **work.actor_options(staged=staged),
         )
 
 

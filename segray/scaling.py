@@ -19,7 +19,7 @@ from segray.made_up import archive_of, model_of
 from segray.settings import BenchmarkSettings, EvaluateSettings, SegmentSettings
 from segray.shards import read_statistics
 from segray.storage import join
-from segray.throughput import run_job
+from segray.throughput import SPANS, run_job
 
 log = logging.getLogger("segray")
 MEMORY_SIDE, GROWTH_SIDE = 6000, 4000  # of the smallest made-up GeoTIFF, pixels
@@ -27,6 +27,7 @@ MEMORY_NETWORK = "encoder_decoder?width=8"  # cheap: what is asked is what comes
 GROWTH_NETWORK = "unet"  # the smallest archive must take seconds, since actors begin and end up to one apart
 MEMORY_TIMES = 10  # in each direction
 GROWTH_TIMES = (1, 2, 4)  # in each direction
+_seconds = SPANS["first shard to last commit"]
 LATTICES = ((256, 32), (256, 64), (512, 64), (512, 128), (1024, 64), (1024, 128))  # tile, overlap
 
 
@@ -103,11 +104,6 @@ def _mpx(summary: dict) -> float:
 
 def _seconds_a_mpx(summary: dict) -> float:
     return _seconds(summary) / _mpx(summary)
-
-
-def _seconds(summary: dict) -> float:
-    """From the first shard's start to the last commit."""
-    return summary["seconds"] - (summary["start_up_seconds"] or 0.0)
 
 
 def lattice_table(settings: BenchmarkSettings) -> dict:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 
+import pyarrow.parquet as pq
 import pytest
 
 from segray.errors import SegrayError
@@ -85,6 +86,15 @@ def test_shards_over_several_files_are_read_back_one_by_one(store):
     assert len(list(list_files(store))) == 2
     for number in (0, 7, 8, SHARDS_A_FILE - 1, SHARDS_A_FILE, SHARDS_A_FILE + 4):
         assert read_shard(store, number) == shards[number]
+
+
+def test_row_groups_hold_few_items_however_full_the_shards_are(tmp_path, monkeypatch):
+    monkeypatch.setattr("segray.plan.ITEMS_A_GROUP", 10)
+    shards = [[Item(image=f"{number}-{k}.png", etag="") for k in range(4)] for number in range(8)]
+    assert write_files(str(tmp_path), shards) == (8,)
+    metadata = pq.read_metadata(tmp_path / "plan-00000.parquet")
+    assert [metadata.row_group(k).num_rows for k in range(metadata.num_row_groups)] == [12, 12, 8]
+    assert [read_shard(str(tmp_path), number) for number in range(8)] == shards
 
 
 def test_exactly_full_files_and_no_shards(tmp_path):
