@@ -35,12 +35,13 @@ PIXELS_A_BYTE = {".jpg": 4.0, ".jpeg": 4.0, ".webp": 8.0}
 class Item:
     """A piece of work: a block of windows of an image, or a whole image whose size is known once it is read.
 
-    height, width: of the block in pixels, 0 for a whole image not yet measured. error: why the image cannot be
-    segmented, known from its header. estimate: pixels of work, about.
+    part: see `storage.File`. height, width: of the block in pixels, 0 for a whole image not yet measured. error: why the
+    image cannot be segmented, known from its header. estimate: pixels of work, about.
     """
 
     image: str
     etag: str
+    part: str = ""
     row_off: int = 0
     col_off: int = 0
     height: int = 0
@@ -61,6 +62,7 @@ SCHEMA = pa.schema(
         pa.field("shard", pa.int64()),
         pa.field("image", pa.string()),
         pa.field("etag", pa.string()),
+        pa.field("part", pa.string()),
         *(
             pa.field(name, pa.int32())
             for name in ("row_off", "col_off", "height", "width", "image_height", "image_width")
@@ -90,12 +92,12 @@ class Plan:
 def whole(file: File) -> Item:
     """The item of a picture that is planned by its listed size alone."""
     pixels = int(file.size * PIXELS_A_BYTE.get(ending(file.uri), 1.0)) + 1
-    return Item(image=file.uri, etag=file.etag, estimate=pixels)
+    return Item(image=file.uri, etag=file.etag, part=file.part, estimate=pixels)
 
 
 def cut(file: File, *, height: int, width: int, lattice: Lattice, shard_pixels: int) -> Iterator[Item]:
     """The items of an image of known size: blocks of about a shard's pixels."""
-    base = Item(image=file.uri, etag=file.etag, image_height=height, image_width=width)
+    base = Item(image=file.uri, etag=file.etag, part=file.part, image_height=height, image_width=width)
     for block in blocks(height, width, lattice, shard_pixels):
         yield replace(base, **asdict(block), estimate=block.pixels)
 

@@ -160,6 +160,16 @@ def read_statistics(output: str, shard: int, fmt: str) -> list[dict]:
     return [{name: value for name, value in json.loads(text).items() if name in STATISTICS} for text in texts]
 
 
+def read_metadata(output: str, shard: int, fmt: str) -> dict:
+    """What a published shard says of its job: classes, ignore index, model digest, settings."""
+    uri = shard_uri(output, shard, fmt)
+    if fmt == "parquet":
+        return json.loads(pq.read_schema(io.BytesIO(_without_masks(uri))).metadata[b"segray"])
+    with tarfile.open(fileobj=io.BytesIO(read_bytes(uri))) as tar:
+        first = next(member for member in tar if member.name.endswith(".json"))
+        return json.loads(tar.extractfile(first).read())["segray"]
+
+
 def read_masks(output: str, shard: int, fmt: str) -> list[tuple[dict, bytes | None]]:
     """(row, PNG bytes or None) of every row of a published shard."""
     data = read_bytes(shard_uri(output, shard, fmt))

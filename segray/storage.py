@@ -27,11 +27,17 @@ FINAL_ERRORS = (FileNotFoundError, FileExistsError, PermissionError, IsADirector
 
 @dataclass(frozen=True, slots=True)
 class File:
-    """An object of a store: URI, size in bytes, and a tag that changes when its content does."""
+    """An object of a store, or a member of one: URI, size in bytes, and a tag that changes when its content does.
+
+    part: where a member lies in the file that holds it, in the words of its format; "" for a file of its own. error:
+    why a member cannot be read, known from its name or its size.
+    """
 
     uri: str
     size: int
     etag: str
+    part: str = ""
+    error: str | None = None
 
 
 def filesystem(uri: str) -> tuple[AbstractFileSystem, str]:
