@@ -6,7 +6,7 @@ import json
 import logging
 import pickle
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import ray
@@ -111,7 +111,8 @@ class EvaluateActor:
     def _picture(
         self, sample: datasets.Sample, prediction: np.ndarray, *, truth: np.ndarray, matrix: np.ndarray
     ) -> tuple[float, Picture]:
-        raster = read_for(sample.image, self.work.spec, explicit_bands=self.work.explicit_bands)
+        spec = replace(self.work.spec, resolution=None)  # as large as the mask
+        raster = read_for(sample.image, spec, explicit_bands=self.work.explicit_bands)
         step = max(1, -(-max(truth.shape) // PICTURE_SIDE))
         small = np.s_[::step, ::step]
         iou = scores(matrix)["miou"]

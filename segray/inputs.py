@@ -20,7 +20,8 @@ class InputSpec:
     """What a network assumes: x = (pixel * scale - mean) / std over the bands, in tiles of one size and resolution.
 
     bands: 0-based source bands in network order. scale: factor to the unit of mean and std. mean, std: one a band.
-    tile, overlap: pixels. resolution: metres a pixel, or None when the network was trained on any.
+    tile, overlap: pixels. resolution: metres a pixel, or None when the network was trained on any. band_names: of the
+    bands in network order, for images that name theirs; they go before `bands`.
     """
 
     bands: tuple[int, ...]
@@ -30,6 +31,7 @@ class InputSpec:
     tile: int = 512
     overlap: int = 64
     resolution: float | None = None
+    band_names: tuple[str, ...] | None = None
 
     def __post_init__(self) -> None:
         Lattice(self.tile, self.overlap)  # raises
@@ -43,6 +45,20 @@ class InputSpec:
     def lattice(self, blend: str) -> Lattice:
         """The lattice of the tiles, which are joined as `blend` says."""
         return Lattice(self.tile, self.overlap, blend)
+
+    def for_bands(self, names: tuple[str, ...], source: str) -> InputSpec:
+        """This spec with `bands` those of the names, in an image whose bands have these; MismatchError if it lacks one.
+
+        Upper and lower case are the same.
+        """
+        if self.band_names is None:
+            return self
+        known = [name.lower() for name in names]
+        for name in self.band_names:
+            if known.count(name.lower()) != 1:
+                has = f"names its bands {', '.join(names)}" if any(names) else "names no band"
+                raise MismatchError(f"{source} {has}, so --bands {name} cannot be found; give numbers, as in 0,1,2")
+        return replace(self, bands=tuple(known.index(name.lower()) for name in self.band_names))
 
     def with_overrides(self, **changes: object) -> InputSpec:
         """This spec with those of tile, overlap, bands and scale that are not None replaced."""

@@ -63,7 +63,7 @@ def save_model(description: Description, network: nn.Module) -> None:
         "network": description.network,
         "classes": description.classes.to_json(),
         "ignore_index": IGNORE,
-        "input": asdict(description.spec),
+        "input": {name: value for name, value in asdict(description.spec).items() if name != "band_names"},
         "metrics": description.metrics,
         "training": description.training,
         "weights_sha256": hashlib.sha256(weights).hexdigest(),

@@ -5,13 +5,16 @@ from __future__ import annotations
 import re
 from collections import deque
 from collections.abc import Iterator
+from dataclasses import asdict
 
 import numpy as np
 import ray
 
 from segray import plan as plans
 from segray.archives import open_archive
+from segray.archives.options import ArchiveOptions
 from segray.errors import SegrayError
+from segray.expand import Cutting
 from segray.masks import IGNORE
 from segray.model_dir import Description
 from segray.pipeline import Work
@@ -21,13 +24,14 @@ from segray.shards import EXTENSIONS, read_statistics
 from segray.storage import exists, join, list_files, remove
 from segray.summary import Totals, summarise
 
+PLAIN = ArchiveOptions()
 STATISTICS_A_TASK = 64
 STATISTICS_IN_FLIGHT = 256  # tasks
 
 
 def plan_of(settings: SegmentSettings, description: Description, work: Work) -> plans.Plan:
     """The plan on the output if it is of this job, else a new one; fills in nothing of the masks."""
-    archive = open_archive(settings.archive)
+    archive = open_archive(settings.archive, settings.archive_options)
     next(iter(archive.images()))  # before anything is removed: SegrayError when there is nothing to segment
     if settings.overwrite:
         _remove_results(settings)
@@ -39,8 +43,14 @@ def plan_of(settings: SegmentSettings, description: Description, work: Work) -> 
     elif exists(join(settings.output, "masks")):
         raise SegrayError(f"{settings.output} holds masks but no plan; give another --output, or --overwrite")
     else:
-        options = {"spec": work.spec, "explicit_bands": work.explicit_bands, "lattice": work.spec.lattice(work.blend)}
-        plan, digest = make_plan(work.plan, archive, shard_pixels=work.shard_pixels, **options)
+        cutting = Cutting(
+            spec=work.spec,
+            explicit_bands=work.explicit_bands,
+            lattice=work.spec.lattice(work.blend),
+            shard_pixels=work.shard_pixels,
+            options=settings.archive_options,
+        )
+        plan, digest = make_plan(work.plan, archive, cutting)
     wanted = plans.fingerprint(
         archive=settings.archive,
         listing=digest.hexdigest(),
@@ -61,14 +71,16 @@ def settings_of_pixels(settings: SegmentSettings, work: Work) -> dict:
         "tile": spec.tile,
         "overlap": spec.overlap,
         "blend": work.blend,
-        "bands": list(spec.bands) if work.explicit_bands else None,
+        "bands": list(settings.bands) if settings.bands else None,
         "scale": spec.scale,
+        **({"resolution": spec.resolution, "grid": settings.grid} if spec.resolution else {}),
         "precision": work.precision,
         **({"compile": True} if work.compiled else {}),
         "window": settings.window,
         "shard_mpx": work.shard_pixels / 1e6,
         "format": ",".join(settings.formats),
         "device": "gpu" if work.on_gpu else "cpu",
+        **{name: value for name, value in asdict(settings.archive_options).items() if value != getattr(PLAIN, name)},
         **({"batch_size": work.batch_size} if work.on_gpu else {}),  # there kernels follow from it
     }
 

@@ -77,11 +77,12 @@ class Work:
     threads: int
     compiled: bool = False
     shard_pixels: int = 0
+    enlarge: bool = True
 
     def readings(self, items: list[plans.Item]) -> Iterator[walk.Reading]:
         """The items of a shard read."""
         options = {"blend": self.blend, "window": self.window, "explicit_bands": self.explicit_bands}
-        return walk.read_items(items, self.spec, **options)
+        return walk.read_items(items, self.spec, **options, enlarge=self.enlarge)
 
     def segmenter(self) -> walk.Segmenter:
         """The segmenter of this process's device."""

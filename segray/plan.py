@@ -17,10 +17,11 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from segray.archives.images import ending
+from segray import grid
 from segray.errors import SegrayError
-from segray.grid import Lattice, Window, blocks
-from segray.storage import File, exists, filesystem, join, publish, read_text, retry
+from segray.grid import Lattice, Window
+from segray.resample import Scaling
+from segray.storage import File, ending, exists, filesystem, join, publish, read_text, retry
 
 SHARDS_A_FILE = 1024
 # In a row group: with a shard each, a worker would parse the places of 1024 to find its own; items bound the driver.
@@ -35,8 +36,9 @@ PIXELS_A_BYTE = {".jpg": 4.0, ".jpeg": 4.0, ".webp": 8.0}
 class Item:
     """A piece of work: a block of windows of an image, or a whole image whose size is known once it is read.
 
-    part: see `storage.File`. height, width: of the block in pixels, 0 for a whole image not yet measured. error: why the
-    image cannot be segmented, known from its header. estimate: pixels of work, about.
+    part: see `storage.File`. height, width: of the block in pixels, 0 for a whole image not yet measured. error: why
+    the image cannot be segmented, known from its header. estimate: pixels of work, about. source_height, source_width:
+    of an image that is segmented on a coarser grid, which all else is about; 0 otherwise.
     """
 
     image: str
@@ -48,6 +50,8 @@ class Item:
     width: int = 0
     image_height: int = 0
     image_width: int = 0
+    source_height: int = 0
+    source_width: int = 0
     estimate: int = 0
     error: str | None = None
 
@@ -55,6 +59,14 @@ class Item:
     def block(self) -> Window | None:
         """The rectangle to segment; None for the whole image."""
         return Window(self.row_off, self.col_off, self.height, self.width) if self.height else None
+
+    @property
+    def scaling(self) -> Scaling | None:
+        """How the image and its coarser grid correspond; None where it is segmented as it is."""
+        if not self.source_height:
+            return None
+        source = {"height": self.source_height, "width": self.source_width}
+        return Scaling(**source, to_height=self.image_height, to_width=self.image_width)
 
 
 SCHEMA = pa.schema(
@@ -67,6 +79,8 @@ SCHEMA = pa.schema(
             pa.field(name, pa.int32())
             for name in ("row_off", "col_off", "height", "width", "image_height", "image_width")
         ),
+        pa.field("source_height", pa.int32()),
+        pa.field("source_width", pa.int32()),
         pa.field("estimate", pa.int64()),
         pa.field("error", pa.string()),
     ]
@@ -95,10 +109,26 @@ def whole(file: File) -> Item:
     return Item(image=file.uri, etag=file.etag, part=file.part, estimate=pixels)
 
 
-def cut(file: File, *, height: int, width: int, lattice: Lattice, shard_pixels: int) -> Iterator[Item]:
-    """The items of an image of known size: blocks of about a shard's pixels."""
-    base = Item(image=file.uri, etag=file.etag, part=file.part, image_height=height, image_width=width)
-    for block in blocks(height, width, lattice, shard_pixels):
+def cut(
+    file: File,
+    *,
+    height: int,
+    width: int,
+    lattice: Lattice,
+    shard_pixels: int,
+    scaling: Scaling | None = None,
+    blocks: Iterable[Window] | None = None,
+) -> Iterator[Item]:
+    """The items of an image of known size: blocks of about a shard's pixels, or those given, if only some have data.
+
+    scaling: the coarser grid on which it is segmented.
+    """
+    source: dict[str, int] = {}
+    if scaling is not None:
+        source = {"source_height": height, "source_width": width}
+        height, width = scaling.to_height, scaling.to_width
+    base = Item(image=file.uri, etag=file.etag, part=file.part, image_height=height, image_width=width, **source)
+    for block in grid.blocks(height, width, lattice, shard_pixels) if blocks is None else blocks:
         yield replace(base, **asdict(block), estimate=block.pixels)
 
 

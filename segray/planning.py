@@ -4,41 +4,35 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Iterable, Iterator
-from itertools import chain, islice
+from itertools import chain
 
-import numpy as np
 import ray
 
 from segray.archives import Archive
-from segray.archives.images import is_picture, read_header
-from segray.errors import ImageError, MismatchError, SegrayError
-from segray.grid import Lattice
-from segray.inputs import InputSpec, check_pixels
-from segray.plan import Item, ListingDigest, Plan, cut, group, save, whole, write_files
+from segray.archives.members import kind_of
+from segray.errors import SegrayError
+from segray.expand import Cutting, Found, expand, is_small
+from segray.plan import Item, ListingDigest, Plan, group, save, whole, write_files
 from segray.storage import File
 
 FILES_A_TASK = 500
-MAX_BLOCK_BYTES = 2**29  # of a block of many bands or wide types: an actor holds it whole
 TASKS_IN_FLIGHT = 64  # bounds what the driver holds, and keeps a cluster busy
-# A picture up to this size is planned from its listing alone: no request per object. Larger ones may need cutting.
-SMALL_PICTURE_BYTES = 4 * 2**20
+Running = list[Item] | ray.ObjectRefGenerator
 
 
-def make_plan(
-    uri: str, archive: Archive, *, spec: InputSpec, explicit_bands: bool, lattice: Lattice, shard_pixels: int
-) -> tuple[Plan, ListingDigest]:
+def make_plan(uri: str, archive: Archive, cutting: Cutting) -> tuple[Plan, ListingDigest]:
     """Write the plan files of an archive; `finish_plan` makes them valid. Memory does not grow with the archive.
 
     SegrayError when no image of the archive can be segmented, with the reason of the first.
     """
-    digest = ListingDigest()
-    files = digest.watch(archive.images())
-    seen = _Seen()
-    items = seen.watch(_items(files, spec, explicit_bands, lattice, shard_pixels))
-    counts = write_files(uri, group(items, shard_pixels))
-    if seen.error and not seen.usable:
-        raise SegrayError(f"none of the {digest.images} images can be segmented; the first: {seen.error}")
-    return Plan(uri=uri, fingerprint={}, files=counts, images=digest.images, skipped=archive.skipped), digest
+    digest, seen = ListingDigest(), _Seen()
+    items = seen.watch(_items(digest.watch(archive.images()), cutting, seen))
+    counts = write_files(uri, group(items, cutting.shard_pixels))
+    if not seen.usable:
+        reason = f"the first: {seen.error}" if seen.error else "it holds files for images, but no image in them"
+        raise SegrayError(f"none of the {seen.images} images can be segmented; {reason}")
+    plan = Plan(uri=uri, fingerprint={}, files=counts, images=seen.images, skipped=archive.skipped + seen.skipped)
+    return plan, digest
 
 
 def finish_plan(plan: Plan, fingerprint: dict) -> Plan:
@@ -48,64 +42,63 @@ def finish_plan(plan: Plan, fingerprint: dict) -> Plan:
     return finished
 
 
-def _items(
-    files: Iterable[File], spec: InputSpec, explicit_bands: bool, lattice: Lattice, shard_pixels: int
-) -> Iterator[Item]:
-    """The items of the files in listing order, whatever order the header tasks end in."""
-    running: deque[list[Item] | ray.ObjectRef] = deque()
-    stream = iter(files)
-    while chunk := tuple(islice(stream, FILES_A_TASK)):
-        if all(_is_small(file) for file in chunk):
+def _items(files: Iterable[File], cutting: Cutting, seen: _Seen) -> Iterator[Item]:
+    """The items of the files in listing order, whatever order the tasks end in."""
+    running: deque[Running] = deque()
+    for chunk in _chunks(files):
+        if all(is_small(file) for file in chunk):
             running.append([whole(file) for file in chunk])
         else:
-            running.append(_measure.remote(chunk, spec, explicit_bands, lattice, shard_pixels))
+            running.append(_expand.remote(chunk, cutting))
         while running and (isinstance(running[0], list) or len(running) >= TASKS_IN_FLIGHT):
-            yield from _done(running.popleft())
-    yield from chain.from_iterable(_done(items) for items in running)
+            yield from _done(running.popleft(), seen)
+    yield from chain.from_iterable(_done(items, seen) for items in running)
 
 
-def _done(items: list[Item] | ray.ObjectRef) -> list[Item]:
-    return items if isinstance(items, list) else ray.get(items)
+def _chunks(files: Iterable[File]) -> Iterator[tuple[File, ...]]:
+    """Some hundred images each, or one file that holds many."""
+    chunk: list[File] = []
+    for file in files:
+        alone = kind_of(file.uri) is not None
+        if chunk and (alone or len(chunk) == FILES_A_TASK):
+            yield tuple(chunk)
+            chunk = []
+        if alone:
+            yield (file,)
+        else:
+            chunk.append(file)
+    if chunk:
+        yield tuple(chunk)
 
 
-def _is_small(file: File) -> bool:
-    return is_picture(file.uri) and file.size <= SMALL_PICTURE_BYTES
+def _done(running: Running, seen: _Seen) -> Iterator[Item]:
+    if isinstance(running, list):
+        yield from running
+        return
+    for ref in running:
+        found: Found = ray.get(ref)
+        seen.skipped += found.skipped
+        yield from found.items
 
 
-@ray.remote(num_cpus=1)
-def _measure(
-    files: tuple[File, ...], spec: InputSpec, explicit_bands: bool, lattice: Lattice, shard_pixels: int
-) -> list[Item]:
-    """The items of files whose headers must be read, several at once."""
-    from concurrent.futures import ThreadPoolExecutor
-
-    def items(file: File) -> list[Item]:
-        if _is_small(file):
-            return [whole(file)]
-        try:
-            header = read_header(file.uri)
-            if not (header.bands == 1 and header.dtype == "uint8"):  # 8-bit grey is judged when it is read
-                dtype = np.dtype(header.dtype)
-                check_pixels(spec, bands=header.bands, dtype=dtype, explicit_bands=explicit_bands, source=file.uri)
-        except (ImageError, MismatchError) as error:
-            return [Item(image=file.uri, etag=file.etag, estimate=1, error=str(error))]
-        most = MAX_BLOCK_BYTES // (header.bands * np.dtype(header.dtype).itemsize)
-        size = {"height": header.height, "width": header.width}
-        return list(cut(file, **size, lattice=lattice, shard_pixels=min(shard_pixels, most)))
-
-    with ThreadPoolExecutor(16) as pool:
-        return list(chain.from_iterable(pool.map(items, files)))
+@ray.remote(num_cpus=1, num_returns="streaming")
+def _expand(files: tuple[File, ...], cutting: Cutting) -> Iterator[Found]:
+    yield from expand(files, cutting)
 
 
 class _Seen:
-    """Remembers whether any item can be segmented, and the first reason why one cannot."""
+    """Counts images; remembers whether any item can be segmented, and the first reason why one cannot."""
 
     def __init__(self) -> None:
         self.usable = False
         self.error: str | None = None
+        self.images = self.skipped = 0
 
     def watch(self, items: Iterable[Item]) -> Iterator[Item]:
+        last = None
         for item in items:
+            self.images += item.image != last
+            last = item.image
             self.usable = self.usable or item.error is None
             self.error = self.error or item.error
             yield item

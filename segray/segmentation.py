@@ -78,7 +78,11 @@ def make_work(settings: PathSettings, description: Description) -> pipeline.Work
         )
     try:
         spec = description.spec.with_overrides(
-            tile=settings.tile, overlap=settings.overlap, bands=bands, scale=settings.scale
+            tile=settings.tile,
+            overlap=settings.overlap,
+            **({"band_names": bands} if bands and isinstance(bands[0], str) else {"bands": bands}),
+            scale=settings.scale,
+            resolution=settings.resolution,
         )
     except ValueError as error:
         raise SegrayError(f"{error}; correct --tile, --overlap or --bands") from error
@@ -98,6 +102,7 @@ def make_work(settings: PathSettings, description: Description) -> pipeline.Work
         on_gpu=False,
         threads=1,
         compiled=settings.compile,
+        enlarge=getattr(settings, "grid", "source") == "source",
     )
 
 
@@ -230,15 +235,18 @@ def _costs(this_run: Totals, started: float) -> dict:
 
 def _pictures(settings: SegmentSettings, work: pipeline.Work, plan: plans.Plan) -> Iterator[Picture]:
     """A few windows with their masks, from shards spread over the archive: the one of most classes in each."""
+    spec = replace(work.spec, resolution=None) if work.enlarge else work.spec
     for shard in sorted({int(s) for s in np.linspace(0, plan.shards - 1, PICTURES)}):
         rows = read_masks(settings.output, shard, settings.formats[-1])
+        parts = {item.image: item.part for item in plans.read_shard(work.plan, shard)}
         count = max(1, PICTURES // plan.shards)
         shown = [(row, mask) for row, mask in rows if row["status"] == OK]
         shown.sort(key=lambda pair: -sum(pixels > 0.02 * pair[0]["valid_pixels"] for pixels in pair[0]["pixel_counts"]))
         for row, mask in shown[:count]:
             window = Window(*(row[name] for name in ("row_off", "col_off", "height", "width")))
             try:
-                raster = read_for(row["image"], work.spec, window=window, explicit_bands=work.explicit_bands)
+                options = {"part": parts[row["image"]], "window": window, "explicit_bands": work.explicit_bands}
+                raster = read_for(row["image"], spec, **options)
             except ImageError:  # it could be read when it was segmented, and may be gone by now
                 continue
             part = window.within(raster.window)

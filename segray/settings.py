@@ -15,6 +15,7 @@ from typing import Any, TypeVar, get_args, get_type_hints
 import yaml
 from botocore.exceptions import BotoCoreError
 
+from segray.archives.options import ArchiveOptions
 from segray.errors import SegrayError
 from segray.grid import BLENDS
 from segray.storage import absolute, describe, exists, read_text
@@ -94,7 +95,10 @@ class PathSettings:
     tile: int | None = option("side of the tiles that the network sees, pixels (default: the model's)", None)
     overlap: int | None = option("overlap of neighbouring tiles, pixels (default: the model's)", None)
     blend: str = option("how overlapping tiles are joined: each up to the middle, or blended", "crop", BLENDS)
-    bands: tuple[int, ...] | None = option("0-based bands of the images that the network takes, as in 0,1,2", None)
+    bands: tuple[int | str, ...] | None = option(
+        "bands of the images that the network takes: 0-based numbers or names, as in 0,1,2 or red,green,blue", None
+    )
+    resolution: float | None = option("metres a pixel that the network sees (default: the model's)", None)
     scale: float | None = option("factor that brings pixel values to the model's unit (default: the model's)", None)
     device: str | None = option("where the network runs (default: gpu where the cluster has one)", None, ("cpu", "gpu"))
     precision: str | None = option(
@@ -105,9 +109,11 @@ class PathSettings:
     actors: str | None = option("MIN[:MAX] actors that hold the network (default: one a GPU, or one a CPU)", None)
 
     def __post_init__(self) -> None:
-        positive(self, "tile", "batch_size", "scale")
+        positive(self, "tile", "batch_size", "scale", "resolution")
         if self.actors is not None and not re.fullmatch(r"[1-9]\d*(:[1-9]\d*)?", self.actors):
             raise ValueError(f"--actors is MIN or MIN:MAX, as in 2 or 1:8, not {self.actors}")
+        if len({type(band) for band in self.bands or ()}) > 1:
+            raise ValueError(f"--bands are numbers or names, not both as in {','.join(map(str, self.bands))}")
         low, high = self.actor_range or (1, 1)
         if low > high:
             raise ValueError(f"--actors {self.actors} has a MIN above its MAX")
@@ -131,12 +137,19 @@ class EvaluateSettings(PathSettings):
 class SegmentSettings(PathSettings):
     """Settings of jobs/segment.py."""
 
-    archive: str = option("imagery to segment: a folder or prefix on any store")
+    archive: str = option("imagery to segment: a prefix, tar, zip, Parquet, tile set, list or STAC items, on any store")
+    tiles: str = option(
+        "what a tree of z/x/y files is; auto looks at its names", "auto", ("auto", "xyz", "tms", "none")
+    )
+    zoom: int | None = option("zoom level of tile sets (default: their highest)", None)
+    column: str | None = option("column of a Parquet or CSV archive with the images or their URIs", None)
+    asset: str | None = option("asset of STAC items (default: by its role)", None)
     format: str = option("formats of the mask shards, comma-separated: parquet, png", "parquet")
     window: int = option("side of the largest mask, pixels; larger images are cut", 2048)
     shard_mpx: float | None = option(
         "megapixels a shard, the unit of work, retry and commit (default: 64 on GPUs, 4 on CPUs)", None
     )
+    grid: str = option("grid of the masks of images that the network sees coarser", "source", ("source", "model"))
     max_failed: float = option("share of images that may fail before the exit status is 3", 0.01)
     overwrite: bool = option("start afresh, discarding the plan and the masks that OUTPUT holds", False)
 
@@ -148,6 +161,11 @@ class SegmentSettings(PathSettings):
             raise ValueError(f"--format is parquet, png or parquet,png, not {self.format}")
         if not 0 <= self.max_failed <= 1:
             raise ValueError(f"--max_failed is a share of 0 to 1, not {self.max_failed}")
+
+    @property
+    def archive_options(self) -> ArchiveOptions:
+        """What the user says about the archive."""
+        return ArchiveOptions(tiles=self.tiles, zoom=self.zoom, column=self.column, asset=self.asset)
 
     @property
     def formats(self) -> tuple[str, ...]:
@@ -265,7 +283,7 @@ def _add_flag(parser: argparse.ArgumentParser, item: Field, hint: Any) -> None:
     if kind is bool:
         parser.add_argument(f"--{item.name}", action=argparse.BooleanOptionalAction, help=text)
         return
-    kind = _integers if kind not in (str, int, float) else kind
+    kind = CONVERTERS.get(kind, kind)
     choices = item.metadata["choices"] or None
     parser.add_argument(f"--{item.name}", type=kind, choices=choices, help=text)
 
@@ -280,6 +298,15 @@ def _integers(text: str) -> tuple[int, ...]:
     if not all(re.fullmatch(r"\d+", part) for part in parts):
         raise argparse.ArgumentTypeError(f"{text!r} should be integers, as in 0,1,2")
     return tuple(int(part) for part in parts)
+
+
+def _bands(text: str) -> tuple[int | str, ...]:
+    """Numbers where they are; everything else is a name."""
+    parts = (part.strip() for part in text.split(","))
+    return tuple(int(part) if re.fullmatch(r"\d+", part) else part for part in parts if part)
+
+
+CONVERTERS: dict[Any, Callable[[str], tuple]] = {tuple[int, ...]: _integers, tuple[int | str, ...]: _bands}
 
 
 def _read_config(uri: str, settings_class: type, hints: dict[str, Any]) -> dict[str, Any]:
@@ -320,4 +347,4 @@ def _converted(kind: Any, value: Any) -> Any:
     if not isinstance(value, str):
         raise TypeError
     booleans = {"true": True, "yes": True, "on": True, "false": False, "no": False, "off": False}
-    return booleans[value.lower()] if kind is bool else kind(value) if scalar else _integers(value)
+    return booleans[value.lower()] if kind is bool else kind(value) if scalar else CONVERTERS[kind](value)

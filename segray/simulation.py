@@ -18,6 +18,8 @@ import ray
 from ray.data import ActorPoolStrategy
 
 from segray import pipeline
+from segray.archives.options import ArchiveOptions
+from segray.expand import Cutting
 from segray.grid import Lattice
 from segray.inputs import InputSpec
 from segray.masks import Classes
@@ -104,8 +106,8 @@ def plan_listing(*, images: int, shard_pixels: int) -> dict:
     """Plan a made-up listing in this process."""
     with tempfile.TemporaryDirectory(prefix="segray-") as folder:
         start = time.process_time()
-        options = {"explicit_bands": False, "lattice": Lattice(512, 64), "shard_pixels": shard_pixels}
-        plan, _ = make_plan(folder, MadeUpListing(images), spec=SPEC, **options)
+        options = {"lattice": Lattice(512, 64), "shard_pixels": shard_pixels, "options": ArchiveOptions()}
+        plan, _ = make_plan(folder, MadeUpListing(images), Cutting(spec=SPEC, explicit_bands=False, **options))
         planned = time.process_time()
         for _ in ListingDigest().watch(MadeUpListing(images).images()):
             pass

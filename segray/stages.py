@@ -43,6 +43,9 @@ TOGETHER_S = 600.0  # patience for the slowest process to start
 ALIGNED = 2048  # side of the windows that are decoded, pixels: no block of a common raster is decoded twice
 
 
+Decoding = tuple[str, str, Window | None]  # an image, its part of a file, and a window of it
+
+
 class Work(Protocol):
     """What must be known of the job to do its stages; `pipeline.Work` does."""
 
@@ -153,21 +156,22 @@ def pieces_of(files: Iterable[File]) -> list[tuple[str, int, int]]:
     ]
 
 
-def decode(work: Work, parts: list[tuple[str, Window | None]], clock: Clock) -> float:
+def decode(work: Work, parts: list[Decoding], clock: Clock) -> float:
     """Pixels of windows of images (None: whole) read and decoded; the windows do not overlap."""
 
-    def pixels(part: tuple[str, Window | None]) -> int:
-        return read_for(part[0], work.spec, window=part[1], explicit_bands=work.explicit_bands).valid.size
+    def pixels(decoding: Decoding) -> int:
+        image, part, window = decoding
+        return read_for(image, work.spec, part=part, window=window, explicit_bands=work.explicit_bands).valid.size
 
     with clock, ThreadPoolExecutor(READ_THREADS) as pool:
         return float(sum(in_order(pixels, parts, pool=pool, ahead=READ_THREADS)))
 
 
-def decodings(items: Iterable[Item]) -> list[tuple[str, Window | None]]:
+def decodings(items: Iterable[Item]) -> list[Decoding]:
     """What `decode` reads of the images of a plan: each pixel once, along the blocks that rasters are stored in."""
-    sizes = {item.image: (item.image_height, item.image_width) if item.block else None for item in items}
-    parts = ((image, windows(*size, ALIGNED) if size else [None]) for image, size in sizes.items())
-    return [(image, window) for image, found in parts for window in found]
+    sizes = {(item.image, item.part): (item.image_height, item.image_width) if item.block else None for item in items}
+    parts = ((place, windows(*size, ALIGNED) if size else [None]) for place, size in sizes.items())
+    return [(*place, window) for place, found in parts for window in found]
 
 
 def run_network(work: Work, shards: Iterable[int], clock: Clock) -> float:

@@ -7,7 +7,7 @@ import posixpath
 import time
 import uuid
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import TypeVar
 
@@ -57,6 +57,12 @@ def is_chain(uri: str) -> bool:
     return "::" in uri and protocol not in PLAIN_STORES
 
 
+def ending(uri: str) -> str:
+    """The ending of a file's name in lower case, as in .tif; of the first name in a chained URI."""
+    name = uri.split("::", maxsplit=1)[0] if is_chain(uri) else uri
+    return posixpath.splitext(name)[1].lower()
+
+
 def is_local(uri: str) -> bool:
     """Whether the URI names the local file system."""
     return _protocol(filesystem(uri)[0]) in ("file", "local")
@@ -65,6 +71,23 @@ def is_local(uri: str) -> bool:
 def join(uri: str, *parts: str) -> str:
     """The URI of something below a URI."""
     return posixpath.join(uri, *parts)
+
+
+def parent(uri: str) -> str:
+    """The URI of the folder in which something lies."""
+    return posixpath.dirname(uri)
+
+
+def is_absolute(uri: str) -> bool:
+    """Whether a text names a file by itself: a URI with a scheme, or an absolute path."""
+    return uri.startswith("/") or split_protocol(uri)[0] is not None
+
+
+def stat(file: File) -> File:
+    """The file with its size and etag asked from its store; FileNotFoundError or the store's error."""
+    fs, path = filesystem(file.uri)
+    info = retry(lambda: fs.info(path))
+    return replace(file, size=int(info["size"] or 0), etag=_etag(info))
 
 
 def local_path(uri: str) -> str | None:

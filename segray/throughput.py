@@ -57,7 +57,7 @@ def stages_table(settings: BenchmarkSettings) -> dict:
     if settings.peer:
         check_local(settings.output, *([settings.archive] if settings.archive else []))
     subject = _subject(settings)
-    images = [file.uri for file in open_archive(subject.job.archive).images()]
+    images = [file.uri for file in open_archive(subject.job.archive, subject.job.archive_options).images()]
     masks = {image: join(settings.output, "plain", f"{number:06d}.tif") for number, image in enumerate(images)}
     rounds = []
     with Workers(subject.cores) as workers, Workers(1) as device:
@@ -132,7 +132,7 @@ def _tiles(subject: Subject, workers: Workers) -> dict:
 def _costs(subject: Subject, workers: Workers, device: Workers, *, needed: int) -> dict[str, Cost]:
     """The cost of each stage; the amounts are megapixels of the archive."""
     work, shares, clock = subject.work, workers.shares, stages.Clock()
-    files = stages.list_images(open_archive(subject.job.archive), clock)
+    files = stages.list_images(open_archive(subject.job.archive, subject.job.archive_options), clock)
     items = [item for shard in range(subject.shards) for item in plans.read_shard(work.plan, shard)]
     target = join(subject.job.output, "stage")
     writing = [(subject.done, share, target) for share in shares(range(subject.shards))]

@@ -15,15 +15,18 @@ from dataclasses import dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING
 
+import numpy as np
+
 from segray.archives.images import read_for
 from segray.archives.raster import Raster
 from segray.errors import ImageError
 from segray.grid import Window, read_extent, split
 from segray.inputs import InputSpec
-from segray.masks import Classes
+from segray.masks import IGNORE, Classes
 from segray.plan import Item
 from segray.reading import in_order
 from segray.regions import Region, WindowMask
+from segray.resample import Scaling
 from segray.shards import MaskRow, Place, failed_row, mask_row
 
 if TYPE_CHECKING:  # CPU workers that read and write do without torch and its 500 MB
@@ -37,10 +40,14 @@ UNMEASURED = Window(0, 0, 0, 0)
 
 @dataclass(frozen=True, kw_only=True)
 class Reading:
-    """What became of an item: a region to segment, or the windows that failed and the reason. seconds: it took."""
+    """What became of an item: a region to segment, or the windows that failed and the reason. seconds: it took.
+
+    scaling: from the grid of the region to that of the image, where the masks are to be on the latter.
+    """
 
     place: Place
     region: Region | None = None
+    scaling: Scaling | None = None
     failed: tuple[Window, ...] = ()
     error: str | None = None
     seconds: float = 0.0
@@ -57,28 +64,34 @@ class Segmented:
 
 
 def read_items(
-    items: Iterable[Item], spec: InputSpec, *, blend: str, window: int, explicit_bands: bool
+    items: Iterable[Item], spec: InputSpec, *, blend: str, window: int, explicit_bands: bool, enlarge: bool = True
 ) -> Iterator[Reading]:
-    """The items read concurrently and given in their order; a few images are in memory at a time."""
-    read = partial(_timed, spec=spec, blend=blend, window=window, explicit_bands=explicit_bands)
+    """The items read concurrently and given in their order; a few images are in memory at a time.
+
+    enlarge: masks of images that are segmented on a coarser grid are to be on their own.
+    """
+    options = {"blend": blend, "window": window, "explicit_bands": explicit_bands, "enlarge": enlarge}
+    read = partial(_timed, spec=spec, **options)
     yield from in_order(read, items, pool=_readers, ahead=READ_THREADS)
 
 
-def read_item(item: Item, *, spec: InputSpec, blend: str, window: int, explicit_bands: bool) -> Reading:
+def read_item(item: Item, *, spec: InputSpec, blend: str, window: int, explicit_bands: bool, enlarge: bool) -> Reading:
     """One item read; whatever is wrong with the image becomes a failed reading, here and nowhere else."""
-    place = Place(image=item.image, etag=item.etag, height=item.image_height, width=item.image_width)
-    windows = tuple(split(item.block, window)) if item.block else (UNMEASURED,)
+    scaling = item.scaling if enlarge else None
+    if scaling is not None:  # so that the masks are no larger than that when they are enlarged
+        window = max(1, int(window / max(scaling.factors)))
     if item.error:
-        return Reading(place=place, failed=windows, error=item.error)
+        return _unread(item, window, item.error, scaling)
     try:
         size = {"height": item.image_height, "width": item.image_width}
         extent = read_extent(item.block, **size, lattice=spec.lattice(blend)) if item.block else None
-        raster = read_for(item.image, spec, window=extent, explicit_bands=explicit_bands)
+        options = {"part": item.part, "window": extent, "explicit_bands": explicit_bands}
+        raster = read_for(item.image, spec, **options)
         if item.block and (raster.height, raster.width) != (item.image_height, item.image_width):
             raise ImageError(f"{item.image} changed while it was segmented; run again with --overwrite")
     except ImageError as error:
-        return Reading(place=place, failed=windows, error=str(error))
-    return _region(item, raster, window)
+        return _unread(item, window, str(error), scaling)
+    return _region(item, raster, window, enlarge=enlarge)
 
 
 def segment(readings: Iterable[Reading], segmenter: Segmenter) -> Iterator[Segmented]:
@@ -95,7 +108,8 @@ def segment(readings: Iterable[Reading], segmenter: Segmenter) -> Iterator[Segme
     for masks in segmenter.segment(regions()):
         while behind[0].error is not None:
             yield _failed(behind.popleft())
-        yield _segmented(behind.popleft().place, masks)
+        done = behind.popleft()
+        yield _segmented(done.place, [enlarged(mask, done.scaling) for mask in masks] if done.scaling else masks)
     while behind:
         yield _failed(behind.popleft())
 
@@ -122,16 +136,31 @@ def _segmented(place: Place, masks: list[WindowMask]) -> Segmented:
     return Segmented(place=place, masks=tuple(masks))
 
 
-def _region(item: Item, raster: Raster, window: int) -> Reading:
+def enlarged(result: WindowMask, scaling: Scaling) -> WindowMask:
+    """The mask of a window on the grid of its image, and its counts; confidence and disagreement stay as they are."""
+    mask, window = scaling.enlarge(result.mask, result.window)
+    counts = np.bincount(mask.ravel(), minlength=IGNORE + 1)[: len(result.pixel_counts)]
+    return replace(result, window=window, mask=mask, pixel_counts=counts, valid_pixels=int(counts.sum()))
+
+
+def _unread(item: Item, window: int, error: str, scaling: Scaling | None) -> Reading:
+    windows = tuple(split(item.block, window)) if item.block else (UNMEASURED,)
+    size = {"height": item.image_height, "width": item.image_width}
+    if scaling is not None:
+        size = {"height": scaling.height, "width": scaling.width}
+        windows = tuple(scaling.enlarged(part) for part in windows)
+    return Reading(place=Place(image=item.image, etag=item.etag, **size), failed=windows, error=error)
+
+
+def _region(item: Item, raster: Raster, window: int, *, enlarge: bool) -> Reading:
     block = item.block or Window(0, 0, raster.height, raster.width)
-    place = Place(
-        image=item.image,
-        etag=item.etag,
-        height=raster.height,
-        width=raster.width,
-        crs=raster.crs,
-        transform=raster.transform,
-    )
+    height, width, transform = raster.height, raster.width, raster.transform
+    scaling = raster.scaling if enlarge else None
+    if scaling is not None:
+        height, width = scaling.height, scaling.width
+    elif raster.scaling is not None and transform is not None:
+        transform = raster.scaling.transform(transform)
+    place = Place(image=item.image, etag=item.etag, height=height, width=width, crs=raster.crs, transform=transform)
     region = Region(
         height=raster.height,
         width=raster.width,
@@ -141,11 +170,11 @@ def _region(item: Item, raster: Raster, window: int) -> Reading:
         pixels=raster.pixels,
         valid=raster.valid,
     )
-    return Reading(place=place, region=region)
+    return Reading(place=place, region=region, scaling=scaling)
 
 
 def _without_pixels(reading: Reading) -> Reading:
-    return Reading(place=reading.place, failed=reading.failed, error=reading.error)
+    return replace(reading, region=None)
 
 
 def _failed(reading: Reading) -> Segmented:

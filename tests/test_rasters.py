@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import io
 import random
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import rasterio
 from PIL import Image
+from rasterio.control import GroundControlPoint
 from rasterio.enums import ColorInterp
 from rasterio.transform import Affine
 
@@ -264,3 +266,41 @@ def test_images_are_taken_for_the_spec_or_refused_with_the_flag(tmp_path, pixels
     expected = np.atleast_3d(pixels).transpose(2, 0, 1)[list(outcome)]
     assert taken.pixels.dtype == pixels.dtype
     assert (taken.pixels == expected).all()
+
+
+def test_bands_can_be_named(tmp_path):
+    uri = tiff(tmp_path, RGB)
+    with rasterio.open(uri, "r+") as target:
+        target.descriptions = ("Red", "green", "B02")
+    spec = InputSpec(bands=(0, 1), scale=1 / 255, mean=(0.5,) * 2, std=(0.2,) * 2, band_names=("b02", "RED"))
+    raster = read_for(uri, spec, explicit_bands=True)
+    assert (raster.pixels == RGB.transpose(2, 0, 1)[[2, 0]]).all()
+    assert read_header(uri).names == ("Red", "green", "B02")
+    with pytest.raises(MismatchError, match="names its bands Red, green, B02, so --bands nir cannot be found"):
+        read_for(uri, replace(spec, band_names=("nir", "red")), explicit_bands=True)
+    with pytest.raises(MismatchError, match="names no band"):
+        read_for(tiff(tmp_path, RGB), spec, explicit_bands=True)
+
+
+def test_ground_control_points_are_no_affine(tmp_path):
+    uri = tiff(tmp_path, GREY)
+    points = [GroundControlPoint(r, c, 13 + c * 1e-4 + r * r * 1e-7, 52 - r * 1e-4) for r in (0, 69) for c in (0, 89)]
+    with rasterio.open(uri, "r+") as target:
+        target.gcps = (points, rasterio.CRS.from_epsg(4326))
+    raster = read_image(uri)
+    assert (raster.pixels[0] == GREY).all()
+    assert (raster.crs, raster.transform) == (None, None)
+    assert read_header(uri).resolution is None
+
+
+@pytest.mark.parametrize(
+    ("crs", "transform", "metres"),
+    [
+        ("EPSG:32633", TRANSFORMS["north up"], 0.1),
+        ("EPSG:2263", Affine(2.0, 0, 980000, 0, -2.0, 200000), 2 * 1200 / 3937),  # US survey feet
+        ("EPSG:4326", Affine(1e-4, 0, 13, 0, -1e-4, 60.0035), 11.132 * 0.5**0.5),
+        ("EPSG:3857", Affine(10, 0, 0, 0, -10, 8399737.9 + 350), 5.0),  # 60 degrees north
+    ],
+)
+def test_metres_a_pixel(tmp_path, crs, transform, metres):
+    assert read_header(tiff(tmp_path, GREY, crs=crs, transform=transform)).resolution == pytest.approx(metres, rel=1e-3)

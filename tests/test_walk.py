@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -10,11 +11,13 @@ import pytest
 import rasterio
 import torch
 from PIL import Image
+from rasterio.enums import Resampling
 from rasterio.transform import Affine
 from torch import nn
 
 from segray import walk
-from segray.archives.images import read_image
+from segray.archives.images import read_for, read_header, read_image
+from segray.archives.rasters import scaling_of
 from segray.grid import Window, split
 from segray.inputs import InputSpec
 from segray.masks import IGNORE, Classes, decode_png
@@ -209,3 +212,81 @@ def test_an_image_for_which_the_network_gives_no_numbers_is_a_failure_and_stops_
     rows = rows_of(work, Segmenter(NoNumbers(3, 3, 1), SPEC, num_classes=3, blend="taper", batch_size=1), 99)
     assert [row.status for row in rows] == [OK, FAILED, OK]
     assert "b.png: the network gives no numbers (NaN)" in rows[1].error
+
+
+def fine_raster(folder: Path) -> str:
+    """A GeoTIFF of 0.5 m a pixel with overviews and no data in a corner."""
+    uri = str(folder / "fine.tif")
+    pixels = np.repeat(np.repeat(RNG.integers(1, 256, (3, 40, 60), dtype=np.uint8), 5, 1), 5, 2)[:, :197, :291]
+    pixels[:, :60, :90] = 0
+    sizes = {"height": 197, "width": 291, "count": 3, "dtype": "uint8", "nodata": 0}
+    tiles = {"tiled": True, "blockxsize": 32, "blockysize": 32}
+    with rasterio.open(uri, "w", driver="GTiff", crs="EPSG:32633", transform=TRANSFORM, **sizes, **tiles) as target:
+        target.write(pixels)
+        target.build_overviews([2, 4], Resampling.average)
+    return uri
+
+
+def coarse_items(uri: str, resolution: float, shard_pixels: int) -> list[Item]:
+    header = read_header(uri)
+    size = {"height": header.height, "width": header.width}
+    lattice = SPEC.lattice("taper")
+    scaling = scaling_of(header, resolution)
+    return list(cut(File(uri, 1, "tag"), **size, lattice=lattice, shard_pixels=shard_pixels, scaling=scaling))
+
+
+@pytest.mark.parametrize(("resolution", "size"), [(1.2, (82, 121)), (2.4, (41, 61))])
+def test_a_coarse_model_sees_a_coarse_image(
+    tmp_path: Path, segmenter: Segmenter, resolution: float, size: tuple
+) -> None:
+    uri, spec = fine_raster(tmp_path), replace(SPEC, resolution=resolution)
+    masks = {}
+    for enlarge, shard_pixels, window in [(True, 10**9, 1000), (True, 900, 40), (False, 10**9, 1000), (False, 900, 9)]:
+        items = coarse_items(uri, resolution, shard_pixels)
+        options = {"blend": "taper", "window": window, "explicit_bands": False, "enlarge": enlarge}
+        rows = list(walk.rows(walk.segment(walk.read_items(items, spec, **options), segmenter), CLASSES))
+        masks[enlarge, shard_pixels] = join_rows(rows)
+        assert all(row.status in (OK, NODATA) and max(row.height, row.width) <= window for row in rows)
+        expected = (197, 291) if enlarge else size
+        assert {(row.image_height, row.image_width) for row in rows} == {expected}
+        first = next(row for row in rows if not (row.row_off or row.col_off))
+        if enlarge:
+            assert tuple(first.transform) == tuple(TRANSFORM)[:6]
+        else:
+            assert first.transform[0] * size[1] == pytest.approx(0.5 * 291, rel=1e-12)
+    fine, coarse = masks[True, 10**9], masks[False, 10**9]
+    np.testing.assert_array_equal(masks[True, 900], fine)
+    np.testing.assert_array_equal(masks[False, 900], coarse)
+    rows, cols = (((np.arange(n) + 0.5) / (n / m)).astype(int) for n, m in zip(fine.shape, coarse.shape))
+    np.testing.assert_array_equal(fine, coarse[rows[:, None], cols])
+    assert (fine[:55, :85] == IGNORE).all()
+    raster = read_for(uri, spec)  # means of what lies below, so near to those of the finest pixels
+    scaling, exact = raster.scaling, read_image(uri)
+    mean, valid = scaling.shrink(exact.pixels, exact.valid, Window(0, 0, *size))
+    both = raster.valid & valid
+    assert both.mean() > 0.85
+    assert np.abs(raster.pixels.astype(float) - mean)[:, both].mean() < 8
+
+
+def test_a_failed_coarse_image_has_the_windows_of_its_own_grid(tmp_path: Path, segmenter: Segmenter) -> None:
+    uri = fine_raster(tmp_path)
+    items = coarse_items(uri, 2.0, 900)
+    Path(uri).unlink()
+    spec = replace(SPEC, resolution=2.0)
+    options = {"blend": "taper", "window": 64, "explicit_bands": False}
+    rows = list(walk.rows(walk.segment(walk.read_items(items, spec, **options), segmenter), CLASSES))
+    times = np.zeros((197, 291), int)
+    for row in rows:
+        assert row.status == FAILED
+        times[row.row_off : row.row_off + row.height, row.col_off : row.col_off + row.width] += 1
+    assert (times == 1).all()
+
+
+def join_rows(rows: list[MaskRow]) -> np.ndarray:
+    """The mask of the one image of the rows."""
+    mask = np.full((rows[0].image_height, rows[0].image_width), 77, np.uint8)
+    for row in rows:
+        place = np.s_[row.row_off : row.row_off + row.height, row.col_off : row.col_off + row.width]
+        mask[place] = decode_png(row.mask) if row.mask else IGNORE
+    assert not (mask == 77).any()
+    return mask

@@ -1,4 +1,7 @@
-"""Archives of unlabelled imagery: one small file a format; `open_archive` finds the one that reads a URI."""
+"""Archives of unlabelled imagery: one small file a format; `open_archive` finds the one that reads a URI.
+
+What an archive lists is an image, a file that holds many (see `members`), or a level of a tile set (see `mosaic`).
+"""
 
 from __future__ import annotations
 
@@ -6,26 +9,27 @@ from collections.abc import Iterator
 from typing import Protocol
 
 from segray.archives.files import FilesArchive
-from segray.errors import SegrayError
+from segray.archives.lists import ListArchive
+from segray.archives.options import ArchiveOptions
+from segray.archives.stac import StacArchive
+from segray.archives.trees import TreeArchive
 from segray.storage import File
 
 
 class Archive(Protocol):
-    """What every archive format offers; an image's URI alone is enough to read it, on any machine."""
+    """What every archive format offers; an image's URI and part are enough to read it, on any machine."""
 
     skipped: int
-    """How many members were passed over so far because their endings are no image format."""
+    """How many files were passed over so far because their endings are no image format."""
 
     def images(self) -> Iterator[File]:
-        """The images in a fixed order, listed without a request per image."""
+        """The images, and the files that hold many, in a fixed order, listed without a request per image."""
 
 
-ARCHIVES = {"files": FilesArchive}
+ARCHIVES = {"stac": StacArchive, "list": ListArchive, "tree": TreeArchive, "files": FilesArchive}
 
 
-def open_archive(uri: str) -> Archive:
-    """The archive at a URI; SegrayError when no format reads it."""
-    for archive in ARCHIVES.values():
-        if archive.accepts(uri):
-            return archive(uri)
-    raise SegrayError(f"{uri} is no archive that segray reads; it reads a folder or prefix of PNG, JPEG and TIFF files")
+def open_archive(uri: str, options: ArchiveOptions | None = None) -> Archive:
+    """The archive at a URI, by the first format that accepts it; the last one accepts any prefix."""
+    options = options or ArchiveOptions()
+    return next(archive(uri, options) for archive in ARCHIVES.values() if archive.accepts(uri, options))

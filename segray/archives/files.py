@@ -1,23 +1,25 @@
-"""A prefix of PNG, JPEG and TIFF files (or a single file) on any store."""
+"""A prefix of PNG, JPEG and TIFF files, and of files that hold many such, on any store; or a single one of them."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 
 from segray.archives.images import is_image
+from segray.archives.members import holds_images
+from segray.archives.options import ArchiveOptions
 from segray.errors import SegrayError
 from segray.storage import File, describe, list_files
 
 
 class FilesArchive:
-    """Every file below a prefix whose ending is that of an image format."""
+    """Every file below a prefix whose ending is that of an image format, or of a format that holds images."""
 
-    def __init__(self, uri: str) -> None:
+    def __init__(self, uri: str, options: ArchiveOptions) -> None:
         self.uri = uri
         self.skipped = 0
 
     @classmethod
-    def accepts(cls, uri: str) -> bool:
+    def accepts(cls, uri: str, options: ArchiveOptions) -> bool:
         """Whether this format may read the URI: any prefix may hold files."""
         return True
 
@@ -26,7 +28,7 @@ class FilesArchive:
         found, self.skipped = False, 0
         try:
             for file in list_files(self.uri):
-                if is_image(file.uri):
+                if is_image(file.uri) or holds_images(file.uri):
                     _check_name(file.uri)
                     found = True
                     yield file
@@ -39,7 +41,9 @@ class FilesArchive:
         except OSError as error:
             raise SegrayError(f"{self.uri} cannot be listed: {describe(error)}") from error
         if not found:
-            raise SegrayError(f"{self.uri} holds {self.skipped} file(s), but none whose ending is an image format")
+            raise SegrayError(
+                f"{self.uri} holds {self.skipped} file(s), but none whose ending is an image or archive format"
+            )
 
 
 def _check_name(uri: str) -> None:

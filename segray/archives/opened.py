@@ -28,6 +28,8 @@ from segray.archives.ranges import StoredFile
 from segray.storage import filesystem, local_path
 
 Result = TypeVar("Result")
+Span = tuple[int, int] | None  # (first byte, bytes) of a member of a file
+Key = tuple[str, Span, int | None]
 MAX_IDLE = 8  # open rasters that wait for their next window; as many as threads read
 STRIPE_BYTES = 2**25
 STORE_OPTIONS = {
@@ -44,21 +46,34 @@ if "GDAL_CACHEMAX" not in os.environ:
 
 
 class OpenRaster:
-    """A raster that GDAL holds open as `source`; only one thread at a time may use it."""
+    """A raster that GDAL holds open as `source`; only one thread at a time may use it.
 
-    def __init__(self, uri: str, *, driver: str, header_only: bool = False) -> None:
+    span: (first byte, bytes) of a raster that is a member of the file, None where it is the file. overview: opened in
+    place of the raster, by its number.
+    """
+
+    def __init__(
+        self,
+        uri: str,
+        *,
+        driver: str,
+        header_only: bool = False,
+        span: Span = None,
+        overview: int | None = None,
+    ) -> None:
         """Open it; RasterioError or OSError when it cannot be, the store's own error when the store fails."""
         warnings.simplefilter("ignore", NotGeoreferencedWarning)  # an image all the same
         warnings.simplefilter("ignore", NodataShadowWarning)
-        self._local = local_path(uri)
+        self._local = local_path(uri) if span is None else None
         self._stamp = _stamp(self._local) if self._local else None
-        self._file = None if self._local else StoredFile(uri, header_only=header_only)
+        self._file = None if self._local else StoredFile(uri, header_only=header_only, span=span)
         path = self._local or _files.add(self._file, posixpath.basename(filesystem(uri)[1]))
         # rasterio knows its file systems by context, and one context can be entered by one thread at a time.
         self._context = Context() if self._local else _files.context.copy()
         self.source: rasterio.DatasetReader | None = None
         try:
-            self.source = self.run(lambda: rasterio.open(path, driver=driver))
+            level = {} if overview is None else {"overview_level": overview}
+            self.source = self.run(lambda: rasterio.open(path, driver=driver, **level))
         finally:
             if self.source is None:
                 self.close()
@@ -95,18 +110,18 @@ class _Idle:
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
-        self._rasters: list[tuple[str, OpenRaster]] = []
+        self._rasters: list[tuple[Key, OpenRaster]] = []
 
-    def take(self, uri: str) -> OpenRaster | None:
-        """An open raster of the URI, for the caller alone."""
+    def take(self, key: Key) -> OpenRaster | None:
+        """An open raster of the URI, span and overview, for the caller alone."""
         with self._lock:
-            place = next((k for k, (name, _) in enumerate(self._rasters) if name == uri), None)
+            place = next((k for k, (name, _) in enumerate(self._rasters) if name == key), None)
             return None if place is None else self._rasters.pop(place)[1]
 
-    def give(self, uri: str, raster: OpenRaster) -> None:
+    def give(self, key: Key, raster: OpenRaster) -> None:
         """Give a raster back; the ones that waited longest are closed."""
         with self._lock:
-            self._rasters.append((uri, raster))
+            self._rasters.append((key, raster))
             surplus, self._rasters = self._rasters[:-MAX_IDLE], self._rasters[-MAX_IDLE:]
         for _, old in surplus:
             old.close()
@@ -118,14 +133,15 @@ class _Idle:
 
 
 @contextmanager
-def borrow(uri: str, *, driver: str) -> Iterator[OpenRaster]:
+def borrow(uri: str, *, driver: str, span: Span = None, overview: int | None = None) -> Iterator[OpenRaster]:
     """An open raster for the time of the block; it is kept for later unless it is small or the block fails."""
-    raster = _idle.take(uri)
+    key = (uri, span, overview)
+    raster = _idle.take(key)
     try:
         if raster is None or not raster.is_current():
             if raster is not None:
                 raster.close()
-            raster = OpenRaster(uri, driver=driver)
+            raster = OpenRaster(uri, driver=driver, span=span, overview=overview)
         else:
             _forget_errors()
         yield raster
@@ -136,7 +152,7 @@ def borrow(uri: str, *, driver: str) -> Iterator[OpenRaster]:
     if raster.is_small:
         raster.close()
     else:
-        _idle.give(uri, raster)
+        _idle.give(key, raster)
 
 
 class _Reader:

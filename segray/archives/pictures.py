@@ -6,6 +6,8 @@ import io
 import struct
 import warnings
 import zlib
+from collections.abc import Callable
+from typing import IO, TypeVar
 
 import numpy as np
 from PIL import ExifTags, Image
@@ -15,6 +17,7 @@ from segray.errors import ImageError
 from segray.grid import Window
 from segray.storage import FINAL_ERRORS, describe, filesystem, read_bytes
 
+Source, Result = TypeVar("Source"), TypeVar("Result")
 ENDINGS = {".png", ".jpg", ".jpeg", ".webp", ".bmp"}
 FORMATS = ("PNG", "JPEG", "WEBP", "BMP")  # nothing else is tried, whatever a file's content says
 BROKEN = (OSError, SyntaxError, ValueError, EOFError, struct.error, zlib.error, Image.DecompressionBombError)
@@ -36,15 +39,21 @@ def read_header(uri: str) -> Header:
     """Size and bands from the first bytes of a picture; ImageError when it is none."""
     fs, path = filesystem(uri)
     try:
-        with fs.open(path, "rb", block_size=HEADER_BYTES) as file, _open(file) as picture:
-            width, height = picture.size
-            if _orientation(picture) in SIDEWAYS:
-                height, width = width, height
-            grey = picture.mode in ("1", "L", "LA", "F", *SIXTEEN_BIT)
-            dtype = "uint16" if picture.mode in SIXTEEN_BIT else "float32" if picture.mode == "F" else "uint8"
-            return Header(height=height, width=width, bands=1 if grey else 3, dtype=dtype)
-    except BROKEN as error:
+        with fs.open(path, "rb", block_size=HEADER_BYTES) as file:
+            return of_bytes(uri, header_of, file)
+    except OSError as error:
         raise ImageError(f"{uri} cannot be read: {_reason(error)}") from error
+
+
+def header_of(file: IO[bytes]) -> Header:
+    """Size and bands of an open picture; one of `BROKEN` when it is none."""
+    with _open(file) as picture:
+        width, height = picture.size
+        if _orientation(picture) in SIDEWAYS:
+            height, width = width, height
+        grey = picture.mode in ("1", "L", "LA", "F", *SIXTEEN_BIT)
+        dtype = "uint16" if picture.mode in SIXTEEN_BIT else "float32" if picture.mode == "F" else "uint8"
+        return Header(height=height, width=width, bands=1 if grey else 3, dtype=dtype)
 
 
 def read(uri: str) -> Raster:
@@ -56,8 +65,13 @@ def read(uri: str) -> Raster:
         data = read_bytes(uri)  # a store that fails is no fault of the image: its error goes on
     except FINAL_ERRORS as error:
         raise ImageError(f"{uri} cannot be read: {_reason(error)}") from error
+    return of_bytes(uri, decode, data)
+
+
+def of_bytes(uri: str, call: Callable[[Source], Result], data: Source) -> Result:
+    """`decode` or `header_of` of a picture's content; ImageError when it is none, naming its URI."""
     try:
-        return decode(data)
+        return call(data)
     except BROKEN as error:
         raise ImageError(f"{uri} cannot be read: {_reason(error)}") from error
 
@@ -74,7 +88,7 @@ def decode(data: bytes) -> Raster:
     return Raster(pixels=pixels, valid=valid, window=Window(0, 0, height, width), height=height, width=width)
 
 
-def _open(file: io.IOBase) -> Image.Image:
+def _open(file: IO[bytes]) -> Image.Image:
     with warnings.catch_warnings():  # Pillow warns at half of the size that it refuses; the refusal is what counts
         warnings.simplefilter("ignore", Image.DecompressionBombWarning)
         return Image.open(file, formats=FORMATS)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import sys
 import threading
 from collections import deque
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -28,12 +29,14 @@ _one_reader = threading.Lock()  # members of other files share one position
 class StoredFile:
     """A file of a store, as long as a dataset of it is open; read by one dataset, from any of its threads.
 
-    error: what the store last failed with, after all retries, or how the file is cut off; it cannot pass through GDAL.
+    span: (first byte, bytes) of a member that lies in the file as it is; None for all of the file. error: what the
+    store last failed with, after all retries, or how the file is cut off; it cannot pass through GDAL.
     """
 
-    def __init__(self, uri: str, *, header_only: bool) -> None:
+    def __init__(self, uri: str, *, header_only: bool, span: tuple[int, int] | None = None) -> None:
         """Fetch the beginning; FileNotFoundError or whatever error the store gives."""
         self.uri = uri
+        self._first, self._bytes = span or (0, None)
         self.error: BaseException | None = None
         self.place = ""  # where GDAL finds it
         self._fs, self._path = filesystem(uri)
@@ -41,7 +44,7 @@ class StoredFile:
         self._file, self._step = None, PAGE_BYTES
         ahead = HEADER_BYTES if header_only else WHOLE_BYTES
         head = retry(partial(self._beginning, ahead))
-        self._whole = head if len(head) != ahead else None
+        self._whole = head if len(head) != ahead or len(head) == self._bytes else None
         # Of a large file, what came before its tag was known may be of another version than what follows.
         self._pages = deque([(0, head)] if header_only else [], maxlen=4)
         if self._whole is None and not header_only:
@@ -58,7 +61,9 @@ class StoredFile:
             return len(self._whole)
         opening = _pool.submit(retry, self._opened)
         self.error = opening.exception() or self.error
-        return 0 if opening.exception() else opening.result().size
+        if opening.exception():
+            return 0
+        return opening.result().size if self._bytes is None else self._bytes
 
     def changed(self) -> bool:
         """Whether the store holds another version than the one that is read here; one request."""
@@ -126,13 +131,18 @@ class StoredFile:
 
     def _fetch_once(self, start: int, stop: int) -> bytes:
         file = self._opened()
-        stop = min(stop, file.size)
+        start, stop = self._first + start, min(self._first + stop, file.size, self._end)
         try:
             return file.fetch(start, stop) if start < stop else b""
         except OSError as error:
             if error.errno == errno.EBUSY:  # of s3fs: the object no longer has the tag that it was opened with
                 raise ImageError(f"{self.uri} changed while it was read; run again with --overwrite") from error
             raise
+
+    @property
+    def _end(self) -> int:
+        """The byte of the file behind the last one that is read here."""
+        return sys.maxsize if self._bytes is None else self._first + self._bytes
 
     def _opened(self) -> _Opened:
         with self._opening:
@@ -148,7 +158,7 @@ class StoredFile:
     def _beginning(self, size: int) -> bytes:
         try:
             with _one_reader if not self._fs.async_impl else nullcontext():
-                return self._fs.cat_file(self._path, start=0, end=size)
+                return self._fs.cat_file(self._path, start=self._first, end=min(self._first + size, self._end))
         except OSError as error:
             if error.errno == errno.EINVAL and self._fs.size(self._path) == 0:  # S3 has no first byte of nothing
                 return b""

@@ -7,13 +7,17 @@ from dataclasses import dataclass
 import numpy as np
 
 from segray.grid import Window
+from segray.resample import Scaling
 
 Affine6 = tuple[float, float, float, float, float, float]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Header:
-    """An image's size in pixels, its data bands (alpha is none), type and georeference."""
+    """An image's size in pixels, its data bands (alpha is none), type and georeference.
+
+    resolution: metres a pixel at its centre, None where that is not known. names: of the bands, as the image has them.
+    """
 
     height: int
     width: int
@@ -21,6 +25,8 @@ class Header:
     dtype: str
     crs: str | None = None
     transform: Affine6 | None = None
+    resolution: float | None = None
+    names: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,8 +34,10 @@ class Raster:
     """Pixels of an image, or of a window of it.
 
     pixels: (C, h, w) of the source's type. valid: (h, w) bool, True where the source has data. window: where they lie
-    in the image. height, width: of the whole image. crs: an authority code or WKT, or None. transform: the affine of
-    the WHOLE image as (a, b, c, d, e, f), x = a * column + b * row + c and y = d * column + e * row + f, or None.
+    in the image. height, width: of the whole image; of its coarse grid if it was resampled. crs: an authority code or
+    WKT, or None. transform: the affine of the WHOLE image as stored, as (a, b, c, d, e, f), x = a * column + b * row +
+    c and y = d * column + e * row + f, or None. scaling: from the image to its coarse grid, if it was resampled.
+    names: of the bands.
     """
 
     pixels: np.ndarray
@@ -39,3 +47,5 @@ class Raster:
     width: int
     crs: str | None = None
     transform: Affine6 | None = None
+    scaling: Scaling | None = None
+    names: tuple[str, ...] = ()

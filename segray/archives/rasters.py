@@ -2,60 +2,118 @@
 
 from __future__ import annotations
 
-import posixpath
+import math
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
+from typing import TypeVar
 
 import numpy as np
 import rasterio
 from rasterio._err import CPLE_BaseError  # some damage is raised as it is, not as one of rasterio.errors
 from rasterio.enums import ColorInterp, MaskFlags
 from rasterio.errors import RasterioError
+from rasterio.io import MemoryFile
 from rasterio.windows import Window as RasterioWindow
 
-from segray.archives.opened import STRIPE_BYTES, OpenRaster, borrow
+from segray.archives.opened import STRIPE_BYTES, OpenRaster, Span, borrow
 from segray.archives.raster import Affine6, Header, Raster
 from segray.errors import ImageError
 from segray.grid import Window
-from segray.storage import FINAL_ERRORS, describe, filesystem, is_local
+from segray.resample import Scaling
+from segray.storage import FINAL_ERRORS, describe, ending, is_local
 
+WEB_MERCATOR, EARTH_RADIUS_M, METRES_A_DEGREE = 3857, 6_378_137.0, 111_319.49
+Result = TypeVar("Result")
 # The one GDAL driver that may open a file of an ending: never VRT and its like, which name other files and run code.
 DRIVERS = {".tif": "GTiff", ".tiff": "GTiff", ".jp2": "JP2OpenJPEG"}
 ENDINGS = set(DRIVERS)
 MAX_BLOCK_PIXELS = 2**28  # a block is decoded whole: a larger one is a decompression bomb, or is not worth its memory
 
 
-def read_header(uri: str) -> Header:
-    """Size, bands, type and georeference from the directory of a raster; ImageError when it is none."""
-    with _one_sentence(uri):
-        raster = OpenRaster(uri, driver=_driver(uri), header_only=True)
+def read_header(uri: str, *, file: str | None = None, span: Span = None) -> Header:
+    """Size, bands, type and georeference from the directory of a raster; ImageError when it is none.
+
+    file, span: the file in which the bytes of a member lie as they are, and where.
+    """
+    file = file or uri
+    with _one_sentence(uri, file):
+        raster = OpenRaster(file, driver=_driver(uri), header_only=True, span=span)
         try:
             return raster.run(lambda: _header(uri, raster.source))
         finally:
             raster.close()
 
 
-def read(uri: str, window: Window | None) -> Raster:
+def read(
+    uri: str,
+    window: Window | None,
+    *,
+    file: str | None = None,
+    span: Span = None,
+    resolution: float | None = None,
+) -> Raster:
     """A window of a raster (None: all of it) with all its data bands; ImageError when it cannot be read.
 
     Validity joins the nodata value, an alpha band, a mask band and NaN. A palette is expanded to RGB. The raster stays
-    open for the next window; a file that changed since is opened anew. A failing store's error goes on.
+    open for the next window; a file that changed since is opened anew. A failing store's error goes on. file, span: see
+    `read_header`. resolution: metres a pixel; of a raster that is finer, windows and pixels are those of a coarser grid
+    (see `resample`), read from the overview that is just fine enough.
     """
-    with _one_sentence(uri), borrow(uri, driver=_driver(uri)) as raster:
-        _check_real(uri, raster.source.dtypes[0])
-        _check_blocks(uri, raster.source)
-        return raster.run(lambda: _read(raster.source, window))
+    file = file or uri
+    driver = _driver(uri)
+    with _one_sentence(uri, file), borrow(file, driver=driver, span=span) as raster:
+        _check(uri, raster.source)
+        scaling = raster.run(lambda: scaling_of(_header(uri, raster.source), resolution))
+        if scaling is None:
+            return raster.run(lambda: _read(raster.source, window))
+        level = _overview(raster.source, scaling)
+        if level is None:
+            return raster.run(lambda: _read_scaled(raster.source, window, scaling))
+        with borrow(file, driver=driver, span=span, overview=level) as smaller:
+            return smaller.run(lambda: _read_scaled(smaller.source, window, scaling))
+
+
+def scaling_of(header: Header, resolution: float | None) -> Scaling | None:
+    """How a raster is seen at that many metres a pixel; None where it is hardly finer, or nobody knows how fine."""
+    if resolution is None or header.resolution is None:
+        return None
+    return Scaling.of(header.height, header.width, resolution / header.resolution)
+
+
+def read_bytes(uri: str, data: bytes, window: Window | None, *, resolution: float | None = None) -> Raster:
+    """`read` of a raster whose bytes are in memory."""
+
+    def read_any(source: rasterio.DatasetReader) -> Raster:
+        scaling = scaling_of(_header(uri, source), resolution)
+        return _read(source, window) if scaling is None else _read_scaled(source, window, scaling)
+
+    return _in_memory(uri, data, read_any)
+
+
+def header_of_bytes(uri: str, data: bytes) -> Header:
+    """`read_header` of a raster whose bytes are in memory."""
+    return _in_memory(uri, data, lambda source: _header(uri, source))
+
+
+def _in_memory(uri: str, data: bytes, call: Callable[[rasterio.DatasetReader], Result]) -> Result:
+    with _one_sentence(uri, None), MemoryFile(data) as memory, memory.open(driver=_driver(uri)) as source:
+        _check(uri, source)
+        return call(source)
 
 
 @contextmanager
-def _one_sentence(uri: str) -> Iterator[None]:
-    """Whatever is wrong with a raster becomes an ImageError; a store's failure is no fault of it and goes on."""
+def _one_sentence(uri: str, file: str | None) -> Iterator[None]:
+    """Whatever is wrong with a raster becomes an ImageError; a store's failure is no fault of it and goes on.
+
+    file: where its bytes are, None in memory.
+    """
     try:
         yield
     except (RasterioError, CPLE_BaseError, OSError, ValueError) as error:
         of_store = isinstance(error, OSError) and not isinstance(error, (RasterioError, *FINAL_ERRORS))
-        if of_store and not is_local(uri):
+        if of_store and file is not None and not is_local(file):
             raise
         missing = isinstance(error, FileNotFoundError)
         raise ImageError(f"{uri} cannot be read: {'it does not exist' if missing else _reason(error)}") from error
@@ -67,17 +125,12 @@ def _reason(error: Exception) -> str:
 
 
 def _header(uri: str, source: rasterio.DatasetReader) -> Header:
-    _check_real(uri, source.dtypes[0])
-    _check_blocks(uri, source)
+    _check(uri, source)
     bands = 3 if _palette(source) else len(_data_bands(source))
     crs, transform = _georeference(source)
     size = {"height": source.height, "width": source.width}
-    return Header(**size, bands=bands, dtype=source.dtypes[0], crs=crs, transform=transform)
-
-
-def _check_real(uri: str, dtype: str) -> None:
-    if dtype.startswith("complex"):
-        raise ImageError(f"{uri} holds complex numbers, which are no imagery; give its amplitude instead")
+    place = {"crs": crs, "transform": transform, "resolution": _metres(source), "names": _names(source)}
+    return Header(**size, bands=bands, dtype=source.dtypes[0], **place)
 
 
 def _read(source: rasterio.DatasetReader, window: Window | None) -> Raster:
@@ -90,7 +143,45 @@ def _read(source: rasterio.DatasetReader, window: Window | None) -> Raster:
         pixels = np.ascontiguousarray(table[pixels[0]].transpose(2, 0, 1))
     crs, transform = _georeference(source)
     size = {"height": source.height, "width": source.width}
-    return Raster(pixels=pixels, valid=valid, window=window, **size, crs=crs, transform=transform)
+    place = {"crs": crs, "transform": transform, "names": _names(source)}
+    return Raster(pixels=pixels, valid=valid, window=window, **size, **place)
+
+
+def _read_scaled(source: rasterio.DatasetReader, window: Window | None, scaling: Scaling) -> Raster:
+    """A window of the coarse grid of a raster, or of an overview of it: that covers the same area, in fewer pixels."""
+    size = {"height": scaling.to_height, "width": scaling.to_width}
+    window = window or Window(0, 0, **size)
+    here = replace(scaling, height=source.height, width=source.width)
+    raster = _read(source, here.source(window))
+    pixels, valid = here.shrink(raster.pixels, raster.valid, window)
+    crs, transform = _georeference(source)
+    if transform is not None:  # an overview's pixels are longer
+        across, down = source.width / scaling.width, source.height / scaling.height
+        a, b, c, d, e, f = transform
+        transform = (a * across, b * down, c, d * across, e * down, f)
+    place = {"crs": crs, "transform": transform, "names": raster.names}
+    return Raster(pixels=pixels, valid=valid, window=window, **size, **place, scaling=scaling)
+
+
+def _overview(source: rasterio.DatasetReader, scaling: Scaling) -> int | None:
+    """The number of the coarsest overview that is at least as fine as the grid, None where there is none."""
+    fine = [number for number, factor in enumerate(source.overviews(1)) if factor <= min(scaling.factors)]
+    return fine[-1] if fine else None
+
+
+def _metres(source: rasterio.DatasetReader) -> float | None:
+    """Metres a pixel at the raster's centre: the root of a pixel's area; None without georeference.
+
+    In degrees, and in Web Mercator, which stretches by 1 / cos(latitude), on a sphere.
+    """
+    crs, side = source.crs, abs(source.transform.determinant) ** 0.5
+    if crs is None or not side:
+        return None
+    _, y = source.transform * (source.width / 2, source.height / 2)
+    if crs.is_geographic:
+        return side * METRES_A_DEGREE * math.cos(math.radians(min(abs(y), 89.0))) ** 0.5
+    side *= crs.linear_units_factor[1] if crs.is_projected else 1.0
+    return side / math.cosh(y / EARTH_RADIUS_M) if crs.to_epsg() == WEB_MERCATOR else side
 
 
 def _pixels(source: rasterio.DatasetReader, part: RasterioWindow) -> tuple[np.ndarray, np.ndarray]:
@@ -140,19 +231,26 @@ def _drop_nodata(valid: np.ndarray, pixels: np.ndarray, nodata: list[float | Non
             valid &= np.isfinite(band)
 
 
-def _check_blocks(uri: str, source: rasterio.DatasetReader) -> None:
+def _check(uri: str, source: rasterio.DatasetReader) -> None:
+    if source.dtypes[0].startswith("complex"):
+        raise ImageError(f"{uri} holds complex numbers, which are no imagery; give its amplitude instead")
     for height, width in source.block_shapes:
         if height * width > MAX_BLOCK_PIXELS:
             raise ImageError(f"{uri} is stored in blocks of {height} x {width} pixels; rewrite it as tiled GeoTIFF")
 
 
 def _driver(uri: str) -> str:
-    return DRIVERS[posixpath.splitext(filesystem(uri)[1])[1].lower()]
+    return DRIVERS.get(ending(uri), "GTiff")
 
 
 def _data_bands(source: rasterio.DatasetReader) -> list[int]:
     """1-based numbers of the bands that hold imagery: all but alpha."""
     return [index for index, kind in zip(source.indexes, source.colorinterp) if kind != ColorInterp.alpha]
+
+
+def _names(source: rasterio.DatasetReader) -> tuple[str, ...]:
+    """The descriptions of the data bands, "" where they have none."""
+    return tuple(source.descriptions[index - 1] or "" for index in _data_bands(source))
 
 
 def _alpha_bands(source: rasterio.DatasetReader) -> list[int]:

@@ -1,0 +1,65 @@
+"""A STAC item collection, or a single item, as JSON: one asset of each item, by its role or by name.
+
+STAC item specification 1.1.0, https://github.com/radiantearth/stac-spec/blob/v1.1.0/item-spec/item-spec.md
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+
+from segray.archives.images import is_image
+from segray.archives.lists import listed
+from segray.archives.options import ArchiveOptions
+from segray.errors import SegrayError
+from segray.storage import File, ending, read_text
+
+ROLES = ("data", "visual")  # of an asset that holds imagery, the better first
+
+
+class StacArchive:
+    """The assets of STAC items; a relative href is sought beside the document."""
+
+    def __init__(self, uri: str, options: ArchiveOptions) -> None:
+        self.uri, self.asset = uri, options.asset
+        self.skipped = 0
+
+    @classmethod
+    def accepts(cls, uri: str, options: ArchiveOptions) -> bool:
+        """Whether the URI ends as a STAC document does."""
+        return ending(uri) in (".json", ".geojson")
+
+    def images(self) -> Iterator[File]:
+        """One image an item, in the order of the document; SegrayError when an item has none, or several."""
+        items = self._items()
+        if not items:
+            raise SegrayError(f"{self.uri} holds no STAC item")
+        for item in items:
+            yield listed(self.uri, self._href(item))
+
+    def _items(self) -> list[dict]:
+        try:
+            document = json.loads(read_text(self.uri))
+            kind = document["type"]
+            items = document["features"] if kind == "FeatureCollection" else [document] if kind == "Feature" else None
+            if items is not None and all(isinstance(item["assets"], dict) for item in items):
+                return items
+        except (ValueError, KeyError, TypeError) as error:
+            raise SegrayError(f"{self.uri} is no STAC item or item collection") from error
+        raise SegrayError(f"{self.uri} is a STAC {kind}, not an item or item collection; save its items as one")
+
+    def _href(self, item: dict) -> str:
+        assets = {name: asset for name, asset in item["assets"].items() if isinstance(asset, dict) and "href" in asset}
+        names = [self.asset] if self.asset else _imagery(assets)
+        if len(names) != 1 or names[0] not in assets:
+            why = f"has the assets {', '.join(assets) or 'none'}"
+            raise SegrayError(f"item {item.get('id')} of {self.uri} {why}; name the one to segment with --asset")
+        return assets[names[0]]["href"]
+
+
+def _imagery(assets: dict[str, dict]) -> list[str]:
+    """The names of the assets that may be meant: of the best role, else those that are images by type or ending."""
+    for role in ROLES:
+        if found := [name for name, asset in assets.items() if role in (asset.get("roles") or ())]:
+            return found
+    return [name for name, asset in assets.items() if is_image(asset["href"])]

@@ -1,0 +1,28 @@
+"""A tree of map tiles, z/x/y.png: each zoom level is one image, so that tiles give each other context."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from segray.archives import mosaic
+from segray.archives.options import ArchiveOptions
+from segray.storage import File
+
+
+class TreeArchive:
+    """One zoom level of an XYZ or TMS tile tree."""
+
+    def __init__(self, uri: str, options: ArchiveOptions) -> None:
+        self.uri = uri
+        self.kind = "tms" if options.tiles == "tms" else "xyz"
+        self.zoom = options.zoom
+        self.skipped = 0
+
+    @classmethod
+    def accepts(cls, uri: str, options: ArchiveOptions) -> bool:
+        """Whether the user says so, or the first files below the URI are named as tiles are."""
+        return options.tiles in ("xyz", "tms") or (options.tiles == "auto" and mosaic.is_tree(uri))
+
+    def images(self) -> Iterator[File]:
+        """The one image that the level is; SegrayError when there is no such level."""
+        yield mosaic.level(self.kind, self.uri, zoom=self.zoom)

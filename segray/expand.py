@@ -1,0 +1,119 @@
+"""From what an archive lists to items of a plan: headers read, members listed, large images cut. One task's work."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from itertools import chain, islice
+
+import numpy as np
+
+from segray.archives import mosaic
+from segray.archives.images import is_picture, read_header
+from segray.archives.members import CONTAINERS, kind_of
+from segray.archives.options import ArchiveOptions
+from segray.archives.raster import Header
+from segray.archives.rasters import scaling_of
+from segray.errors import ImageError, MismatchError, SegrayError
+from segray.grid import Lattice
+from segray.inputs import InputSpec, check_pixels
+from segray.plan import Item, cut, whole
+from segray.storage import File, stat
+
+MAX_BLOCK_BYTES = 2**29  # of a block of many bands or wide types: an actor holds it whole
+# A picture up to this size is planned from its listing alone: no request per object. Larger ones may need cutting.
+SMALL_PICTURE_BYTES = 4 * 2**20
+MEMBERS_AT_A_TIME = 5000  # of a file that may hold millions
+THREADS = 16
+
+
+@dataclass(frozen=True, kw_only=True)
+class Cutting:
+    """What decides how images are cut into items, and which of them can be segmented."""
+
+    spec: InputSpec
+    explicit_bands: bool
+    lattice: Lattice
+    shard_pixels: int
+    options: ArchiveOptions
+
+
+@dataclass(frozen=True, kw_only=True)
+class Found:
+    """Items, and how many members were passed over because their endings are no image format."""
+
+    items: list[Item]
+    skipped: int = 0
+
+
+def is_small(file: File) -> bool:
+    """Whether a file is planned by what its listing says."""
+    return file.error is None and is_picture(file.uri) and 0 <= file.size <= SMALL_PICTURE_BYTES
+
+
+def expand(files: tuple[File, ...], cutting: Cutting) -> Iterator[Found]:
+    """The items of listed images in their order, or those of one file that holds many, some thousand at a time."""
+    kind = kind_of(files[0].uri) if len(files) == 1 else None
+    if kind is None:
+        yield Found(items=_measured(files, cutting))
+        return
+    try:
+        if kind in mosaic.TILESETS:
+            level = mosaic.level(kind, files[0].uri, etag=files[0].etag, zoom=cutting.options.zoom)
+            yield Found(items=_measured([level], cutting))
+        else:
+            yield from _members(files[0], kind, cutting)
+    except SegrayError as error:
+        yield Found(items=[_failed(files[0], str(error))])
+
+
+def _members(file: File, kind: str, cutting: Cutting) -> Iterator[Found]:
+    listing = CONTAINERS[kind].members(file, cutting.options.column)
+    skipped = 0
+    while chunk := list(islice(listing, MEMBERS_AT_A_TIME)):
+        yield Found(items=_measured(chunk, cutting), skipped=listing.skipped - skipped)
+        skipped = listing.skipped
+
+
+def _measured(files: Iterable[File], cutting: Cutting) -> list[Item]:
+    """The items of images, whose headers are read several at once."""
+    with ThreadPoolExecutor(THREADS) as pool:
+        return list(chain.from_iterable(pool.map(lambda file: _items(file, cutting), files)))
+
+
+def _items(file: File, cutting: Cutting) -> list[Item]:
+    if is_small(file):
+        return [whole(file)]
+    if file.error is not None:
+        return [_failed(file, file.error)]
+    try:
+        if file.size < 0:  # a list names files without a word about them
+            file = stat(file)
+        header = read_header(file.uri, part=file.part)
+        _check(file, header, cutting)
+    except FileNotFoundError:
+        return [_failed(file, f"{file.uri} cannot be read: it does not exist")]
+    except (ImageError, MismatchError) as error:
+        return [_failed(file, str(error))]
+    most = MAX_BLOCK_BYTES // (header.bands * np.dtype(header.dtype).itemsize)
+    size = {"height": header.height, "width": header.width}
+    shard_pixels = min(cutting.shard_pixels, most)
+    blocks = None
+    if mosaic.is_level(file.uri):
+        blocks = mosaic.occupied_blocks(file, **size, lattice=cutting.lattice, max_pixels=shard_pixels)
+    scaling = scaling_of(header, cutting.spec.resolution)
+    options = {"lattice": cutting.lattice, "shard_pixels": shard_pixels, "scaling": scaling, "blocks": blocks}
+    return list(cut(file, **size, **options))
+
+
+def _check(file: File, header: Header, cutting: Cutting) -> None:
+    spec = cutting.spec.for_bands(header.names, file.uri)
+    if header.bands == 1 and header.dtype == "uint8":  # 8-bit grey is judged when it is read
+        return
+    seen = {"bands": header.bands, "dtype": np.dtype(header.dtype)}
+    check_pixels(spec, **seen, explicit_bands=cutting.explicit_bands, source=file.uri)
+
+
+def _failed(file: File, error: str) -> Item:
+    return Item(image=file.uri, etag=file.etag, part=file.part, estimate=1, error=error)

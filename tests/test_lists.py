@@ -1,0 +1,109 @@
+"""Lists of URIs and STAC documents: what they name, relative and absolute, and what is refused with a sentence."""
+
+from __future__ import annotations
+
+import io
+import json
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from segray.archives import open_archive
+from segray.archives.options import ArchiveOptions
+from segray.errors import SegrayError
+from segray.storage import File, join, publish, stat
+
+NAMES = ["s3://b/a 1.tif", "sub/ü.png", "/data/c.jpg", "d::e.png"]
+
+
+def parquet(**columns: list) -> bytes:
+    buffer = io.BytesIO()
+    pq.write_table(pa.table(columns), buffer)
+    return buffer.getvalue()
+
+
+LISTS = {
+    "l.txt": "# a comment\n\n" + "\n".join(f" {name} " for name in NAMES) + "\n",
+    "one.csv": "\n".join(NAMES),
+    "header.csv": "uri\n" + "\n".join(NAMES),
+    "l.csv": 'id,Path\n1,s3://b/a 1.tif\n2,"sub/ü.png"\n3,/data/c.jpg\n\n4,d::e.png\n',
+    "l.parquet": parquet(id=[1, 2, 3, 4], uri=NAMES),
+}
+
+
+@pytest.mark.parametrize("name", LISTS)
+def test_a_list_names_its_images_in_order(store: str, name: str) -> None:
+    content = LISTS[name]
+    publish(join(store, name), content if isinstance(content, bytes) else content.encode())
+    files = list(open_archive(join(store, name)).images())
+    assert [file.uri for file in files] == [NAMES[0], join(store, NAMES[1]), NAMES[2], join(store, NAMES[3])]
+    assert all(file.size < 0 for file in files)  # nobody asked the store
+
+
+def test_a_column_can_be_named(tmp_path: Path) -> None:
+    (tmp_path / "l.csv").write_text("a,left,right\n1,x.png,y.png\n")
+    publish(str(tmp_path / "l.parquet"), parquet(left=["x.png"], right=["y.png"]))
+    for name in ("l.csv", "l.parquet"):
+        images = open_archive(str(tmp_path / name), ArchiveOptions(column="right")).images()
+        assert [file.uri for file in images] == [str(tmp_path / "y.png")]
+        with pytest.raises(SegrayError, match="left, right; name the one of the URIs with --column"):
+            list(open_archive(str(tmp_path / name)).images())
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "sentence"),
+    [
+        ("l.txt", b"# nothing\n", "lists no image; it should hold a URI a line"),
+        ("l.csv", b"", "lists no image"),
+        ("l.csv", b"id,uri\n1,a.png\n2\n", "has no column 2 in row 2"),
+        ("l.txt", b"\xff\xfe", "cannot be read"),
+        ("l.parquet", b"PAR1 no", "cannot be read as Parquet"),
+        ("l.json", b"{}", "is no STAC item or item collection"),
+        ("l.json", b'{"type": "Catalog"}', "is a STAC Catalog, not an item or item collection"),
+        ("l.json", b'{"type": "FeatureCollection", "features": []}', "holds no STAC item"),
+        ("l.json", b'{"type": "Feature", "id": "x", "assets": {}}', "item x of .* has the assets none; name the one"),
+    ],
+)
+def test_what_is_wrong_with_a_list_is_said(tmp_path: Path, name: str, content: bytes, sentence: str) -> None:
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(SegrayError, match=sentence):
+        list(open_archive(str(tmp_path / name)).images())
+
+
+def asset(href: str, *roles: str) -> dict:
+    return {"href": href, **({"roles": list(roles)} if roles else {})}
+
+
+@pytest.mark.parametrize(
+    ("assets", "name", "expected"),
+    [
+        ({"image": asset("a.tif", "data"), "thumbnail": asset("t.png", "thumbnail")}, None, "a.tif"),
+        ({"image": asset("a.tif", "data"), "tci": asset("v.tif", "visual")}, None, "a.tif"),
+        ({"b": asset("b.tif"), "meta": asset("m.xml", "metadata")}, None, "b.tif"),
+        ({"b": asset("b.tif", "data"), "c": asset("s3://x/c.tif", "data")}, "c", "s3://x/c.tif"),
+        ({"b": asset("b.tif", "data"), "c": asset("c.tif", "data")}, None, None),
+        ({"b": asset("b.tif", "data")}, "c", None),
+    ],
+)
+def test_an_asset_is_chosen_by_role_or_name(tmp_path: Path, assets: dict, name: str | None, expected: str) -> None:
+    items = [{"type": "Feature", "id": f"i{k}", "assets": assets} for k in range(2)]
+    for document, count in (({"type": "FeatureCollection", "features": items}, 2), (items[0], 1)):
+        (tmp_path / "items.json").write_text(json.dumps(document))
+        archive = open_archive(str(tmp_path / "items.json"), ArchiveOptions(asset=name))
+        if expected is None:
+            with pytest.raises(SegrayError, match="item i0 .* name the one to segment with --asset"):
+                list(archive.images())
+        else:
+            uri = expected if "://" in expected else str(tmp_path / expected)
+            assert [file.uri for file in archive.images()] == [uri] * count
+
+
+def test_stat_asks_the_store(store: str) -> None:
+    publish(join(store, "a.bin"), b"12345")
+    file = stat(File(join(store, "a.bin"), -1, ""))
+    assert file.size == 5
+    assert file.etag
+    with pytest.raises(FileNotFoundError):
+        stat(File(join(store, "b.bin"), -1, ""))
