@@ -23,6 +23,7 @@ from segray.report import Picture, evaluation_page, for_eyes
 from segray.segmentation import actor_range, make_work, with_devices, with_threads
 from segray.settings import EvaluateSettings
 from segray.storage import join, publish
+from segray.work import Work, make_segmenter
 
 log = logging.getLogger("segray")
 IMAGES_A_ROW = 4
@@ -73,12 +74,12 @@ def evaluate(settings: EvaluateSettings) -> dict:
 class EvaluateActor:
     """Holds the network; segments labelled images as the segmentation does, and counts."""
 
-    def __init__(self, work: pipeline.Work, settings: EvaluateSettings) -> None:
+    def __init__(self, work: Work, settings: EvaluateSettings) -> None:
         self.work = work
         self.dataset = datasets.open_dataset(settings.data)
         self.samples = self.dataset.samples(settings.split)
         self.stride = max(1, len(self.samples) // 50)  # pictures of at most about 50 images travel to the driver
-        self.segmenter = pipeline.make_segmenter(work)
+        self.segmenter = make_segmenter(work)
 
     def __call__(self, batch: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
         """A range of samples, {"start"}, to {"counts"} (pickled) and {"error"}, the sentence of what was bad in it."""
@@ -126,7 +127,7 @@ class EvaluateActor:
         return (-1.0 if iou is None else iou), picture
 
 
-def _count(settings: EvaluateSettings, work: pipeline.Work, samples: int) -> Counts:
+def _count(settings: EvaluateSettings, work: Work, samples: int) -> Counts:
     """The counts of all samples; SegrayError when one of them is bad."""
     starts = list(range(0, samples, IMAGES_A_ROW))
     low, high = actor_range(settings, work, len(starts))

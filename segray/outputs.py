@@ -17,12 +17,12 @@ from segray.errors import SegrayError
 from segray.expand import Cutting
 from segray.masks import IGNORE
 from segray.model_dir import Description
-from segray.pipeline import Work
 from segray.planning import finish_plan, make_plan
 from segray.settings import SegmentSettings
 from segray.shards import EXTENSIONS, read_statistics
 from segray.storage import exists, join, list_files, remove
 from segray.summary import Totals, summarise
+from segray.work import Work
 
 PLAIN = ArchiveOptions()
 STATISTICS_A_TASK = 64

@@ -9,29 +9,25 @@ from __future__ import annotations
 
 import logging
 import pickle
-import time
 import warnings
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from itertools import chain
 
 import numpy as np
 import ray
-from ray.data import ActorPoolStrategy, DataContext, Dataset
+from ray.data import DataContext, Dataset
 from ray.util.annotations import RayDeprecationWarning
 
 from segray import plan as plans
 from segray import walk
 from segray.errors import SegrayError
-from segray.inputs import InputSpec
-from segray.masks import Classes
-from segray.model_dir import load_network, read_description
+from segray.packing import batch_of, pack, unpack
 from segray.reading import in_order
-from segray.shards import MaskRow, write_shard
-from segray.stopwatch import Stopwatch, peak_memory
-from segray.summary import Totals, summarise
+from segray.summary import Totals
+from segray.work import STAGES, Costs, Work, make_segmenter
 
 log = logging.getLogger("segray")
 # Ray keeps some 14 KB a shard on the driver, here bounded at any archive size; a wave costs the start of its actors.
@@ -41,10 +37,6 @@ MAX_LOST_SHARDS = 64  # in one pass; more is no poisonous image but a broken clu
 NO_PROGRESS_S = 6 * 3600.0  # a hang; waiting for nodes and the largest of shards take less
 READ_BYTES = 2**29  # of pixels that a reading stage hands over at once; what a shard has beyond, the actor reads itself
 ADVICE = "give the workers more memory, or lower --batch_size, --tile or --shard_mpx"
-STAGES = "segray_stages"  # a Ray resource: where it is, the stages of a GPU cluster run on CPUs too
-# Ray calls actors in a thread, to which malloc gives a heap of 64 MB pieces that go back whenever one is empty: half of
-# the processes spent 15% of their time on paging tensors in anew, until threads shared the heap of `keep_memory`.
-ONE_ARENA = {"env_vars": {"MALLOC_ARENA_MAX": "1"}}
 SHARDS_AN_ACTOR = 4  # shards waiting at an actor; measured: the default of 2 leaves it idle between them
 
 
@@ -55,85 +47,6 @@ DEATHS = (
     ray.exceptions.NodeDiedError,
     ray.exceptions.ObjectLostError,
 )
-
-
-@dataclass(frozen=True, kw_only=True)
-class Work:
-    """What the workers must know to turn shards of a plan into published masks."""
-
-    plan: str
-    output: str
-    model: str
-    classes: Classes
-    spec: InputSpec
-    explicit_bands: bool
-    window: int
-    formats: tuple[str, ...]
-    metadata: dict
-    precision: str
-    blend: str
-    batch_size: int
-    on_gpu: bool
-    threads: int
-    compiled: bool = False
-    shard_pixels: int = 0
-    enlarge: bool = True
-
-    def readings(self, items: list[plans.Item]) -> Iterator[walk.Reading]:
-        """The items of a shard read."""
-        options = {"blend": self.blend, "window": self.window, "explicit_bands": self.explicit_bands}
-        return walk.read_items(items, self.spec, **options, enlarge=self.enlarge)
-
-    def segmenter(self) -> walk.Segmenter:
-        """The segmenter of this process's device."""
-        return make_segmenter(self)
-
-    def pool(self, actors: tuple[int, int], in_flight: int) -> ActorPoolStrategy:
-        """The actors that hold the network, from fewest to most, with so many shards in flight each."""
-        return ActorPoolStrategy(min_size=actors[0], max_size=actors[1], max_tasks_in_flight_per_actor=in_flight)
-
-    def actor_options(self, *, staged: bool = False) -> dict:
-        """What an actor that holds the network asks of Ray."""
-        if self.on_gpu:
-            return {"num_gpus": 1, "num_cpus": 0}  # readers and writers must find a core beside any number of actors
-        cores = {"resources": {STAGES: 0.001}, "num_cpus": 0} if staged else {"num_cpus": self.threads}
-        return {**cores, "runtime_env": ONE_ARENA}
-
-    def publish(
-        self, shard: int, results: Iterable[walk.Segmented], costs: Costs, *, role: str = "actor"
-    ) -> dict[str, object]:
-        """Write a shard and sum it up for the driver."""
-        with costs.watch.during("writing"):
-            rows: list[MaskRow] = list(walk.rows(results, self.classes))
-            write_shard(self.output, shard, rows=rows, formats=self.formats, metadata=self.metadata)
-            totals = summarise([vars(row) for row in rows])
-        costs.note_peak(role)
-        costs.book(totals)
-        return {"shard": shard, "totals": pickle.dumps(totals)}
-
-
-class Costs:
-    """What a shard costs on its way through processes: seconds by stage, the peak memory of each, when it began."""
-
-    def __init__(self) -> None:
-        self.watch, self.peak_bytes, self.began = Stopwatch(), {}, time.time()
-
-    def segmented(self, readings: Iterable[walk.Reading], segmenter: walk.Segmenter) -> Iterator[walk.Segmented]:
-        """The readings segmented, with the time that each step takes."""
-        return self.watch.over("segmenting", walk.segment(self.watch.over("waiting", self._read(readings)), segmenter))
-
-    def note_peak(self, role: str) -> None:
-        """Note the peak memory of this process, which plays that role."""
-        self.peak_bytes[role] = peak_memory()
-
-    def book(self, totals: Totals) -> None:
-        """Write the costs into the totals of the shard."""
-        totals.seconds, totals.peak_bytes, totals.began = self.watch.seconds, self.peak_bytes, self.began
-
-    def _read(self, readings: Iterable[walk.Reading]) -> Iterator[walk.Reading]:
-        for reading in readings:
-            self.watch.seconds["reading"] += reading.seconds
-            yield reading
 
 
 class SegmentActor:
@@ -147,14 +60,14 @@ class SegmentActor:
         """One shard: {"shard"} or {"shard", "head", "body"} to {"shard", "totals"} or {"shard", "head", "body"}."""
         shard = int(batch["shard"][0])
         if self.staged:
-            (read, unread), costs = _unpack(batch)
+            (read, unread), costs = unpack(batch)
             results = list(costs.segmented(chain(read, self.work.readings(unread)), self.segmenter))
             costs.note_peak("actor")
-            return _batch(_pack(shard, (results, costs)))
+            return batch_of(pack(shard, (results, costs)))
         costs = Costs()
         items = plans.read_shard(self.work.plan, shard)
         results = costs.segmented(self.work.readings(items), self.segmenter)
-        return _batch(self.work.publish(shard, results, costs))
+        return batch_of(self.work.publish(shard, results, costs))
 
 
 def probe(work: Work) -> str:
@@ -178,32 +91,6 @@ def _probe(work: Work) -> str:
     precision = work.precision or default_precision("cuda" if work.on_gpu else "cpu")
     make_segmenter(replace(work, precision=precision))
     return precision
-
-
-def make_segmenter(work: Work) -> walk.Segmenter:
-    """The segmenter of a model directory on this process's device, once it took a tile; ModelError when it does not."""
-    import torch
-
-    from segray.inference import keep_memory
-    from segray.segmenter import Segmenter
-
-    if not work.on_gpu:
-        torch.set_num_threads(work.threads)
-        keep_memory()
-    network = load_network(read_description(work.model))
-    segmenter = Segmenter(
-        network,
-        work.spec,
-        num_classes=len(work.classes),
-        device="cuda" if work.on_gpu else "cpu",
-        precision=work.precision,
-        blend=work.blend,
-        batch_size=work.batch_size,
-        static_batch=getattr(network, "batch", None),
-        compiled=work.compiled,
-    )
-    segmenter.try_a_tile()  # the first one takes several times as long
-    return segmenter
 
 
 def run(work: Work, shards: list[int], *, actors: tuple[int, int], on_result: Callable[[Totals], None]) -> None:
@@ -308,40 +195,13 @@ def _read(row: dict, work: Work) -> dict:
         if size > READ_BYTES:
             break
     costs.note_peak("reader")
-    return _pack(shard, ((read, items[len(read) :]), costs))
+    return pack(shard, ((read, items[len(read) :]), costs))
 
 
 def _write(row: dict, work: Work) -> dict:
     """CPU stage: encode and publish a shard."""
-    results, costs = _unpack(row)
+    results, costs = unpack(row)
     return work.publish(int(row["shard"]), results, costs, role="writer")
-
-
-def _pack(shard: int, value: object) -> dict:
-    """A row that carries any value, its arrays as one block of bytes that Ray moves without pickling."""
-    buffers: list[pickle.PickleBuffer] = []
-    head = pickle.dumps(value, protocol=5, buffer_callback=buffers.append)
-    parts = [np.frombuffer(buffer.raw(), np.uint8) for buffer in buffers]
-    body = np.concatenate(parts) if parts else np.zeros(0, np.uint8)
-    return {"shard": shard, "head": pickle.dumps((head, [len(part) for part in parts])), "body": body}
-
-
-def _unpack(row: dict) -> object:
-    head, sizes = pickle.loads(_scalar(row["head"]))
-    body = np.ascontiguousarray(row["body"]).reshape(-1)
-    ends = np.cumsum([0, *sizes])
-    return pickle.loads(head, buffers=[body[start:stop] for start, stop in zip(ends, ends[1:])])
-
-
-def _scalar(value: object) -> bytes:
-    return value[0] if isinstance(value, np.ndarray) else value
-
-
-def _batch(row: dict) -> dict[str, np.ndarray]:
-    """A batch of one row."""
-    return {
-        name: value[None] if isinstance(value, np.ndarray) else np.array([value], object) for name, value in row.items()
-    }
 
 
 def _rescue(work: Work, shard: int) -> dict:

@@ -28,6 +28,7 @@ from segray.shards import OK, read_masks
 from segray.stopwatch import peak_memory
 from segray.storage import exists, join, publish, remove_leftovers
 from segray.summary import Totals
+from segray.work import Work
 
 log = logging.getLogger("segray")
 PICTURES = 6  # on the page
@@ -69,7 +70,7 @@ def segment(settings: SegmentSettings) -> dict:
     return summary
 
 
-def make_work(settings: PathSettings, description: Description) -> pipeline.Work:
+def make_work(settings: PathSettings, description: Description) -> Work:
     """What workers must know, from the settings and the model; devices are filled in by `with_devices`."""
     bands = settings.bands
     if bands is not None and len(bands) != len(description.spec.bands):
@@ -86,7 +87,7 @@ def make_work(settings: PathSettings, description: Description) -> pipeline.Work
         )
     except ValueError as error:
         raise SegrayError(f"{error}; correct --tile, --overlap or --bands") from error
-    return pipeline.Work(
+    return Work(
         plan=join(settings.output, "plan"),
         output=settings.output,
         model=settings.model,
@@ -106,7 +107,7 @@ def make_work(settings: PathSettings, description: Description) -> pipeline.Work
     )
 
 
-def with_devices(work: pipeline.Work, settings: PathSettings) -> pipeline.Work:
+def with_devices(work: Work, settings: PathSettings) -> Work:
     """The same work for the devices of the cluster that is connected; ModelError when the model does not work there."""
     on_gpu = cluster.use_gpu(settings.device)
     batch_size, shard_mpx = (16, 64.0) if on_gpu else (1, 4.0)
@@ -119,7 +120,7 @@ def with_devices(work: pipeline.Work, settings: PathSettings) -> pipeline.Work:
     return replace(work, precision=pipeline.probe(work))
 
 
-def actor_range(settings: PathSettings, work: pipeline.Work, shards: int) -> tuple[int, int]:
+def actor_range(settings: PathSettings, work: Work, shards: int) -> tuple[int, int]:
     """--actors, or one a GPU, or one a CPU core with memory for it; never more than there are shards.
 
     On CPUs few shards get fewer actors of more threads: with a shard or two each, some would soon have none.
@@ -130,16 +131,16 @@ def actor_range(settings: PathSettings, work: pipeline.Work, shards: int) -> tup
     return min(low, shards), min(high, shards)
 
 
-def _slots(work: pipeline.Work) -> int:
+def _slots(work: Work) -> int:
     return cluster.slots(on_gpu=work.on_gpu, bytes_each=ACTOR_BYTES + work.shard_pixels * BYTES_A_PIXEL)
 
 
-def with_threads(work: pipeline.Work, actors: int) -> pipeline.Work:
+def with_threads(work: Work, actors: int) -> Work:
     """The same work for that many actors: on few shards each takes several cores of a node."""
     return replace(work, threads=cluster.cores_each(cluster.nodes(), actors, gpu=False))
 
 
-def _run(settings: SegmentSettings, work: pipeline.Work, missing: list[int]) -> tuple[Totals, float]:
+def _run(settings: SegmentSettings, work: Work, missing: list[int]) -> tuple[Totals, float]:
     """Segment the missing shards; their totals and the seconds it took."""
     totals, start = Totals(), time.monotonic()
     progress = _Progress(len(missing))
@@ -189,7 +190,7 @@ def _summary(
     totals: Totals,
     this_run: Totals,
     seconds: float,
-    work: pipeline.Work,
+    work: Work,
 ) -> dict:
     """The content of summary.json: counts over all runs, rates of this one."""
     km2, run_km2 = totals.area_m2 / 1e6, this_run.area_m2 / 1e6
@@ -233,7 +234,7 @@ def _costs(this_run: Totals, started: float) -> dict:
     }
 
 
-def _pictures(settings: SegmentSettings, work: pipeline.Work, plan: plans.Plan) -> Iterator[Picture]:
+def _pictures(settings: SegmentSettings, work: Work, plan: plans.Plan) -> Iterator[Picture]:
     """A few windows with their masks, from shards spread over the archive: the one of most classes in each."""
     spec = replace(work.spec, resolution=None) if work.enlarge else work.spec
     for shard in sorted({int(s) for s in np.linspace(0, plan.shards - 1, PICTURES)}):

@@ -32,6 +32,7 @@ from segray.stopwatch import peak_memory
 from segray.storage import File, join, list_files
 from segray.summary import Totals
 from segray.walk import Reading, Segmented
+from segray.work import Costs, Work
 
 GPUS, SECONDS_A_SHARD, IMAGES = (8, 64, 256), (2.0, 8.0), (10**5, 10**6, 10**7)
 SHARDS_A_GPU = 15  # of a run: enough for a steady middle
@@ -143,7 +144,7 @@ class MadeUpListing:
 
 
 @dataclass(frozen=True, kw_only=True)
-class SimulatedWork(pipeline.Work):
+class SimulatedWork(Work):
     """A work whose shards are one pixel: read and written in no time, and `seconds` on a device that is a thread."""
 
     seconds: float
@@ -167,7 +168,7 @@ class SimulatedWork(pipeline.Work):
             enable_true_multi_threading=True,
         )
 
-    def publish(self, shard: int, results: Iterable[Segmented], costs: pipeline.Costs, *, role: str = "actor") -> dict:
+    def publish(self, shard: int, results: Iterable[Segmented], costs: Costs, *, role: str = "actor") -> dict:
         """The row of a shard that is written nowhere."""
         images = len(list(results))
         totals = Totals(shards=1, windows=images, images=Counter({OK: images}), pixels=images, class_pixels=[images, 0])

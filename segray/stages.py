@@ -47,7 +47,7 @@ Decoding = tuple[str, str, Window | None]  # an image, its part of a file, and a
 
 
 class Work(Protocol):
-    """What must be known of the job to do its stages; `pipeline.Work` does."""
+    """What must be known of the job to do its stages; `work.Work` does."""
 
     plan: str
     blend: str

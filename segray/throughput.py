@@ -11,7 +11,7 @@ from functools import partial
 from multiprocessing import get_context
 from statistics import median
 
-from segray import cluster, pipeline, stages
+from segray import cluster, stages
 from segray import plan as plans
 from segray.archives import open_archive
 from segray.errors import SegrayError
@@ -22,6 +22,7 @@ from segray.segmentation import make_work, segment, with_devices
 from segray.settings import BenchmarkSettings, SegmentSettings
 from segray.stages import Cost, Workers
 from segray.storage import join, remove
+from segray.work import Work
 
 log = logging.getLogger("segray")
 SIDE = 10_000  # of the made-up GeoTIFF, pixels
@@ -40,7 +41,7 @@ class Subject:
     """What is measured: a job, what its workers know, and an output of it that is done. mpx: of the archive."""
 
     job: SegmentSettings
-    work: pipeline.Work
+    work: Work
     done: str
     shards: int
     mpx: float

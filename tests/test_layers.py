@@ -18,7 +18,10 @@ LAYERS = {
         "expand inspection validation trainer training_job training_state training_remote training_console made_up "
         "stages peers"
     ),
-    "ray": "cluster planning pipeline outputs segmentation evaluation training throughput scaling simulation benchmark",
+    "ray": (
+        "cluster planning packing work pipeline outputs segmentation evaluation training throughput scaling simulation "
+        "benchmark"
+    ),
 }
 ORDER = [*LAYERS, "jobs"]
 LAYER_OF = {name: layer for layer, names in LAYERS.items() for name in names.split()}

@@ -21,14 +21,16 @@ from segray import pipeline
 from segray.errors import ModelError
 from segray.inference import default_precision
 from segray.model_dir import read_description
+from segray.packing import batch_of, pack, unpack
 from segray.plan import whole, write_files
 from segray.storage import list_files
 from segray.summary import Totals
 from segray.synthetic import scene
+from segray.work import STAGES, Work
 
 
 @dataclass(frozen=True, kw_only=True)
-class PoisonedWork(pipeline.Work):
+class PoisonedWork(Work):
     """As every work, but that an image named poison kills its reader."""
 
     def readings(self, items):
@@ -43,7 +45,7 @@ def local_ray():
     """A Ray of two cores, whose workers take the class above with its code; its stages are those of a GPU cluster."""
     os.environ["RAY_AUTH_MODE"] = "disabled"
     folder = tempfile.mkdtemp(prefix="sr", dir="/tmp")
-    stages = {pipeline.STAGES: 1}
+    stages = {STAGES: 1}
     ray.init(
         address="local", num_cpus=2, resources=stages, include_dashboard=False, _temp_dir=folder, log_to_driver=False
     )
@@ -88,17 +90,17 @@ def test_a_poisonous_image_is_a_failed_row_and_nothing_else_is_lost(work, tmp_pa
 def test_an_error_that_is_no_death_ends_the_job_with_its_cause(work):
     broken = {**work, "formats": ("nonsense",)}
     with pytest.raises(ray.exceptions.RayError, match="nonsense"):
-        pipeline.run(pipeline.Work(**broken), list(range(3)), actors=(1, 1), on_result=lambda totals: None)
+        pipeline.run(Work(**broken), list(range(3)), actors=(1, 1), on_result=lambda totals: None)
 
 
 @pytest.mark.parametrize("size", [0, 5])
 def test_what_travels_between_stages_arrives_as_it_was(size):
     value = [np.arange(size, dtype=np.uint16), {"a": np.ones((size, 3), bool)}, "text", None]
-    row = pipeline._pack(7, value)
-    batch = pipeline._batch(row)
+    row = pack(7, value)
+    batch = batch_of(row)
     assert row["shard"] == int(batch["shard"][0]) == 7
     for carried in (row, batch):
-        numbers, nested, text, nothing = pipeline._unpack(carried)
+        numbers, nested, text, nothing = unpack(carried)
         assert (numbers == value[0]).all()
         assert numbers.dtype == np.uint16
         assert (nested["a"] == value[1]["a"]).all()
@@ -106,8 +108,8 @@ def test_what_travels_between_stages_arrives_as_it_was(size):
 
 
 def test_the_precision_is_that_of_the_work_or_what_is_fast_here(work):
-    assert pipeline.probe(pipeline.Work(**work)) == "fp32"
-    assert pipeline.probe(pipeline.Work(**{**work, "precision": ""})) == default_precision("cpu")
+    assert pipeline.probe(Work(**work)) == "fp32"
+    assert pipeline.probe(Work(**{**work, "precision": ""})) == default_precision("cpu")
 
 
 def test_a_model_that_gives_other_logits_than_its_classes_is_refused_before_anything_is_segmented(work):
@@ -117,18 +119,18 @@ def test_a_model_that_gives_other_logits_than_its_classes_is_refused_before_anyt
     source.write_text(json.dumps(document))
     four = read_description(work["model"]).classes
     with pytest.raises(ModelError, match=r"gives \(1, 3, 32, 32\).*\(N, 4, H, W\)"):
-        pipeline.probe(pipeline.Work(**{**work, "classes": four}))
+        pipeline.probe(Work(**{**work, "classes": four}))
 
 
 def test_a_tile_that_the_program_does_not_take_is_refused(work):
     larger = work["spec"].with_overrides(tile=64)
     with pytest.raises(ModelError, match="give another --tile"):
-        pipeline.probe(pipeline.Work(**{**work, "spec": larger}))
+        pipeline.probe(Work(**{**work, "spec": larger}))
 
 
 def test_what_a_shard_cost_is_told(work):
     totals = Totals()
-    pipeline.run(pipeline.Work(**work), [0], actors=(1, 1), on_result=totals.add)
+    pipeline.run(Work(**work), [0], actors=(1, 1), on_result=totals.add)
     assert set(totals.seconds) == {"reading", "waiting", "segmenting", "writing"}
     assert min(totals.seconds.values()) > 0
     assert set(totals.peak_bytes) == {"reader", "actor", "writer"}

@@ -15,11 +15,11 @@ from segray.archives import open_archive
 from segray.archives.images import is_picture, read_header
 from segray.grid import Lattice
 from segray.model_dir import read_description
-from segray.pipeline import Work
 from segray.plan import cut, read_shard, whole, write_files
 from segray.shards import read_masks, write_shard
 from segray.stages import Clock, Cost, Workers
 from segray.synthetic import scene
+from segray.work import Work
 
 SIZES = {"a.tif": (230, 190), "b.tif": (64, 300), "c.png": (50, 70), "d.png": (33, 31)}
 PIXELS = sum(height * width for height, width in SIZES.values())

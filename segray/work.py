@@ -1,0 +1,129 @@
+"""What the workers of a segmentation must know, what their device runs, and what a shard costs on its way."""
+
+from __future__ import annotations
+
+import pickle
+import time
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+
+from ray.data import ActorPoolStrategy
+
+from segray import plan as plans
+from segray import walk
+from segray.inputs import InputSpec
+from segray.masks import Classes
+from segray.model_dir import load_network, read_description
+from segray.shards import MaskRow, write_shard
+from segray.stopwatch import Stopwatch, peak_memory
+from segray.summary import Totals, summarise
+
+STAGES = "segray_stages"  # a Ray resource: where it is, the stages of a GPU cluster run on CPUs too
+# Ray calls actors in a thread, to which malloc gives a heap of 64 MB pieces that go back whenever one is empty: half of
+# the processes spent 15% of their time on paging tensors in anew, until threads shared the heap of `keep_memory`.
+ONE_ARENA = {"env_vars": {"MALLOC_ARENA_MAX": "1"}}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Work:
+    """What the workers must know to turn shards of a plan into published masks."""
+
+    plan: str
+    output: str
+    model: str
+    classes: Classes
+    spec: InputSpec
+    explicit_bands: bool
+    window: int
+    formats: tuple[str, ...]
+    metadata: dict
+    precision: str
+    blend: str
+    batch_size: int
+    on_gpu: bool
+    threads: int
+    compiled: bool = False
+    shard_pixels: int = 0
+    enlarge: bool = True
+
+    def readings(self, items: list[plans.Item]) -> Iterator[walk.Reading]:
+        """The items of a shard read."""
+        options = {"blend": self.blend, "window": self.window, "explicit_bands": self.explicit_bands}
+        return walk.read_items(items, self.spec, **options, enlarge=self.enlarge)
+
+    def segmenter(self) -> walk.Segmenter:
+        """The segmenter of this process's device."""
+        return make_segmenter(self)
+
+    def pool(self, actors: tuple[int, int], in_flight: int) -> ActorPoolStrategy:
+        """The actors that hold the network, from fewest to most, with so many shards in flight each."""
+        return ActorPoolStrategy(min_size=actors[0], max_size=actors[1], max_tasks_in_flight_per_actor=in_flight)
+
+    def actor_options(self, *, staged: bool = False) -> dict:
+        """What an actor that holds the network asks of Ray."""
+        if self.on_gpu:
+            return {"num_gpus": 1, "num_cpus": 0}  # readers and writers must find a core beside any number of actors
+        cores = {"resources": {STAGES: 0.001}, "num_cpus": 0} if staged else {"num_cpus": self.threads}
+        return {**cores, "runtime_env": ONE_ARENA}
+
+    def publish(
+        self, shard: int, results: Iterable[walk.Segmented], costs: Costs, *, role: str = "actor"
+    ) -> dict[str, object]:
+        """Write a shard and sum it up for the driver."""
+        with costs.watch.during("writing"):
+            rows: list[MaskRow] = list(walk.rows(results, self.classes))
+            write_shard(self.output, shard, rows=rows, formats=self.formats, metadata=self.metadata)
+            totals = summarise([vars(row) for row in rows])
+        costs.note_peak(role)
+        costs.book(totals)
+        return {"shard": shard, "totals": pickle.dumps(totals)}
+
+
+class Costs:
+    """What a shard costs on its way through processes: seconds by stage, the peak memory of each, when it began."""
+
+    def __init__(self) -> None:
+        self.watch, self.peak_bytes, self.began = Stopwatch(), {}, time.time()
+
+    def segmented(self, readings: Iterable[walk.Reading], segmenter: walk.Segmenter) -> Iterator[walk.Segmented]:
+        """The readings segmented, with the time that each step takes."""
+        return self.watch.over("segmenting", walk.segment(self.watch.over("waiting", self._read(readings)), segmenter))
+
+    def note_peak(self, role: str) -> None:
+        """Note the peak memory of this process, which plays that role."""
+        self.peak_bytes[role] = peak_memory()
+
+    def book(self, totals: Totals) -> None:
+        """Write the costs into the totals of the shard."""
+        totals.seconds, totals.peak_bytes, totals.began = self.watch.seconds, self.peak_bytes, self.began
+
+    def _read(self, readings: Iterable[walk.Reading]) -> Iterator[walk.Reading]:
+        for reading in readings:
+            self.watch.seconds["reading"] += reading.seconds
+            yield reading
+
+
+def make_segmenter(work: Work) -> walk.Segmenter:
+    """The segmenter of a model directory on this process's device, once it took a tile; ModelError when it does not."""
+    import torch
+
+    from segray.inference import keep_memory
+    from segray.segmenter import Segmenter
+
+    if not work.on_gpu:
+        torch.set_num_threads(work.threads)
+        keep_memory()
+    network = load_network(read_description(work.model))
+    segmenter = Segmenter(
+        network,
+        work.spec,
+        num_classes=len(work.classes),
+        device="cuda" if work.on_gpu else "cpu",
+        precision=work.precision,
+        blend=work.blend,
+        batch_size=work.batch_size,
+        static_batch=getattr(network, "batch", None),
+        compiled=work.compiled,
+    )
+    segmenter.try_a_tile()  # the first one takes several times as long
+    return segmenter
