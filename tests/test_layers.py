@@ -11,7 +11,7 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 LAYERS = {
-    "kernel": "errors grid blend masks metrics synthetic regions sampling stopwatch resample",
+    "kernel": "errors grid blend masks metrics synthetic regions sampling stopwatch resample packing",
     "network": "inputs augment losses networks segmenter programs workers optimizer canvas rows folding inference",
     "storage": (
         "storage model_dir shards plan archives datasets exports report settings walk summary reading loading "
@@ -19,7 +19,7 @@ LAYERS = {
         "stages peers"
     ),
     "ray": (
-        "cluster planning packing work pipeline outputs segmentation evaluation training throughput scaling simulation "
+        "cluster planning work pipeline outputs segmentation evaluation training throughput scaling simulation "
         "benchmark"
     ),
 }

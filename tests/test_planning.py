@@ -1,0 +1,105 @@
+"""Plans of archives whose files hold many images: members in their order, what is skipped, what is refused."""
+
+from __future__ import annotations
+
+import io
+import json
+import tarfile
+import zipfile
+from pathlib import Path
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+from conftest import png
+from models import write_model
+
+from segray.errors import SegrayError
+from segray.segmentation import segment
+from segray.settings import SegmentSettings
+from segray.storage import join, publish
+from segray.synthetic import scene
+
+COUNT = 7
+
+
+def image(number: int) -> bytes:
+    return png(scene(number, 40 + number, 64)[0])
+
+
+def packed(path: Path) -> str:
+    """A folder of a tar, a zip, a picture, a broken zip, a text, and a tree of tiles that is no tile set."""
+    path.mkdir()
+    with tarfile.open(path / "a.tar", "w") as tar:
+        for number in range(COUNT):
+            for name, data in ((f"{number:03d}.png", image(number)), (f"{number:03d}.cls", b"1")):
+                info = tarfile.TarInfo(name)
+                info.size = len(data)
+                tar.addfile(info, io.BytesIO(data))
+    with zipfile.ZipFile(path / "b.zip", "w") as file:
+        file.writestr("deep/x.png", image(20))
+        file.writestr("../../x.png", image(21))
+        file.writestr("note.txt", "no image")
+    (path / "c.png").write_bytes(image(30))
+    (path / "d.zip").write_bytes(b"PK no zip at all")
+    (path / "e.txt").write_text("no image")
+    return str(path)
+
+
+def test_members_are_images_and_what_is_wrong_is_a_row(local_ray, tmp_path: Path) -> None:
+    model = write_model(str(tmp_path / "model"))
+    settings = {"model": model, "archive": packed(tmp_path / "archive"), "format": "parquet", "max_failed": 0.5}
+    summary = segment(SegmentSettings(**settings, output=str(tmp_path / "out"), shard_mpx=0.006))
+    rows = pq.read_table(tmp_path / "out" / "masks").to_pylist()
+    base = str(tmp_path / "archive")
+    failed = {row["image"]: row["error"] for row in rows if row["status"] == "failed"}
+    assert summary["images"] == {"ok": COUNT + 2, "nodata": 0, "failed": 2}
+    assert [row["image"] for row in rows] == [
+        *(f"tar://{number:03d}.png::{base}/a.tar" for number in range(COUNT)),
+        f"zip://deep/x.png::{base}/b.zip",
+        f"zip://../../x.png::{base}/b.zip",
+        f"{base}/c.png",
+        f"{base}/d.zip",
+    ]
+    assert '".." in it' in failed[f"zip://../../x.png::{base}/b.zip"]
+    assert f"{base}/d.zip" in failed[f"{base}/d.zip"]
+    assert summary["skipped_files"] == COUNT + 2
+    assert summary["shards"]["total"] > 3
+    plan = json.loads((tmp_path / "out" / "plan" / "plan.json").read_text())
+    assert plan["images"] == len(rows)
+    page = (tmp_path / "out" / "report.html").read_text()
+    assert page.count("data:image/jpeg") >= 2  # pictures of members are on it
+    apart = tmp_path / "apart"
+    for number in range(COUNT):
+        publish(join(str(apart), f"{number:03d}.png"), image(number))
+    segment(SegmentSettings(**{**settings, "archive": str(apart)}, output=str(tmp_path / "out2")))
+    masks = [row["mask"] for row in pq.read_table(tmp_path / "out2" / "masks").to_pylist()]
+    assert masks == [row["mask"] for row in rows[:COUNT]]
+    before = (tmp_path / "out" / "summary.json").read_bytes()
+    segment(SegmentSettings(**settings, output=str(tmp_path / "out"), shard_mpx=0.006))
+    assert (tmp_path / "out" / "summary.json").read_bytes() == before
+
+
+def test_an_archive_without_a_usable_member_is_refused(local_ray, tmp_path: Path) -> None:
+    model = write_model(str(tmp_path / "model"))
+    (tmp_path / "a.zip").write_bytes(b"PK no zip at all")
+    with zipfile.ZipFile(tmp_path / "b.zip", "w") as file:
+        file.writestr("note.txt", "no image")
+    for name, sentence in (("a.zip", r"a\.zip"), ("b.zip", "no image in them")):
+        settings = SegmentSettings(model=model, archive=str(tmp_path / name), output=str(tmp_path / "out"))
+        with pytest.raises(SegrayError, match=sentence):
+            segment(settings)
+    assert not (tmp_path / "out" / "masks").exists()
+
+
+def test_a_list_may_name_what_is_not_there(local_ray, tmp_path: Path) -> None:
+    model = write_model(str(tmp_path / "model"))
+    (tmp_path / "x.png").write_bytes(image(1))
+    (tmp_path / "list.txt").write_text("x.png\nnone.png\n")
+    settings = {"model": model, "archive": str(tmp_path / "list.txt"), "output": str(tmp_path / "out")}
+    summary = segment(SegmentSettings(**settings))
+    assert summary["images"] == {"ok": 1, "nodata": 0, "failed": 1}
+    assert "none.png cannot be read: it does not exist" in summary["failures"][0]["error"]
+    assert np.isclose(summary["failed_share"], 0.5)
+    with pytest.raises(SegrayError, match="--column was None|--column was"):
+        segment(SegmentSettings(**settings, column="other"))
