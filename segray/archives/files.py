@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from segray.archives.images import is_image
-from segray.archives.members import holds_images
+from segray.archives.members import kind_of
 from segray.archives.options import ArchiveOptions
 from segray.errors import SegrayError
 from segray.storage import File, describe, list_files
@@ -28,7 +28,7 @@ class FilesArchive:
         found, self.skipped = False, 0
         try:
             for file in list_files(self.uri):
-                if is_image(file.uri) or holds_images(file.uri):
+                if is_image(file.uri) or kind_of(file.uri):
                     _check_name(file.uri)
                     found = True
                     yield file
