@@ -396,6 +396,12 @@ def test_a_truncated_zip_is_one_row(store):
     assert (member.uri, "damaged" in member.error) == (file.uri, True)
 
 
+def test_a_directory_that_is_said_to_lie_elsewhere_is_an_error(tmp_path):
+    data = bytearray(zip_of(BODIES))
+    data[-6:-2] = struct.pack("<I", struct.unpack("<I", data[-6:-2])[0] + 10**6)
+    assert all(member.error for member in zips.members(put(str(tmp_path / "a.zip"), bytes(data))))
+
+
 # ---- Parquet
 
 
@@ -428,6 +434,12 @@ def test_the_column_of_images_is_found_or_asked_for(tmp_path):
         list(tables.members(file, "up"))
     with pytest.raises(SegrayError, match="no column of images"):
         list(tables.members(write_table(tmp_path / "y.parquet", label=pa.array([1]), name=pa.array(["x"]))))
+
+
+def test_more_rows_than_bytes_are_damage(tmp_path):
+    file = write_table(tmp_path / "a.parquet", image=pa.array([b"1"] * 100))
+    (member,) = tables.members(File(file.uri, 99, file.etag))
+    assert (member.uri, "100 rows in 99 bytes" in member.error) == (file.uri, True)
 
 
 def test_rows_without_bytes_are_errors(tmp_path):
