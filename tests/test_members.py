@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import re
 import tarfile
 import zipfile
 from concurrent.futures import ThreadPoolExecutor
@@ -95,7 +96,7 @@ def test_members_of_a_container_that_is_gone_or_replaced(store, ending):
     first = next(container_of(file.uri).members(file))
     other = put(join(store, f"b{ending}"), b"x" * 100)
     for uri in (join(store, f"none{ending}"), other.uri):
-        with pytest.raises(ImageError, match="(?s)" + ("none" if "none" in uri else "b")):
+        with pytest.raises(ImageError, match=re.escape(uri)):
             container_of(uri).read(uri, first.part)
 
 
