@@ -10,7 +10,7 @@ from fsspec import register_implementation
 from fsspec.implementations.memory import MemoryFileSystem
 
 from segray.archives import ranges
-from segray.archives.ranges import StoredFile
+from segray.archives.ranges import StoredFile, read_range
 from segray.errors import ImageError
 from segray.storage import join, publish
 
@@ -90,6 +90,15 @@ def test_a_file_that_changes_is_never_read_in_part(s3, small_pieces):
     assert file.read_ranges([5000], [10]) == [bytes(10)]
     assert isinstance(file.error, ImageError)
     assert "changed while it was read" in str(file.error)
+
+
+def test_one_range_is_the_bytes_of_the_file(store):
+    uri = join(store, "x.bin")
+    publish(uri, DATA)
+    for start, size in ((0, 50_000), (0, 1), (49_990, 10), (49_990, 500), (50_000, 5), (60_000, 5), (7, 0)):
+        assert read_range(uri, start, size) == DATA[start : start + size]
+    with pytest.raises(FileNotFoundError):
+        read_range(join(store, "none.bin"), 0, 5)
 
 
 def test_missing_and_empty_files(store):

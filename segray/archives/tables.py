@@ -25,7 +25,7 @@ DAMAGE = (pa.ArrowException, OSError, ValueError)  # Arrow's own error of a file
 
 
 def members(file: File, column: str | None = None) -> Listing:
-    """One image a row, named by its number; size: bytes of the column shared out evenly over its rows.
+    """One image a row, named by its number; size: bytes of its row group shared out evenly over the rows.
 
     SegrayError when there is no column of bytes, or several and none is chosen. A store's own error goes on.
     """
@@ -109,20 +109,30 @@ def _images(file: File, column: str | None) -> Iterator[File | None]:
     try:
         with _opened(file.uri, limit=MAX_FOOTER_BYTES) as table:
             metadata, schema = table.metadata, table.schema_arrow
+            rows = _rows(metadata, file)
     except (ImageError, *FINAL_ERRORS) as error:
         yield damaged(file, error)
         return
     leaf = _chosen(_candidates(schema), column, file.uri)
     place, version, number = _place(metadata, leaf), sha256(file.etag.encode()).hexdigest()[:12], 0
-    for group in range(metadata.num_row_groups):
-        rows = metadata.row_group(group).num_rows
-        size = metadata.row_group(group).column(place).total_uncompressed_size // max(1, rows)
-        error = _too_large(metadata, group, place)
-        for row in range(rows):
+    if place is None:
+        yield damaged(file, ImageError(f"{file.uri} is damaged: its two schemas differ in column {leaf}"))
+        return
+    for group, count in enumerate(rows):
+        size, error = metadata.row_group(group).total_byte_size // max(1, count), _too_large(metadata, group, place)
+        for row in range(count):
             uri = f"parquet://{number:08d}::{file.uri}"
             reason = f"{uri} cannot be read: {error}" if error else None
             yield File(uri, size, file.etag, part=f"{group} {row} {version} {leaf}", error=reason)
             number += 1
+
+
+def _rows(metadata: pq.FileMetaData, file: File) -> list[int]:
+    """The number of rows of each row group; ImageError when they cannot be true, or the listing might never end."""
+    rows = [metadata.row_group(group).num_rows for group in range(metadata.num_row_groups)]
+    if min(rows, default=0) < 0 or sum(rows) != metadata.num_rows or sum(rows) > file.size:
+        raise ImageError(f"{file.uri} is damaged: {metadata.num_rows} rows in {file.size} bytes cannot be")
+    return rows
 
 
 def _candidates(schema: pa.Schema) -> dict[str, str]:
@@ -165,8 +175,10 @@ def _place(metadata: pq.FileMetaData, leaf: str) -> int | None:
 
 def _too_large(metadata: pq.FileMetaData, group: int, place: int) -> str | None:
     """Why the column of a row group is not read, None when it is."""
-    column = metadata.row_group(group).column(place)
-    size = max(column.total_uncompressed_size, column.total_compressed_size)
+    size = metadata.row_group(group).total_byte_size
+    if size > MAX_COLUMN_BYTES:  # only then: PyArrow's column() ends the process on a footer with damaged statistics
+        column = metadata.row_group(group).column(place)
+        size = max(column.total_uncompressed_size, column.total_compressed_size)
     if size <= MAX_COLUMN_BYTES:
         return None
     return f"row group {group} has {size} bytes of images, {MAX_COLUMN_BYTES} are allowed; write smaller row groups"

@@ -98,10 +98,10 @@ def _headers(stream: Seekable, uri: str) -> Iterator[tarfile.TarInfo]:
         with tarfile.open(fileobj=stream, mode="r:", encoding="utf-8", errors="backslashreplace") as tar:
             while (info := tar.next()) is not None:
                 tar.members.clear()  # else it keeps all
-                yield info
-                if tar.offset <= place:
-                    raise tarfile.ReadError(f"a header says a size below 0 at byte {info.offset}")
+                if info.size < 0 or tar.offset <= place:
+                    raise tarfile.ReadError(f"the header at byte {info.offset} says a size below 0")
                 place = tar.offset
+                yield info
             stream.seek(tar.offset)
             if any(stream.read(BLOCK)):  # tarfile takes any block that is no header for the end
                 raise tarfile.ReadError(f"there is no header at byte {tar.offset}")

@@ -105,6 +105,8 @@ def _file(file: File, info: zipfile.ZipInfo) -> File:
     method, error = METHODS.get(info.compress_type), too_large(max(info.file_size, info.compress_size))
     if info.flag_bits & ENCRYPTED:
         error = "it is encrypted; pack it without a password"
+    elif info.header_offset < 0:  # the directory's own size or place is wrong
+        error = "the directory of the zip is damaged"
     elif method is None:
         error = f"it is packed by method {info.compress_type}; pack it stored or deflated"
     part = f"{method} {info.header_offset}+{info.compress_size} {info.file_size} {info.CRC:08x}"

@@ -1,0 +1,134 @@
+"""What listing and reading containers asks of a store."""
+
+from __future__ import annotations
+
+import os
+import tarfile
+import zipfile
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from containers import BODIES, CHANCE, WRITERS, body, put, tar_of
+from fsspec import AbstractFileSystem, register_implementation
+from s3fs.core import S3File
+
+from segray.archives import tables, tars, zips
+from segray.archives.members import container_of
+from segray.storage import File, join
+
+
+@pytest.fixture(autouse=True)
+def own_copies(monkeypatch, tmp_path):
+    """Unpacked copies in the folder of the test."""
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+
+
+class CountingFileSystem(AbstractFileSystem):
+    """A local file as a store without a cache; what is asked of it is counted."""
+
+    protocol = "counting"
+    requests: list[int] = []  # noqa: RUF012
+    broken = False
+
+    def info(self, path, **options):
+        return {"name": path, "size": os.stat(path).st_size, "type": "file", "mtime": 1.0}
+
+    def cat_file(self, path, start=None, end=None, **options):
+        if self.broken:
+            raise OSError("the store is down")
+        with open(path, "rb") as file:
+            file.seek(start)
+            data = file.read(end - start)
+        self.requests.append(len(data))
+        return data
+
+
+@pytest.fixture
+def counting(monkeypatch):
+    """The sizes of the requests made so far."""
+    register_implementation("counting", CountingFileSystem, clobber=True)
+    requests: list[int] = []
+    monkeypatch.setattr(CountingFileSystem, "requests", requests)
+    monkeypatch.setattr("segray.storage.time.sleep", lambda seconds: None)
+    return requests
+
+
+def file_of(path: Path) -> File:
+    """A local file as a file of the counting store."""
+    return File(f"counting://{path}", path.stat().st_size, "1")
+
+
+@pytest.mark.parametrize("size", [200, 100_000])
+def test_a_tar_of_20_000_members_is_listed_by_its_headers(tmp_path, counting, size):
+    path, count = tmp_path / "a.tar", 20_000
+    with path.open("wb") as out:  # the bodies are holes
+        for k in range(count):
+            info = tarfile.TarInfo(f"{k:05d}.jpg")
+            info.size = size
+            out.write(info.tobuf())
+            out.seek(-(-size // 512) * 512, 1)
+        out.write(bytes(1024))
+    found = list(tars.members(file_of(path)))
+    assert len(found) == count
+    assert found[-1].part == f"{path.stat().st_size - 1024 - -(-size // 512) * 512}+{size}"
+    if size == 200:
+        assert len(counting) < 50  # no request a member where members are short
+    else:
+        assert sum(counting) < path.stat().st_size * 0.05
+        assert len(counting) < count + 10
+
+
+def test_a_zip_of_20_000_members_is_listed_by_its_directory(tmp_path, counting):
+    path = tmp_path / "a.zip"
+    with zipfile.ZipFile(path, "w") as archive:
+        for k in range(20_000):
+            archive.writestr(f"{k:05d}.jpg", bytes(1000))
+    found = list(zips.members(file_of(path)))
+    assert (len(found), found[-1].uri) == (20_000, f"zip://19999.jpg::counting://{path}")
+    assert sum(counting) < 20_000 * 80
+    assert len(counting) < 6
+    counting.clear()
+    assert zips.read(f"counting://{path}", found[-1].part) == bytes(1000)
+    assert len(counting) == 1
+
+
+def test_a_table_is_listed_by_its_footer_and_a_row_group_is_read_once(tmp_path, counting):
+    path = tmp_path / "a.parquet"
+    images = [CHANCE.bytes(10_000) for _ in range(2000)]
+    pq.write_table(pa.table({"image": pa.array(images)}), path, row_group_size=500)
+    found = list(tables.members(file_of(path)))
+    assert len(found) == 2000
+    assert sum(counting) < 200_000
+    counting.clear()
+    assert [tables.read(f"counting://{path}", member.part) for member in found] == images
+    assert sum(counting) < 1.1 * path.stat().st_size
+
+
+def test_a_tar_on_s3_is_listed_without_its_bodies(s3, monkeypatch):
+    fetched, fetch = [], S3File._fetch_range
+
+    def counted(self, start, end):
+        fetched.append(end - start)
+        return fetch(self, start, end)
+
+    file = put(join(s3, "large.tar"), tar_of({f"{k}.png": bytes(200_000) for k in range(100)}))
+    monkeypatch.setattr(S3File, "_fetch_range", counted)
+    assert len(list(tars.members(file))) == 100
+    assert (90 < len(fetched) < 110, sum(fetched) < 600_000) == (True, True)
+
+
+@pytest.mark.parametrize("ending", [".tar", ".zip", ".parquet", ".tar.gz"])
+def test_a_failing_store_is_no_fault_of_the_container(tmp_path, counting, monkeypatch, ending):
+    path = tmp_path / f"a{ending}"
+    path.write_bytes(WRITERS[ending](BODIES))
+    file = File(f"counting://{path}", path.stat().st_size, f"{path.stat().st_size}-1.0")
+    first = next(container_of(file.uri).members(file))
+    for copy in tmp_path.glob("segray-*/*"):
+        copy.unlink()
+    tables._columns._values.clear()
+    monkeypatch.setattr(CountingFileSystem, "broken", True)
+    for call in (lambda: list(container_of(file.uri).members(file)), lambda: body(file, first)):
+        with pytest.raises(OSError, match="the store is down"):
+            call()

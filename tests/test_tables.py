@@ -1,0 +1,100 @@
+"""Parquet tables: which column holds the images, rows without bytes, limits and damage."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from containers import CHANCE, body, put, table_of
+
+from segray.archives import tables
+from segray.errors import ImageError, SegrayError
+from segray.storage import File, list_files
+
+
+def write_table(path: Path, **columns: pa.Array) -> File:
+    """A Parquet file of those columns, as it is listed."""
+    pq.write_table(pa.table(columns), path)
+    return next(list_files(str(path)))
+
+
+def test_the_column_of_images_is_found_or_asked_for(tmp_path):
+    one, two = pa.array([b"1"]), pa.array([b"2"], pa.large_binary())
+    struct_of = pa.array([{"path": "x", "bytes": b"3"}], pa.struct([("path", pa.string()), ("bytes", pa.binary())]))
+    cases = [
+        ({"anything": one, "label": pa.array([1])}, None, b"1"),
+        ({"anything": two}, None, b"2"),
+        ({"anything": struct_of}, None, b"3"),
+        ({"mask": one, "Image": two}, None, b"2"),
+        ({"png": one, "img": struct_of}, None, b"3"),
+        ({"mask": one, "image": two}, "mask", b"1"),
+        ({"a.bytes": one, "a": struct_of}, "a.bytes", b"1"),
+    ]
+    for number, (columns, column, expected) in enumerate(cases):
+        file = write_table(tmp_path / f"{number}.parquet", **columns)
+        (member,) = tables.members(file, column)
+        assert body(file, member) == expected
+    file = write_table(tmp_path / "x.parquet", left=one, right=two)
+    with pytest.raises(SegrayError, match="left, right; choose one with --column"):
+        list(tables.members(file))
+    with pytest.raises(SegrayError, match="'up'.*left, right"):
+        list(tables.members(file, "up"))
+    with pytest.raises(SegrayError, match="no column of images"):
+        list(tables.members(write_table(tmp_path / "y.parquet", label=pa.array([1]), name=pa.array(["x"]))))
+
+
+def test_more_rows_than_bytes_are_damage(tmp_path):
+    file = write_table(tmp_path / "a.parquet", image=pa.array([b"1"] * 100))
+    (member,) = tables.members(File(file.uri, 99, file.etag))
+    assert (member.uri, "100 rows in 99 bytes" in member.error) == (file.uri, True)
+
+
+def test_rows_without_bytes_are_errors(tmp_path):
+    kind = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
+    file = write_table(
+        tmp_path / "a.parquet", image=pa.array([{"bytes": None, "path": "x"}, None, {"bytes": b"1"}], kind)
+    )
+    *none, good = tables.members(file)
+    for member in none:
+        with pytest.raises(ImageError, match="no bytes in row"):
+            body(file, member)
+    assert body(file, good) == b"1"
+
+
+def test_a_column_that_is_too_large_is_refused(tmp_path, monkeypatch):
+    file = put(str(tmp_path / "a.parquet"), table_of({str(k): CHANCE.bytes(1000) for k in range(4)}))
+    members = list(tables.members(file))
+    monkeypatch.setattr(tables, "MAX_COLUMN_BYTES", 1500)
+    assert all("smaller row groups" in member.error for member in tables.members(file))
+    with pytest.raises(ImageError, match="smaller row groups"):
+        body(file, members[0])
+
+
+def test_a_value_repeated_ever_so_often_is_held_once(tmp_path):
+    image = CHANCE.bytes(10**6)
+    file = write_table(tmp_path / "a.parquet", image=pa.DictionaryArray.from_arrays(np.zeros(3000, np.int32), [image]))
+    member = list(tables.members(file))[2999]
+    before = pa.total_allocated_bytes()
+    assert body(file, member) == image
+    assert pa.total_allocated_bytes() - before < 10**8
+
+
+def test_a_damaged_row_group_fails_alone_and_a_new_version_is_read_anew(tmp_path):
+    images = {str(k): CHANCE.bytes(5000) for k in range(6)}
+    data = bytearray(table_of(images))
+    place = data.index(images["2"][:100]) - 200
+    data[place : place + 300] = b"\xff" * 300
+    file = put(str(tmp_path / "a.parquet"), bytes(data))
+    members = list(tables.members(file))
+    for k in (2, 3):
+        with pytest.raises(ImageError, match="damaged"):
+            body(file, members[k])
+    assert body(file, members[5]) == images["5"]
+    again = put(file.uri, table_of(images) + b"")
+    os.utime(file.uri, (1, 1))
+    again = next(list_files(file.uri))
+    assert [body(again, member) for member in tables.members(again)] == list(images.values())
