@@ -12,7 +12,7 @@ from functools import partial
 from fsspec import AbstractFileSystem
 
 from segray.errors import ImageError
-from segray.storage import filesystem, retry
+from segray.storage import filesystem, local_path, retry
 
 WHOLE_BYTES = 2**22  # a smaller file comes with the first request; a larger one wastes that many bytes once
 HEADER_BYTES = 2**15  # the directory of a COG of 10,000 x 10,000 pixels takes 3 kB
@@ -23,6 +23,26 @@ GAP_BYTES = 2**15  # bytes between two ranges that are fetched along rather than
 FETCHERS = 16  # requests under way in a process; s3fs holds 10 connections
 _pool = ThreadPoolExecutor(FETCHERS, thread_name_prefix="ranges")
 _one_reader = threading.Lock()  # members of other files share one position
+
+
+def read_range(uri: str, start: int, size: int) -> bytes:
+    """Up to `size` bytes from `start`, fewer where the file ends; one request, and the store's own errors."""
+    if path := local_path(uri):
+        with open(path, "rb") as file:
+            file.seek(start)
+            return file.read(size)
+    fs, path = filesystem(uri)
+    return retry(partial(_range_once, fs, path, start, start + size)) if size else b""
+
+
+def _range_once(fs: AbstractFileSystem, path: str, start: int, stop: int) -> bytes:
+    try:
+        with _one_reader if not fs.async_impl else nullcontext():
+            return fs.cat_file(path, start=start, end=stop)
+    except OSError as error:
+        if error.errno == errno.EINVAL and fs.size(path) <= start:  # S3 has no range that starts beyond the end
+            return b""
+        raise
 
 
 class StoredFile:
@@ -40,7 +60,7 @@ class StoredFile:
         self._reading, self._opening = threading.Lock(), threading.Lock()
         self._file, self._step = None, PAGE_BYTES
         ahead = HEADER_BYTES if header_only else WHOLE_BYTES
-        head = retry(partial(self._beginning, ahead))
+        head = retry(partial(_range_once, self._fs, self._path, 0, ahead))
         self._whole = head if len(head) != ahead else None
         # Of a large file, what came before its tag was known may be of another version than what follows.
         self._pages = deque([(0, head)] if header_only else [], maxlen=4)
@@ -144,15 +164,6 @@ class StoredFile:
     def _fresh_tag(self) -> str:
         self._fs.invalidate_cache()
         return str(self._fs.info(self._path))
-
-    def _beginning(self, size: int) -> bytes:
-        try:
-            with _one_reader if not self._fs.async_impl else nullcontext():
-                return self._fs.cat_file(self._path, start=0, end=size)
-        except OSError as error:
-            if error.errno == errno.EINVAL and self._fs.size(self._path) == 0:  # S3 has no first byte of nothing
-                return b""
-            raise
 
 
 class _Opened:

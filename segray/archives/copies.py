@@ -1,0 +1,166 @@
+"""Copies of stored files on the local disk, for formats that cannot be read by range; made once per machine.
+
+They lie in a folder of the user's own below the temporary folder, under names made of URI and version. A copy appears
+under its name when it is whole; processes and threads that want the same one wait for the first.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import os
+import stat
+import tempfile
+import time
+import zlib
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+
+from segray.archives.entries import stored_range
+from segray.errors import ImageError, SegrayError
+from segray.storage import list_files, local_path
+
+MAX_COPIES = max(8, 2 * (os.cpu_count() or 1))  # kept at a time; as many as a machine may read at once
+GRACE_S = 60.0  # a copy used since then stays, since its reader may be about to open it
+ABANDONED_S = 3600.0  # since a copy in the making last grew: its process was killed
+MAX_UNPACKED_BYTES = 2**36
+MAX_RATIO = 200  # imagery packs to a half or so, long runs of one byte to a thousandth
+SMALL_BYTES = 2**24  # a tar of little else than its padding packs better than that
+PIECE_BYTES = 2**23
+FETCHERS = 4  # requests under way: a store gives some 90 MB/s a connection
+
+
+def local_copy(uri: str, etag: str, *, gunzip: bool = False) -> str:
+    """The path of a local file with the content of a stored one, unpacked if `gunzip`; open it within a minute.
+
+    A local file that need not be unpacked is its own copy. etag: the version that was listed. ImageError when the file
+    is gone, has another version, is damaged, or is a decompression bomb; a store's own error goes on.
+    """
+    path = local_path(uri)
+    if path and not gunzip:
+        return path
+    folder = _folder()
+    key = hashlib.sha256(f"{path or uri}\0{etag}\0{gunzip}".encode("utf-8", "surrogateescape")).hexdigest()
+    copy = os.path.join(folder, key)
+    with _lock(folder, key[:2]):
+        if os.path.exists(copy):
+            os.utime(copy)
+            return copy
+        _check_version(uri, etag)
+        temporary = f"{copy}.tmp"  # under the lock nobody else writes it; what a killed process left is overwritten
+        try:
+            _write(temporary, uri, gunzip=gunzip)
+            _check_version(uri, etag)
+            os.replace(temporary, copy)
+        except BaseException:
+            _unlink(temporary)
+            raise
+    _prune(folder)
+    return copy
+
+
+def _write(path: str, uri: str, *, gunzip: bool) -> None:
+    with open(path, "wb") as file:
+        for piece in _unpacked(uri) if gunzip else _pieces(uri):
+            file.write(piece)
+
+
+def _pieces(uri: str) -> Iterator[bytes]:
+    """The bytes of a file in order, fetched several pieces at once."""
+    with ThreadPoolExecutor(FETCHERS, thread_name_prefix="copy") as pool:
+        start = 0
+        while True:
+            starts = range(start, start + FETCHERS * PIECE_BYTES, PIECE_BYTES)
+            for piece in pool.map(lambda first: stored_range(uri, first, PIECE_BYTES), starts):
+                if piece:
+                    yield piece
+                if len(piece) < PIECE_BYTES:
+                    return
+            start = starts.stop
+
+
+def _unpacked(uri: str) -> Iterator[bytes]:
+    """The unpacked bytes of a gzip file of one or several streams; ImageError when it is damaged or a bomb."""
+    inflater, packed, unpacked = _inflater(), 0, 0
+    try:
+        for piece in _pieces(uri):
+            packed, rest = packed + len(piece), piece
+            while rest:
+                if inflater.eof:
+                    rest = rest.lstrip(b"\0")  # padding between or behind the streams
+                    if not rest:
+                        break
+                    inflater = _inflater()
+                data = inflater.decompress(rest, PIECE_BYTES)
+                unpacked += len(data)
+                _check_bomb(uri, packed, unpacked)
+                yield data
+                rest = inflater.unconsumed_tail or inflater.unused_data
+        yield inflater.flush()  # at most what the last few bytes unpack to
+    except zlib.error as error:
+        raise ImageError(f"{uri} is damaged and cannot be unpacked: {error}") from error
+    if not inflater.eof:
+        raise ImageError(f"{uri} is cut off: its last packed stream has no end after {packed} bytes")
+
+
+def _inflater() -> zlib._Decompress:
+    return zlib.decompressobj(zlib.MAX_WBITS | 16)  # 16: a gzip header is expected, and its checksum compared
+
+
+def _check_bomb(uri: str, packed: int, unpacked: int) -> None:
+    if unpacked > min(MAX_UNPACKED_BYTES, max(SMALL_BYTES, MAX_RATIO * packed)):
+        raise ImageError(
+            f"{uri} unpacks to over {unpacked} bytes from {packed}; unpack it yourself and give the plain tar"
+        )
+
+
+def _check_version(uri: str, etag: str) -> None:
+    try:
+        found = next(list_files(uri)).etag
+    except FileNotFoundError as error:
+        raise ImageError(f"{uri} cannot be read: it does not exist") from error
+    if found != etag:
+        raise ImageError(f"{uri} changed since it was listed ({etag} then, {found} now); run again with --overwrite")
+
+
+def _folder() -> str:
+    """The user's own folder of copies; SegrayError when somebody else made it."""
+    folder = os.path.join(tempfile.gettempdir(), f"segray-{os.getuid()}")
+    os.makedirs(folder, mode=0o700, exist_ok=True)
+    found = os.lstat(folder)
+    if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.getuid() or found.st_mode & 0o022:
+        raise SegrayError(f"{folder} is not this user's alone; remove it, or set TMPDIR to another folder")
+    return folder
+
+
+@contextmanager
+def _lock(folder: str, name: str) -> Iterator[None]:
+    """The right to make the copies whose names begin so, for one thread of one process of the machine."""
+    with open(os.path.join(folder, f"{name}.lock"), "ab") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)  # let go of when the file is closed, even by a kill
+        yield
+
+
+def _prune(folder: str) -> None:
+    """Remove the copies that were used longest ago, and what killed processes left."""
+    now, copies = time.time(), []
+    for entry in os.scandir(folder):
+        try:
+            age = now - entry.stat().st_mtime
+        except FileNotFoundError:  # another process removed it
+            continue
+        if entry.name.endswith(".tmp") and age > ABANDONED_S:
+            _unlink(entry.path)
+        elif "." not in entry.name:
+            copies.append((age, entry.path))
+    for age, path in sorted(copies)[MAX_COPIES:]:
+        if age > GRACE_S:
+            _unlink(path)
+
+
+def _unlink(path: str) -> None:
+    try:
+        os.unlink(path)
+    except FileNotFoundError:
+        return

@@ -1,0 +1,86 @@
+"""What the container formats share: which members are images, which names are refused, how a listing counts."""
+
+from __future__ import annotations
+
+import posixpath
+import re
+from collections.abc import Iterator
+
+from segray.archives import pictures, rasters
+from segray.archives.ranges import read_range
+from segray.errors import ImageError
+from segray.storage import FINAL_ERRORS, File, describe
+
+MAX_MEMBER_BYTES = 2**30  # of a member that is read whole: what unpacks to more is a bomb or not worth its memory
+SEPARATOR = re.compile(r"[/\\]")  # Windows packs with either
+
+
+class Listing(Iterator[File]):
+    """The images of a container in stored order; skipped: how many other members were passed over so far.
+
+    A member that is known to be unreadable is listed with its error. Where a container is damaged, what can be listed
+    comes first, and the last File is the container itself with the reason as its error.
+    """
+
+    def __init__(self, found: Iterator[File | None]) -> None:
+        """From the images, with a None for each member that is none."""
+        self.skipped, self._found = 0, found
+
+    def __next__(self) -> File:
+        for file in self._found:
+            if file is not None:
+                return file
+            self.skipped += 1
+        raise StopIteration
+
+
+def is_wanted(name: str) -> bool:
+    """Whether a member's name is that of an image: by its ending, and not hidden (leading dot, __MACOSX)."""
+    segments = [segment for segment in SEPARATOR.split(name) if segment not in ("", ".", "..")]
+    hidden = any(segment.startswith(".") or segment == "__MACOSX" for segment in segments)
+    return not hidden and posixpath.splitext(name)[1].lower() in pictures.ENDINGS | rasters.ENDINGS
+
+
+def member(container: File, scheme: str, name: str, *, size: int, part: str, error: str | None = None) -> File:
+    """The File of a member, with an error when its name is refused."""
+    error = error or _fault(name)
+    label = name.replace("::", "%3A%3A").replace("\0", "%00")  # a name in an error must not look like another one
+    uri = f"{scheme}://{label}::{container.uri}"
+    return File(uri, size, container.etag, part=part, error=f"{uri} cannot be read: {error}" if error else None)
+
+
+def damaged(container: File, error: BaseException) -> File:
+    """The File that stands for what cannot be listed of a container."""
+    reason = str(error) if isinstance(error, ImageError) else f"{container.uri} cannot be listed: {reason_of(error)}"
+    return File(container.uri, container.size, container.etag, error=reason)
+
+
+def too_large(size: int) -> str | None:
+    """Why a member of that many bytes is not read whole, None when it is."""
+    if size <= MAX_MEMBER_BYTES:
+        return None
+    return f"it has {size} bytes, and what is read whole may have {MAX_MEMBER_BYTES}; store it as a file of its own"
+
+
+def stored_range(uri: str, start: int, size: int) -> bytes:
+    """Up to `size` bytes of a container; ImageError when it is gone or forbidden, the store's own error otherwise."""
+    try:
+        return read_range(uri, start, size)
+    except FINAL_ERRORS as error:
+        raise ImageError(f"{uri} cannot be read: {reason_of(error)}") from error
+
+
+def reason_of(error: BaseException) -> str:
+    """The reason in an error, on one line."""
+    return "it does not exist" if isinstance(error, FileNotFoundError) else describe(error)
+
+
+def _fault(name: str) -> str | None:
+    """What is wrong with a member's name, None when nothing is."""
+    if "\0" in name or "::" in name:
+        return 'its name has a NUL or "::" in it; rename it'
+    if re.match(r"[/\\]|[A-Za-z]:[/\\]", name):
+        return "its name is an absolute path; pack it with a relative one"
+    if ".." in SEPARATOR.split(name):
+        return 'its name has ".." in it; pack it with a path inside the archive'
+    return None

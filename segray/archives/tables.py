@@ -1,0 +1,172 @@
+"""Parquet tables with a column of image bytes, Hugging Face's among them: listed by footer, read by row group."""
+
+from __future__ import annotations
+
+import threading
+from collections import OrderedDict
+from collections.abc import Iterator
+from contextlib import contextmanager
+from hashlib import sha256
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from segray.archives.entries import Listing, damaged, reason_of
+from segray.archives.seekable import Seekable
+from segray.errors import ImageError, SegrayError
+from segray.storage import FINAL_ERRORS, File
+
+ENDINGS = (".parquet",)
+USUAL = ("image", "img", "bytes", "data", "content", "jpg", "png")  # which of several columns is meant, best first
+MAX_FOOTER_BYTES = 2**27
+MAX_COLUMN_BYTES = 2**30  # of one row group, unpacked: it is held in memory
+KEPT = 2  # columns of row groups in a process; a shard of work begins in one and ends in the next
+DAMAGE = (pa.ArrowException, OSError, ValueError)  # Arrow's own error of a file that is none is an OSError
+
+
+def members(file: File, column: str | None = None) -> Listing:
+    """One image a row, named by its number; size: bytes of the column shared out evenly over its rows.
+
+    SegrayError when there is no column of bytes, or several and none is chosen. A store's own error goes on.
+    """
+    return Listing(_images(file, column))
+
+
+def span(part: str) -> tuple[int, int] | None:
+    """None: the values of a column are packed together."""
+    return None
+
+
+def read(uri: str, part: str) -> bytes:
+    """The bytes in a row; ImageError when it has none, or its row group is damaged or too large."""
+    group, row, version, column = part.split(" ", 3)
+    values = _columns.get(uri, version, int(group), column)
+    if int(row) >= len(values):
+        raise ImageError(f"{uri} has no row {row} in row group {group}; list it anew with --overwrite")
+    data = values[int(row)].as_py()
+    if isinstance(data, dict):  # a struct, of which only the field of bytes was read
+        data = next(iter(data.values()))
+    if data is None:
+        raise ImageError(f"{uri} has no bytes in row {row} of row group {group}, column {column}")
+    return data
+
+
+class _Columns:
+    """The columns of row groups that were read last, up to `KEPT`; one is loaded at a time."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._values: OrderedDict[tuple[str, str, int, str], pa.ChunkedArray | ImageError] = OrderedDict()
+
+    def get(self, uri: str, version: str, group: int, column: str) -> pa.ChunkedArray:
+        """The values of a column in a row group; a damaged one fails for each of its rows, but is read once."""
+        key = (uri, version, group, column)
+        with self._lock:
+            if key not in self._values:
+                while len(self._values) >= KEPT:
+                    self._values.popitem(last=False)
+                try:
+                    self._values[key] = _load(uri, group, column)
+                except ImageError as error:
+                    self._values[key] = error
+            self._values.move_to_end(key)
+            values = self._values[key]
+        if isinstance(values, ImageError):
+            raise ImageError(str(values))
+        return values
+
+
+_columns = _Columns()
+
+
+def _load(uri: str, group: int, column: str) -> pa.ChunkedArray:
+    """The values of a column of bytes, equal ones held once: a page that repeats one is no decompression bomb."""
+    try:
+        with _opened(uri, limit=MAX_FOOTER_BYTES + MAX_COLUMN_BYTES, dictionary=[column]) as table:
+            place = _place(table.metadata, column)
+            if place is None or group >= table.num_row_groups:
+                raise ImageError(f"{uri} has no column {column} in row group {group}; list it anew with --overwrite")
+            if error := _too_large(table.metadata, group, place):
+                raise ImageError(f"{uri} cannot be read: {error}")
+            return table.read_row_group(group, columns=[column]).column(0)
+    except FINAL_ERRORS as error:
+        raise ImageError(f"{uri} cannot be read: {reason_of(error)}") from error
+
+
+@contextmanager
+def _opened(uri: str, *, limit: int, dictionary: list[str] | None = None) -> Iterator[pq.ParquetFile]:
+    """A table for the time of the block; ImageError when it is damaged, a store's own error goes on."""
+    with Seekable(uri, limit=limit) as stream:
+        try:
+            yield pq.ParquetFile(stream, read_dictionary=dictionary)
+        except DAMAGE as error:
+            if stream.error is not None:
+                raise stream.error from None
+            raise ImageError(f"{uri} is damaged or no Parquet file: {reason_of(error)}") from error
+
+
+def _images(file: File, column: str | None) -> Iterator[File | None]:
+    try:
+        with _opened(file.uri, limit=MAX_FOOTER_BYTES) as table:
+            metadata, schema = table.metadata, table.schema_arrow
+    except (ImageError, *FINAL_ERRORS) as error:
+        yield damaged(file, error)
+        return
+    leaf = _chosen(_candidates(schema), column, file.uri)
+    place, version, number = _place(metadata, leaf), sha256(file.etag.encode()).hexdigest()[:12], 0
+    for group in range(metadata.num_row_groups):
+        rows = metadata.row_group(group).num_rows
+        size = metadata.row_group(group).column(place).total_uncompressed_size // max(1, rows)
+        error = _too_large(metadata, group, place)
+        for row in range(rows):
+            uri = f"parquet://{number:08d}::{file.uri}"
+            reason = f"{uri} cannot be read: {error}" if error else None
+            yield File(uri, size, file.etag, part=f"{group} {row} {version} {leaf}", error=reason)
+            number += 1
+
+
+def _candidates(schema: pa.Schema) -> dict[str, str]:
+    """The columns that may hold images, by name: where their bytes are, for a struct its field `bytes`."""
+    found = {}
+    for field in schema:
+        inner = [field.type[k] for k in range(field.type.num_fields)] if pa.types.is_struct(field.type) else []
+        if _is_bytes(field.type):
+            found[field.name] = field.name
+        elif any(part.name == "bytes" and _is_bytes(part.type) for part in inner):
+            found[field.name] = f"{field.name}.bytes"
+    return found
+
+
+def _chosen(candidates: dict[str, str], column: str | None, uri: str) -> str:
+    """The place of the bytes of the column that is asked for, of the only one, or of the one with a usual name."""
+    names = ", ".join(candidates)
+    if not candidates:
+        raise SegrayError(f"{uri} has no column of images: none holds bytes, or a struct with a field of bytes")
+    if column is not None:
+        if column not in candidates:
+            raise SegrayError(f"{uri} has no column {column!r} that holds bytes; --column may be one of {names}")
+        return candidates[column]
+    usual = [name for wanted in USUAL for name in candidates if name.lower() == wanted]
+    if len(candidates) > 1 and not usual:
+        raise SegrayError(f"{uri} has several columns that may hold images: {names}; choose one with --column")
+    return candidates[usual[0] if usual else next(iter(candidates))]
+
+
+def _is_bytes(kind: pa.DataType) -> bool:
+    kind = kind.value_type if pa.types.is_dictionary(kind) else kind
+    return pa.types.is_binary(kind) or pa.types.is_large_binary(kind)
+
+
+def _place(metadata: pq.FileMetaData, leaf: str) -> int | None:
+    """The number of a leaf among the columns of a file."""
+    names = (metadata.schema.column(k).path for k in range(metadata.num_columns))
+    return next((k for k, name in enumerate(names) if name == leaf), None)
+
+
+def _too_large(metadata: pq.FileMetaData, group: int, place: int) -> str | None:
+    """Why the column of a row group is not read, None when it is."""
+    column = metadata.row_group(group).column(place)
+    size = max(column.total_uncompressed_size, column.total_compressed_size)
+    if size <= MAX_COLUMN_BYTES:
+        return None
+    return f"row group {group} has {size} bytes of images, {MAX_COLUMN_BYTES} are allowed; write smaller row groups"

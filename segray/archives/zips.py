@@ -1,0 +1,117 @@
+"""Zip archives: listed from the directory at their end, stored and deflated members read by range."""
+
+from __future__ import annotations
+
+import stat
+import struct
+import zipfile
+import zlib
+from collections.abc import Iterator
+
+from segray.archives import entries
+from segray.archives.entries import Listing, damaged, is_wanted, stored_range, too_large
+from segray.archives.seekable import Seekable
+from segray.errors import ImageError
+from segray.storage import FINAL_ERRORS, File
+
+ENDINGS = (".zip",)
+METHODS = {zipfile.ZIP_STORED: "stored", zipfile.ZIP_DEFLATED: "deflated"}
+MAX_DIRECTORY_BYTES = 2**27  # some million members; each takes a kilobyte of memory while they are listed
+LOCAL_HEADER = struct.Struct("<4s22xHH")  # signature, bytes of the name, bytes of the extra field
+AHEAD_BYTES = 2**10  # of name and extra field, whose lengths only the local header itself says
+ENCRYPTED = 1
+# What zipfile raises on a directory that is none.
+DAMAGE = (zipfile.BadZipFile, OSError, ValueError, OverflowError, EOFError, struct.error, NotImplementedError)
+
+
+def members(file: File, column: str | None = None) -> Listing:
+    """The images of a zip in the order of its directory; of members of one name, the last counts.
+
+    `column` is for other formats. No member is read. A store's own error goes on.
+    """
+    return Listing(_images(file))
+
+
+def span(part: str) -> tuple[int, int] | None:
+    """None: where a member's bytes start stands in front of them, and not in the directory."""
+    return None
+
+
+def read(uri: str, part: str) -> bytes:
+    """The bytes of a member; ImageError when it is damaged, cut off, or unpacks to more or less than it says."""
+    method, place, size, crc = part.split(" ")
+    start, packed = map(int, place.split("+"))
+    if error := too_large(max(int(size), packed)):
+        raise ImageError(f"the member at byte {start} of {uri} cannot be read: {error}")
+    body = _body(uri, start, packed)
+    data = body if method == "stored" else _inflate(body, int(size))
+    if data is None or len(data) != int(size):
+        raise ImageError(f"the member at byte {start} of {uri} is damaged: it does not unpack to {size} bytes")
+    if zlib.crc32(data) != int(crc, 16):
+        raise ImageError(f"the member at byte {start} of {uri} is damaged: its checksum is wrong")
+    return data
+
+
+def _body(uri: str, start: int, packed: int) -> bytes:
+    """The packed bytes of the member whose local header starts there; mostly one request."""
+    data = stored_range(uri, start, LOCAL_HEADER.size + AHEAD_BYTES + packed)
+    if len(data) < LOCAL_HEADER.size or not data.startswith(zipfile.stringFileHeader):
+        raise ImageError(f"{uri} has no member at byte {start}; list it anew with --overwrite")
+    _, name_bytes, extra_bytes = LOCAL_HEADER.unpack_from(data)
+    first = LOCAL_HEADER.size + name_bytes + extra_bytes
+    if len(data) < first + packed:
+        data += stored_range(uri, start + len(data), first + packed - len(data))
+    if len(data) < first + packed:
+        raise ImageError(f"{uri} is cut off: {first + packed - len(data)} bytes of the member at {start} are missing")
+    return data[first : first + packed]
+
+
+def _inflate(body: bytes, size: int) -> bytes | None:
+    """The unpacked bytes, at most one more than `size`; None when they are no deflate stream or an unfinished one."""
+    inflater = zlib.decompressobj(-zlib.MAX_WBITS)
+    try:
+        data = inflater.decompress(body, size + 1)
+    except zlib.error:
+        return None
+    return data if inflater.eof else None
+
+
+def _images(file: File) -> Iterator[File | None]:
+    try:
+        with Seekable(file.uri, limit=MAX_DIRECTORY_BYTES) as stream:
+            infos = _directory(stream, file.uri)
+    except (ImageError, *FINAL_ERRORS) as error:
+        yield damaged(file, error)
+        return
+    last = {info.orig_filename: info for info in infos}
+    for info in infos:
+        if not is_wanted(info.orig_filename) or not _is_file(info):
+            yield None
+        elif last[info.orig_filename] is info:
+            yield _file(file, info)
+
+
+def _directory(stream: Seekable, uri: str) -> list[zipfile.ZipInfo]:
+    try:
+        with zipfile.ZipFile(stream) as archive:
+            return archive.infolist()
+    except DAMAGE as error:
+        if stream.error is not None:  # zipfile takes a failing store for a file that is no zip
+            raise stream.error from None
+        raise ImageError(f"{uri} is damaged, its members cannot be listed: {error}") from error
+
+
+def _file(file: File, info: zipfile.ZipInfo) -> File:
+    method, error = METHODS.get(info.compress_type), too_large(max(info.file_size, info.compress_size))
+    if info.flag_bits & ENCRYPTED:
+        error = "it is encrypted; pack it without a password"
+    elif method is None:
+        error = f"it is packed by method {info.compress_type}; pack it stored or deflated"
+    part = f"{method} {info.header_offset}+{info.compress_size} {info.file_size} {info.CRC:08x}"
+    return entries.member(file, "zip", info.orig_filename, size=info.file_size, part=part, error=error)
+
+
+def _is_file(info: zipfile.ZipInfo) -> bool:
+    """Whether a member is no folder, link or device; what was packed elsewhere than on Unix does not say."""
+    kind = stat.S_IFMT(info.external_attr >> 16)
+    return not info.is_dir() and kind in (0, stat.S_IFREG)
