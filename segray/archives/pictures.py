@@ -44,7 +44,7 @@ def read_header(uri: str) -> Header:
             dtype = "uint16" if picture.mode in SIXTEEN_BIT else "float32" if picture.mode == "F" else "uint8"
             return Header(height=height, width=width, bands=1 if grey else 3, dtype=dtype)
     except BROKEN as error:
-        raise ImageError(f"{uri} cannot be read: {_reason(error)}") from error
+        raise ImageError(f"{uri} cannot be read: {reason(error)}") from error
 
 
 def read(uri: str) -> Raster:
@@ -55,11 +55,19 @@ def read(uri: str) -> Raster:
     try:
         data = read_bytes(uri)  # a store that fails is no fault of the image: its error goes on
     except FINAL_ERRORS as error:
-        raise ImageError(f"{uri} cannot be read: {_reason(error)}") from error
+        raise ImageError(f"{uri} cannot be read: {reason(error)}") from error
     try:
         return decode(data)
     except BROKEN as error:
-        raise ImageError(f"{uri} cannot be read: {_reason(error)}") from error
+        raise ImageError(f"{uri} cannot be read: {reason(error)}") from error
+
+
+def size_of(data: bytes) -> tuple[int, int]:
+    """(height, width) that a picture's bytes say, before anything is decoded; one of `BROKEN` when they are none."""
+    if not data:
+        raise ValueError("the file is empty")
+    with _open(io.BytesIO(data)) as picture:
+        return picture.height, picture.width
 
 
 def decode(data: bytes) -> Raster:
@@ -111,7 +119,8 @@ def _arrays(picture: Image.Image) -> tuple[np.ndarray, np.ndarray]:
     return pixels, np.ones(pixels.shape[1:], bool)
 
 
-def _reason(error: BaseException) -> str:
+def reason(error: BaseException) -> str:
+    """What is wrong with a picture, in the words of a sentence."""
     if isinstance(error, FileNotFoundError):
         return "it does not exist"
     if isinstance(error, Image.UnidentifiedImageError):
