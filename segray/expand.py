@@ -101,7 +101,8 @@ def _items(file: File, cutting: Cutting) -> list[Item]:
     shard_pixels = min(cutting.shard_pixels, most)
     blocks = None
     if mosaic.is_level(file.uri):
-        blocks = mosaic.occupied_blocks(file, **size, lattice=cutting.lattice, max_pixels=shard_pixels)
+        options = {"lattice": cutting.lattice, "max_pixels": shard_pixels}
+        blocks = mosaic.occupied_blocks(mosaic.occupied(file), mosaic.tile_size(file), **size, **options)
     scaling = scaling_of(header, cutting.spec.resolution)
     options = {"lattice": cutting.lattice, "shard_pixels": shard_pixels, "scaling": scaling, "blocks": blocks}
     return list(cut(file, **size, **options))

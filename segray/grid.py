@@ -44,6 +44,13 @@ class Window:
         row, col = self.row_off - outer.row_off, self.col_off - outer.col_off
         return slice(row, row + self.height), slice(col, col + self.width)
 
+    def intersection(self, other: Window) -> Window:
+        """The pixels that both windows have; they must touch."""
+        top, left = max(self.row_off, other.row_off), max(self.col_off, other.col_off)
+        bottom = min(self.row_off + self.height, other.row_off + other.height)
+        right = min(self.col_off + self.width, other.col_off + other.width)
+        return Window(top, left, bottom - top, right - left)
+
 
 @dataclass(frozen=True)
 class Lattice:
@@ -117,24 +124,32 @@ def windows(height: int, width: int, size: int) -> list[Window]:
 def blocks(height: int, width: int, lattice: Lattice, max_pixels: int) -> list[Window]:
     """Rectangles of about equal size, of about `max_pixels` pixels or one tile, that partition an image in scan order.
 
+    See `block_cuts` for where they meet.
+    """
+    tops, lefts = block_cuts(height, width, lattice, max_pixels)
+    return [
+        Window(top, left, bottom - top, right - left)
+        for top, bottom in zip(tops, tops[1:])
+        for left, right in zip(lefts, lefts[1:])
+    ]
+
+
+def block_cuts(height: int, width: int, lattice: Lattice, max_pixels: int) -> tuple[list[int], list[int]]:
+    """The rows and the columns at which the blocks of an image begin, and its height and width at the ends.
+
     Of all ways to cut the image, the one that computes the fewest tiles: those on a border are computed twice. An even
-    number where it can be: actors come in even numbers, half of which would idle at the last block of an odd one.
+    number of blocks where it can be: actors come in even numbers, half of which would idle at the last of an odd one.
     """
     rows, cols = lattice.count(height), lattice.count(width)
     needed = -(-height * width // max_pixels)
-    ways = [(down, min(cols, -(-needed // down))) for down in range(1, min(rows, needed) + 1)]
+    ways = ((down, min(cols, -(-needed // down))) for down in range(1, min(rows, needed) + 1))
 
     def cost(way: tuple[int, int]) -> tuple[int, ...]:
         count = way[0] * way[1]
         return max(0, needed - count), count > 1 and count % 2, (rows + way[0]) * (cols + way[1])
 
     down, across = min(ways, key=cost)
-    tops, lefts = lattice.cuts(height, down), lattice.cuts(width, across)
-    return [
-        Window(top, left, bottom - top, right - left)
-        for top, bottom in zip(tops, tops[1:])
-        for left, right in zip(lefts, lefts[1:])
-    ]
+    return lattice.cuts(height, down), lattice.cuts(width, across)
 
 
 def split(block: Window, size: int) -> list[Window]:

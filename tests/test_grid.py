@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from segray.grid import BLENDS, Lattice, Window, blocks, read_extent, reflect, split, windows
+from segray.grid import BLENDS, Lattice, Window, block_cuts, blocks, read_extent, reflect, split, windows
 
 sizes = st.integers(1, 300)
 sides = st.integers(1, 60)
@@ -57,6 +57,29 @@ def test_blocks_partition_and_so_do_their_windows(
     assert (coverage(found, height, width) == 1).all()
     assert (coverage([w for block in found for w in split(block, size)], height, width) == 1).all()
     assert found == sorted(found)
+
+
+@settings(deadline=None)
+@given(height=sides, width=sides, lattice=lattices(), max_pixels=st.integers(1, 4000))
+def test_blocks_lie_between_the_cuts(height: int, width: int, lattice: Lattice, max_pixels: int) -> None:
+    tops, lefts = block_cuts(height, width, lattice, max_pixels)
+    found = blocks(height, width, lattice, max_pixels)
+    assert (tops[0], tops[-1], lefts[0], lefts[-1]) == (0, height, 0, width)
+    assert {block.row_off for block in found} == set(tops[:-1])
+    assert {block.col_off for block in found} == set(lefts[:-1])
+
+
+@settings(deadline=None)
+@given(st.tuples(*[st.integers(0, 9)] * 2, *[st.integers(1, 9)] * 2), st.tuples(*[st.integers(0, 9)] * 2))
+def test_an_intersection_has_the_pixels_of_both(first: tuple[int, ...], corner: tuple[int, int]) -> None:
+    a, b = Window(*first), Window(*corner, 5, 7)
+    marked = np.zeros((20, 20), int)
+    marked[a.rows, a.cols] += 1
+    marked[b.rows, b.cols] += 1
+    if (marked == 2).any():
+        both = a.intersection(b)
+        assert both.pixels == (marked == 2).sum()
+        assert (marked[both.rows, both.cols] == 2).all()
 
 
 def tiles_of(parts: list[Window], height: int, width: int, lattice: Lattice) -> list[int]:

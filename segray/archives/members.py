@@ -32,8 +32,6 @@ class Container(Protocol):
 
 
 CONTAINERS: dict[str, Container] = {"tar": tars, "zip": zips, "parquet": tables}
-
-
 TILE_FILES = {".mbtiles": "mbtiles", ".pmtiles": "pmtiles"}  # ending -> kind of tile set, see `mosaic`
 
 

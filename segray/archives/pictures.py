@@ -42,7 +42,7 @@ def read_header(uri: str) -> Header:
         with fs.open(path, "rb", block_size=HEADER_BYTES) as file:
             return of_bytes(uri, header_of, file)
     except OSError as error:
-        raise ImageError(f"{uri} cannot be read: {_reason(error)}") from error
+        raise ImageError(f"{uri} cannot be read: {reason(error)}") from error
 
 
 def header_of(file: IO[bytes]) -> Header:
@@ -64,7 +64,7 @@ def read(uri: str) -> Raster:
     try:
         data = read_bytes(uri)  # a store that fails is no fault of the image: its error goes on
     except FINAL_ERRORS as error:
-        raise ImageError(f"{uri} cannot be read: {_reason(error)}") from error
+        raise ImageError(f"{uri} cannot be read: {reason(error)}") from error
     return of_bytes(uri, decode, data)
 
 
@@ -73,7 +73,15 @@ def of_bytes(uri: str, call: Callable[[Source], Result], data: Source) -> Result
     try:
         return call(data)
     except BROKEN as error:
-        raise ImageError(f"{uri} cannot be read: {_reason(error)}") from error
+        raise ImageError(f"{uri} cannot be read: {reason(error)}") from error
+
+
+def size_of(data: bytes) -> tuple[int, int]:
+    """(height, width) that a picture's bytes say, before anything is decoded; one of `BROKEN` when they are none."""
+    if not data:
+        raise ValueError("the file is empty")
+    with _open(io.BytesIO(data)) as picture:
+        return picture.height, picture.width
 
 
 def decode(data: bytes) -> Raster:
@@ -125,7 +133,8 @@ def _arrays(picture: Image.Image) -> tuple[np.ndarray, np.ndarray]:
     return pixels, np.ones(pixels.shape[1:], bool)
 
 
-def _reason(error: BaseException) -> str:
+def reason(error: BaseException) -> str:
+    """What is wrong with a picture, in the words of a sentence."""
     if isinstance(error, FileNotFoundError):
         return "it does not exist"
     if isinstance(error, Image.UnidentifiedImageError):

@@ -117,6 +117,10 @@ class StoredFile:
             self.error = ValueError(f"the TIFF has {self.size()} bytes, but blocks of pixels up to byte {end}")
         return [data.ljust(size, b"\0") for data, size in zip(found, sizes)]
 
+    def fetch(self, start: int, stop: int) -> bytes:
+        """The bytes of one range, fewer at the end of the file, for any thread; whatever error the store gives."""
+        return self._fetch(start, stop) if self._whole is None else self._whole[start:stop]
+
     def close(self) -> None:
         """Let go of what is held."""
         self._pages.clear()

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 
 from segray.archives import mosaic
 from segray.archives.options import ArchiveOptions
+from segray.archives.xyz import tile_tree
 from segray.storage import File
 
 
@@ -14,14 +15,14 @@ class TreeArchive:
 
     def __init__(self, uri: str, options: ArchiveOptions) -> None:
         self.uri = uri
-        self.kind = "tms" if options.tiles == "tms" else "xyz"
+        self.kind = options.tiles if options.tiles in ("xyz", "tms") else tile_tree(uri)
         self.zoom = options.zoom
         self.skipped = 0
 
     @classmethod
     def accepts(cls, uri: str, options: ArchiveOptions) -> bool:
         """Whether the user says so, or the first files below the URI are named as tiles are."""
-        return options.tiles in ("xyz", "tms") or (options.tiles == "auto" and mosaic.is_tree(uri))
+        return options.tiles in ("xyz", "tms") or (options.tiles == "auto" and tile_tree(uri) is not None)
 
     def images(self) -> Iterator[File]:
         """The one image that the level is; SegrayError when there is no such level."""

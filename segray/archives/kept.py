@@ -1,0 +1,43 @@
+"""Values that are costly to make, kept for whoever asks next: few at a time, and made once for all threads."""
+
+from __future__ import annotations
+
+import threading
+from collections import OrderedDict
+from collections.abc import Callable, Hashable
+from typing import Generic, TypeVar
+
+Key = TypeVar("Key", bound=Hashable)
+Value = TypeVar("Value")
+
+
+class Kept(Generic[Key, Value]):
+    """The values of the keys asked for last. A value that gives way lives on as long as somebody uses it."""
+
+    def __init__(self, make: Callable[[Key], Value], *, most: int) -> None:
+        self._make, self._most = make, most
+        self._values: OrderedDict[Key, Value] = OrderedDict()
+        self._making: dict[Key, threading.Lock] = {}
+        self._lock = threading.Lock()
+
+    def get(self, key: Key) -> Value:
+        """The value of a key, made if need be; whatever `make` raises, which is not kept."""
+        with self._lock:
+            if key in self._values:
+                self._values.move_to_end(key)
+                return self._values[key]
+            making = self._making.setdefault(key, threading.Lock())
+        with making:
+            with self._lock:
+                if key in self._values:  # another thread made it meanwhile
+                    return self._values[key]
+            try:
+                value = self._make(key)
+                with self._lock:
+                    self._values[key] = value
+                    if len(self._values) > self._most:
+                        self._values.popitem(last=False)
+                return value
+            finally:
+                with self._lock:
+                    self._making.pop(key, None)

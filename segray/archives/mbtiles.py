@@ -1,0 +1,96 @@
+"""MBTiles 1.3: tiles in an SQLite file (https://github.com/mapbox/mbtiles-spec), raster ones only."""
+
+from __future__ import annotations
+
+import os
+import sqlite3
+import threading
+import weakref
+from collections.abc import Iterator
+from contextlib import contextmanager
+from urllib.parse import quote
+
+from segray.archives.copies import local_copy
+from segray.archives.xyz import MAX_ZOOM
+from segray.errors import ImageError
+from segray.storage import describe, local_path
+
+FORMATS = ("png", "jpg", "jpeg", "webp")
+ROWS_AT_ONCE = 10_000
+MAX_TILE_BYTES = 2**26  # SQLite refuses longer values
+
+
+class MBTiles:
+    """An MBTiles file; of a store, a local copy of it. Any number of threads may use it."""
+
+    def __init__(self, uri: str, etag: str = "") -> None:
+        """Open it; ImageError when it is none, or holds no raster tiles. etag: of the file, names its local copy."""
+        self.uri = uri
+        path = local_path(uri) or local_copy(uri, etag)
+        _check_file(uri, path)
+        self._lock = threading.Lock()  # one query at a time: it is decoding that takes long
+        with self._one_sentence():
+            address = f"file:{quote(path)}?mode=ro&immutable=1"
+            self._connection = sqlite3.connect(address, uri=True, check_same_thread=False)
+            weakref.finalize(self, self._connection.close)
+            self._connection.setlimit(sqlite3.SQLITE_LIMIT_LENGTH, MAX_TILE_BYTES)
+            self._connection.execute("PRAGMA trusted_schema = OFF")  # `tiles` is often a view, which may call functions
+            self._check_format()
+
+    def zooms(self) -> list[int]:
+        """The zoom levels that have tiles, ascending; ImageError when the file is damaged."""
+        with self._one_sentence(), self._lock:
+            rows = self._connection.execute("SELECT DISTINCT zoom_level FROM tiles").fetchall()
+        return sorted(zoom for (zoom,) in rows if zoom in range(MAX_ZOOM + 1))
+
+    def tiles(self, zoom: int) -> Iterator[tuple[int, int]]:
+        """(x, y) of the level's tiles in the order of the file, y counted from the north; ImageError on damage."""
+        statement = "SELECT tile_column, tile_row FROM tiles WHERE zoom_level = ?"
+        with self._one_sentence(), self._lock:
+            cursor = self._connection.execute(statement, (zoom,))
+        while rows := self._rows(cursor):
+            for x, row in rows:
+                if not isinstance(x, int) or not isinstance(row, int):
+                    raise ImageError(f"{self.uri} is damaged: column {x!r}, row {row!r} is no place of a tile")
+                yield x, 2**zoom - 1 - row
+
+    def read(self, zoom: int, x: int, y: int) -> bytes | None:
+        """The bytes of a tile, None when there is no such tile; ImageError when the file is damaged."""
+        statement = "SELECT tile_data FROM tiles WHERE zoom_level = ? AND tile_column = ? AND tile_row = ?"
+        with self._one_sentence(), self._lock:
+            row = self._connection.execute(statement, (zoom, x, 2**zoom - 1 - y)).fetchone()
+        if row is not None and not isinstance(row[0], bytes):
+            raise ImageError(f"{self.uri} is damaged: tile {zoom}/{x}/{y} is no blob")
+        return None if row is None else row[0]
+
+    def _rows(self, cursor: sqlite3.Cursor) -> list[tuple]:
+        with self._one_sentence(), self._lock:
+            return cursor.fetchmany(ROWS_AT_ONCE)
+
+    def _check_format(self) -> None:
+        names = {name for (name,) in self._connection.execute("SELECT name FROM sqlite_master")}
+        if "metadata" not in names:
+            return
+        row = self._connection.execute("SELECT value FROM metadata WHERE name = 'format'").fetchone()
+        given = (
+            str(row[0]).lower() if row else FORMATS[0]
+        )  # it came with version 1.1; tiles say themselves what they are
+        if given == "pbf":
+            raise ImageError(f"{self.uri} holds vector tiles (pbf); give raster tiles: {', '.join(FORMATS)}")
+        if given.removeprefix("image/") not in FORMATS:
+            raise ImageError(f"{self.uri} holds tiles of the format {given}; segray reads {', '.join(FORMATS)}")
+
+    @contextmanager
+    def _one_sentence(self) -> Iterator[None]:
+        try:
+            yield
+        except sqlite3.Error as error:
+            raise ImageError(f"{self.uri} cannot be read as MBTiles: {describe(error)}") from error
+
+
+def _check_file(uri: str, path: str) -> None:
+    """ImageError when there is no file, or one whose last changes lie beside it, where nobody would look for them."""
+    if not os.path.isfile(path):
+        raise ImageError(f"{uri} does not exist or is no file")
+    if os.path.isfile(f"{path}-wal") and os.path.getsize(f"{path}-wal"):
+        raise ImageError(f"{uri} is being written: close the program that does, so that {uri}-wal goes into the file")
