@@ -28,11 +28,14 @@ SCENE_ERRORS = (SegrayError, RasterioError, CRSError, CPLE_BaseError, IsADirecto
 class Outcome:
     """What became of a scene. item: its STAC item, None when it failed. facts: numbers to be summed up.
 
-    incomplete: whether a part of it was not segmented, which is 255 in its file.
+    written: whether any of its files is new. there: whether all of them were there before. incomplete: whether a part
+    of it was not segmented, which is 255 in its file. scenes: 0 for what became of a file of all scenes.
     """
 
     image: str
+    scenes: int = 1
     written: bool = False
+    there: bool = False
     error: str | None = None
     incomplete: bool = False
     item: dict | None = None
@@ -72,15 +75,15 @@ class Exporter:
         module = EXPORTS[fmt]
         taken = [scene for scene in scenes if scene.is_usable and module.name(scene, self.masks.archive)]
         if not taken:
-            return Outcome(image=self.masks.archive, error=_refusal(fmt, self.masks.archive))
+            return Outcome(scenes=0, image=self.masks.archive, error=_refusal(fmt, self.masks.archive))
         path = module.name(taken[0], self.masks.archive)
         try:
             options = self.settings
             facts = self._publish(path, lambda local: module.write_all(self.masks, taken, local, options))
         except SCENE_ERRORS as error:
-            return Outcome(image=path, error=describe(error))
+            return Outcome(scenes=0, image=path, error=describe(error))
         forget_shards()
-        return Outcome(image=path, written=facts is not None, facts=facts or {})
+        return Outcome(scenes=0, image=path, written=facts is not None, there=facts is None, facts=facts or {})
 
     def _outcome(self, scene: Scene) -> Outcome:
         """A scene in all formats; in part of them it has failed."""
@@ -102,6 +105,7 @@ class Exporter:
         return Outcome(
             image=scene.image,
             written=written,
+            there=error is None and not written and bool(self.formats(per_scene=True)),
             error=error,
             incomplete=error is None and scene.error is not None,
             item=described,

@@ -7,7 +7,7 @@ import logging
 import os
 import tempfile
 import time
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from itertools import islice
@@ -36,25 +36,27 @@ NOTE_EVERY_S = 15.0
 
 @dataclass(kw_only=True)
 class _Counts:
+    """Sums over outcomes. written, there: a file of all scenes counts as one. lost: whether such a file failed."""
+
     scenes: int = 0
     written: int = 0
-    skipped: int = 0
+    there: int = 0
     failed: int = 0
     incomplete: int = 0
+    lost: bool = False
     failures: list[dict] = field(default_factory=list)
-    facts: dict[str, float] = field(default_factory=dict)
+    facts: Counter = field(default_factory=Counter)
 
     def add(self, outcome: Outcome) -> None:
-        self.scenes += 1
+        self.scenes += outcome.scenes
         self.written += outcome.written
-        self.skipped += not outcome.written and outcome.error is None
+        self.there += outcome.there
         self.incomplete += outcome.incomplete
+        self.facts.update(outcome.facts)
         if outcome.error is not None:
             self.failed += 1
-            if len(self.failures) < MAX_FAILURES:
-                self.failures.append({"image": outcome.image, "error": outcome.error})
-        for name, value in outcome.facts.items():
-            self.facts[name] = self.facts.get(name, 0) + value
+            self.lost = self.lost or not outcome.scenes
+            self.failures = [*self.failures, {"image": outcome.image, "error": outcome.error}][:MAX_FAILURES]
 
 
 def export(settings: ExportSettings) -> dict:
@@ -73,10 +75,10 @@ def export(settings: ExportSettings) -> dict:
     with tempfile.TemporaryDirectory(prefix="segray-") as folder:
         path = os.path.join(folder, COLLECTION)
         with open(path, "w", encoding="utf-8") as file:
-            _collect(_outcomes(exporter), counts, file)
+            _collect(outcomes_of(exporter), counts, file)
         summary_uri = join(settings.output, SUMMARY)
         if not counts.written and exists(summary_uri):
-            log.info("nothing to do: the files of all %d scenes that can be exported are there", counts.skipped)
+            log.info("nothing to do: all of %d scenes that can be exported is there", counts.scenes - counts.failed)
             return json.loads(read_text(summary_uri))
         publish_file(join(settings.output, COLLECTION), path)
     summary = _summary(settings, counts, time.monotonic() - start)
@@ -93,9 +95,19 @@ def _parts(masks: Masks) -> Iterator[Scene]:
     chunks = (range(k, min(k + SHARDS_A_TASK, masks.shards)) for k in range(0, masks.shards, SHARDS_A_TASK))
     running: deque[ray.ObjectRef] = deque(_read_parts.remote(masks, c) for c in islice(chunks, STATISTICS_IN_FLIGHT))
     while running:
-        found = ray.get(running.popleft())
+        found = _result(running.popleft())
         running.extend(_read_parts.remote(masks, chunk) for chunk in islice(chunks, 1))
         yield from found
+
+
+def _result(task: ray.ObjectRef) -> list[Scene]:
+    """What a task returns; SegrayError as it was raised there, which Ray would make a page of."""
+    try:
+        return ray.get(task)
+    except ray.exceptions.RayTaskError as error:
+        if isinstance(error.cause, SegrayError):
+            raise error.cause from None
+        raise
 
 
 @ray.remote(num_cpus=1)
@@ -122,7 +134,7 @@ def _remove_former(exporter: Exporter, scenes: list[Scene]) -> None:
             remove(join(exporter.settings.output, path))
 
 
-def _outcomes(exporter: Exporter) -> Iterator[Outcome]:
+def outcomes_of(exporter: Exporter) -> Iterator[Outcome]:
     """What became of every scene, in the order of the plan, and of the formats that put all scenes in one file."""
     running: deque[tuple[list[Scene], ray.ObjectRef]] = deque()
     for group in _groups(scenes_of(exporter.masks)):
@@ -176,7 +188,7 @@ def _collect(outcomes: Iterable[Outcome], counts: _Counts, file: TextIO) -> None
 
 
 def _numbers(counts: _Counts) -> tuple[int, int, int, int]:
-    return counts.scenes, counts.written, counts.skipped, counts.failed
+    return counts.scenes, counts.written, counts.there, counts.failed
 
 
 def _usual_ending(masks: Masks) -> str:
@@ -205,7 +217,7 @@ def _claim(settings: ExportSettings, masks: Masks, exporter: Exporter) -> None:
     had = _read_record(uri) if exists(uri) else None
     if had == wanted and not settings.overwrite:
         return
-    if had is None and not settings.overwrite:
+    if had is None:
         _check_empty(settings.output)
     if had is not None and not settings.overwrite:
         differing = next((key for key in wanted if had.get(key) != wanted[key]), "format_version")
@@ -236,7 +248,7 @@ def _check_empty(output: str) -> None:
     except FileNotFoundError:
         return
     if first is not None:
-        raise SegrayError(f"{output} holds {first.uri}, but no export; give an empty --output, or --overwrite")
+        raise SegrayError(f"{output} holds {first.uri}, but no export; give an empty --output")
 
 
 def _record(settings: ExportSettings, masks: Masks) -> dict:
@@ -269,11 +281,11 @@ def _summary(settings: ExportSettings, counts: _Counts, seconds: float) -> dict:
         "format": list(settings.formats),
         "scenes": counts.scenes,
         "written": counts.written,
-        "skipped": counts.skipped,
+        "skipped": counts.there,
         "failed": counts.failed,
         "incomplete": counts.incomplete,  # scenes of which a part was not segmented and is 255
-        "failed_share": counts.failed / max(1, counts.scenes),
+        "failed_share": 1.0 if counts.lost else counts.failed / max(1, counts.scenes),
         "seconds": seconds,
-        "totals": counts.facts,
+        "totals": dict(counts.facts),
         "failures": counts.failures,
     }

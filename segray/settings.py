@@ -22,7 +22,7 @@ from segray.storage import absolute, describe, exists, read_text
 Settings = TypeVar("Settings")
 FORMATS = ("parquet", "png")
 EXPORT_FORMATS = ("cog", "png", "polygons", "pmtiles")
-MAX_ZOOM = 26  # pixels of 2 mm at the equator, in tiles of 256
+MAX_ZOOM = 22  # pixels of 4 cm at the equator, in tiles of 256
 MEASUREMENTS = ("stages", "memory", "growth", "lattice", "cluster", "planning")
 DONE, FAILED, BAD_INPUT, TOO_MANY_FAILED = 0, 1, 2, 3  # exit statuses
 
@@ -165,8 +165,8 @@ class ExportSettings:
     masks: str = option("OUTPUT of a finished segmentation")
     output: str = option("where the files go")
     format: str = option(f"formats to write, comma-separated: {', '.join(EXPORT_FORMATS)}", "cog")
-    min_area: float = option("polygons: leave out those smaller than this, square metres", 0.0)
-    simplify: float = option("polygons: how far a line may move when it is simplified, metres (0: not at all)", 0.0)
+    min_area: float | None = option("polygons: leave out those smaller than this, square metres", None)
+    simplify: float | None = option("polygons: simplify their lines, metres (default: every corner is kept)", None)
     max_zoom: int | None = option("pmtiles: the deepest zoom level (default: that of the scenes' pixels)", None)
     max_failed: float = option("share of scenes that may fail before the exit status is 3", 0.01)
     overwrite: bool = option("write anew what another export wrote to OUTPUT", False)
@@ -175,9 +175,7 @@ class ExportSettings:
         unknown = set(self.formats) - set(EXPORT_FORMATS)
         if unknown or not self.formats:
             raise ValueError(f"--format is a list of {', '.join(EXPORT_FORMATS)}, not {self.format}")
-        for name in ("min_area", "simplify"):
-            if not 0 <= getattr(self, name) < math.inf:
-                raise ValueError(f"--{name} must not be negative, but is {getattr(self, name)}")
+        positive(self, "min_area", "simplify")
         if self.max_zoom is not None and not 0 <= self.max_zoom <= MAX_ZOOM:
             raise ValueError(f"--max_zoom is 0 to {MAX_ZOOM}, not {self.max_zoom}")
         if not 0 <= self.max_failed <= 1:

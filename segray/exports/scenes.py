@@ -4,19 +4,22 @@ from __future__ import annotations
 
 import hashlib
 import json
+import tarfile
 from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from itertools import groupby, product
 
 import numpy as np
+import pyarrow as pa
 
 from segray.archives.raster import Affine6
 from segray.errors import SegrayError
 from segray.grid import Window
 from segray.masks import IGNORE, Classes, decode_png
 from segray.shards import EXTENSIONS, OK, read_masks, read_metadata, read_statistics, window_transform
-from segray.storage import exists, join, list_files, read_text
+from segray.storage import describe, exists, join, list_files, read_text
 
 SHARDS_KEPT = 4  # in a process: as many meet in a corner, and small scenes follow each other in one
 WINDOWS_KEPT = 16  # decoded, 4 MB each
@@ -88,7 +91,8 @@ def open_masks(uri: str) -> Masks:
     found = _count(join(uri, "masks"), ending)
     if found != shards:
         raise SegrayError(f"{uri} holds {found} of {shards} shards; run segment.py again, it goes on where it stopped")
-    metadata = read_metadata(uri, 0, fmt)
+    with _damage_told(uri, 0):
+        metadata = read_metadata(uri, 0, fmt)
     identity = json.dumps([archive, shards, metadata, *counts], sort_keys=True)
     return Masks(
         output=uri,
@@ -103,7 +107,8 @@ def open_masks(uri: str) -> Masks:
 
 def pieces_of(masks: Masks, shard: int) -> list[Scene]:
     """What a shard holds of each scene, in its order: scenes of one shard's pieces, to be put together by `whole`."""
-    rows = read_statistics(masks.output, shard, masks.fmt)
+    with _damage_told(masks.output, shard):
+        rows = read_statistics(masks.output, shard, masks.fmt)
     return list(whole(_scene_of(row, shard, number) for number, row in enumerate(rows)))
 
 
@@ -147,7 +152,8 @@ class SceneReader:
     def _decode(self, piece: Piece) -> np.ndarray:
         mask = decode_png(_read_shard(self.masks.output, piece.shard, self.masks.fmt)[piece.number])
         if mask.shape != (piece.window.height, piece.window.width):
-            raise SegrayError(f"shard {piece.shard} of {self.masks.output} is damaged; run segment.py with --overwrite")
+            place = f"shard {piece.shard} of {self.masks.output}"
+            raise SegrayError(f"{place} holds a mask of another size than its window; run segment.py with --overwrite")
         mask.flags.writeable = False  # it is handed out again
         return mask
 
@@ -167,7 +173,20 @@ def meet(a: Window, b: Window) -> Window | None:
 
 @lru_cache(SHARDS_KEPT)
 def _read_shard(output: str, shard: int, fmt: str) -> list[bytes | None]:
-    return [mask for _, mask in read_masks(output, shard, fmt)]
+    with _damage_told(output, shard):
+        return [mask for _, mask in read_masks(output, shard, fmt)]
+
+
+@contextmanager
+def _damage_told(output: str, shard: int) -> Iterator[None]:
+    """Whatever a damaged shard makes its readers raise becomes a SegrayError."""
+    try:
+        yield
+    except (pa.ArrowException, tarfile.TarError, ValueError, KeyError, StopIteration) as error:
+        reason = describe(error)
+        raise SegrayError(
+            f"shard {shard} of {output} is damaged: {reason}; remove it and run segment.py again"
+        ) from error
 
 
 def _cells(window: Window) -> Iterator[tuple[int, int]]:
