@@ -22,6 +22,8 @@ from segray.storage import absolute, describe, exists, read_text
 
 Settings = TypeVar("Settings")
 FORMATS = ("parquet", "png")
+EXPORT_FORMATS = ("cog", "png", "polygons", "pmtiles")
+MAX_ZOOM = 22  # pixels of 4 cm at the equator, in tiles of 256
 MEASUREMENTS = ("stages", "memory", "growth", "lattice", "cluster", "planning")
 DONE, FAILED, BAD_INPUT, TOO_MANY_FAILED = 0, 1, 2, 3  # exit statuses
 
@@ -175,6 +177,35 @@ class SegmentSettings(PathSettings):
 
 
 @dataclass(frozen=True, kw_only=True)
+class ExportSettings:
+    """Settings of jobs/export.py."""
+
+    masks: str = option("OUTPUT of a finished segmentation")
+    output: str = option("where the files go")
+    format: str = option(f"formats to write, comma-separated: {', '.join(EXPORT_FORMATS)}", "cog")
+    min_area: float | None = option("polygons: leave out those smaller than this, square metres", None)
+    simplify: float | None = option("polygons: simplify their lines, metres (default: every corner is kept)", None)
+    max_zoom: int | None = option("pmtiles: the deepest zoom level (default: that of the scenes' pixels)", None)
+    max_failed: float = option("share of scenes that may fail before the exit status is 3", 0.01)
+    overwrite: bool = option("write anew what another export wrote to OUTPUT", False)
+
+    def __post_init__(self) -> None:
+        unknown = set(self.formats) - set(EXPORT_FORMATS)
+        if unknown or not self.formats:
+            raise ValueError(f"--format is a list of {', '.join(EXPORT_FORMATS)}, not {self.format}")
+        positive(self, "min_area", "simplify")
+        if self.max_zoom is not None and not 0 <= self.max_zoom <= MAX_ZOOM:
+            raise ValueError(f"--max_zoom is 0 to {MAX_ZOOM}, not {self.max_zoom}")
+        if not 0 <= self.max_failed <= 1:
+            raise ValueError(f"--max_failed is a share of 0 to 1, not {self.max_failed}")
+
+    @property
+    def formats(self) -> tuple[str, ...]:
+        """The formats in a fixed order, each once."""
+        return tuple(sorted({name.strip() for name in self.format.split(",") if name.strip()}))
+
+
+@dataclass(frozen=True, kw_only=True)
 class BenchmarkSettings(SegmentSettings):
     """Settings of jobs/benchmark.py: those of the segmentation that it measures, and what it measures."""
 
@@ -234,7 +265,7 @@ def parse(settings_class: type[Settings], argv: Sequence[str]) -> Settings:
         values = {name: list(v) if isinstance(v, tuple) else v for name, v in asdict(settings).items()}
         sys.stdout.write(yaml.safe_dump(values, sort_keys=False))
         raise SystemExit(DONE)
-    names = ("data", "archive", "model", "output")
+    names = ("data", "archive", "model", "masks", "output")
     paths = {name: absolute(getattr(settings, name)) for name in names if getattr(settings, name, None) is not None}
     weights = getattr(settings, "weights", None)
     if weights and exists(weights):  # else it is torchvision's name for them

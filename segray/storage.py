@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import posixpath
+import shutil
 import time
 import uuid
 from collections.abc import Callable, Iterator
@@ -19,6 +20,7 @@ from segray.errors import SegrayError
 
 Result = TypeVar("Result")
 ATTEMPTS = 4
+COPY_BYTES = 2**20
 # Stores on which a finished put is atomic: a reader sees the old object or the whole new one, never a part.
 ATOMIC_PUT = {"s3", "s3a", "gs", "gcs", "az", "abfs", "abfss", "adl", "oss", "memory"}
 PLAIN_STORES = ATOMIC_PUT | {"file", "local"}  # nothing lies inside anything else here
@@ -147,9 +149,7 @@ def publish(uri: str, data: bytes) -> None:
     if _protocol(fs) in ATOMIC_PUT:
         retry(lambda: fs.pipe_file(path, data))
         return
-    parent, name = posixpath.split(path)
-    temporary = posixpath.join(parent, f".{name}.{uuid.uuid4().hex}.tmp")
-    fs.makedirs(parent, exist_ok=True)
+    temporary = _temporary(fs, path)
     if _protocol(fs) in ("file", "local"):
         with open(temporary, "wb") as file:
             file.write(data)
@@ -158,6 +158,24 @@ def publish(uri: str, data: bytes) -> None:
         os.replace(temporary, path)
         return
     retry(lambda: fs.pipe_file(temporary, data))
+    fs.mv(temporary, path)
+
+
+def publish_file(uri: str, source: str) -> None:
+    """Put the content of a local file in one atomic step, as `publish` does, without holding it in memory."""
+    fs, path = filesystem(uri)
+    if _protocol(fs) in ATOMIC_PUT:
+        retry(lambda: fs.put_file(source, path))
+        return
+    temporary = _temporary(fs, path)
+    if _protocol(fs) in ("file", "local"):
+        with open(source, "rb") as content, open(temporary, "wb") as file:
+            shutil.copyfileobj(content, file, COPY_BYTES)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+        return
+    retry(lambda: fs.put_file(source, temporary))
     fs.mv(temporary, path)
 
 
@@ -208,6 +226,13 @@ def describe(error: BaseException) -> str:
     text = " ".join(str(error).split()) or type(error).__name__
     text = text.split(" at 0x")[0]
     return text[1:-1] if len(text) > 1 and text[0] == text[-1] and text[0] in "'\"" else text
+
+
+def _temporary(fs: AbstractFileSystem, path: str) -> str:
+    """A name beside a path in a folder that is there from now on; `remove_leftovers` knows such names."""
+    parent, name = posixpath.split(path)
+    fs.makedirs(parent, exist_ok=True)
+    return posixpath.join(parent, f".{name}.{uuid.uuid4().hex}.tmp")
 
 
 def _protocol(fs: AbstractFileSystem) -> str:

@@ -11,16 +11,18 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 LAYERS = {
-    "kernel": "errors grid blend masks metrics synthetic regions sampling stopwatch resample packing",
+    "kernel": (
+        "errors grid blend masks metrics synthetic regions sampling stopwatch resample reduction tracing rings packing"
+    ),
     "network": "inputs augment losses networks segmenter programs workers optimizer canvas rows folding inference",
     "storage": (
-        "storage model_dir shards plan archives datasets exports report settings walk summary reading loading "
-        "expand inspection validation trainer training_job training_state training_remote training_console made_up "
-        "stages peers"
+        "storage model_dir shards plan archives datasets exports export_tasks report settings walk summary reading "
+        "loading expand inspection validation trainer training_job training_state training_remote training_console "
+        "made_up stages peers"
     ),
     "ray": (
-        "cluster planning work pipeline outputs segmentation evaluation training throughput scaling simulation "
-        "benchmark"
+        "cluster planning work pipeline outputs overviews segmentation evaluation exporting training throughput scaling "
+        "simulation benchmark"
     ),
 }
 ORDER = [*LAYERS, "jobs"]

@@ -14,6 +14,7 @@ from segray.settings import (
     DONE,
     TOO_MANY_FAILED,
     EvaluateSettings,
+    ExportSettings,
     SegmentSettings,
     TrainSettings,
     parse,
@@ -23,6 +24,7 @@ from segray.storage import publish
 
 SEGMENT = ["--model", "/m", "--archive", "s3://b/a/", "--output", "out"]
 TRAIN = ["--data", "/d", "--output", "/o"]
+EXPORT = ["--masks", "/m", "--output", "/o"]
 CONFIG = "memory://settings/config.yaml"
 
 
@@ -104,6 +106,30 @@ def test_wrong_flags_are_one_sentence(flags, sentence):
 def test_wrong_training_flags(flags, sentence):
     with pytest.raises(ValueError, match=sentence):
         parse(TrainSettings, flags)
+
+
+@pytest.mark.parametrize(
+    ("flags", "sentence"),
+    [
+        ([], "--masks and --output must be given"),
+        ([*EXPORT, "--format", "shapefile"], "--format is a list of cog, png, polygons, pmtiles, not shapefile"),
+        ([*EXPORT, "--format", ","], "--format is a list of cog"),
+        ([*EXPORT, "--min_area", "-1"], "--min_area must be positive, not -1.0"),
+        ([*EXPORT, "--simplify", "nan"], "--simplify must be positive, not nan"),
+        ([*EXPORT, "--max_zoom", "40"], "--max_zoom is 0 to 22, not 40"),
+        ([*EXPORT, "--max_failed", "2"], "--max_failed is a share of 0 to 1, not 2.0"),
+    ],
+)
+def test_wrong_export_flags(flags, sentence):
+    with pytest.raises(ValueError, match=sentence):
+        parse(ExportSettings, flags)
+
+
+def test_export_formats_are_a_set_and_paths_are_absolute(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    settings = parse(ExportSettings, ["--masks", "m", "--output", "s3://b/o/", "--format", "png, cog,png"])
+    assert settings.formats == ("cog", "png")
+    assert (settings.masks, settings.output) == (str(tmp_path / "m"), "s3://b/o")
 
 
 def test_config_gives_settings_and_flags_win():

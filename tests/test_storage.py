@@ -24,6 +24,7 @@ from segray.storage import (
     list_files,
     local_path,
     publish,
+    publish_file,
     read_bytes,
     read_text,
     remove,
@@ -250,3 +251,18 @@ def test_uris(tmp_path):
     assert not is_chain("s3://b/x::y.png")
     with pytest.raises(SegrayError, match="cannot be opened"):
         filesystem("nosuchscheme://x")
+
+
+def test_a_local_file_is_published_whole_under_any_name(store, tmp_path):
+    source = tmp_path / "source"
+    source.write_bytes(os.urandom(6 * 2**20))  # more than a part of a multipart upload
+    for name in ("new/folder/a.tif", *ODD):
+        publish_file(join(store, name), str(source))
+        assert read_bytes(join(store, name)) == source.read_bytes()
+    source.write_bytes(b"short")
+    publish_file(join(store, "new/folder/a.tif"), str(source))
+    assert read_bytes(join(store, "new/folder/a.tif")) == b"short"
+    assert names(join(store, "new")) == ["folder/a.tif"]
+    with pytest.raises(FileNotFoundError):
+        publish_file(join(store, "b.tif"), str(tmp_path / "none"))
+    assert not exists(join(store, "b.tif"))

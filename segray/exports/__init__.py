@@ -1,1 +1,33 @@
 """Exports: mask shards written as what other programs open; one file a format."""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+from segray.exports import cog, png
+from segray.exports.scenes import Masks, Scene
+from segray.settings import ExportSettings
+
+
+class Export(Protocol):
+    """What the module of every format offers; paths in the output are relative, with slashes.
+
+    A module whose PER_SCENE is false writes one file of all scenes and has `write_all(masks, scenes, path, options)` in
+    place of `write`; its `name` is the same for every scene that it takes.
+    """
+
+    PER_SCENE: bool
+    MEDIA_TYPE: str
+
+    def name(self, scene: Scene, archive: str) -> str | None:
+        """The path of a scene's file in the output, None where the format cannot hold the scene (see `REFUSED`)."""
+
+    def write(self, masks: Masks, scene: Scene, path: str, options: ExportSettings) -> dict:
+        """Write the file of a scene to a local path in an empty folder, and say a few numbers of it.
+
+        What else it leaves in that folder is published beside the file, before it. SegrayError or an error of rasterio
+        when the scene cannot be written.
+        """
+
+
+EXPORTS = {"cog": cog, "png": png}

@@ -2,22 +2,28 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
+import tarfile
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from functools import lru_cache
+from itertools import groupby, product
 
 import numpy as np
+import pyarrow as pa
 
 from segray.archives.raster import Affine6
 from segray.errors import SegrayError
 from segray.grid import Window
 from segray.masks import IGNORE, Classes, decode_png
 from segray.shards import EXTENSIONS, OK, read_masks, read_metadata, read_statistics, window_transform
-from segray.storage import exists, join, list_files, read_text
+from segray.storage import describe, exists, join, list_files, read_text
 
-SHARDS_KEPT = 2  # of a scene's last reads; its neighbours in a row mostly lie in the same
-WINDOWS_KEPT = 32  # decoded, 4 MB each
+SHARDS_KEPT = 4  # in a process: as many meet in a corner, and small scenes follow each other in one
+WINDOWS_KEPT = 16  # decoded, 4 MB each
+CELL = 2048  # pixels; windows are looked up by the squares of this side that they touch
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -34,7 +40,8 @@ class Piece:
 class Scene:
     """An image that was segmented. transform: the affine of the whole image, None without georeference.
 
-    pieces: in the order of the plan; together they cover the image once, except where it failed.
+    pieces: in the order of the plan; together they cover the image once, except where it failed unmeasured. error: why
+    a piece of it failed, None if none did. A scene that failed before it was measured has size 0.
     """
 
     image: str
@@ -44,6 +51,7 @@ class Scene:
     crs: str | None
     transform: Affine6 | None
     pieces: tuple[Piece, ...]
+    error: str | None = None
 
     @property
     def is_usable(self) -> bool:
@@ -53,7 +61,10 @@ class Scene:
 
 @dataclass(frozen=True, kw_only=True)
 class Masks:
-    """The output of a finished segmentation. fmt: of the shards that are read. archive: what was segmented."""
+    """The output of a finished segmentation. fmt: of the shards that are read. archive: what was segmented.
+
+    digest: changes with what the masks hold, and does not change with where they lie.
+    """
 
     output: str
     fmt: str
@@ -61,6 +72,7 @@ class Masks:
     archive: str
     classes: Classes
     metadata: dict
+    digest: str = ""
 
 
 def open_masks(uri: str) -> Masks:
@@ -71,35 +83,39 @@ def open_masks(uri: str) -> Masks:
     try:
         summary = json.loads(read_text(summary_uri))
         shards, archive, settings = summary["shards"]["total"], summary["archive"], summary["settings"]
+        counts = summary["images"], summary["pixels"]
         fmt = settings["format"].split(",")[-1]
-    except (ValueError, KeyError, TypeError) as error:
-        raise SegrayError(f"{summary_uri} is damaged; run segment.py again") from error
-    found = sum(file.uri.endswith(f".{EXTENSIONS[fmt]}") for file in list_files(join(uri, "masks")))
+        ending = f".{EXTENSIONS[fmt]}"
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise SegrayError(f"{summary_uri} is no summary of a segmentation; give the OUTPUT of segment.py") from error
+    found = _count(join(uri, "masks"), ending)
     if found != shards:
         raise SegrayError(f"{uri} holds {found} of {shards} shards; run segment.py again, it goes on where it stopped")
-    metadata = read_metadata(uri, 0, fmt)
-    classes = Classes.from_json(metadata["classes"], source=uri)
-    return Masks(output=uri, fmt=fmt, shards=shards, archive=archive, classes=classes, metadata=metadata)
+    with _damage_told(uri, 0):
+        metadata = read_metadata(uri, 0, fmt)
+    identity = json.dumps([archive, shards, metadata, *counts], sort_keys=True)
+    return Masks(
+        output=uri,
+        fmt=fmt,
+        shards=shards,
+        archive=archive,
+        classes=Classes.from_json(metadata["classes"], source=uri),
+        metadata=metadata,
+        digest=hashlib.sha256(identity.encode()).hexdigest(),
+    )
 
 
 def pieces_of(masks: Masks, shard: int) -> list[Scene]:
     """What a shard holds of each scene, in its order: scenes of one shard's pieces, to be put together by `whole`."""
-    found: list[Scene] = []
-    for number, row in enumerate(read_statistics(masks.output, shard, masks.fmt)):
-        found.append(_scene_of(row, shard, number))
-    return list(whole(found))
+    with _damage_told(masks.output, shard):
+        rows = read_statistics(masks.output, shard, masks.fmt)
+    return list(whole(_scene_of(row, shard, number) for number, row in enumerate(rows)))
 
 
 def whole(parts: Iterable[Scene]) -> Iterator[Scene]:
     """Scenes put together from their consecutive parts, in a stream."""
-    group: list[Scene] = []
-    for part in parts:
-        if group and group[-1].image != part.image:
-            yield _joined(group)
-            group = []
-        group.append(part)
-    if group:
-        yield _joined(group)
+    for _, group in groupby(parts, key=lambda part: part.image):
+        yield _joined(list(group))
 
 
 class SceneReader:
@@ -107,8 +123,11 @@ class SceneReader:
 
     def __init__(self, masks: Masks, scene: Scene) -> None:
         self.masks, self.scene = masks, scene
-        self._shard = lru_cache(SHARDS_KEPT)(self._read_shard)
         self._mask = lru_cache(WINDOWS_KEPT)(self._decode)
+        self._cells: dict[tuple[int, int], list[Piece]] = {}
+        for piece in scene.pieces:
+            for cell in _cells(piece.window) if piece.status == OK else ():
+                self._cells.setdefault(cell, []).append(piece)
 
     def piece(self, piece: Piece) -> np.ndarray:
         """(h, w) uint8 class ids of a piece, 255 where it has none."""
@@ -116,27 +135,71 @@ class SceneReader:
             return np.full((piece.window.height, piece.window.width), IGNORE, np.uint8)
         return self._mask(piece)
 
+    def pieces(self, window: Window) -> list[Piece]:
+        """The pieces with a mask that meet a window, in the order of the plan."""
+        near = {piece: None for cell in _cells(window) for piece in self._cells.get(cell, ())}
+        met = (piece for piece in near if meet(piece.window, window))
+        return sorted(met, key=lambda piece: (piece.shard, piece.number))
+
     def read(self, window: Window) -> np.ndarray:
-        """(h, w) uint8 class ids of any window of the scene, 255 where no mask says anything."""
+        """(h, w) uint8 class ids of any window, 255 where no mask says anything, as beyond the edges of the scene."""
         result = np.full((window.height, window.width), IGNORE, np.uint8)
-        for piece in self.scene.pieces:
-            part = _meet(piece.window, window)
-            if part is not None and piece.status == OK:
-                result[part.within(window)] = self._mask(piece)[part.within(piece.window)]
+        for piece in self.pieces(window):
+            part = meet(piece.window, window)
+            result[part.within(window)] = self._mask(piece)[part.within(piece.window)]
         return result
 
-    def _read_shard(self, shard: int) -> list[tuple[dict, bytes | None]]:
-        return read_masks(self.masks.output, shard, self.masks.fmt)
-
     def _decode(self, piece: Piece) -> np.ndarray:
-        return decode_png(self._shard(piece.shard)[piece.number][1])
+        mask = decode_png(_read_shard(self.masks.output, piece.shard, self.masks.fmt)[piece.number])
+        if mask.shape != (piece.window.height, piece.window.width):
+            place = f"shard {piece.shard} of {self.masks.output}"
+            raise SegrayError(f"{place} holds a mask of another size than its window; run segment.py with --overwrite")
+        mask.flags.writeable = False  # it is handed out again
+        return mask
 
 
-def _meet(a: Window, b: Window) -> Window | None:
+def forget_shards() -> None:
+    """Let go of the shards that this process holds."""
+    _read_shard.cache_clear()
+
+
+def meet(a: Window, b: Window) -> Window | None:
+    """What two windows have in common, None if nothing."""
     row, col = max(a.row_off, b.row_off), max(a.col_off, b.col_off)
     bottom = min(a.row_off + a.height, b.row_off + b.height)
     right = min(a.col_off + a.width, b.col_off + b.width)
     return Window(row, col, bottom - row, right - col) if bottom > row and right > col else None
+
+
+@lru_cache(SHARDS_KEPT)
+def _read_shard(output: str, shard: int, fmt: str) -> list[bytes | None]:
+    with _damage_told(output, shard):
+        return [mask for _, mask in read_masks(output, shard, fmt)]
+
+
+@contextmanager
+def _damage_told(output: str, shard: int) -> Iterator[None]:
+    """Whatever a damaged shard makes its readers raise becomes a SegrayError."""
+    try:
+        yield
+    except (pa.ArrowException, tarfile.TarError, ValueError, KeyError, StopIteration) as error:
+        reason = describe(error)
+        raise SegrayError(
+            f"shard {shard} of {output} is damaged: {reason}; remove it and run segment.py again"
+        ) from error
+
+
+def _cells(window: Window) -> Iterator[tuple[int, int]]:
+    rows = range(window.row_off // CELL, -(-(window.row_off + window.height) // CELL))
+    cols = range(window.col_off // CELL, -(-(window.col_off + window.width) // CELL))
+    return product(rows, cols)
+
+
+def _count(folder: str, ending: str) -> int:
+    try:
+        return sum(file.uri.endswith(ending) for file in list_files(folder))
+    except FileNotFoundError:
+        return 0
 
 
 def _scene_of(row: dict, shard: int, number: int) -> Scene:
@@ -154,23 +217,16 @@ def _scene_of(row: dict, shard: int, number: int) -> Scene:
         crs=row["crs"],
         transform=transform,
         pieces=(piece,),
+        error=row["error"],
     )
 
 
 def _joined(parts: list[Scene]) -> Scene:
-    first = next((part for part in parts if _begins(part)), None)
-    best = first or next((part for part in parts if part.transform is not None), parts[0])
-    return Scene(
-        image=best.image,
-        height=best.height,
-        width=best.width,
-        etag=best.etag,
-        crs=best.crs,
-        transform=best.transform,
-        pieces=tuple(piece for part in parts for piece in part.pieces),
-    )
+    """One scene of its parts: what all say of the image is taken from the part that knows most of it."""
+    best = max(parts, key=lambda part: (part.height > 0, part.transform is not None, _begins(part)))
+    pieces = tuple(piece for part in parts for piece in part.pieces)
+    return replace(best, pieces=pieces, error=next((part.error for part in parts if part.error), None))
 
 
 def _begins(part: Scene) -> bool:
-    corner = any(not (piece.window.row_off or piece.window.col_off) for piece in part.pieces)
-    return corner and part.transform is not None
+    return any(not (piece.window.row_off or piece.window.col_off) for piece in part.pieces)

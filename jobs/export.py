@@ -1,0 +1,36 @@
+"""Export the masks of a segmentation as files that GIS programs open.
+
+On this machine:
+    python jobs/export.py --masks MASKS --output FILES --format cog
+
+On a Ray cluster (RAY_AUTH_MODE as the cluster was started with):
+    ray job submit --working-dir . -- python jobs/export.py \\
+        --masks s3://bucket/MASKS --output s3://bucket/FILES --format cog,polygons
+
+The same command again continues. Exit status: 0 done; 1 failed; 2 bad usage or input; 3 done, but more than
+--max_failed of the scenes could not be exported.
+"""
+
+import sys
+
+from segray.exporting import export
+from segray.settings import DONE, TOO_MANY_FAILED, ExportSettings, run_job
+
+
+def main(settings: ExportSettings) -> int:
+    """Run the job and say how it went."""
+    summary = export(settings)
+    print(
+        f"{summary['written']} scenes exported, {summary['skipped']} were there, {summary['failed']} failed; "
+        f"{summary['totals'].get('bytes', 0) / 1e6:,.1f} MB in {summary['seconds']:.1f} s"
+    )
+    print(f"files, summary.json and collection.json (STAC) are in {settings.output}")
+    if summary["failed_share"] > settings.max_failed:
+        first = summary["failures"][0]
+        print(f"{summary['failed_share']:.1%} of the scenes failed; the first: {first['error']}", file=sys.stderr)
+        return TOO_MANY_FAILED
+    return DONE
+
+
+if __name__ == "__main__":
+    sys.exit(run_job(main, ExportSettings))

@@ -1,0 +1,144 @@
+"""What a worker does for an export: a few scenes written, published, and described."""
+
+from __future__ import annotations
+
+import os
+import posixpath
+import tempfile
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from rasterio._err import CPLE_BaseError
+from rasterio.errors import CRSError, RasterioError
+
+from segray.errors import SegrayError
+from segray.exports import EXPORTS
+from segray.exports.names import distinct
+from segray.exports.scenes import Masks, Scene, forget_shards
+from segray.exports.stac import item
+from segray.settings import ExportSettings
+from segray.storage import describe, exists, join, publish_file
+
+# What is wrong with a scene; any other error (a full disk, a store that fails) ends the job, which can be run again.
+SCENE_ERRORS = (SegrayError, RasterioError, CRSError, CPLE_BaseError, IsADirectoryError, NotADirectoryError)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Outcome:
+    """What became of a scene. item: its STAC item, None when it failed. facts: numbers to be summed up.
+
+    written: whether any of its files is new. there: whether all of them were there before. incomplete: whether a part
+    of it was not segmented, which is 255 in its file. scenes: 0 for what became of a file of all scenes.
+    """
+
+    image: str
+    scenes: int = 1
+    written: bool = False
+    there: bool = False
+    error: str | None = None
+    incomplete: bool = False
+    item: dict | None = None
+    facts: dict[str, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Exporter:
+    """What workers must know. usual: the ending of most images (see `names.distinct`)."""
+
+    masks: Masks
+    settings: ExportSettings
+    usual: str
+
+    def formats(self, *, per_scene: bool) -> list[str]:
+        """The formats that write a file for each scene, or those that write one for all."""
+        return [name for name in self.settings.formats if EXPORTS[name].PER_SCENE is per_scene]
+
+    def paths(self, scene: Scene) -> dict[str, str]:
+        """Format -> path in the output, of the formats that hold the scene."""
+        found = {}
+        for fmt in self.settings.formats:
+            try:
+                found[fmt] = self._path(fmt, scene)
+            except SCENE_ERRORS:
+                continue
+        return found
+
+    def outcomes(self, scenes: list[Scene]) -> Iterator[Outcome]:
+        """The scenes written and published, as far as they are not there yet."""
+        for scene in scenes:
+            yield self._outcome(scene)
+        forget_shards()
+
+    def all_in_one(self, fmt: str, scenes: list[Scene]) -> Outcome:
+        """The one file of a format that takes all scenes, if it takes any."""
+        module = EXPORTS[fmt]
+        taken = [scene for scene in scenes if scene.is_usable and module.name(scene, self.masks.archive)]
+        if not taken:
+            return Outcome(scenes=0, image=self.masks.archive, error=_refusal(fmt, self.masks.archive))
+        path = module.name(taken[0], self.masks.archive)
+        try:
+            options = self.settings
+            facts = self._publish(path, lambda local: module.write_all(self.masks, taken, local, options))
+        except SCENE_ERRORS as error:
+            return Outcome(scenes=0, image=path, error=describe(error))
+        forget_shards()
+        return Outcome(scenes=0, image=path, written=facts is not None, there=facts is None, facts=facts or {})
+
+    def _outcome(self, scene: Scene) -> Outcome:
+        """A scene in all formats; in part of them it has failed."""
+        if not scene.is_usable:
+            return Outcome(image=scene.image, error=scene.error or "it was not segmented")
+        facts: dict[str, float] = {}
+        assets, error, written = {}, None, False
+        for fmt in self.settings.formats:
+            try:
+                path = self._path(fmt, scene)
+                new = self._write(fmt, scene, path) if EXPORTS[fmt].PER_SCENE else None
+            except SCENE_ERRORS as found:
+                error = describe(found)
+                continue
+            assets[fmt] = (path, EXPORTS[fmt].MEDIA_TYPE)
+            written = written or new is not None
+            facts |= {key: facts.get(key, 0) + value for key, value in (new or {}).items()}
+        described = item(self.masks, scene, assets) if assets else None
+        return Outcome(
+            image=scene.image,
+            written=written,
+            there=error is None and not written and bool(self.formats(per_scene=True)),
+            error=error,
+            incomplete=error is None and scene.error is not None,
+            item=described,
+            facts=facts,
+        )
+
+    def _path(self, fmt: str, scene: Scene) -> str:
+        module = EXPORTS[fmt]
+        path = module.name(scene, self.masks.archive)
+        if path is None:
+            raise SegrayError(_refusal(fmt, scene.image))
+        return distinct(path, scene.image, self.usual) if module.PER_SCENE else path
+
+    def _write(self, fmt: str, scene: Scene, path: str) -> dict | None:
+        module, options = EXPORTS[fmt], self.settings
+        return self._publish(path, lambda local: module.write(self.masks, scene, local, options))
+
+    def _publish(self, path: str, write: Callable[[str], dict]) -> dict | None:
+        """What `write` says of the file that it wrote, once that is published; None where it was there before."""
+        uri = join(self.settings.output, path)
+        if exists(uri):
+            return None
+        with tempfile.TemporaryDirectory(prefix="segray-") as folder:
+            local = os.path.join(folder, posixpath.basename(path))
+            facts = write(local)
+            files = [file for file in sorted(Path(folder).rglob("*")) if file.is_file()]
+            for file in files:
+                if str(file) != local:
+                    publish_file(join(posixpath.dirname(uri), file.relative_to(folder).as_posix()), str(file))
+            publish_file(uri, local)  # last: its existence says that all of it is there
+            return {**facts, "files": len(files), "bytes": sum(file.stat().st_size for file in files)}
+
+
+def _refusal(fmt: str, image: str) -> str:
+    reason = getattr(EXPORTS[fmt], "REFUSED", "it has no place there")
+    return f"{image} cannot be exported as {fmt}: {reason}"

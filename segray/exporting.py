@@ -1,0 +1,291 @@
+"""The export job: the shards' scenes as files. The same settings again continue where the last run stopped."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import tempfile
+import time
+from collections import Counter, deque
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+from itertools import islice
+from typing import TextIO
+
+import ray
+
+from segray import cluster
+from segray.errors import SegrayError
+from segray.export_tasks import Exporter, Outcome
+from segray.exports import EXPORTS
+from segray.exports.names import ending_of
+from segray.exports.scenes import Masks, Scene, open_masks, pieces_of, whole
+from segray.pipeline import DEATHS
+from segray.settings import ExportSettings
+from segray.storage import exists, join, list_files, local_path, publish, publish_file, read_text, remove
+
+log = logging.getLogger("segray")
+FORMAT_VERSION = 1
+RECORD, SUMMARY, COLLECTION = "export.json", "summary.json", "collection.json"
+SHARDS_A_TASK, STATISTICS_IN_FLIGHT = 16, 4  # tasks; what they find waits on the driver
+GROUP_PIXELS, GROUP_SCENES = 2**24, 256  # of a task: it reads a shard once for all of them
+MAX_FAILURES = 100  # that summary.json lists
+NOTE_EVERY_S = 15.0
+
+
+@dataclass(kw_only=True)
+class _Counts:
+    """Sums over outcomes. written, there: a file of all scenes counts as one. lost: whether such a file failed."""
+
+    scenes: int = 0
+    written: int = 0
+    there: int = 0
+    failed: int = 0
+    incomplete: int = 0
+    lost: bool = False
+    failures: list[dict] = field(default_factory=list)
+    facts: Counter = field(default_factory=Counter)
+
+    def add(self, outcome: Outcome) -> None:
+        self.scenes += outcome.scenes
+        self.written += outcome.written
+        self.there += outcome.there
+        self.incomplete += outcome.incomplete
+        self.facts.update(outcome.facts)
+        if outcome.error is not None:
+            self.failed += 1
+            self.lost = self.lost or not outcome.scenes
+            self.failures = [*self.failures, {"image": outcome.image, "error": outcome.error}][:MAX_FAILURES]
+
+
+def export(settings: ExportSettings) -> dict:
+    """Write the scenes of a segmentation as files under OUTPUT; the content of summary.json.
+
+    SegrayError on bad input: no finished segmentation, an output that holds another export or lies in the archive.
+    """
+    masks = open_masks(settings.masks)
+    _check_place(settings, masks)
+    cluster.start()
+    if missing := [name for name in settings.formats if name not in EXPORTS]:
+        raise SegrayError(f"--format {missing[0]} is not built in; take one of {', '.join(EXPORTS)}")
+    exporter = Exporter(masks=masks, settings=settings, usual=_usual_ending(masks))
+    _claim(settings, masks, exporter)
+    start, counts = time.monotonic(), _Counts()
+    with tempfile.TemporaryDirectory(prefix="segray-") as folder:
+        path = os.path.join(folder, COLLECTION)
+        with open(path, "w", encoding="utf-8") as file:
+            _collect(outcomes_of(exporter), counts, file)
+        summary_uri = join(settings.output, SUMMARY)
+        if not counts.written and exists(summary_uri):
+            log.info("nothing to do: all of %d scenes that can be exported is there", counts.scenes - counts.failed)
+            return json.loads(read_text(summary_uri))
+        publish_file(join(settings.output, COLLECTION), path)
+    summary = _summary(settings, counts, time.monotonic() - start)
+    publish(summary_uri, json.dumps(summary, indent=1).encode())
+    return summary
+
+
+def scenes_of(masks: Masks) -> Iterator[Scene]:
+    """The scenes of all shards in the order of the plan; memory does not grow with their number."""
+    return whole(_parts(masks))
+
+
+def _parts(masks: Masks) -> Iterator[Scene]:
+    chunks = (range(k, min(k + SHARDS_A_TASK, masks.shards)) for k in range(0, masks.shards, SHARDS_A_TASK))
+    running: deque[ray.ObjectRef] = deque(_read_parts.remote(masks, c) for c in islice(chunks, STATISTICS_IN_FLIGHT))
+    while running:
+        found = _result(running.popleft())
+        running.extend(_read_parts.remote(masks, chunk) for chunk in islice(chunks, 1))
+        yield from found
+
+
+def _result(task: ray.ObjectRef) -> list[Scene]:
+    """What a task returns; SegrayError as it was raised there, which Ray would make a page of."""
+    try:
+        return ray.get(task)
+    except ray.exceptions.RayTaskError as error:
+        if isinstance(error.cause, SegrayError):
+            raise error.cause from None
+        raise
+
+
+@ray.remote(num_cpus=1)
+def _read_parts(masks: Masks, shards: range) -> list[Scene]:
+    return [part for shard in shards for part in pieces_of(masks, shard)]
+
+
+@ray.remote(num_cpus=1, max_retries=1)
+def _export(exporter: Exporter, scenes: list[Scene]) -> list[Outcome]:
+    return list(exporter.outcomes(scenes))
+
+
+@ray.remote(num_cpus=1, max_retries=1)
+def _export_all(exporter: Exporter, name: str) -> Outcome:
+    masks = exporter.masks
+    parts = (part for shard in range(masks.shards) for part in pieces_of(masks, shard))
+    return exporter.all_in_one(name, list(whole(parts)))
+
+
+@ray.remote(num_cpus=1)
+def _remove_former(exporter: Exporter, scenes: list[Scene]) -> None:
+    for scene in scenes:
+        for path in exporter.paths(scene).values():
+            remove(join(exporter.settings.output, path))
+
+
+def outcomes_of(exporter: Exporter) -> Iterator[Outcome]:
+    """What became of every scene, in the order of the plan, and of the formats that put all scenes in one file."""
+    running: deque[tuple[list[Scene], ray.ObjectRef]] = deque()
+    for group in _groups(scenes_of(exporter.masks)):
+        running.append((group, _export.remote(exporter, group)))
+        if len(running) > 2 * cluster.cpus():
+            yield from _got(exporter, *running.popleft())
+    for group, task in running:
+        yield from _got(exporter, group, task)
+    for name in exporter.formats(per_scene=False):
+        yield ray.get(_export_all.remote(exporter, name))
+
+
+def _got(exporter: Exporter, scenes: list[Scene], task: ray.ObjectRef) -> list[Outcome]:
+    """The outcomes of a task; when its process died, each scene is tried alone, and one that kills it has failed."""
+    try:
+        return ray.get(task)
+    except DEATHS as error:
+        if len(scenes) == 1:
+            reason = f"{scenes[0].image} killed the process that exported it: {' '.join(str(error).split())[:200]}"
+            return [Outcome(image=scenes[0].image, error=reason)]
+    return [outcome for scene in scenes for outcome in _got(exporter, [scene], _export.remote(exporter, [scene]))]
+
+
+def _groups(scenes: Iterable[Scene]) -> Iterator[list[Scene]]:
+    group: list[Scene] = []
+    pixels = 0
+    for scene in scenes:
+        size = scene.height * scene.width
+        if group and (pixels + size > GROUP_PIXELS or len(group) == GROUP_SCENES):
+            yield group
+            group, pixels = [], 0
+        group.append(scene)
+        pixels += size
+    if group:
+        yield group
+
+
+def _collect(outcomes: Iterable[Outcome], counts: _Counts, file: TextIO) -> None:
+    """Count the outcomes and write their items, one a line, as a STAC item collection."""
+    file.write('{"type": "FeatureCollection", "features": [')
+    noted, separator = time.monotonic(), "\n"
+    for outcome in outcomes:
+        counts.add(outcome)
+        if outcome.item is not None:
+            file.write(separator + json.dumps(outcome.item))
+            separator = ",\n"
+        if time.monotonic() - noted > NOTE_EVERY_S:
+            noted = time.monotonic()
+            log.info("%d scenes: %d written, %d there before, %d failed", *_numbers(counts))
+    file.write("\n]}\n")
+
+
+def _numbers(counts: _Counts) -> tuple[int, int, int, int]:
+    return counts.scenes, counts.written, counts.there, counts.failed
+
+
+def _usual_ending(masks: Masks) -> str:
+    """The ending of the archive's first image, which names leave out."""
+    return ending_of(pieces_of(masks, 0)[0].image)
+
+
+def _check_place(settings: ExportSettings, masks: Masks) -> None:
+    """SegrayError where the output would overwrite what it is made of, or become a part of it."""
+    output, source, archive = map(_real, (settings.output, settings.masks, masks.archive.split("::")[-1]))
+    kept = (archive, join(source, "masks"), join(source, "plan"))
+    inside = any(f"{output}/".startswith(f"{folder}/") for folder in kept)
+    if inside or output == source or archive.startswith(f"{output}/"):
+        raise SegrayError(f"--output {settings.output} holds the masks or their imagery; give a folder of its own")
+
+
+def _real(uri: str) -> str:
+    """The one name of a folder, whatever links and dots lead to it."""
+    path = local_path(uri)
+    return os.path.realpath(path) if path else uri.rstrip("/")
+
+
+def _claim(settings: ExportSettings, masks: Masks, exporter: Exporter) -> None:
+    """Note on the output whose it is; SegrayError when it is another export's, unless --overwrite."""
+    uri, wanted = join(settings.output, RECORD), _record(settings, masks)
+    had = _read_record(uri) if exists(uri) else None
+    if had == wanted and not settings.overwrite:
+        return
+    if had is None:
+        _check_empty(settings.output)
+    if had is not None and not settings.overwrite:
+        differing = next((key for key in wanted if had.get(key) != wanted[key]), "format_version")
+        raise SegrayError(
+            f"{settings.output} holds another export: its {differing} was {had.get(differing)} and is now "
+            f"{wanted.get(differing)}; give another --output, or --overwrite"
+        )
+    if settings.overwrite:
+        _remove_results(settings, exporter)
+    publish(uri, json.dumps(wanted, indent=1, sort_keys=True).encode())
+
+
+def _remove_results(settings: ExportSettings, exporter: Exporter) -> None:
+    """Remove what would be taken for done, and nothing else; killed in between, the record still is the former one."""
+    remove(join(settings.output, SUMMARY))
+    running: deque[ray.ObjectRef] = deque()
+    for group in _groups(scenes_of(exporter.masks)):
+        running.append(_remove_former.remote(exporter, group))
+        if len(running) > 2 * cluster.cpus():
+            ray.get(running.popleft())
+    ray.get(list(running))
+
+
+def _check_empty(output: str) -> None:
+    """SegrayError when a folder holds files of somebody else, which an export could take for its own."""
+    try:
+        first = next(iter(list_files(output)), None)
+    except FileNotFoundError:
+        return
+    if first is not None:
+        raise SegrayError(f"{output} holds {first.uri}, but no export; give an empty --output")
+
+
+def _record(settings: ExportSettings, masks: Masks) -> dict:
+    """What can change a byte of the output."""
+    return {
+        "format_version": FORMAT_VERSION,
+        "archive": masks.archive,
+        "model_digest": masks.metadata["model_digest"],
+        "segmentation": masks.metadata["settings"],
+        "masks_digest": masks.digest,
+        "format": ",".join(settings.formats),
+        "min_area": settings.min_area,
+        "simplify": settings.simplify,
+        "max_zoom": settings.max_zoom,
+    }
+
+
+def _read_record(uri: str) -> dict:
+    try:
+        record = json.loads(read_text(uri))
+    except ValueError:
+        record = None
+    return record if isinstance(record, dict) else {}
+
+
+def _summary(settings: ExportSettings, counts: _Counts, seconds: float) -> dict:
+    return {
+        "masks": settings.masks,
+        "output": settings.output,
+        "format": list(settings.formats),
+        "scenes": counts.scenes,
+        "written": counts.written,
+        "skipped": counts.there,
+        "failed": counts.failed,
+        "incomplete": counts.incomplete,  # scenes of which a part was not segmented and is 255
+        "failed_share": 1.0 if counts.lost else counts.failed / max(1, counts.scenes),
+        "seconds": seconds,
+        "totals": dict(counts.facts),
+        "failures": counts.failures,
+    }

@@ -1,0 +1,95 @@
+"""The names of exported files: the tree of the archive again, safe below any output, and one name for each image."""
+
+from __future__ import annotations
+
+import hashlib
+import posixpath
+import re
+
+from segray.archives import pictures, rasters
+from segray.storage import is_chain
+
+UNSAFE = re.compile(r'[\x00-\x1f\x7f\\:*?"<>|\[\]]')  # no file names somewhere, or patterns of fsspec
+TILE_SET = re.compile(r"(xyz|tms|mbtiles|pmtiles)://")
+MAX_NAME_BYTES = 200  # of a file system's 255, which temporary names need too
+
+
+def is_tile_set(image: str) -> bool:
+    """Whether an image is a zoom level of a tile set."""
+    return TILE_SET.match(image) is not None
+
+
+def mirror(image: str, archive: str, ending: str) -> str:
+    """Where the file of an image goes in an output: its path in the archive, with another ending.
+
+    Members of a file lie in a folder of the file's name. What no file name should hold, or what would lead out of the
+    output, is replaced; such names carry a hash of the URI, so that no two images share one.
+    """
+    members, outer = _taken_apart(image)
+    path = _below(outer, _taken_apart(archive)[1])
+    if not path and not members:
+        path = posixpath.basename(outer)
+    raw = [part for name in (path, *members) for part in name.split("/") if part not in ("", ".")]
+    parts = [_safe(part) for part in raw]
+    stem = _without_ending(parts[-1]) if parts else "image"
+    if parts != raw:
+        stem += f"-{_hash(image)}"
+    return "/".join([*parts[:-1], stem + ending])
+
+
+def distinct(name: str, image: str, usual: str) -> str:
+    """The name of an image's file, or one with the image's own ending in it where another image could have that name.
+
+    usual: the ending of most images (see `ending_of`), whose files go without it: a.jpg gives a.tif, and a.png beside
+    it a.png.tif. The result follows from its arguments alone, so no list of names is kept.
+    """
+    own = ending_of(image)
+    stem, new = posixpath.splitext(name)
+    if own == usual and not ending_of(_without_ending(_last_name(image))):
+        return name
+    return f"{stem}{own or '-' + _hash(image)}{new}"
+
+
+def ending_of(image: str) -> str:
+    """The ending of an image's name if it is one of an image format, as it is written; else ""."""
+    ending = posixpath.splitext(_last_name(image))[1]
+    return ending if ending.lower() in pictures.ENDINGS | rasters.ENDINGS else ""
+
+
+def _last_name(image: str) -> str:
+    members, outer = _taken_apart(image)
+    return posixpath.basename(members[-1] if members else outer)
+
+
+def _without_ending(name: str) -> str:
+    ending = ending_of(name)
+    return name[: -len(ending)] if ending else name
+
+
+def _taken_apart(uri: str) -> tuple[list[str], str]:
+    """(paths of the members, outermost first; the URI of the file or folder that holds them)."""
+    if not is_chain(uri):
+        return [], uri
+    *members, outer = uri.split("::")
+    return [member.partition("://")[2] for member in reversed(members)], outer
+
+
+def _below(uri: str, archive: str) -> str:
+    """The path of a URI in the archive; of one that lies elsewhere, all of it without its scheme."""
+    archive = archive.rstrip("/")
+    if uri == archive:
+        return ""
+    return uri[len(archive) + 1 :] if uri.startswith(f"{archive}/") else uri.partition("://")[2] or uri
+
+
+def _safe(part: str) -> str:
+    safe = UNSAFE.sub("_", "__" if part == ".." else part)
+    if safe.startswith("."):  # hidden files are overlooked
+        safe = f"_{safe[1:]}"
+    if len(safe.encode("utf-8", "replace")) <= MAX_NAME_BYTES:
+        return safe
+    return safe.encode("utf-8", "replace")[:MAX_NAME_BYTES].decode("utf-8", "ignore") + ending_of(safe)
+
+
+def _hash(image: str) -> str:
+    return hashlib.sha256(image.encode("utf-8", "surrogatepass")).hexdigest()[:10]

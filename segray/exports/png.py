@@ -1,0 +1,93 @@
+"""8-bit palette PNG: one for each image, or for a tile set a tree of tiles again."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+from segray.errors import ImageError
+from segray.exports.names import is_tile_set, mirror
+from segray.exports.scenes import CELL, Masks, Scene, SceneReader
+from segray.grid import Window
+from segray.masks import IGNORE, encode_png
+from segray.settings import ExportSettings
+from segray.shards import OK
+
+PER_SCENE = True
+MEDIA_TYPE = "image/png"
+MAX_PIXELS = 2**27  # a PNG is made in memory, three bytes a pixel
+TILE = 256
+EQUATOR_M = 2 * math.pi * 6378137.0  # of EPSG:3857
+TILES = "tiles.json"  # its existence says that the tree is whole
+
+
+def name(scene: Scene, archive: str) -> str:
+    """The path of the scene's file in the output; of a zoom level, that of the TileJSON in the folder of its tiles."""
+    if not is_tile_set(scene.image):
+        return mirror(scene.image, archive, ".png")
+    parent = mirror(scene.image, archive, "").rpartition("/")[0]
+    return f"{parent}/{_zoom(scene)}/{TILES}".lstrip("/")
+
+
+def write(masks: Masks, scene: Scene, path: str, options: ExportSettings) -> dict:
+    """Write the image's PNG; or x/y.png of every tile with data beside `path`, and there the TileJSON of the tree."""
+    if is_tile_set(scene.image):
+        return _write_tiles(masks, scene, path)
+    if scene.height * scene.width > MAX_PIXELS:
+        raise ImageError(
+            f"{scene.image} has {scene.height} x {scene.width} pixels, and a PNG is made for at most "
+            f"{MAX_PIXELS / 1e6:.0f} million; export it with --format cog"
+        )
+    mask = SceneReader(masks, scene).read(Window(0, 0, scene.height, scene.width))
+    with open(path, "wb") as file:
+        file.write(encode_png(mask, masks.classes))
+    return {"pixels": scene.height * scene.width}
+
+
+def _write_tiles(masks: Masks, scene: Scene, path: str) -> dict:
+    folder, reader, zoom, tiles = Path(path).parent, SceneReader(masks, scene), _zoom(scene), 0
+    left, top = _origin(scene)
+    for block in _blocks(scene, left, top):
+        pixels = reader.read(block)
+        for row in range(0, block.height, TILE):
+            for col in range(0, block.width, TILE):
+                tile = pixels[row : row + TILE, col : col + TILE]
+                if (tile != IGNORE).any():
+                    x, y = (left + block.col_off + col) // TILE, (top + block.row_off + row) // TILE
+                    os.makedirs(folder / str(x), exist_ok=True)
+                    (folder / str(x) / f"{y}.png").write_bytes(encode_png(tile, masks.classes))
+                    tiles += 1
+    document = {"tilejson": "3.0.0", "tiles": ["../{z}/{x}/{y}.png"], "minzoom": zoom, "maxzoom": zoom, "scheme": "xyz"}
+    Path(path).write_text(json.dumps({**document, "tile_count": tiles}), encoding="utf-8")
+    return {"pixels": scene.height * scene.width, "tiles": tiles}
+
+
+def _blocks(scene: Scene, left: int, top: int) -> Iterator[Window]:
+    """Windows of whole tiles, CELL pixels a side, that may hold data; in the pixels of the scene."""
+    cells = set()
+    for piece in scene.pieces:
+        window = piece.window
+        if piece.status == OK:
+            rows = range((top + window.row_off) // CELL, -(-(top + window.row_off + window.height) // CELL))
+            cols = range((left + window.col_off) // CELL, -(-(left + window.col_off + window.width) // CELL))
+            cells |= {(row, col) for row in rows for col in cols}
+    for row, col in sorted(cells):
+        yield Window(row * CELL - top, col * CELL - left, CELL, CELL)
+
+
+def _zoom(scene: Scene) -> int:
+    """The zoom level at which tiles of 256 pixels have the pixels of a scene; ImageError when there is none."""
+    a, b, _, d, e, _ = scene.transform or (0.0,) * 6
+    zoom = math.log2(EQUATOR_M / a / TILE) if a > 0 else -1.0
+    if b or d or not math.isclose(a, -e, rel_tol=1e-6) or zoom < -0.5 or abs(zoom - round(zoom)) > 1e-6:
+        raise ImageError(f"{scene.image} has no pixels of a zoom level; export it with --format cog")
+    return round(zoom)
+
+
+def _origin(scene: Scene) -> tuple[int, int]:
+    """(column, row) of the scene's first pixel among all pixels of its zoom level."""
+    size = EQUATOR_M / (TILE << _zoom(scene))
+    return round((scene.transform[2] + EQUATOR_M / 2) / size), round((EQUATOR_M / 2 - scene.transform[5]) / size)

@@ -1,0 +1,83 @@
+"""Names of exported files mirror the archive, stay inside the output, and are one for each image."""
+
+from __future__ import annotations
+
+import posixpath
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from segray.exports.names import distinct, ending_of, mirror
+
+IMAGES = [
+    "a.jpg", "a.png", "a.tif", "a.JPG", "a", "a.jpg.png", "a.png.jpg", "a.jpg.jpg", "a.b.jpg", "a.b", "a.b.png",
+    "d/a.jpg", "../a.jpg", "d/../a.jpg", "d/../../a.jpg", "__/a.jpg", ".a.jpg", "_a.jpg", "a\\b.jpg", "a_b.jpg",
+    "a\0.jpg", "a*.jpg", "a?.jpg", "a_.jpg", "é.jpg", "水/1.jpg",
+    "x" * 300 + ".jpg", "x" * 301 + ".jpg", "x" * 300 + ".png",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("image", "archive", "expected"),
+    [
+        ("/data/in/a.png", "/data/in", "a.tif"),
+        ("/data/in/sub dir/a.b.tiff", "/data/in/", "sub dir/a.b.tif"),
+        ("/data/in/a.JPG", "/data/in", "a.tif"),
+        ("/data/in/a.tif", "/data/in/a.tif", "a.tif"),
+        ("/data/inner/a.tif", "/data/in", "data/inner/a.tif"),
+        ("s3://b/in/x/a.tif", "s3://b/in", "x/a.tif"),
+        ("s3://c/y/a.tif", "s3://b/list.txt", "c/y/a.tif"),
+        ("s3://b/in/a::b.tif", "s3://b/in", None),
+        ("tar://d/a.jpg::s3://b/in/x.tar", "s3://b/in", "x.tar/d/a.tif"),
+        ("tar://d/a.jpg::s3://b/in/x.tar", "s3://b/in/x.tar", "d/a.tif"),
+        ("tar:///d/a.jpg::/in/x.tar", "/in", "x.tar/d/a.tif"),
+        ("xyz://17::s3://b/tiles", "s3://b/tiles", "17.tif"),
+        ("mbtiles://9::s3://b/in/x.mbtiles", "s3://b/in", "x.mbtiles/9.tif"),
+        ("xyz://17::s3://b/tiles", "xyz://17::s3://b/tiles", "17.tif"),
+    ],
+)
+def test_the_tree_of_the_archive_is_mirrored(image, archive, expected):
+    found = mirror(image, archive, ".tif")
+    if expected is None:  # what file systems or fsspec would take amiss is replaced, and the name marked
+        assert found.startswith("a__b-")
+    else:
+        assert found == expected
+
+
+@pytest.mark.parametrize("archive", ["/data", "s3://b/in"])
+@pytest.mark.parametrize("usual", ["", ".jpg", ".png"])
+def test_every_image_has_a_name_of_its_own(archive, usual):
+    found = {}
+    for image in (f"{archive}/{name}" for name in IMAGES):
+        name = distinct(mirror(image, archive, ".tif"), image, usual)
+        assert name not in found, (image, found[name])
+        found[name] = image
+        check_safe(name)
+
+
+def test_images_of_the_usual_ending_go_without_it():
+    def name(image: str) -> str:
+        return distinct(mirror(f"/in/{image}", "/in", ".png"), f"/in/{image}", ".jpg")
+
+    assert name("a.jpg") == "a.png"
+    assert name("d/a.b.jpg") == "d/a.b.png"
+    assert name("a.png") == "a.png.png"
+    assert name("a.JPG") == "a.JPG.png"
+    assert name("a.png.jpg") == "a.png.jpg.png"
+    assert ending_of("tar://x.PNG::s3://b/a.tar") == ".PNG"
+    assert ending_of("s3://b/LC08.B1") == ""
+
+
+@given(st.lists(st.text(st.characters(blacklist_categories=["Cs"]), min_size=1), min_size=1, max_size=4))
+def test_no_name_leads_out_of_the_output(parts):
+    check_safe(mirror("/in/" + "/".join(parts), "/in", ".tif"))
+    check_safe(mirror(f"tar://{'/'.join(parts)}::s3://b/in/a.tar", "s3://b/in", ".tif"))
+
+
+def check_safe(name: str) -> None:
+    """That a name is a path below a folder on any store."""
+    assert posixpath.normpath(name) == name
+    assert not name.startswith(("/", "."))
+    assert not set(name) & set('\\:*?"<>|[]\0\n')
+    assert all(part not in ("", ".", "..") and len(part.encode()) < 230 for part in name.split("/"))
