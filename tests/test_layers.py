@@ -11,7 +11,7 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 LAYERS = {
-    "kernel": "errors grid blend masks metrics synthetic regions sampling stopwatch",
+    "kernel": "errors grid blend masks metrics synthetic regions sampling stopwatch tracing rings",
     "network": "inputs augment losses networks segmenter programs workers optimizer canvas rows folding inference",
     "storage": (
         "storage model_dir shards plan archives datasets exports report settings walk summary reading loading inspection "
