@@ -41,7 +41,7 @@ class Rings:
 
 
 def rings_of(regions: Regions) -> Rings:
-    """The boundary of every region: one exterior ring, then its holes in scan order of their first vertex.
+    """The boundary of every region: one exterior ring, then its holes in scan order of their first side.
 
     Where two pixels of a region touch at a corner only, the rings turn around the pixels between them: no ring then
     meets itself, since a 4-connected region cannot pass there between two 4-connected parts of what is not the region.

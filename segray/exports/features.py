@@ -65,7 +65,7 @@ class FeatureWriter:
 
     def add(self, batch: Batch) -> None:
         """Write a batch, or hold it until there is enough for a row group."""
-        for start, stop in _slices(batch.rings):
+        for start, stop in _slices(batch.rings, self._scene.image):
             table = self._table(batch, start, stop)
             self._held.append(table)
             self.features += len(table)
@@ -127,13 +127,16 @@ class FeatureWriter:
         return {"version": "1.1.0", "primary_column": "geometry", "columns": {"geometry": column}}
 
 
-def _slices(rings: Rings) -> Iterator[tuple[int, int]]:
+def _slices(rings: Rings, image: str) -> Iterator[tuple[int, int]]:
     """(start, stop) of polygons that make up a row group at most; a larger polygon is one alone."""
     # bytes of the geometries up to each polygon (OGC 06-103r4, section 8: 9 a polygon, 4 a ring, 16 a point)
     points = rings.rings[rings.polygons]
     sizes = 9 * np.arange(len(points)) + 4 * rings.polygons + 16 * points
     if (np.diff(sizes) > MAX_GEOMETRY).any():
-        raise SegrayError("a region has more vertices than a value of Parquet holds; give --min_area or --simplify")
+        raise SegrayError(
+            f"{image} has a region with more vertices than one value of Parquet holds ({MAX_GEOMETRY:,} bytes); "
+            f"export it as a raster"
+        )
     start, count = 0, len(sizes) - 1
     while start < count:
         stop = int(np.searchsorted(sizes, sizes[start] + ROW_GROUP_BYTES, side="right")) - 1

@@ -20,7 +20,7 @@ PER_SCENE = True
 ENDING = ".parquet"
 
 STRIP_ROWS, STRIP_PIXELS = 512, 2**24  # read at a time: at most so many rows, and so many pixels where they are long
-# Simplifying holds all polygons of a scene: about 0.7 kB a vertex were measured, so this stays below 8 GB.
+# Simplifying holds all polygons of a scene: 0.3 kB a vertex were measured, so this stays near 3 GB.
 MAX_SIMPLIFIED = 10_000_000
 
 
