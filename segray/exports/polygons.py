@@ -1,0 +1,111 @@
+"""Masks as vector regions: a GeoParquet 1.1 file a scene, one polygon a 4-connected region of one class."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from types import ModuleType
+from typing import Protocol
+
+import numpy as np
+
+from segray.errors import SegrayError
+from segray.exports.features import Batch, FeatureWriter, polygons_of, shapely_library
+from segray.exports.ground import Ground, ground_of
+from segray.exports.scenes import Masks, Scene, SceneReader
+from segray.grid import Window
+from segray.rings import Rings, rings_of
+from segray.tracing import Regions, Tracer
+
+PER_SCENE = True
+ENDING = ".parquet"
+
+STRIP_ROWS, STRIP_PIXELS = 512, 2**24  # read at a time: at most so many rows, and so many pixels where they are long
+# Simplifying holds all polygons of a scene: 0.3 kB a vertex were measured, so this stays near 3 GB.
+MAX_SIMPLIFIED = 10_000_000
+
+
+class Options(Protocol):
+    """What the export lets its caller choose.
+
+    min_area: square metres; smaller regions are left out. simplify: metres, the square root of the area that a vertex
+    must add to a boundary to be kept. Both count in pixels where an image has no CRS of known area.
+    """
+
+    min_area: float | None
+    simplify: float | None
+
+
+def write(masks: Masks, scene: Scene, path: str, settings: Options) -> dict:
+    """Write the regions of a scene to a local file; returns how many there are and how many were too small.
+
+    Features come by the last row that they reach, then by their first pixel in scan order: an order that does not
+    depend on windows or shards and in which regions are complete. `pixels` and `area_m2` are those of the mask, also
+    where the geometry is simplified. Areas are those of the CRS's plane in metres, or on the ellipsoid of a geographic
+    CRS; null without a CRS, where coordinates are columns and rows unless the image has a transform.
+    """
+    ground = ground_of(scene.image, scene.crs, scene.transform)
+    with FeatureWriter(path, masks, scene, ground) as writer:
+        left_out = 0
+        held: list[Batch] = []
+        for regions in _regions(masks, scene, ground, nodes=settings.simplify is not None):
+            areas = ground.areas(regions.pixels, regions.measures)
+            keep = (areas if ground.has_area else regions.pixels) >= (settings.min_area or 0)
+            left_out += len(keep) - int(keep.sum())
+            kept = regions.select(keep)
+            batch = Batch(regions=kept, areas_m2=areas[keep], rings=rings_of(kept))
+            if settings.simplify is None:
+                writer.add(batch)
+            else:
+                held.append(batch)
+                _check_size(held, scene)
+        if settings.simplify is not None:
+            tolerance = settings.simplify / ground.pixel_size_m(scene.height, scene.width)
+            for batch in _simplified(held, scene, tolerance):
+                writer.add(batch)
+    return {"features": writer.features, "left_out": left_out}
+
+
+def _regions(masks: Masks, scene: Scene, ground: Ground, *, nodes: bool) -> Iterator[Regions]:
+    """The regions of a scene, strip by strip, as they close."""
+    if not scene.height or not scene.width:
+        return
+    reader, tracer = SceneReader(masks, scene), Tracer(scene.width, measure=ground.run_m2, nodes=nodes)
+    rows = max(1, min(STRIP_ROWS, STRIP_PIXELS // scene.width))
+    for top in range(0, scene.height, rows):
+        yield tracer.add(reader.read(Window(top, 0, min(rows, scene.height - top), scene.width)))
+    yield tracer.close()
+
+
+def _check_size(held: list[Batch], scene: Scene) -> None:
+    vertices = sum(len(batch.rings.points) for batch in held)
+    if vertices > MAX_SIMPLIFIED:
+        raise SegrayError(
+            f"{scene.image} has more than {MAX_SIMPLIFIED:,} vertices to simplify at once; "
+            f"leave small regions out with --min_area, or give no --simplify"
+        )
+
+
+def _simplified(held: list[Batch], scene: Scene, tolerance: float) -> Iterator[Batch]:
+    """The batches with simpler boundaries; neighbours keep sharing theirs, and the scene's four corners stay.
+
+    Visvalingam and Whyatt's rule on the edges of the whole coverage (GEOS's CoverageSimplifier): vertices are removed
+    in the order of the triangle that they span, never such that edges cross.
+    """
+    shapely = shapely_library()
+    parts = [polygons_of(batch.rings) for batch in held]
+    whole = shapely.coverage_simplify(np.concatenate([*parts, _pins(shapely, scene)]), tolerance)
+    whole = shapely.orient_polygons(whole)
+    start = 0
+    for batch, part in zip(held, parts):
+        if len(part):
+            _, points, (rings, polygons) = shapely.to_ragged_array(whole[start : start + len(part)])
+            simpler = Rings(points=points, rings=rings, polygons=polygons)
+            yield Batch(regions=batch.regions, areas_m2=batch.areas_m2, rings=simpler)
+        start += len(part)
+
+
+def _pins(shapely: ModuleType, scene: Scene) -> np.ndarray:
+    """(4,) triangles that touch the scene's corners from outside: where polygons meet at a point, it stays."""
+    corners = ((x, y) for x in (0, scene.width) for y in (0, scene.height))
+    outside = [((x, 1 if x else -1), (y, 1 if y else -1)) for x, y in corners]
+    return shapely.polygons([[(x, y), (x + s, y + 2 * t), (x + 2 * s, y + t)] for (x, s), (y, t) in outside])
