@@ -11,13 +11,16 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 LAYERS = {
-    "kernel": "errors grid blend masks metrics synthetic regions sampling stopwatch",
+    "kernel": "errors grid blend masks metrics synthetic regions sampling stopwatch reduction",
     "network": "inputs augment losses networks segmenter programs workers optimizer canvas rows folding inference",
     "storage": (
         "storage model_dir shards plan archives datasets exports report settings walk summary reading loading inspection "
         "validation trainer training_job training_state training_remote training_console made_up stages peers"
     ),
-    "ray": "cluster planning pipeline outputs segmentation evaluation training throughput scaling simulation benchmark",
+    "ray": (
+        "cluster planning pipeline outputs segmentation evaluation training throughput scaling simulation benchmark "
+        "overviews"
+    ),
 }
 ORDER = [*LAYERS, "jobs"]
 LAYER_OF = {name: layer for layer, names in LAYERS.items() for name in names.split()}
