@@ -243,3 +243,59 @@ def test_the_jpeg_is_the_image():
     (entry,) = scenes(overview(image=image))
     shown = np.asarray(Image.open(io.BytesIO(base64.b64decode(entry["image"].partition(",")[2]))))
     assert shown.shape == image.shape and abs(shown.astype(int) - image).mean() < 3
+
+
+# Frames are rare without a screen, so drawing is put on a timer here; the events are those that a browser would send.
+ACT = """
+<script>window.requestAnimationFrame = call => setTimeout(call, 1);</script>
+<script>setTimeout(async () => {
+const viewer = document.getElementById("viewer"), canvas = viewer.querySelector("canvas"), seen = [];
+const box = canvas.getBoundingClientRect(), pause = time => new Promise(done => setTimeout(done, time));
+const send = (target, event) => { target.dispatchEvent(event); return pause(60); };
+const point = (type, id, x, y) => send(canvas, new PointerEvent(type,
+  { pointerId: id, clientX: box.left + x, clientY: box.top + y, bubbles: true }));
+const key = name => send(canvas, new KeyboardEvent("keydown", { key: name, cancelable: true }));
+const note = () => seen.push(viewer.dataset.drawn);
+canvas.setPointerCapture = () => {};
+note();
+await send(canvas, new WheelEvent("wheel",
+  { deltaY: -240, clientX: box.left + 10, clientY: box.top + 20, cancelable: true }));
+note();
+await point("pointerdown", 1, 100, 100); await point("pointermove", 1, 130, 80); await point("pointerup", 1, 130, 80);
+note();
+await point("pointerdown", 1, 100, 100); await point("pointerdown", 2, 200, 100);
+await point("pointermove", 2, 300, 100); await point("pointerup", 1, 100, 100); await point("pointerup", 2, 300, 100);
+note();
+await key("ArrowRight"); note();
+await key("-"); note();
+await key("0"); note();
+viewer.querySelectorAll("ul input")[1].click(); await pause(60); note();
+viewer.querySelector(".scene").value = 1;
+await send(viewer.querySelector(".scene"), new Event("change", { bubbles: true }));
+await pause(300); note();
+document.body.dataset.seen = seen.join("|") + "|" + location.hash.slice(1);
+}, 400);</script></body>
+"""
+
+
+@needs_browser
+def test_mouse_touch_and_keys_move_the_view(tmp_path):
+    html = page(overview(), overview(np.zeros((60, 80), np.uint8), title="/a/b/other.tif")).decode()
+    html = re.sub(r'<meta http-equiv="Content-Security-Policy"[^>]*>', "", html).replace("</body>", ACT)
+    text = browse(tmp_path, html.encode(), "#x=200&y=200&zoom=2", "--window-size=1000,1400", "--dump-dom")
+    found = re.search(r'data-seen="([^"]*)"', text).group(1).replace("&amp;", "&").split("|")
+    views = [dict(pair.split("=") for pair in each.split("&")) for each in found]
+    first, wheel, drag, pinch, right, out, whole, hidden, other, link = views
+    x, y, zoom = ([float(view[name]) for view in views] for name in ("x", "y", "zoom"))
+    assert first["zoom"] == "2" and zoom[1] == 4
+    # what was under the wheel is there still: half as far from the middle, in pixels of the scene
+    left, top = 984 / 2, 620 / 2
+    assert 200 - left / 4 < x[1] < 200 > y[1] > 200 - top / 4
+    assert (x[2], y[2]) == pytest.approx((x[1] - 30 / 4, y[1] + 20 / 4), abs=1e-3) and drag["zoom"] == wheel["zoom"]
+    assert zoom[3] == pytest.approx(8) and pinch != drag
+    assert (x[4], y[4]) == pytest.approx((x[3] + 60 / 8, y[3]), abs=1e-3) and right["zoom"] == pinch["zoom"]
+    assert zoom[5] == pytest.approx(8 / 1.5) and out["x"] == right["x"]
+    assert (whole["x"], whole["y"]) == ("200", "200") and zoom[6] < 2
+    assert hidden["hide"] == "1" and "hide" not in whole
+    assert (other["scene"], other["x"], other["y"]) == ("1", "40", "30")
+    assert link["hide"] == "1" and link["scene"] in ("0", "1")

@@ -18,7 +18,7 @@ const EARTH_RADIUS = 6378137, LONGEST_BAR = 120;
 // x, y: the scene's pixel in the middle; zoom: pixels of the page per pixel of the scene; 0 shows all
 const view = { scene: 0, x: 0, y: 0, zoom: 0, opacity: 0.5 };
 const hidden = new Set();
-let current = null, colored = null, planned = 0, noting = 0;
+let current = null, wanted = null, colored = null, planned = 0, noting = 0;
 
 const clamp = (value, low, high) => Math.min(Math.max(value, low), high);
 const scene = () => data.scenes[view.scene];
@@ -155,9 +155,13 @@ function zoomAt(factor, left, top) {
 const zoomMiddle = factor => zoomAt(factor, canvas.clientWidth / 2, canvas.clientHeight / 2);
 
 function changed() {
+  if (!current) return;
   plan();
   clearTimeout(noting);
-  noting = setTimeout(() => history.replaceState(null, "", `#${new URLSearchParams(state())}`), 300);
+  noting = setTimeout(() => {
+    limit();
+    history.replaceState(null, "", `#${new URLSearchParams(state())}`);
+  }, 300);
 }
 
 function state() {
@@ -172,24 +176,33 @@ function follow() {
     return Number.isFinite(value) ? value : other;
   };
   const chosen = clamp(Math.round(number("scene", view.scene)), 0, data.scenes.length - 1);
-  const same = current && chosen === view.scene;
-  view.scene = chosen;
-  view.zoom = number("zoom", same ? view.zoom : 0);
-  view.x = number("x", view.zoom && !same ? scene().width / 2 : view.x);
-  view.y = number("y", view.zoom && !same ? scene().height / 2 : view.y);
-  view.opacity = clamp(number("mask", current ? view.opacity : scene().image ? 0.5 : 1), 0, 1);
+  const same = current && chosen === view.scene, entry = data.scenes[chosen];
+  const next = {
+    scene: chosen,
+    zoom: number("zoom", same ? view.zoom : 0),
+    x: number("x", same ? view.x : entry.width / 2),
+    y: number("y", same ? view.y : entry.height / 2),
+    opacity: clamp(number("mask", current ? view.opacity : entry.image ? 0.5 : 1), 0, 1),
+  };
   hidden.clear();
   for (const id of (given.get("hide") || "").split(" ").filter(Boolean)) hidden.add(parseInt(id, 10));
   boxes.forEach(box => { box.checked = !hidden.has(+box.value); });
-  one(".opacity").value = view.opacity;
-  one(".scene").value = view.scene;
-  return show();
+  return show(next);
 }
 
-async function show() {
-  const entry = scene();
-  await unpack(entry);
-  if (entry !== scene()) return;  // another one was chosen meanwhile
+async function show(next) {
+  const entry = data.scenes[next.scene];
+  wanted = entry;
+  one(".scene").value = next.scene;
+  try {
+    await unpack(entry);
+  } catch (error) {
+    one(".where").textContent = `This browser cannot show the overview: ${error.message}`;
+    return;
+  }
+  if (entry !== wanted) return;  // another one was chosen meanwhile
+  Object.assign(view, next);
+  one(".opacity").value = view.opacity;
   current = entry;
   paint();
   draw();
@@ -245,11 +258,10 @@ canvas.addEventListener("keydown", event => {
 });
 one(".closer").addEventListener("click", () => current && zoomMiddle(1.5));
 one(".farther").addEventListener("click", () => current && zoomMiddle(1 / 1.5));
-one(".all").addEventListener("click", () => { view.zoom = 0; changed(); });
+one(".all").addEventListener("click", () => { view.zoom = 0; changed(); });  // drawing finds what fits
 one(".opacity").addEventListener("input", event => { view.opacity = +event.target.value; changed(); });
 one(".scene").addEventListener("change", event => {
-  Object.assign(view, { scene: +event.target.value, zoom: 0 });
-  show().then(changed);
+  show({ scene: +event.target.value, zoom: 0 }).then(changed);
 });
 one("ul").addEventListener("change", () => {
   hidden.clear();
