@@ -22,6 +22,7 @@ from segray.grid import Window
 from segray.masks import decode_png
 from segray.model_dir import Description, read_description
 from segray.outputs import earlier, metadata, missing_shards, plan_of
+from segray.overviews import overviews
 from segray.report import Picture, for_eyes, segmentation_page
 from segray.settings import PathSettings, SegmentSettings
 from segray.shards import OK, read_masks
@@ -64,7 +65,8 @@ def segment(settings: SegmentSettings) -> dict:
     pictures = list(_pictures(settings, work, plan))
     summary = _summary(settings, description, plan, totals=totals, this_run=this_run, seconds=seconds, work=work)
     summary |= _costs(this_run, started)
-    page = segmentation_page(classes=description.classes, summary=summary, pictures=pictures)
+    shown = overviews(settings.output, settings.formats[-1], plan, bands=work.spec.bands)
+    page = segmentation_page(classes=description.classes, summary=summary, pictures=pictures, overviews=shown)
     publish(join(settings.output, "report.html"), page)
     publish(summary_uri, json.dumps(summary, indent=1).encode())
     return summary

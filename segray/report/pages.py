@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from jinja2 import Environment
 
 from segray.masks import Classes
 from segray.report.charts import line_chart
+from segray.report.overview import Overview, viewer_data
 from segray.report.pictures import ERRORS, Picture
+from segray.report.script import SCRIPT, SCRIPT_HASH
 from segray.report.sections import (
     failure_groups,
     largest_confusions,
@@ -28,10 +30,13 @@ MATRIX_CLASSES = 30  # with more classes a matrix has no readable labels: its la
 Card = tuple[str, str, str]  # label, value, small print
 
 
-def segmentation_page(*, classes: Classes, summary: dict, pictures: list[Picture]) -> bytes:
+def segmentation_page(
+    *, classes: Classes, summary: dict, pictures: list[Picture], overviews: Sequence[Overview] = ()
+) -> bytes:
     """The page of a segmented archive, UTF-8 HTML.
 
     summary: what `summary.json` holds; `images`, `windows` and `pixels` must be there, all else is shown if it is.
+    overviews: whole scenes, to be panned and zoomed; only a page with some has a script.
     """
     images, counts = summary["images"], summary["pixels"]
     total, failed = sum(images.values()), images.get("failed", 0)
@@ -52,6 +57,10 @@ def segmentation_page(*, classes: Classes, summary: dict, pictures: list[Picture
         title="Segmentation report",
         lead=summary.get("archive"),
         cards=cards,
+        viewer=viewer_data(overviews, classes) if overviews else None,
+        viewer_hash=SCRIPT_HASH,
+        viewer_script=SCRIPT,
+        viewer_notes=[overview.note for overview in overviews if overview.note],
         shares=share_rows(classes, counts["per_class"]),
         pictures=picture_rows(pictures, classes, compare=False),
         legend=legend_entries(classes),

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from segray.report import viewer
+
 STYLE = """
 :root { color-scheme: light dark; --page: #fff; --panel: #f6f7f9; --line: #e2e5ea; --text: #1b2027; --quiet: #5a6472;
   --accent: #2457c5; --hatch: #e0e4e9; --tall: 560px; }
@@ -100,11 +102,13 @@ PAGE = (
 <html lang="en">
 <head>
 <meta charset="utf-8">
-<meta http-equiv="Content-Security-Policy" content="default-src 'none'; img-src data:; style-src 'unsafe-inline'">
+<meta http-equiv="Content-Security-Policy" content="default-src 'none'; img-src data:; style-src 'unsafe-inline'
+{%- if viewer %}; script-src '{{ viewer_hash }}'{% endif %}">
 <meta name="viewport" content="width=device-width, initial-scale=1">
 <title>{{ title }}</title>
 <style>"""
     + STYLE
+    + viewer.STYLE
     + """</style>
 </head>
 <body>
@@ -120,6 +124,9 @@ PAGE = (
 <div class="card"><span>{{ label }}</span><b>{{ value }}</b><span>{{ note }}</span></div>
 {% endfor %}
 </div>
+"""
+    + viewer.VIEWER
+    + """
 {% if charts %}
 <section>
 <h2>Curves</h2>

@@ -1,0 +1,177 @@
+"""Masks as one PMTiles v3 file of PNG tiles in Web Mercator, for web maps: classes in their colours, the rest clear.
+
+The tiles are made depth first, so that only a few are in memory: where no scene has finer pixels than the tile's, it is
+warped from the masks by nearest neighbour; any other is the most frequent class of its four children. A coarse scene
+has no tiles deeper than its own resolution, except beside a finer one: web maps enlarge the last tile that there is.
+"""
+
+from __future__ import annotations
+
+import math
+import posixpath
+import tempfile
+from collections.abc import Iterable
+from typing import IO, Protocol
+
+import numpy as np
+from pmtiles.tile import Compression, TileType, zxy_to_tileid
+from pmtiles.writer import write
+
+from segray.errors import SegrayError
+from segray.exports.mercator import MOST_ZOOM, SIZE, Box, Place, Tile, place, warped, window_under
+from segray.exports.scenes import Masks, Scene, SceneReader
+from segray.grid import Window
+from segray.masks import IGNORE, Classes, encode_png
+from segray.reduction import majority
+
+PER_SCENE = False
+ENDING = ".pmtiles"
+READERS_KEPT = 4  # of scenes that overlap, or meet, under neighbouring tiles
+
+
+class Settings(Protocol):
+    """max_zoom: the deepest zoom of the file, 0 to 22; None for that of the finest scene."""
+
+    max_zoom: int | None
+
+
+def write_all(masks: Masks, scenes: Iterable[Scene], path: str, settings: Settings) -> dict:
+    """Write all scenes with a georeference to a local file; how many were written and left out, tiles and zooms.
+
+    Where scenes overlap the later one is seen, except where it has no data. Memory: a few tiles, what `SceneReader`
+    keeps, and what is known of each scene. SegrayError when no scene has a georeference or none has a class.
+    """
+    if settings.max_zoom is not None and not 0 <= settings.max_zoom <= MOST_ZOOM:
+        raise SegrayError(f"--max_zoom must be 0 to {MOST_ZOOM}, not {settings.max_zoom}")
+    places, left_out = [], 0
+    for scene in scenes:
+        where = place(scene)
+        left_out += where is None
+        places += [] if where is None else [where]
+    if not places:
+        raise SegrayError(
+            f"none of the {left_out} scenes of {masks.output} has a georeference that leads to a web map; "
+            "export them with --format png"
+        )
+    finest = max(where.zoom for where in places)
+    deepest = finest if settings.max_zoom is None else settings.max_zoom
+    with tempfile.TemporaryFile(dir=posixpath.dirname(path) or ".") as file:
+        pyramid = _Pyramid(masks, spool=_Spool(file), max_zoom=deepest, finest=finest)
+        if pyramid.make(Tile(0, 0, 0), places) is None:
+            raise SegrayError(f"{masks.output} holds no class in any georeferenced scene, so there is no tile to write")
+        header = _header(places, deepest)
+        _publish(path, pyramid.spool, header, _metadata(masks.classes, header))
+        tiles = len(pyramid.spool.entries)
+    zooms = {name: header[name] for name in ("min_zoom", "max_zoom")}  # of what was written
+    return {"scenes": len(places), "left_out": left_out, "tiles": tiles, **zooms}
+
+
+class _Spool:
+    """The encoded tiles on disk as they come, and where each lies."""
+
+    def __init__(self, file: IO[bytes]) -> None:
+        self._file = file
+        self.entries: list[tuple[int, int, int]] = []  # tile id, offset, length in bytes
+
+    def add(self, tile: Tile, data: bytes) -> None:
+        self.entries.append((zxy_to_tileid(tile.z, tile.x, tile.y), self._file.tell(), len(data)))
+        self._file.write(data)
+
+    def ordered(self) -> Iterable[tuple[int, bytes]]:
+        """(id, bytes) of every tile, in the order of the ids."""
+        for tile_id, offset, length in sorted(self.entries):
+            self._file.seek(offset)
+            yield tile_id, self._file.read(length)
+
+
+class _Pyramid:
+    """Makes tiles from the masks and from other tiles. finest: the deepest zoom of any scene."""
+
+    def __init__(self, masks: Masks, *, spool: _Spool, max_zoom: int, finest: int) -> None:
+        self._masks, self._max_zoom, self._finest = masks, max_zoom, finest
+        self._readers: dict[str, SceneReader] = {}
+        self.spool = spool
+
+    def make(self, tile: Tile, places: list[Place]) -> np.ndarray | None:
+        """(256, 256) uint8 class ids of a tile; it and all below it go to the spool. None where there is no data."""
+        here = [where for where in places if where.meets(tile)]
+        if not here:
+            return None
+        is_last = all(self._zoom(where) <= tile.z for where in here)
+        mask = self._warped(tile, here) if is_last else self._joined(tile, here)
+        if mask is None or (mask == IGNORE).all():
+            return None
+        if tile.z <= self._max_zoom:
+            self.spool.add(tile, encode_png(mask, self._masks.classes))
+        return mask
+
+    def _zoom(self, where: Place) -> int:
+        """The zoom at which a scene is warped; a deeper one than the finest scene has is asked for that scene alone."""
+        return max(where.zoom, self._max_zoom) if where.zoom == self._finest else where.zoom
+
+    def _joined(self, tile: Tile, here: list[Place]) -> np.ndarray | None:
+        children = [self.make(child, here) for child in tile.children]
+        if all(child is None for child in children):
+            return None
+        nothing = np.full((SIZE, SIZE), IGNORE, np.uint8)
+        a, b, c, d = (nothing if child is None else child for child in children)
+        return majority(np.block([[a, b], [c, d]]), 2)
+
+    def _warped(self, tile: Tile, here: list[Place]) -> np.ndarray:
+        result = np.full((SIZE, SIZE), IGNORE, np.uint8)
+        for where in here:
+            window = window_under(tile, where)
+            if window is None:
+                continue
+            mask = self._read(where.scene, window)
+            if (mask != IGNORE).any():
+                layer = warped(mask, window, where=where, tile=tile)
+                np.copyto(result, layer, where=layer != IGNORE)
+        return result
+
+    def _read(self, scene: Scene, window: Window) -> np.ndarray:
+        reader = self._readers.pop(scene.image, None) or SceneReader(self._masks, scene)
+        self._readers[scene.image] = reader  # the one used last at the end
+        if len(self._readers) > READERS_KEPT:
+            del self._readers[next(iter(self._readers))]
+        return reader.read(window)
+
+
+def _publish(path: str, spool: _Spool, header: dict, metadata: dict) -> None:
+    with write(path) as writer:
+        for tile_id, data in spool.ordered():
+            writer.write_tile(tile_id, data)
+        writer.finalize(header, metadata)
+
+
+def _header(places: list[Place], max_zoom: int) -> dict:
+    """The fields of the PMTiles header (specification 3) that follow from the scenes."""
+    left, bottom, right, top = bounds = _bounds(places)
+    across = math.log2(360 / max(right - left, 1e-9))
+    names = ("min_lon_e7", "min_lat_e7", "max_lon_e7", "max_lat_e7")
+    return {
+        "tile_type": TileType.PNG,
+        "tile_compression": Compression.NONE,
+        **{name: round(value * 1e7) for name, value in zip(names, bounds)},
+        "center_zoom": max(0, min(max_zoom, math.floor(across) + 1)),
+        "center_lon_e7": round((left + right) / 2 * 1e7),
+        "center_lat_e7": round((bottom + top) / 2 * 1e7),
+    }
+
+
+def _bounds(places: list[Place]) -> Box:
+    lefts, bottoms, rights, tops = zip(*(box for where in places for box in where.boxes))
+    return max(min(lefts), -180.0), min(bottoms), min(max(rights), 180.0), max(tops)
+
+
+def _metadata(classes: Classes, header: dict) -> dict:
+    """What the file says of itself: the legend, and what tile servers look for."""
+    bounds = [header[name] / 1e7 for name in ("min_lon_e7", "min_lat_e7", "max_lon_e7", "max_lat_e7")]
+    return {
+        "name": "masks",
+        "format": "png",
+        "type": "overlay",
+        "generator": "segray",
+        "bounds": ",".join(map(str, bounds)),
+        "classes": classes.to_json(),
+    }

@@ -1,0 +1,199 @@
+"""Overviews of a segmentation's largest scenes, made in Ray tasks: no process holds more of a scene than a shard."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from itertools import chain
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+import ray
+
+from segray.archives.reduced import read_reduced
+from segray.errors import ImageError
+from segray.grid import Window
+from segray.masks import IGNORE, decode_png
+from segray.plan import Plan
+from segray.reduction import cells, window_majority
+from segray.report import Overview, for_eyes
+from segray.report.overview import LONGEST, factor_of
+from segray.report.pictures import LONGEST as PICTURE_SIDE
+from segray.shards import OK, read_masks, read_statistics, window_transform
+from segray.storage import filesystem, join, retry
+
+SCENES = 4  # on a page
+# Of masks that are decoded for a scene: 400 windows of 2048 x 2048 pixels, half a minute of one core.
+MOST_PIXELS = 400 * 2**22
+TASKS_IN_FLIGHT = 64
+COLUMNS = ["shard", "image", "part", "image_height", "image_width", "estimate", "error"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Candidate:
+    """An image of the plan. pixels: its area, by estimate where nobody has measured it. part: see `storage.File`."""
+
+    image: str
+    part: str
+    pixels: int
+    shards: tuple[int, ...]
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class _Part:
+    """What a shard holds of a scene. pieces: (rows and columns of the overview, their class ids)."""
+
+    height: int
+    width: int
+    crs: str | None
+    transform: tuple[float, ...] | None
+    pieces: list[tuple[Window, np.ndarray]]
+
+
+def overviews(output: str, fmt: str, plan: Plan, *, bands: tuple[int, ...]) -> list[Overview]:
+    """The largest scenes of a finished segmentation, the largest first; none of those that the page's pictures show.
+
+    Of a scene beyond `MOST_PIXELS`, shards spread over it are shown by their masks; the windows of all others in the
+    class that they hold most of. bands: of the images, 0-based, as red, green, blue. Their images are shown where they
+    can be read at a low resolution at little cost.
+    """
+    found = (_overview(output, fmt, candidate, bands) for candidate in _largest(plan))
+    return [overview for overview in found if overview is not None]
+
+
+def _largest(plan: Plan) -> list[_Candidate]:
+    """The scenes of most pixels in the plan, whose files are read in tasks."""
+    tasks = (_largest_in_file.remote(plan.uri, number) for number in range(len(plan.files)))
+    best: dict[str, _Candidate] = {}
+    for candidate in chain.from_iterable(_results(tasks)):
+        known = best.get(candidate.image)
+        shards = (*known.shards, *candidate.shards) if known else candidate.shards
+        pixels = max(known.pixels, candidate.pixels) if known else candidate.pixels
+        best[candidate.image] = _Candidate(
+            image=candidate.image, part=candidate.part, pixels=pixels, shards=tuple(sorted(set(shards)))
+        )
+        best = {each.image: each for each in _ranked(best.values())}
+    return list(best.values())
+
+
+def _ranked(candidates: Iterable[_Candidate]) -> list[_Candidate]:
+    return sorted(candidates, key=lambda each: (-each.pixels, each.image))[:SCENES]
+
+
+def _overview(output: str, fmt: str, candidate: _Candidate, bands: tuple[int, ...]) -> Overview | None:
+    """The overview of a scene; None where it has no mask, or is no larger than the page's pictures."""
+    step = -(-candidate.pixels // MOST_PIXELS)
+    tasks = (
+        _part.remote(output, fmt, shard, candidate.image, detailed=number % step == 0)
+        for number, shard in enumerate(candidate.shards)
+    )
+    picture = None if candidate.part else _image.remote(candidate.image, bands)
+    first, mask, seen = None, None, False
+    for part in _results(tasks):
+        if part is None:
+            continue
+        if mask is None:
+            first, factor = part, factor_of(part.height, part.width)
+            mask = np.full((-(-part.height // factor), -(-part.width // factor)), IGNORE, np.uint8)
+        for window, ids in part.pieces:
+            mask[window.rows, window.cols] = ids
+            seen = True
+    if not seen or max(first.height, first.width) <= PICTURE_SIDE:
+        return None
+    note = f"Of {candidate.image}, one shard in {step} is shown in detail, all others by window." if step > 1 else ""
+    return Overview(
+        title=candidate.image,
+        mask=mask,
+        factor=factor,
+        height=first.height,
+        width=first.width,
+        image=ray.get(picture) if picture is not None else None,
+        crs=first.crs,
+        transform=first.transform,
+        note=note,
+    )
+
+
+def _results(tasks: Iterable[ray.ObjectRef]) -> Iterator:
+    """The results of tasks in their order; few are submitted ahead, so that the driver holds few."""
+    running: deque[ray.ObjectRef] = deque()
+    for task in tasks:
+        running.append(task)
+        if len(running) >= TASKS_IN_FLIGHT:
+            yield ray.get(running.popleft())
+    while running:
+        yield ray.get(running.popleft())
+
+
+@ray.remote(num_cpus=1)
+def _largest_in_file(uri: str, number: int) -> list[_Candidate]:
+    """The scenes of most pixels in one plan file; in Arrow throughout, since it may hold a million images."""
+    fs, path = filesystem(join(uri, f"plan-{number:05d}.parquet"))
+    with retry(lambda: fs.open(path, "rb")) as file:
+        table = pq.read_table(file, columns=COLUMNS)
+    table = table.filter(pc.is_null(table["error"]))
+    sizes = ("image_height", "image_width")
+    # an image that is measured has its size in every row; a whole picture has one row and an estimate
+    kinds = [("shard", "list"), *((name, "max") for name in sizes), ("estimate", "sum"), ("part", "max")]
+    images = table.group_by("image").aggregate(kinds)
+    height, width = (pc.cast(images[f"{name}_max"], pa.int64()) for name in sizes)
+    area = pc.multiply(height, width)
+    pixels = pc.if_else(pc.greater(area, 0), area, images["estimate_sum"])
+    order = [("pixels", "descending"), ("image", "ascending")]
+    best = images.append_column("pixels", pixels).sort_by(order).slice(0, SCENES)
+    return [
+        _Candidate(image=row["image"], part=row["part_max"], pixels=row["pixels"], shards=tuple(row["shard_list"]))
+        for row in best.to_pylist()
+    ]
+
+
+@ray.remote(num_cpus=1)
+def _part(output: str, fmt: str, shard: int, image: str, *, detailed: bool) -> _Part | None:
+    """What a shard holds of a scene, at the resolution of its overview; None if nothing was segmented.
+
+    detailed: from the masks, else from the statistics alone.
+    """
+    read = read_masks if detailed else _without_masks
+    first, pieces = None, []
+    for row, data in read(output, shard, fmt):
+        if row["image"] != image or row["status"] != OK:
+            continue
+        first = first or row
+        window, factor = _window(row), factor_of(row["image_height"], row["image_width"])
+        owned = cells(window, factor)
+        if data is None:
+            ids = np.full((owned.height, owned.width), int(np.argmax(row["pixel_counts"])), np.uint8)
+        else:
+            ids = window_majority(decode_png(data), window, factor)
+        pieces.append((owned, ids))
+    if first is None:
+        return None
+    window, transform = _window(first), first["transform"]
+    if transform:
+        transform = window_transform(tuple(transform), Window(-window.row_off, -window.col_off, 0, 0))
+    size = {"height": first["image_height"], "width": first["image_width"]}
+    return _Part(**size, crs=first["crs"], transform=transform or None, pieces=pieces)
+
+
+@ray.remote(num_cpus=1)
+def _image(uri: str, bands: tuple[int, ...]) -> np.ndarray | None:
+    """(h, w, 3) uint8 of an image for eyes; None where it costs much or cannot be read (any more)."""
+    try:
+        found = read_reduced(uri, longest=LONGEST)
+    except (ImageError, OSError):
+        return None
+    if found is None:
+        return None
+    pixels, valid = found
+    return for_eyes(pixels[list(bands)] if max(bands) < len(pixels) else pixels, valid)
+
+
+def _window(row: dict) -> Window:
+    return Window(*(row[name] for name in ("row_off", "col_off", "height", "width")))
+
+
+def _without_masks(output: str, shard: int, fmt: str) -> list[tuple[dict, None]]:
+    return [(row, None) for row in read_statistics(output, shard, fmt)]

@@ -1,0 +1,276 @@
+"""PMTiles: read back by the reference reader and compared with the class under each pixel's centre."""
+
+from __future__ import annotations
+
+import io
+import math
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+from pmtiles.reader import MemorySource, Reader, all_tiles
+from pmtiles.tile import TileType
+from rasterio.warp import transform
+
+from segray.errors import SegrayError
+from segray.exports.mercator import EDGE, Tile, place
+from segray.exports.pmtiles import write_all
+from segray.exports.scenes import Masks, Scene, SceneReader, pieces_of, whole
+from segray.grid import Window, windows
+from segray.masks import IGNORE, Classes, decode_png, encode_png
+from segray.reduction import majority
+from segray.shards import MaskRow, window_transform, write_shard
+
+CLASSES = Classes(names=("a", "b", "c"), colors=((200, 0, 0), (0, 200, 0), (0, 0, 200)))
+
+
+@dataclass(frozen=True)
+class Settings:
+    max_zoom: int | None = None
+
+
+@dataclass(frozen=True)
+class Made:
+    """A scene to be: its mask and where it lies."""
+
+    name: str
+    mask: np.ndarray
+    crs: str | None
+    transform: tuple[float, ...] | None
+
+
+def rows_of(made: Made, window: int) -> list[MaskRow]:
+    height, width = made.mask.shape
+    rows = []
+    for part in windows(height, width, window):
+        mask = made.mask[part.rows, part.cols]
+        has_data = bool((mask != IGNORE).any())
+        rows.append(MaskRow(
+            image=made.name, etag="1", row_off=part.row_off, col_off=part.col_off, height=part.height, width=part.width,
+            image_height=height, image_width=width, status="ok" if has_data else "nodata",
+            mask=encode_png(mask, CLASSES) if has_data else None, crs=made.crs,
+            transform=list(window_transform(made.transform, part)) if made.transform else None,
+        ))  # fmt: skip
+    return rows
+
+
+def masks_of(folder: Path, scenes: list[Made], *, window: int = 64) -> tuple[Masks, list[Scene]]:
+    """The output of a segmentation with one shard a scene, and its scenes as the export finds them."""
+    metadata = {"classes": CLASSES.to_json()}
+    for shard, made in enumerate(scenes):
+        write_shard(str(folder), shard, rows=rows_of(made, window), formats=["parquet"], metadata=metadata)
+    masks = Masks(
+        output=str(folder), fmt="parquet", shards=len(scenes), archive="x", classes=CLASSES, metadata=metadata
+    )
+    return masks, list(whole(part for shard in range(masks.shards) for part in pieces_of(masks, shard)))
+
+
+def blobs(height: int, width: int, seed: int, *, hole: bool = True) -> np.ndarray:
+    """A mask of squares of 5 pixels, a part of it without data."""
+    small = np.random.default_rng(seed).integers(0, 3, (height // 5 + 1, width // 5 + 1)).astype(np.uint8)
+    mask = small.repeat(5, 0).repeat(5, 1)[:height, :width].copy()
+    if hole:
+        mask[height // 3 : height // 2, : width // 2] = IGNORE
+    return mask
+
+
+def export(
+    folder: Path, scenes: list[Made], max_zoom: int | None = None
+) -> tuple[dict, dict[Tile, np.ndarray], Reader]:
+    masks, found = masks_of(folder, scenes)
+    path = folder / "masks.pmtiles"
+    result = write_all(masks, iter(found), str(path), Settings(max_zoom))
+    source = MemorySource(path.read_bytes())
+    return result, {Tile(*zxy): decode_png(data) for zxy, data in all_tiles(source)}, Reader(source)
+
+
+def under_centres(tile: Tile, scenes: list[Made]) -> np.ndarray:
+    """The class under each pixel's centre, one point after the other through PROJ."""
+    left, _, right, top = tile.metres
+    side = (right - left) / 256
+    xs, ys = np.meshgrid(left + (np.arange(256) + 0.5) * side, top - (np.arange(256) + 0.5) * side)
+    result = np.full((256, 256), IGNORE, np.uint8)
+    for made in scenes:
+        x, y = (np.array(values) for values in transform("EPSG:3857", made.crs, xs.ravel(), ys.ravel()))
+        cols, rows = pixels_at(made, x, y)
+        height, width = made.mask.shape
+        inside = (rows >= 0) & (rows < height) & (cols >= 0) & (cols < width)
+        seen = np.where(inside, made.mask[rows.clip(0, height - 1), cols.clip(0, width - 1)], IGNORE)
+        result = np.where(seen != IGNORE, seen, result).astype(np.uint8)
+    return result
+
+
+def pixels_at(made: Made, x: np.ndarray, y: np.ndarray) -> np.ndarray:
+    """(2, 256, 256): column and row of the pixel that holds each point, by solving for them."""
+    a, b, c, d, e, f = made.transform
+    solved = np.linalg.solve(np.array([[a, b], [d, e]]), np.array([x - c, y - f]))
+    return np.floor(solved).astype(int).reshape(2, 256, 256)
+
+
+def on_grid(z: int, x: int, y: int) -> tuple[float, ...]:
+    """The transform of a scene whose first pixel is the first of a tile."""
+    left, _, _, top = Tile(z, x, y).metres
+    side = 2 * EDGE / 2**z / 256
+    return (side, 0.0, left, 0.0, -side, top)
+
+
+UTM = Made("utm.tif", blobs(400, 330, 1), "EPSG:32630", (0.5, 0.0, 531000.25, 0.0, -0.5, 4829000.75))
+TURNED = Made("turned.tif", blobs(300, 200, 2), "EPSG:2154", (0.4, 0.3, 652000.0, 0.3, -0.4, 6862000.0))
+DEGREES = Made("degrees.tif", blobs(150, 250, 3), "EPSG:4326", (0.002, 0.0, 12.5, 0.0, -0.002, 60.25))
+
+
+@pytest.mark.parametrize("made", [UTM, TURNED, DEGREES], ids=lambda made: made.name)
+def test_the_deepest_tiles_show_the_class_under_each_pixel(tmp_path, made):
+    result, tiles, _ = export(tmp_path, [made])
+    deepest = {tile: mask for tile, mask in tiles.items() if tile.z == result["max_zoom"]}
+    assert len(deepest) > 1
+    differing = [float((mask != under_centres(tile, [made])).mean()) for tile, mask in deepest.items()]
+    assert max(differing) < 2e-4  # points that fall on the edge of two pixels, to rounding
+    covered = sum(int((mask != IGNORE).sum()) for mask in deepest.values())
+    pixel = 2 * EDGE / 2 ** result["max_zoom"] / 256
+    expected = sum(int((under_centres(tile, [made]) != IGNORE).sum()) for tile in around(deepest))
+    assert abs(covered - expected) <= 4
+    assert pixel <= smallest_side(made) * 1.001 < 2 * pixel * 1.002
+
+
+def around(tiles: dict[Tile, np.ndarray]) -> set[Tile]:
+    """The tiles and their neighbours, so that one that is missing is noticed."""
+    return {Tile(t.z, t.x + col, t.y + row) for t in tiles for col in (-1, 0, 1) for row in (-1, 0, 1)}
+
+
+def smallest_side(made: Made) -> float:
+    """The length on the map, in metres, of the shortest pixel side at the scene's corners."""
+    (a, b, c, d, e, f), (height, width) = made.transform, made.mask.shape
+    sides = []
+    for col, row in ((0, 0), (width, 0), (0, height), (width, height)):
+        x, y = a * col + b * row + c, d * col + e * row + f
+        x, y = transform(made.crs, "EPSG:3857", [x, x + a, x + b], [y, y + d, y + e])
+        sides += [math.hypot(x[k] - x[0], y[k] - y[0]) for k in (1, 2)]
+    return min(sides)
+
+
+def test_a_scene_on_the_tile_grid_is_exact_at_its_own_zoom(tmp_path):
+    mask = blobs(512, 768, 4)
+    result, tiles, _ = export(tmp_path, [Made("tiles", mask, "EPSG:3857", on_grid(17, 78245, 53522))])
+    deepest = {tile: found for tile, found in tiles.items() if tile.z == 17}
+    assert result["max_zoom"] == 17 and len(deepest) == 6
+    for tile, found in deepest.items():
+        row, col = 256 * (tile.y - 53522), 256 * (tile.x - 78245)
+        np.testing.assert_array_equal(found, mask[row : row + 256, col : col + 256])
+
+
+@pytest.mark.parametrize("scenes", [[UTM], [DEGREES]], ids=["utm", "degrees"])
+def test_every_other_tile_is_the_most_frequent_class_of_its_children(tmp_path, scenes):
+    result, tiles, _ = export(tmp_path, scenes)
+    nothing = np.full((256, 256), IGNORE, np.uint8)
+    assert {tile.z for tile in tiles} == set(range(result["max_zoom"] + 1))
+    for tile, mask in tiles.items():
+        assert (mask != IGNORE).any()
+        if tile.z < result["max_zoom"]:
+            a, b, c, d = (tiles.get(child, nothing) for child in tile.children)
+            np.testing.assert_array_equal(mask, majority(np.block([[a, b], [c, d]]), 2))
+
+
+def test_a_later_scene_covers_an_earlier_one_only_where_it_has_data(tmp_path):
+    under = Made("under.tif", blobs(256, 256, 5, hole=False), "EPSG:3857", on_grid(16, 40000, 20000))
+    holed = np.full((256, 256), 2, np.uint8)
+    holed[64:128, 32:200] = IGNORE
+    over = Made("over.tif", holed, "EPSG:3857", on_grid(16, 40000, 20000))
+    _, tiles, _ = export(tmp_path, [under, over])
+    found = tiles[Tile(16, 40000, 20000)]
+    np.testing.assert_array_equal(found, np.where(holed == IGNORE, under.mask, holed))
+    assert set(np.unique(under.mask)) == {0, 1, 2}
+
+
+def test_a_fine_scene_in_a_coarse_one_makes_no_flood_of_tiles(tmp_path):
+    coarse = Made("coarse.tif", blobs(300, 300, 6), "EPSG:3857", on_grid(8, 130, 80))
+    fine = Made("fine.tif", blobs(200, 200, 7), "EPSG:3857", on_grid(17, 130 * 512 + 77, 80 * 512 + 9))
+    result, tiles, _ = export(tmp_path, [coarse, fine])
+    assert result["max_zoom"] == 17 and len(tiles) < 60  # the coarse one alone would have 300,000 at that zoom
+    for tile, mask in tiles.items():
+        children = [child in tiles for child in tile.children]
+        if tile.z == 17 or (tile.z >= 8 and not any(children)):
+            np.testing.assert_array_equal(mask, under_centres(tile, [coarse, fine]))
+
+
+@pytest.mark.parametrize("max_zoom", [13, 18])
+def test_another_deepest_zoom(tmp_path, max_zoom):
+    made = Made("x.tif", blobs(700, 600, 8), "EPSG:3857", on_grid(16, 40000, 20000))
+    result, tiles, reader = export(tmp_path, [made], max_zoom)
+    assert result["max_zoom"] == reader.header()["max_zoom"] == max(tile.z for tile in tiles) == max_zoom
+    if max_zoom > 16:
+        assert all((m == under_centres(t, [made])).all() for t, m in tiles.items() if t.z == max_zoom)
+    else:
+        (tmp_path / "own").mkdir()
+        own = export(tmp_path / "own", [made])[1]
+        assert tiles.keys() == {tile for tile in own if tile.z <= max_zoom}
+        assert all((mask == own[tile]).all() for tile, mask in tiles.items())
+
+
+def test_the_header_and_the_legend(tmp_path):
+    result, tiles, reader = export(tmp_path, [UTM])
+    header = reader.header()
+    assert header["tile_type"] == TileType.PNG and header["clustered"]
+    assert (header["min_zoom"], header["addressed_tiles_count"]) == (0, len(tiles)) == (0, result["tiles"])
+    corners = [(531000.25 + 165 * right, 4829000.75 - 200 * down) for right in (0, 1) for down in (0, 1)]
+    x, y = transform(UTM.crs, "OGC:CRS84", *zip(*corners))
+    names = ("min_lon_e7", "min_lat_e7", "max_lon_e7", "max_lat_e7")
+    found = [header[name] / 1e7 for name in names]
+    assert found == pytest.approx([min(x), min(y), max(x), max(y)], abs=2e-7)
+    assert min(x) < header["center_lon_e7"] / 1e7 < max(x) and 0 < header["center_zoom"] <= header["max_zoom"]
+    assert reader.metadata()["classes"] == CLASSES.to_json()
+    picture = Image.open(io.BytesIO(reader.get(0, 0, 0)))
+    assert (picture.mode, picture.size) == ("P", (256, 256))
+    shown = np.asarray(picture.convert("RGBA"))
+    assert set(map(tuple, shown[shown[..., 3] > 0][:, :3].tolist())) <= set(CLASSES.colors)
+
+
+def test_what_has_no_way_to_the_map_is_left_out_and_counted(tmp_path):
+    mask = blobs(40, 40, 9)
+    scenes = [
+        Made("plain.png", mask, None, None),
+        Made("no_crs.tif", mask, None, (1.0, 0.0, 0.0, 0.0, -1.0, 0.0)),
+        Made("local.tif", mask, 'LOCAL_CS["site",UNIT["metre",1]]', (1.0, 0.0, 0.0, 0.0, -1.0, 0.0)),
+        Made("flat.tif", mask, "EPSG:32630", (0.0, 0.0, 531000.0, 0.0, 0.0, 4829000.0)),
+        UTM,
+    ]
+    (tmp_path / "some").mkdir()
+    result, _, _ = export(tmp_path / "some", scenes)
+    assert (result["scenes"], result["left_out"]) == (1, 4)
+    (tmp_path / "none").mkdir()
+    with pytest.raises(SegrayError, match="none of the 4 scenes .* has a georeference .*--format png"):
+        export(tmp_path / "none", scenes[:4])
+    assert not (tmp_path / "none" / "masks.pmtiles").exists()
+
+
+def test_errors_say_what_to_do(tmp_path):
+    empty = Made("empty.tif", np.full((50, 50), IGNORE, np.uint8), "EPSG:3857", on_grid(16, 40000, 20000))
+    with pytest.raises(SegrayError, match="holds no class"):
+        export(tmp_path, [empty])
+    with pytest.raises(SegrayError, match="--max_zoom must be 0 to 22, not 23"):
+        export(tmp_path, [UTM], 23)
+
+
+def test_a_scene_across_the_antimeridian_lies_on_both_sides(tmp_path):
+    made = Made("fiji.tif", blobs(200, 300, 10), "EPSG:3832", (10.0, 0.0, 3338000.0, 0.0, -10.0, -1900000.0))
+    masks, (scene,) = masks_of(tmp_path, [made])
+    assert masks.shards == 1 and len(place(scene).boxes) == 2
+    (tmp_path / "again").mkdir()
+    _, tiles, _ = export(tmp_path / "again", [made])
+    deepest = max(tile.z for tile in tiles)
+    shown = [tile for tile in tiles if tile.z == deepest]
+    assert {tile.x // 2 ** (deepest - 1) for tile in shown} == {0, 1}  # both halves of the map
+    for tile in shown:
+        assert (tiles[tile] != under_centres(tile, [made])).mean() < 2e-4
+
+
+def test_memory_holds_few_pixels_of_a_scene(tmp_path, monkeypatch):
+    made = Made("x.tif", blobs(1200, 900, 11), "EPSG:3857", on_grid(16, 40000, 20000))
+    masks, scenes = masks_of(tmp_path, [made], window=128)
+    asked: list[Window] = []
+    read = SceneReader.read
+    monkeypatch.setattr(SceneReader, "read", lambda self, window: asked.append(window) or read(self, window))
+    write_all(masks, scenes, str(tmp_path / "x.pmtiles"), Settings())
+    assert len(asked) >= 20 and max(window.pixels for window in asked) < 310**2

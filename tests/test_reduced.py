@@ -1,0 +1,93 @@
+"""Images at a low resolution, read only where that is cheap."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import rasterio
+from PIL import Image
+from rasterio.enums import ColorInterp, Resampling
+from rasterio.transform import from_origin
+
+from segray.archives import reduced
+from segray.archives.reduced import means, read_reduced
+from segray.errors import ImageError
+
+
+def write(path, pixels: np.ndarray, **options: object) -> str:
+    count, height, width = pixels.shape
+    size = {"count": count, "height": height, "width": width, "dtype": pixels.dtype}
+    with rasterio.open(
+        path, "w", driver="GTiff", transform=from_origin(0, 0, 1, 1), tiled=True, blockxsize=64, blockysize=64,
+        **size, **options,
+    ) as file:  # fmt: skip
+        file.write(pixels)
+    return str(path)
+
+
+def gradient(height: int, width: int) -> np.ndarray:
+    rows, cols = np.mgrid[:height, :width]
+    return np.stack([rows % 256, cols % 256, (rows + cols) % 256]).astype(np.uint8)
+
+
+@pytest.mark.parametrize("ending", ["tif", "png"])
+def test_a_small_image_is_read_and_averaged(tmp_path, ending):
+    pixels = gradient(240, 200)
+    uri = str(tmp_path / f"a.{ending}")
+    if ending == "tif":
+        write(uri, pixels)
+    else:
+        Image.fromarray(pixels.transpose(1, 2, 0)).save(uri)
+    found, valid = read_reduced(uri, longest=60)
+    assert found.shape == (3, 60, 50) and found.dtype == np.uint8 and valid.all()
+    assert abs(found.astype(int) - means(pixels, 4)).max() <= 1
+    whole, _ = read_reduced(uri, longest=1000)
+    np.testing.assert_array_equal(whole, pixels)
+
+
+def test_a_large_raster_is_read_from_its_overviews_only(tmp_path, monkeypatch):
+    monkeypatch.setattr(reduced, "RASTER_PIXELS", 100 * 100)
+    uri = write(tmp_path / "a.tif", gradient(400, 400))
+    assert read_reduced(uri, longest=100) is None
+    with rasterio.open(uri, "r+") as file:
+        file.build_overviews([4], Resampling.average)
+    found, _ = read_reduced(uri, longest=100)
+    assert abs(found.astype(int) - means(gradient(400, 400), 4)).max() <= 1
+    assert read_reduced(uri, longest=300) is None  # that overview is too coarse for it
+
+
+def test_a_large_picture_is_not_decoded(tmp_path, monkeypatch):
+    monkeypatch.setattr(reduced, "PICTURE_PIXELS", 100)
+    Image.fromarray(gradient(20, 20).transpose(1, 2, 0)).save(tmp_path / "a.jpg")
+    assert read_reduced(str(tmp_path / "a.jpg"), longest=10) is None
+
+
+def test_validity_palette_and_alpha(tmp_path):
+    pixels = gradient(64, 64) | 1
+    pixels[:, :32] = 0
+    _, valid = read_reduced(write(tmp_path / "nodata.tif", pixels, nodata=0), longest=16)
+    assert valid[9:].all() and not valid[:7].any()
+    uri = write(tmp_path / "alpha.tif", np.concatenate([pixels, pixels[:1] * 0 + 255]))
+    with rasterio.open(uri, "r+") as file:
+        file.colorinterp = [ColorInterp.red, ColorInterp.green, ColorInterp.blue, ColorInterp.alpha]
+    found, valid = read_reduced(uri, longest=16)
+    assert found.shape == (3, 16, 16) and valid.all()
+    uri = str(tmp_path / "palette.tif")
+    write(uri, np.full((1, 64, 64), 7, np.uint8), photometric="palette")
+    with rasterio.open(uri, "r+") as file:
+        file.write_colormap(1, {7: (10, 200, 30, 255)})
+    assert read_reduced(uri, longest=16)[0][:, 3, 5].tolist() == [10, 200, 30]
+
+
+def test_means_of_edges_and_types():
+    values = np.arange(15, dtype=np.uint16).reshape(1, 3, 5)
+    assert means(values, 2).tolist() == [[[3, 5, 6], [10, 12, 14]]]
+    assert means(values, 2).dtype == np.uint16
+    np.testing.assert_array_equal(means(values, 1), values)
+
+
+def test_what_cannot_be_read_is_an_image_error(tmp_path):
+    (tmp_path / "a.tif").write_bytes(b"no tiff")
+    for uri in (tmp_path / "a.tif", tmp_path / "none.tif"):
+        with pytest.raises(ImageError, match="cannot be read"):
+            read_reduced(str(uri), longest=10)
