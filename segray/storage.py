@@ -9,6 +9,7 @@ import time
 import uuid
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
+from datetime import datetime
 from functools import partial
 from typing import TypeVar
 
@@ -75,9 +76,10 @@ def join(uri: str, *parts: str) -> str:
     return posixpath.join(uri, *parts)
 
 
-def parent(uri: str) -> str:
-    """The URI of the folder in which something lies."""
-    return posixpath.dirname(uri)
+def beside(uri: str, name: str) -> str:
+    """The URI of a file named relative to the folder in which another lies; the `.` and `..` in it are resolved."""
+    scheme, mark, path = uri.rpartition("://")
+    return scheme + mark + posixpath.normpath(posixpath.join(posixpath.dirname(path), name))
 
 
 def is_absolute(uri: str) -> bool:
@@ -274,6 +276,7 @@ def _walk_s3(fs: AbstractFileSystem, path: str) -> Iterator[tuple[str, dict]]:
 
 def _etag(info: dict) -> str:
     for key in ("ETag", "etag", "md5Hash", "content_md5", "CRC", "mtime", "last_modified", "created"):
-        if info.get(key):
-            return f"{info['size']}-{info[key]}" if key in ("mtime", "created") else str(info[key]).strip('"')
+        if value := info.get(key):
+            value = value.timestamp() if isinstance(value, datetime) else value
+            return f"{info['size']}-{value}" if key in ("mtime", "created") else str(value).strip('"')
     return str(info["size"])

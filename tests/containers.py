@@ -11,7 +11,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from segray.archives.members import container_of
+from segray.archives.members import CONTAINERS, Container, kind_of
 from segray.storage import File, list_files, publish
 
 CHANCE = np.random.default_rng(0)
@@ -56,6 +56,11 @@ WRITERS: dict[str, Callable[[dict[str, bytes]], bytes]] = {
     ".Zip": lambda bodies: zip_of(bodies, zipfile.ZIP_STORED),
     ".parquet": table_of,
 }
+
+
+def container_of(uri: str) -> Container | None:
+    """The format of a container, by the ending of its name."""
+    return CONTAINERS.get(kind_of(uri))
 
 
 def put(uri: str, data: bytes) -> File:

@@ -21,8 +21,8 @@ LAYERS = {
         "made_up stages peers"
     ),
     "ray": (
-        "cluster planning work pipeline outputs overviews segmentation evaluation exporting training throughput scaling "
-        "simulation benchmark"
+        "cluster planning work pipeline outputs overviews segmentation evaluation exporting training "
+        "throughput scaling simulation benchmark"
     ),
 }
 ORDER = [*LAYERS, "jobs"]

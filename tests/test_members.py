@@ -11,10 +11,10 @@ from concurrent.futures import ThreadPoolExecutor
 import fsspec
 import numpy as np
 import pytest
-from containers import BODIES, WITHOUT, WRITERS, body, listed, put, tar_of, zip_of
+from containers import BODIES, WITHOUT, WRITERS, body, container_of, listed, put, tar_of, zip_of
 
 from segray.archives import tars
-from segray.archives.members import CONTAINERS, Container, kind_of
+from segray.archives.members import CONTAINERS
 from segray.errors import ImageError, SegrayError
 from segray.storage import File, join, list_files, publish
 
@@ -23,10 +23,6 @@ from segray.storage import File, join, list_files, publish
 def own_copies(monkeypatch, tmp_path):
     """Unpacked copies in the folder of the test."""
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
-
-
-def container_of(uri: str) -> Container | None:
-    return CONTAINERS.get(kind_of(uri))
 
 
 def test_every_format_is_written_here():

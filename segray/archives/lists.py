@@ -11,7 +11,7 @@ import pyarrow.parquet as pq
 
 from segray.archives.options import ArchiveOptions
 from segray.errors import SegrayError
-from segray.storage import File, describe, ending, filesystem, is_absolute, join, parent, read_text
+from segray.storage import File, beside, describe, ending, filesystem, is_absolute, read_text
 
 ENDINGS = (".txt", ".csv", ".parquet")
 COLUMNS = ("uri", "url", "path", "href", "image", "file", "filename", "location")  # the first that is there
@@ -54,7 +54,7 @@ class ListArchive:
 
 def listed(document: str, name: str) -> File:
     """The file that a document names: by URI or absolute path, or relative to where the document lies."""
-    return File(name if is_absolute(name) else join(parent(document), name), UNKNOWN, "")
+    return File(name if is_absolute(name) else beside(document, name), UNKNOWN, "")
 
 
 def _cells(uri: str, text: str, column: str | None) -> Iterator[str]:

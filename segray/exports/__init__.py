@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Protocol
 
-from segray.exports import cog, png
+from segray.exports import cog, pmtiles, png, polygons
 from segray.exports.scenes import Masks, Scene
 from segray.settings import ExportSettings
 
@@ -30,4 +30,4 @@ class Export(Protocol):
         """
 
 
-EXPORTS = {"cog": cog, "png": png}
+EXPORTS = {"cog": cog, "polygons": polygons, "png": png, "pmtiles": pmtiles}

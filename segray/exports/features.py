@@ -5,11 +5,11 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from dataclasses import dataclass
-from types import ModuleType
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+import shapely
 
 from segray.errors import SegrayError
 from segray.exports.ground import Ground
@@ -48,7 +48,6 @@ class FeatureWriter:
     def __init__(self, path: str, masks: Masks, scene: Scene, ground: Ground) -> None:
         self.features = 0
         self._scene, self._ground, self._names = scene, ground, np.array(masks.classes.names, dtype=object)
-        self._shapely = shapely_library()
         self._metadata = {"segray": json.dumps(masks.metadata, sort_keys=True)}
         self._bounds = np.array([np.inf, np.inf, -np.inf, -np.inf])
         self._held: list[pa.Table] = []
@@ -86,7 +85,7 @@ class FeatureWriter:
         class_ids = batch.regions.class_ids[start:stop]
         areas = batch.areas_m2[start:stop]
         columns = [
-            pa.array(self._shapely.to_wkb(polygons_of(rings), byte_order=1), pa.binary()),
+            pa.array(shapely.to_wkb(polygons_of(rings), byte_order=1), pa.binary()),
             pa.array(class_ids.astype(np.int32)),
             pa.array(self._names_of(class_ids), pa.string()),
             pa.array(batch.regions.pixels[start:stop]),
@@ -147,15 +146,5 @@ def _slices(rings: Rings, image: str) -> Iterator[tuple[int, int]]:
 
 def polygons_of(rings: Rings) -> np.ndarray:
     """(n,) shapely polygons."""
-    shapely = shapely_library()
     points = rings.points.astype(np.float64)
     return shapely.from_ragged_array(shapely.GeometryType.POLYGON, points, (rings.rings, rings.polygons))
-
-
-def shapely_library() -> ModuleType:
-    """shapely, which is an extra; SegrayError where it is not installed."""
-    try:
-        import shapely
-    except ModuleNotFoundError as error:
-        raise SegrayError("polygons need an extra: pip install 'segray[polygons]'") from error
-    return shapely

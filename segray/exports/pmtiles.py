@@ -11,7 +11,7 @@ import math
 import posixpath
 import tempfile
 from collections.abc import Iterable
-from typing import IO, Protocol
+from typing import IO
 
 import numpy as np
 from pmtiles.tile import Compression, TileType, zxy_to_tileid
@@ -23,20 +23,23 @@ from segray.exports.scenes import Masks, Scene, SceneReader
 from segray.grid import Window
 from segray.masks import IGNORE, Classes, encode_png
 from segray.reduction import majority
+from segray.settings import ExportSettings
 
 PER_SCENE = False
-ENDING = ".pmtiles"
+MEDIA_TYPE = "application/vnd.pmtiles"
+REFUSED = "it has no georeference that leads to a web map; export it with --format png"
 READERS_KEPT = 4  # of scenes that overlap, or meet, under neighbouring tiles
 
 
-class Settings(Protocol):
-    """max_zoom: the deepest zoom of the file, 0 to 22; None for that of the finest scene."""
+def name(scene: Scene, archive: str) -> str | None:
+    """The path of the file of all scenes in the output, None for a scene without a place on the map."""
+    return None if place(scene) is None else "masks.pmtiles"
 
-    max_zoom: int | None
 
-
-def write_all(masks: Masks, scenes: Iterable[Scene], path: str, settings: Settings) -> dict:
+def write_all(masks: Masks, scenes: Iterable[Scene], path: str, settings: ExportSettings) -> dict:
     """Write all scenes with a georeference to a local file; how many were written and left out, tiles and zooms.
+
+    settings.max_zoom: the deepest zoom of the file, 0 to 22; None for that of the finest scene.
 
     Where scenes overlap the later one is seen, except where it has no data. Memory: a few tiles, what `SceneReader`
     keeps, and what is known of each scene. SegrayError when no scene has a georeference or none has a class.

@@ -3,40 +3,38 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from types import ModuleType
-from typing import Protocol
 
 import numpy as np
+import shapely
 
 from segray.errors import SegrayError
-from segray.exports.features import Batch, FeatureWriter, polygons_of, shapely_library
+from segray.exports.features import Batch, FeatureWriter, polygons_of
 from segray.exports.ground import Ground, ground_of
+from segray.exports.names import mirror
 from segray.exports.scenes import Masks, Scene, SceneReader
 from segray.grid import Window
 from segray.rings import Rings, rings_of
+from segray.settings import ExportSettings
 from segray.tracing import Regions, Tracer
 
 PER_SCENE = True
-ENDING = ".parquet"
+MEDIA_TYPE = "application/vnd.apache.parquet"
 
 STRIP_ROWS, STRIP_PIXELS = 512, 2**24  # read at a time: at most so many rows, and so many pixels where they are long
 # Simplifying holds all polygons of a scene: 0.3 kB a vertex were measured, so this stays near 3 GB.
 MAX_SIMPLIFIED = 10_000_000
 
 
-class Options(Protocol):
-    """What the export lets its caller choose.
-
-    min_area: square metres; smaller regions are left out. simplify: metres, the square root of the area that a vertex
-    must add to a boundary to be kept. Both count in pixels where an image has no CRS of known area.
-    """
-
-    min_area: float | None
-    simplify: float | None
+def name(scene: Scene, archive: str) -> str:
+    """The path of the scene's file in the output."""
+    return mirror(scene.image, archive, ".parquet")
 
 
-def write(masks: Masks, scene: Scene, path: str, settings: Options) -> dict:
+def write(masks: Masks, scene: Scene, path: str, settings: ExportSettings) -> dict:
     """Write the regions of a scene to a local file; returns how many there are and how many were too small.
+
+    settings.min_area: square metres; smaller regions are left out. settings.simplify: metres, the square root of the
+    area that a vertex must add to a boundary to be kept. Both count in pixels where an image has no CRS of known area.
 
     Features come by the last row that they reach, then by their first pixel in scan order: an order that does not
     depend on windows or shards and in which regions are complete. `pixels` and `area_m2` are those of the mask, also
@@ -91,9 +89,8 @@ def _simplified(held: list[Batch], scene: Scene, tolerance: float) -> Iterator[B
     Visvalingam and Whyatt's rule on the edges of the whole coverage (GEOS's CoverageSimplifier): vertices are removed
     in the order of the triangle that they span, never such that edges cross.
     """
-    shapely = shapely_library()
     parts = [polygons_of(batch.rings) for batch in held]
-    whole = shapely.coverage_simplify(np.concatenate([*parts, _pins(shapely, scene)]), tolerance)
+    whole = shapely.coverage_simplify(np.concatenate([*parts, _pins(scene)]), tolerance)
     whole = shapely.orient_polygons(whole)
     start = 0
     for batch, part in zip(held, parts):
@@ -104,7 +101,7 @@ def _simplified(held: list[Batch], scene: Scene, tolerance: float) -> Iterator[B
         start += len(part)
 
 
-def _pins(shapely: ModuleType, scene: Scene) -> np.ndarray:
+def _pins(scene: Scene) -> np.ndarray:
     """(4,) triangles that touch the scene's corners from outside: where polygons meet at a point, it stays."""
     corners = ((x, y) for x in (0, scene.width) for y in (0, scene.height))
     outside = [((x, 1 if x else -1), (y, 1 if y else -1)) for x, y in corners]
