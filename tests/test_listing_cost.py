@@ -10,12 +10,11 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from containers import BODIES, CHANCE, WRITERS, body, put, tar_of
+from containers import BODIES, CHANCE, WRITERS, body, container_of, put, tar_of
 from fsspec import AbstractFileSystem, register_implementation
 from s3fs.core import S3File
 
 from segray.archives import tables, tars, zips
-from segray.archives.members import container_of
 from segray.storage import File, join
 
 
