@@ -70,8 +70,10 @@ def expand(files: tuple[File, ...], cutting: Cutting) -> Iterator[Found]:
 
 def _members(file: File, kind: str, cutting: Cutting) -> Iterator[Found]:
     listing = CONTAINERS[kind].members(file, cutting.options.column)
+    chunk: list[File] | None = None
     skipped = 0
-    while chunk := list(islice(listing, MEMBERS_AT_A_TIME)):
+    while chunk != []:  # the end may bring no image, but members that were passed over
+        chunk = list(islice(listing, MEMBERS_AT_A_TIME))
         yield Found(items=_measured(chunk, cutting), skipped=listing.skipped - skipped)
         skipped = listing.skipped
 

@@ -90,7 +90,7 @@ def _overview(output: str, fmt: str, candidate: _Candidate, bands: tuple[int, ..
         _part.remote(output, fmt, shard, candidate.image, detailed=number % step == 0)
         for number, shard in enumerate(candidate.shards)
     )
-    picture = None if candidate.part else _image.remote(candidate.image, bands)
+    picture = _image.remote(candidate.image, candidate.part, bands)
     first, mask, seen = None, None, False
     for part in _results(tasks):
         if part is None:
@@ -110,7 +110,7 @@ def _overview(output: str, fmt: str, candidate: _Candidate, bands: tuple[int, ..
         factor=factor,
         height=first.height,
         width=first.width,
-        image=ray.get(picture) if picture is not None else None,
+        image=ray.get(picture),
         crs=first.crs,
         transform=first.transform,
         note=note,
@@ -179,10 +179,10 @@ def _part(output: str, fmt: str, shard: int, image: str, *, detailed: bool) -> _
 
 
 @ray.remote(num_cpus=1)
-def _image(uri: str, bands: tuple[int, ...]) -> np.ndarray | None:
+def _image(uri: str, part: str, bands: tuple[int, ...]) -> np.ndarray | None:
     """(h, w, 3) uint8 of an image for eyes; None where it costs much or cannot be read (any more)."""
     try:
-        found = read_reduced(uri, longest=LONGEST)
+        found = read_reduced(uri, longest=LONGEST, part=part)
     except (ImageError, OSError):
         return None
     if found is None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import tarfile
+
 import numpy as np
 import pytest
 import rasterio
@@ -9,9 +11,10 @@ from PIL import Image
 from rasterio.enums import ColorInterp, Resampling
 from rasterio.transform import from_origin
 
-from segray.archives import reduced
+from segray.archives import mosaic, reduced, tars
 from segray.archives.reduced import means, read_reduced
 from segray.errors import ImageError
+from segray.storage import list_files
 
 
 def write(path, pixels: np.ndarray, **options: object) -> str:
@@ -57,7 +60,7 @@ def test_a_large_raster_is_read_from_its_overviews_only(tmp_path, monkeypatch):
 
 
 def test_a_large_picture_is_not_decoded(tmp_path, monkeypatch):
-    monkeypatch.setattr(reduced, "PICTURE_PIXELS", 100)
+    monkeypatch.setattr(reduced, "WHOLE_PIXELS", 100)
     Image.fromarray(gradient(20, 20).transpose(1, 2, 0)).save(tmp_path / "a.jpg")
     assert read_reduced(str(tmp_path / "a.jpg"), longest=10) is None
 
@@ -91,3 +94,19 @@ def test_what_cannot_be_read_is_an_image_error(tmp_path):
     for uri in (tmp_path / "a.tif", tmp_path / "none.tif"):
         with pytest.raises(ImageError, match="cannot be read"):
             read_reduced(str(uri), longest=10)
+
+
+def test_a_member_and_a_level_of_a_tile_set_are_read(tmp_path):
+    pixels = gradient(512, 512)
+    Image.fromarray(pixels.transpose(1, 2, 0)).save(tmp_path / "a.png")
+    with tarfile.open(tmp_path / "a.tar", "w") as tar:
+        tar.add(tmp_path / "a.png", "x.png")
+    for x, y in np.ndindex(2, 2):
+        (tmp_path / "tree" / "3" / str(x)).mkdir(parents=True, exist_ok=True)
+        tile = pixels[:, y * 256 : y * 256 + 256, x * 256 : x * 256 + 256].transpose(1, 2, 0)
+        Image.fromarray(tile).save(tmp_path / "tree" / "3" / str(x) / f"{y}.png")
+    (member,) = tars.members(next(list_files(str(tmp_path / "a.tar"))))
+    for file in (member, mosaic.level("xyz", str(tmp_path / "tree"))):
+        found, valid = read_reduced(file.uri, longest=128, part=file.part)
+        np.testing.assert_array_equal(found, means(pixels, 4))
+        assert valid.all()

@@ -43,8 +43,23 @@ def test_the_column_of_images_is_found_or_asked_for(tmp_path):
         list(tables.members(file))
     with pytest.raises(SegrayError, match="'up'.*left, right"):
         list(tables.members(file, "up"))
-    with pytest.raises(SegrayError, match="no column of images"):
-        list(tables.members(write_table(tmp_path / "y.parquet", label=pa.array([1]), name=pa.array(["x"]))))
+
+
+def test_a_table_without_images_is_skipped(tmp_path):
+    plain = write_table(tmp_path / "a.parquet", label=pa.array([1]), name=pa.array(["x"]))
+    shapes = pa.table({"geometry": pa.array([b"1"])}, metadata={"geo": '{"columns": {"geometry": {}}}'})
+    pq.write_table(shapes, tmp_path / "b.parquet")
+    for file in (plain, next(list_files(str(tmp_path / "b.parquet")))):
+        listing = tables.members(file, "image")
+        assert (list(listing), listing.skipped) == ([], 1)
+    both = {"geometry": pa.array([b"1"]), "image": pa.array([b"2"])}
+    pq.write_table(pa.table(both, metadata={"geo": '{"columns": {"geometry": {}}}'}), tmp_path / "c.parquet")
+    file = next(list_files(str(tmp_path / "c.parquet")))
+    (member,) = tables.members(file)
+    assert body(file, member) == b"2"
+    for broken in ("no json", "[]", '{"columns": null}'):
+        pq.write_table(pa.table({"a": pa.array([b"3"])}, metadata={"geo": broken}), tmp_path / "d.parquet")
+        (member,) = tables.members(next(list_files(str(tmp_path / "d.parquet"))))
 
 
 def test_more_rows_than_bytes_are_damage(tmp_path):

@@ -8,27 +8,27 @@ from rasterio._err import CPLE_BaseError  # some damage is raised as it is, not 
 from rasterio.enums import ColorInterp, Resampling
 from rasterio.errors import RasterioError
 
-from segray.archives import pictures, rasters
-from segray.archives.images import ending, is_picture, read_header
+from segray.archives import rasters
+from segray.archives.images import is_picture, read_header, read_image
 from segray.archives.opened import borrow
 from segray.errors import ImageError
-from segray.storage import describe
+from segray.storage import describe, ending
 
-PICTURE_PIXELS = 2**24  # a picture is decoded whole
+WHOLE_PIXELS = 2**24  # of what is read whole: a picture, a member of a container, a level of a tile set
 RASTER_PIXELS = 2**25  # of a raster, or of the overview that stands for it: some seconds
 
 
-def read_reduced(uri: str, *, longest: int) -> tuple[np.ndarray, np.ndarray] | None:
+def read_reduced(uri: str, *, longest: int, part: str = "") -> tuple[np.ndarray, np.ndarray] | None:
     """((C, h, w) pixels of the source's type, (h, w) validity), at most `longest` pixels a side; None where it is dear.
 
     GDAL reads a raster from the overview that is just finer; dear is a large one without. A pixel is the mean of those
-    that it stands for. ImageError when the image cannot be read.
+    that it stands for. part: see `read_header`. ImageError when the image cannot be read.
     """
-    if is_picture(uri):
-        header = read_header(uri)
-        if header.height * header.width > PICTURE_PIXELS:
+    if part or is_picture(uri):
+        header = read_header(uri, part=part)
+        if header.height * header.width > WHOLE_PIXELS:
             return None
-        raster = pictures.read(uri)
+        raster = read_image(uri, part=part)
         factor = -(-max(header.height, header.width) // longest)
         return means(raster.pixels, factor), raster.valid[::factor, ::factor]
     try:

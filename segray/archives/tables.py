@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import threading
 from collections import OrderedDict
 from collections.abc import Iterator
@@ -27,7 +28,8 @@ DAMAGE = (pa.ArrowException, OSError, ValueError)  # Arrow's own error of a file
 def members(file: File, column: str | None = None) -> Listing:
     """One image a row, named by its number; size: bytes of its row group shared out evenly over the rows.
 
-    SegrayError when there is no column of bytes, or several and none is chosen. A store's own error goes on.
+    A table without a column of bytes counts as one skipped member. SegrayError when there are several and none is
+    chosen, or the chosen one is not there. A store's own error goes on.
     """
     return Listing(_images(file, column))
 
@@ -113,7 +115,11 @@ def _images(file: File, column: str | None) -> Iterator[File | None]:
     except (ImageError, *FINAL_ERRORS) as error:
         yield damaged(file, error)
         return
-    leaf = _chosen(_candidates(schema), column, file.uri)
+    candidates = _candidates(schema)
+    if not candidates:
+        yield None
+        return
+    leaf = _chosen(candidates, column, file.uri)
     place, version, number = _place(metadata, leaf), sha256(file.etag.encode()).hexdigest()[:12], 0
     if place is None:
         yield damaged(file, ImageError(f"{file.uri} is damaged: its two schemas differ in column {leaf}"))
@@ -136,9 +142,12 @@ def _rows(metadata: pq.FileMetaData, file: File) -> list[int]:
 
 
 def _candidates(schema: pa.Schema) -> dict[str, str]:
-    """The columns that may hold images, by name: where their bytes are, for a struct its field `bytes`."""
-    found = {}
-    for field in schema:
+    """The columns that may hold images, by name: where their bytes are, for a struct its field `bytes`.
+
+    The geometries of GeoParquet (https://geoparquet.org/releases/v1.1.0) are bytes, but none of an image.
+    """
+    found, geometries = {}, _geometries(schema)
+    for field in (field for field in schema if field.name not in geometries):
         inner = [field.type[k] for k in range(field.type.num_fields)] if pa.types.is_struct(field.type) else []
         if _is_bytes(field.type):
             found[field.name] = field.name
@@ -150,8 +159,6 @@ def _candidates(schema: pa.Schema) -> dict[str, str]:
 def _chosen(candidates: dict[str, str], column: str | None, uri: str) -> str:
     """The place of the bytes of the column that is asked for, of the only one, or of the one with a usual name."""
     names = ", ".join(candidates)
-    if not candidates:
-        raise SegrayError(f"{uri} has no column of images: none holds bytes, or a struct with a field of bytes")
     if column is not None:
         if column not in candidates:
             raise SegrayError(f"{uri} has no column {column!r} that holds bytes; --column may be one of {names}")
@@ -160,6 +167,13 @@ def _chosen(candidates: dict[str, str], column: str | None, uri: str) -> str:
     if len(candidates) > 1 and not usual:
         raise SegrayError(f"{uri} has several columns that may hold images: {names}; choose one with --column")
     return candidates[usual[0] if usual else next(iter(candidates))]
+
+
+def _geometries(schema: pa.Schema) -> set[str]:
+    try:
+        return set(json.loads((schema.metadata or {})[b"geo"])["columns"])
+    except (KeyError, TypeError, ValueError):
+        return set()
 
 
 def _is_bytes(kind: pa.DataType) -> bool:
