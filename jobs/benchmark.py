@@ -16,7 +16,8 @@ from __future__ import annotations
 
 import sys
 
-from segray.settings import DONE, BenchmarkSettings, run_job
+from segray.command_line import DONE, run_job
+from segray.settings import BenchmarkSettings
 
 
 def main(settings: BenchmarkSettings) -> int:

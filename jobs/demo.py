@@ -14,10 +14,11 @@ import rasterio
 from PIL import Image
 from rasterio.transform import from_origin
 
+from segray.command_line import DONE, run_job
 from segray.evaluation import evaluate
 from segray.masks import encode_png
 from segray.segmentation import segment
-from segray.settings import DONE, DemoSettings, EvaluateSettings, SegmentSettings, TrainSettings, run_job
+from segray.settings import DemoSettings, EvaluateSettings, SegmentSettings, TrainSettings
 from segray.storage import exists, join, publish
 from segray.synthetic import CLASSES, scene
 from segray.training import train

@@ -12,8 +12,9 @@ Exit status: 0 done; 1 failed; 2 bad usage or input.
 
 import sys
 
+from segray.command_line import DONE, run_job
 from segray.evaluation import evaluate
-from segray.settings import DONE, EvaluateSettings, run_job
+from segray.settings import EvaluateSettings
 
 
 def main(settings: EvaluateSettings) -> int:

@@ -13,8 +13,9 @@ The same command again continues. Exit status: 0 done; 1 failed; 2 bad usage or 
 
 import sys
 
+from segray.command_line import DONE, TOO_MANY_FAILED, run_job
 from segray.exporting import export
-from segray.settings import DONE, TOO_MANY_FAILED, ExportSettings, run_job
+from segray.settings import ExportSettings
 
 
 def main(settings: ExportSettings) -> int:

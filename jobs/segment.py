@@ -13,9 +13,10 @@ The same command again continues. Exit status: 0 done; 1 failed; 2 bad usage or 
 
 import sys
 
+from segray.command_line import DONE, TOO_MANY_FAILED, run_job
 from segray.report import stage_shares
 from segray.segmentation import segment
-from segray.settings import DONE, TOO_MANY_FAILED, SegmentSettings, run_job
+from segray.settings import SegmentSettings
 
 
 def main(settings: SegmentSettings) -> int:

@@ -13,7 +13,8 @@ from __future__ import annotations
 
 import sys
 
-from segray.settings import DONE, TrainSettings, run_job
+from segray.command_line import DONE, run_job
+from segray.settings import TrainSettings
 
 
 def main(settings: TrainSettings) -> int:

@@ -8,7 +8,8 @@ import pytest
 from running import run
 
 from segray.benchmark import WHAT, aligned, lines
-from segray.settings import BAD_INPUT, DONE, MEASUREMENTS, BenchmarkSettings, parse
+from segray.command_line import BAD_INPUT, DONE, parse
+from segray.settings import MEASUREMENTS, BenchmarkSettings
 
 
 @pytest.fixture(scope="module")

@@ -16,9 +16,9 @@ LAYERS = {
     ),
     "network": "inputs augment losses networks segmenter programs workers optimizer canvas rows folding inference",
     "storage": (
-        "storage model_dir shards plan archives datasets exports export_tasks report settings walk summary reading "
-        "loading expand inspection validation trainer training_job training_state training_remote training_console "
-        "made_up stages peers"
+        "storage model_dir shards plan archives datasets exports export_tasks report settings command_line walk "
+        "summary reading loading expand inspection validation trainer training_job training_state training_remote "
+        "training_console made_up stages peers"
     ),
     "ray": (
         "cluster planning work pipeline outputs overviews segmentation evaluation exporting training "

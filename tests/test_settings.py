@@ -8,18 +8,9 @@ import sys
 import pytest
 import yaml
 
+from segray.command_line import BAD_INPUT, DONE, TOO_MANY_FAILED, parse, run_job
 from segray.errors import SegrayError
-from segray.settings import (
-    BAD_INPUT,
-    DONE,
-    TOO_MANY_FAILED,
-    EvaluateSettings,
-    ExportSettings,
-    SegmentSettings,
-    TrainSettings,
-    parse,
-    run_job,
-)
+from segray.settings import EvaluateSettings, ExportSettings, SegmentSettings, TrainSettings
 from segray.storage import publish
 
 SEGMENT = ["--model", "/m", "--archive", "s3://b/a/", "--output", "out"]
@@ -77,8 +68,8 @@ def test_actors(text, expected):
         (["--actors", "2:"], "--actors is MIN or MIN:MAX"),
         (["--max_failed", "1.1"], "--max_failed is a share of 0 to 1"),
         (["--max_failed", "nan"], "--max_failed is a share"),
-        (["--bands", "0,x"], "should be integers, as in 0,1,2"),
-        (["--bands", ""], "should be integers"),
+        (["--bands", "0,x"], "numbers or names, not both as in 0,x"),
+        (["--bands", ""], "should be integers or names, as in 0,1,2 or red,green"),
         (["--bands=-1,2"], "should be integers"),
         (["--win", "5"], "unrecognized arguments: --win"),
         (["--window"], "--window: expected one argument"),
@@ -188,10 +179,10 @@ def test_types_in_config_are_those_of_the_flags(line, name, value):
         ("scale: [1]", "of type float"),
         ("overwrite: perhaps", "of type bool"),
         ("model: {a: 1}", "of type str"),
-        ("bands: [0, x]", "should be integers, as in [0, 1, 2]"),
-        ("bands: [0, -1]", "should be integers"),
-        ("bands: [[0], 1]", "should be integers"),
-        ("bands: {a: 1}", "should be integers"),
+        ("bands: [0, x]", "numbers or names, not both as in 0,x"),
+        ("bands: [0, -1]", "should be a list, as in [0, 1, 2]"),
+        ("bands: [[0], 1]", "should be a list"),
+        ("bands: {a: 1}", "should be a list"),
         ("blend: max", "should be one of taper, crop"),
         ("window: 0", "--window must be positive"),
     ],

@@ -24,10 +24,11 @@ from conftest import png
 from test_trainer import make_job, run_job, same
 
 from segray.cluster import cores_each
+from segray.command_line import BAD_INPUT
 from segray.datasets import open_dataset
 from segray.errors import SegrayError
 from segray.inspection import fingerprint
-from segray.settings import BAD_INPUT, TrainSettings
+from segray.settings import TrainSettings
 from segray.storage import list_files
 from segray.training import train
 from segray.training_job import Job
