@@ -1,0 +1,159 @@
+"""Command lines: flags and --config become the settings of a job, its errors a sentence and an exit status."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import re
+import sys
+import types
+from collections.abc import Callable, Sequence
+from dataclasses import MISSING, Field, asdict, fields, replace
+from typing import Any, TypeVar, get_args, get_type_hints
+
+import yaml
+from botocore.exceptions import BotoCoreError
+
+from segray.errors import SegrayError
+from segray.storage import absolute, describe, exists, read_text
+
+Settings = TypeVar("Settings")
+DONE, FAILED, BAD_INPUT, TOO_MANY_FAILED = 0, 1, 2, 3  # exit statuses
+
+
+def parse(settings_class: type[Settings], argv: Sequence[str]) -> Settings:
+    """The settings of flags and --config (flags win); ValueError in one sentence. --print_config prints and exits."""
+    parser = _Parser(prog=None, allow_abbrev=False, argument_default=argparse.SUPPRESS)
+    parser.add_argument("--config", help="YAML file (any URI) with settings by the names of the flags")
+    parser.add_argument("--print_config", action="store_true", help="print the settings as YAML and exit")
+    hints = get_type_hints(settings_class)
+    for item in fields(settings_class):
+        _add_flag(parser, item, hints[item.name])
+    given = vars(parser.parse_args(argv))
+    config, printing = given.pop("config", None), given.pop("print_config", False)
+    if config:
+        given = {**_read_config(config, settings_class, hints), **given}
+    required = [item.name for item in fields(settings_class) if item.default is MISSING]
+    if missing := [f"--{name}" for name in required if name not in given]:
+        raise ValueError(f"{' and '.join(missing)} must be given; --help lists all settings")
+    settings = settings_class(**given)
+    if printing:
+        values = {name: list(v) if isinstance(v, tuple) else v for name, v in asdict(settings).items()}
+        sys.stdout.write(yaml.safe_dump(values, sort_keys=False))
+        raise SystemExit(DONE)
+    names = ("data", "archive", "model", "masks", "output")
+    paths = {name: absolute(getattr(settings, name)) for name in names if getattr(settings, name, None) is not None}
+    weights = getattr(settings, "weights", None)
+    if weights and exists(weights):  # else it is torchvision's name for them
+        paths["weights"] = absolute(weights)
+    return replace(settings, **paths)
+
+
+def run_job(main: Callable[[Settings], int], settings_class: type[Settings]) -> int:
+    """The exit status of a job: parse the command line, run, and say bad input in one sentence on stderr."""
+    log = logging.getLogger("segray")
+    log.setLevel(logging.INFO)
+    handler = logging.StreamHandler(sys.stdout)
+    log.addHandler(handler)
+    try:
+        return _run(main, settings_class)
+    finally:
+        log.removeHandler(handler)
+
+
+def _run(main: Callable[[Settings], int], settings_class: type[Settings]) -> int:
+    try:
+        settings = parse(settings_class, sys.argv[1:])
+    except (ValueError, SegrayError) as error:
+        sys.stderr.write(f"{sys.argv[0]}: {error}\n")
+        return BAD_INPUT
+    try:
+        return main(settings)
+    except SegrayError as error:
+        sys.stderr.write(f"{sys.argv[0]}: {error}\n")
+        return BAD_INPUT
+    except BotoCoreError as error:
+        sys.stderr.write(f"{sys.argv[0]}: the object store does not answer: {describe(error)}\n")
+        return FAILED
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> None:
+        """One sentence, which `run_job` prints; argparse would print the usage too."""
+        raise ValueError(f"{message}; --help lists all settings")
+
+
+def _add_flag(parser: argparse.ArgumentParser, item: Field, hint: Any) -> None:
+    kind, default = _plain(hint), item.default
+    text = item.metadata["help"] + ("" if default in (MISSING, None) else f" (default: {default})")
+    text = text.replace("%", "%%")
+    if kind is bool:
+        parser.add_argument(f"--{item.name}", action=argparse.BooleanOptionalAction, help=text)
+        return
+    kind = CONVERTERS.get(kind, kind)
+    choices = item.metadata["choices"] or None
+    parser.add_argument(f"--{item.name}", type=kind, choices=choices, help=text)
+
+
+def _plain(hint: Any) -> Any:
+    """X of X | None."""
+    return next(a for a in get_args(hint) if a is not type(None)) if isinstance(hint, types.UnionType) else hint
+
+
+def _integers(text: str) -> tuple[int, ...]:
+    parts = [part.strip() for part in text.split(",")]
+    if not all(re.fullmatch(r"\d+", part) for part in parts):
+        raise argparse.ArgumentTypeError(f"{text!r} should be integers, as in 0,1,2")
+    return tuple(int(part) for part in parts)
+
+
+def _bands(text: str) -> tuple[int | str, ...]:
+    """Numbers where all are; else names."""
+    parts = [part.strip() for part in text.split(",")]
+    if any(re.fullmatch(r"-\d+|", part) for part in parts):
+        raise argparse.ArgumentTypeError(f"{text!r} should be integers or names, as in 0,1,2 or red,green")
+    return tuple(int(part) if re.fullmatch(r"\d+", part) else part for part in parts)
+
+
+CONVERTERS: dict[Any, Callable[[str], tuple]] = {tuple[int, ...]: _integers, tuple[int | str, ...]: _bands}
+
+
+def _read_config(uri: str, settings_class: type, hints: dict[str, Any]) -> dict[str, Any]:
+    try:
+        # As text, converted like flags: YAML's own types make 1:8 the number 68 and 1e-3 a text.
+        values = yaml.load(read_text(uri), Loader=yaml.BaseLoader) or {}
+    except yaml.YAMLError as error:
+        raise ValueError(f"{uri} is not YAML: {' '.join(str(error).split())}") from error
+    if not isinstance(values, dict):
+        raise ValueError(f"{uri} should hold settings as NAME: VALUE lines")
+    if unknown := set(values) - {item.name for item in fields(settings_class)}:
+        raise ValueError(f"{uri} holds the unknown setting {sorted(unknown)[0]}; --help lists all settings")
+    return {
+        item.name: _typed(uri, item, hints[item.name], values[item.name])
+        for item in fields(settings_class)
+        if item.name in values
+    }
+
+
+def _typed(uri: str, item: Field, hint: Any, value: Any) -> Any:
+    kind, choices = _plain(hint), item.metadata["choices"]
+    if value in ("", "~", "null") and kind is not hint:
+        return None
+    try:
+        typed = _converted(kind, value)
+    except (KeyError, ValueError, TypeError, argparse.ArgumentTypeError):
+        wanted = f"of type {kind.__name__}" if kind in (str, int, float, bool) else "a list, as in [0, 1, 2]"
+        raise ValueError(f"{uri} sets {item.name} to {value!r}, which should be {wanted}") from None
+    if choices and typed not in choices:
+        raise ValueError(f"{uri} sets {item.name} to {value!r}, which should be one of {', '.join(choices)}")
+    return typed
+
+
+def _converted(kind: Any, value: Any) -> Any:
+    scalar = kind in (str, int, float, bool)
+    if isinstance(value, list) and not scalar:
+        value = ",".join(value)
+    if not isinstance(value, str):
+        raise TypeError
+    booleans = {"true": True, "yes": True, "on": True, "false": False, "no": False, "off": False}
+    return booleans[value.lower()] if kind is bool else kind(value) if scalar else CONVERTERS[kind](value)
