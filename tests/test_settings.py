@@ -179,7 +179,7 @@ def test_types_in_config_are_those_of_the_flags(line, name, value):
         ("scale: [1]", "of type float"),
         ("overwrite: perhaps", "of type bool"),
         ("model: {a: 1}", "of type str"),
-        ("bands: [0, x]", "numbers or names, not both as in 0,x"),
+        ("bands: [0, x]", "--bands are numbers or names, not both as in 0,x"),
         ("bands: [0, -1]", "should be a list, as in [0, 1, 2]"),
         ("bands: [[0], 1]", "should be a list"),
         ("bands: {a: 1}", "should be a list"),
