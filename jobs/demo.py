@@ -1,4 +1,4 @@
-"""The whole line on imagery that the demo makes itself: train, evaluate, segment, pages with pictures.
+"""The whole line on imagery that the demo makes itself: train, evaluate, segment, export, pages with pictures.
 
     python jobs/demo.py
 
@@ -16,9 +16,10 @@ from rasterio.transform import from_origin
 
 from segray.command_line import DONE, run_job
 from segray.evaluation import evaluate
+from segray.exporting import export
 from segray.masks import encode_png
 from segray.segmentation import segment
-from segray.settings import DemoSettings, EvaluateSettings, SegmentSettings, TrainSettings
+from segray.settings import DemoSettings, EvaluateSettings, ExportSettings, SegmentSettings, TrainSettings
 from segray.storage import exists, join, publish
 from segray.synthetic import CLASSES, scene
 from segray.training import train
@@ -37,10 +38,13 @@ def main(settings: DemoSettings) -> int:
     metrics = evaluate(EvaluateSettings(model=model, data=data, output=join(settings.output, "evaluation")))
     output = join(settings.output, "segmentation")
     summary = segment(SegmentSettings(model=model, archive=archive, output=output, window=1024, format="parquet,png"))
+    files = join(settings.output, "export")
+    export(ExportSettings(masks=output, output=files, format="cog,polygons,pmtiles"))
     print(f"mIoU {metrics['miou']:.3f} on {metrics['images']} scenes that the training never saw")
     print(f"{summary['pixels']['total'] / 1e6:.1f} Mpx of archive segmented; open these pages in a browser:")
     for name in ("training", "evaluation", "segmentation"):
         print(f"  {join(settings.output, name, 'report.html')}")
+    print(f"masks as COG, GeoParquet and PMTiles, for QGIS: {files}")
     return DONE
 
 
