@@ -21,9 +21,10 @@ from segray.settings import ExportSettings
 def main(settings: ExportSettings) -> int:
     """Run the job and say how it went."""
     summary = export(settings)
+    totals = summary["totals"]
     print(
-        f"{summary['written']} scenes exported, {summary['skipped']} were there, {summary['failed']} failed; "
-        f"{summary['totals'].get('bytes', 0) / 1e6:,.1f} MB in {summary['seconds']:.1f} s"
+        f"{summary['scenes']} scene(s), {summary['skipped']} of them done before, {summary['failed']} failed; "
+        f"{totals.get('files', 0)} files, {totals.get('bytes', 0) / 1e6:,.1f} MB in {summary['seconds']:.1f} s"
     )
     print(f"files, summary.json and collection.json (STAC) are in {settings.output}")
     if summary["failed_share"] > settings.max_failed:

@@ -14,7 +14,7 @@ from rasterio.errors import CRSError, RasterioError
 
 from segray.errors import SegrayError
 from segray.exports import EXPORTS
-from segray.exports.names import distinct
+from segray.exports.names import distinct, mirror
 from segray.exports.scenes import Masks, Scene, forget_shards
 from segray.exports.stac import item
 from segray.settings import ExportSettings
@@ -101,7 +101,7 @@ class Exporter:
             assets[fmt] = (path, EXPORTS[fmt].MEDIA_TYPE)
             written = written or new is not None
             facts |= {key: facts.get(key, 0) + value for key, value in (new or {}).items()}
-        described = item(self.masks, scene, assets) if assets else None
+        described = item(self.masks, scene, self._id(scene), assets) if assets else None
         return Outcome(
             image=scene.image,
             written=written,
@@ -118,6 +118,11 @@ class Exporter:
         if path is None:
             raise SegrayError(_refusal(fmt, scene.image))
         return distinct(path, scene.image, self.usual) if module.PER_SCENE else path
+
+    def _id(self, scene: Scene) -> str:
+        """What the scene's files are called, without their endings; of no other scene."""
+        name = mirror(scene.image, self.masks.archive, ".x")
+        return posixpath.splitext(distinct(name, scene.image, self.usual))[0]
 
     def _write(self, fmt: str, scene: Scene, path: str) -> dict | None:
         module, options = EXPORTS[fmt], self.settings

@@ -132,7 +132,9 @@ def test_what_is_there_of_others_is_left_alone(local_ray, masks, tmp_path):
 def test_a_format_of_one_file_holds_all_scenes_that_lie_somewhere(local_ray, masks, tmp_path, fmt):
     summary = export(settings(masks, tmp_path, format=f"cog,{fmt}"))
     assert (summary["scenes"], summary["written"]) == (8, 8)  # seven, and the file of all
-    scenes = [item["assets"].get(fmt) for item in json.loads((tmp_path / "collection.json").read_text())["features"]]
+    items = json.loads((tmp_path / "collection.json").read_text())["features"]
+    assert [item["id"] for item in items[:5]] == ["d/big", "t0", "t1", "t2", "t0.png"]
+    scenes = [item["assets"].get(fmt) for item in items]
     (path,) = {asset["href"] for asset in scenes if asset}
     assert [asset is not None for asset in scenes] == [True] * 4 + [False] * 3
     assert (tmp_path / path).is_file()
@@ -242,7 +244,7 @@ def many(tmp_path_factory) -> tuple[str, Path]:
     masks = write_masks(str(folder / "masks"), images, archive="/in", window=700)
     status, out, err = run("export", masks=masks, output=folder / "out", format="cog,png")
     assert status == 0, err
-    assert "60 scenes exported, 0 were there, 0 failed" in out
+    assert "60 scene(s), 0 of them done before, 0 failed" in out
     return masks, folder / "out"
 
 

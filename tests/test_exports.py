@@ -258,7 +258,7 @@ def test_a_tile_set_without_the_pixels_of_a_zoom_level_is_refused(tmp_path, tran
 def item_of(folder: Path, image: Image) -> dict:
     """The STAC item of an image as a COG, as its JSON says."""
     masks, (scene,) = segmented(folder, image)
-    return json.loads(json.dumps(stac.item(masks, scene, {"cog": (cog.name(scene, "/a"), cog.MEDIA_TYPE)})))
+    return json.loads(json.dumps(stac.item(masks, scene, "x", {"cog": (cog.name(scene, "/a"), cog.MEDIA_TYPE)})))
 
 
 def test_an_item_says_where_the_scene_lies_and_what_its_classes_are(tmp_path):

@@ -25,8 +25,8 @@ EXTENSIONS = [
 TIMES = {"datetime": None, "start_datetime": "1900-01-01T00:00:00Z", "end_datetime": "2199-12-31T23:59:59Z"}
 
 
-def item(masks: Masks, scene: Scene, assets: dict[str, tuple[str, str]]) -> dict:
-    """The item of a scene. assets: format -> (path from the collection, media type).
+def item(masks: Masks, scene: Scene, name: str, assets: dict[str, tuple[str, str]]) -> dict:
+    """The item of a scene. name: its id. assets: format -> (path from the collection, media type).
 
     geometry and bbox: longitude and latitude in degrees; null and absent without a CRS that leads there.
     """
@@ -41,19 +41,19 @@ def item(masks: Masks, scene: Scene, assets: dict[str, tuple[str, str]]) -> dict
         "type": "Feature",
         "stac_version": "1.1.0",
         "stac_extensions": EXTENSIONS,
-        "id": min(path for path, _ in assets.values()).rsplit(".", 1)[0],
+        "id": name,
         "geometry": _geometry(rings),
         **({"bbox": _bbox(rings)} if rings else {}),
         "properties": {**TIMES, **facts, **_projection(scene.crs)},
         "links": [],
         "assets": {
-            name: {
+            fmt: {
                 "href": f"./{quote(path)}",
                 "type": media_type,
                 "roles": ["data"],
                 **({"bands": bands} if media_type.startswith("image/") else {}),
             }
-            for name, (path, media_type) in sorted(assets.items())
+            for fmt, (path, media_type) in sorted(assets.items())
         },
     }
 
