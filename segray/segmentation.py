@@ -199,7 +199,6 @@ def _summary(
     # --actors may allow more than could be placed
     actors = min(_slots(work), actor_range(settings, work, max(1, this_run.shards))[1])
     gpu_hours = actors * seconds / 3600 if work.on_gpu else None
-    confidence = totals.mean_confidence()
     return {
         "archive": settings.archive,
         "output": settings.output,
@@ -209,7 +208,8 @@ def _summary(
         "windows": totals.windows,
         "shards": {"total": plan.shards, "this_run": this_run.shards},
         "pixels": {"total": totals.pixels, "valid": totals.valid_pixels, "per_class": totals.class_pixels},
-        "confidence": confidence,
+        "confidence": totals.mean_confidence(),
+        "seam_disagreement": totals.mean_seam_disagreement(),
         "km2": km2 or None,
         "seconds": seconds,
         "mpx_per_s": this_run.pixels / 1e6 / seconds if this_run.pixels else None,

@@ -24,8 +24,9 @@ class Totals:
 
     images: status -> count, of images seen whole. parts: the others, an image (worst status, pixels seen, pixels of the
     image); an image leaves them with its last shard, so that they are few. class_pixels: (K,) int64. area_m2: of valid
-    pixels, where georeferenced. seconds: by stage, over all workers. peak_bytes: of the largest process of each role.
-    began: the first shard, seconds since the epoch.
+    pixels, where georeferenced. confidence_sum, seam_sum: of each mask's value times its valid pixels; seam_pixels: the
+    valid pixels of masks in which tiles overlap. seconds: by stage, over all workers. peak_bytes: of the largest
+    process of each role. began: the first shard, seconds since the epoch.
     """
 
     shards: int = 0
@@ -37,6 +38,8 @@ class Totals:
     class_pixels: list[int] = field(default_factory=list)
     area_m2: float = 0.0
     confidence_sum: float = 0.0
+    seam_sum: float = 0.0
+    seam_pixels: int = 0
     failures: list[dict] = field(default_factory=list)
     seconds: Counter = field(default_factory=Counter)
     peak_bytes: dict[str, int] = field(default_factory=dict)
@@ -55,6 +58,8 @@ class Totals:
         self.class_pixels = [a + b for a, b in zip(_pad(self.class_pixels, width), _pad(other.class_pixels, width))]
         self.area_m2 += other.area_m2
         self.confidence_sum += other.confidence_sum
+        self.seam_sum += other.seam_sum
+        self.seam_pixels += other.seam_pixels
         self.failures = sorted(self.failures + other.failures, key=lambda failure: failure["image"])[:MAX_FAILURES]
         self.seconds.update(other.seconds)
         self.began = min(self.began, other.began)
@@ -74,6 +79,10 @@ class Totals:
     def mean_confidence(self) -> float | None:
         """Mean top-1 probability over all valid pixels."""
         return self.confidence_sum / self.valid_pixels if self.valid_pixels else None
+
+    def mean_seam_disagreement(self) -> float | None:
+        """The mean of the masks' seam disagreements, weighted by their valid pixels."""
+        return self.seam_sum / self.seam_pixels if self.seam_pixels else None
 
     def _add_part(self, image: str, status: str, seen: int, pixels: int) -> None:
         """Add rows of an image; with the last of its pixels it is counted."""
@@ -126,6 +135,9 @@ def _add_row(totals: Totals, row: dict) -> None:
     totals.class_pixels = [a + b for a, b in zip(_pad(totals.class_pixels, width), _pad(counts, width))]
     if row["confidence"] is not None:
         totals.confidence_sum += row["confidence"] * row["valid_pixels"]
+    if row["seam_disagreement"] is not None:
+        totals.seam_sum += row["seam_disagreement"] * row["valid_pixels"]
+        totals.seam_pixels += row["valid_pixels"]
     if row["crs"] and row["transform"] and row["valid_pixels"]:
         area = footprint(row["crs"], tuple(row["transform"]), Window(0, 0, row["height"], row["width"]))
         share = row["valid_pixels"] / (row["height"] * row["width"])

@@ -21,6 +21,7 @@ def row(image: str, status: str = OK, *, height: int = 10, width: int = 10, of: 
         "image": image, "status": status, "height": height, "width": width, "image_height": of[0],
         "image_width": of[1], "pixel_counts": counts, "valid_pixels": sum(counts or []), "crs": None,
         "transform": None, "confidence": 0.5 if status == OK else None, "error": "broken" if status == FAILED else None,
+        "seam_disagreement": 0.25 if status == OK else None,
     }  # fmt: skip
     return {**known, **values}
 
@@ -40,6 +41,7 @@ def test_sums_of_one_shard():
     assert totals.image_counts() == {OK: 2, NODATA: 1, FAILED: 2}
     assert totals.failed_share() == 2 / 5
     assert totals.mean_confidence() == pytest.approx(0.75)
+    assert totals.mean_seam_disagreement() == pytest.approx(0.25)
     assert totals.failures == [{"image": "c", "error": "broken"}, {"image": "d", "error": "broken"}]
 
 
@@ -47,6 +49,7 @@ def test_nothing():
     assert Totals().image_counts() == {OK: 0, NODATA: 0, FAILED: 0}
     assert Totals().failed_share() == 0
     assert Totals().mean_confidence() is None
+    assert Totals().mean_seam_disagreement() is None
     assert joined([]).shards == 1
 
 
@@ -87,7 +90,7 @@ def test_the_order_of_shards_does_not_matter():
         totals = joined(*order)
         sums = (totals.shards, totals.windows, totals.pixels, totals.valid_pixels, totals.class_pixels)
         failures = sorted(failure["image"] for failure in totals.failures)
-        seen.append((sums, totals.image_counts(), round(totals.confidence_sum, 9), failures))
+        seen.append((sums, totals.image_counts(), round(totals.confidence_sum, 9), totals.seam_pixels, failures))
     assert all(one == seen[0] for one in seen)
     assert seen[0][1] == {OK: 2, NODATA: 0, FAILED: 2}
     assert seen[0][0][4] == [60 * 2 + 80, 60, 0, 5]
