@@ -21,13 +21,13 @@ import torch
 from conftest import png
 from pmtiles.tile import Compression, TileType, zxy_to_tileid
 from pmtiles.writer import Writer
-from segray.archives.members import CONTAINERS
-from segray.archives.tilesets import TILESETS
 from torch import nn
 
 from segray import walk
 from segray.archives import ARCHIVES, open_archive
+from segray.archives.members import CONTAINERS
 from segray.archives.options import ArchiveOptions
+from segray.archives.tilesets import TILESETS
 from segray.expand import Cutting, expand
 from segray.inputs import InputSpec
 from segray.masks import IGNORE, Classes, decode_png

@@ -258,12 +258,12 @@ def test_a_tile_set_without_the_pixels_of_a_zoom_level_is_refused(tmp_path, tran
 def item_of(folder: Path, image: Image) -> dict:
     """The STAC item of an image as a COG, as its JSON says."""
     masks, (scene,) = segmented(folder, image)
-    return json.loads(json.dumps(stac.item(masks, scene, "x", {"cog": (cog.name(scene, "/a"), cog.MEDIA_TYPE)})))
+    return json.loads(json.dumps(stac.item(masks, scene, "scene", {"cog": (cog.name(scene, "/a"), cog.MEDIA_TYPE)})))
 
 
 def test_an_item_says_where_the_scene_lies_and_what_its_classes_are(tmp_path):
     found = pystac.Item.from_dict(item_of(tmp_path, GEO))
-    assert found.id == "d/geo"
+    assert found.id == "scene"
     assert found.datetime is None
     assert found.properties["proj:code"] == "EPSG:32633"
     assert found.properties["proj:shape"] == [300, 420]

@@ -72,7 +72,7 @@ def scene_of(
 
 def export(folder: Path, mask: np.ndarray, options: Options = Options(), **how: object) -> geopandas.GeoDataFrame:
     """The features of a mask, read as others read them."""
-    path = folder / f"regions{polygons.ENDING}"
+    path = folder / "regions.parquet"
     counts = polygons.write(*scene_of(folder, mask, **how), str(path), options)
     frame = geopandas.read_parquet(path)
     assert counts["features"] == len(frame)

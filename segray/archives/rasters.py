@@ -65,14 +65,16 @@ def read(
     driver = _driver(uri)
     with _one_sentence(uri, file), borrow(file, driver=driver, span=span) as raster:
         _check(uri, raster.source)
-        scaling = raster.run(lambda: scaling_of(_header(uri, raster.source), resolution))
+        header = raster.run(lambda: _header(uri, raster.source))
+        scaling = scaling_of(header, resolution)
         if scaling is None:
             return raster.run(lambda: _read(raster.source, window))
         level = _overview(raster.source, scaling)
         if level is None:
             return raster.run(lambda: _read_scaled(raster.source, window, scaling))
         with borrow(file, driver=driver, span=span, overview=level) as smaller:
-            return smaller.run(lambda: _read_scaled(smaller.source, window, scaling))
+            found = smaller.run(lambda: _read_scaled(smaller.source, window, scaling))
+        return replace(found, transform=header.transform)  # an overview has longer pixels
 
 
 def scaling_of(header: Header, resolution: float | None) -> Scaling | None:
@@ -148,17 +150,16 @@ def _read(source: rasterio.DatasetReader, window: Window | None) -> Raster:
 
 
 def _read_scaled(source: rasterio.DatasetReader, window: Window | None, scaling: Scaling) -> Raster:
-    """A window of the coarse grid of a raster, or of an overview of it: that covers the same area, in fewer pixels."""
+    """A window of the coarse grid of a raster, or of an overview of it: that covers the same area, in fewer pixels.
+
+    The transform is that of `source`.
+    """
     size = {"height": scaling.to_height, "width": scaling.to_width}
     window = window or Window(0, 0, **size)
     here = replace(scaling, height=source.height, width=source.width)
     raster = _read(source, here.source(window))
     pixels, valid = here.shrink(raster.pixels, raster.valid, window)
     crs, transform = _georeference(source)
-    if transform is not None:  # an overview's pixels are longer
-        across, down = source.width / scaling.width, source.height / scaling.height
-        a, b, c, d, e, f = transform
-        transform = (a * across, b * down, c, d * across, e * down, f)
     place = {"crs": crs, "transform": transform, "names": raster.names}
     return Raster(pixels=pixels, valid=valid, window=window, **size, **place, scaling=scaling)
 
@@ -177,7 +178,8 @@ def _metres(source: rasterio.DatasetReader) -> float | None:
     crs, side = source.crs, abs(source.transform.determinant) ** 0.5
     if crs is None or not side:
         return None
-    _, y = source.transform * (source.width / 2, source.height / 2)
+    *_, d, e, f = tuple(source.transform)[:6]
+    y = d * source.width / 2 + e * source.height / 2 + f
     if crs.is_geographic:
         return side * METRES_A_DEGREE * math.cos(math.radians(min(abs(y), 89.0))) ** 0.5
     side *= crs.linear_units_factor[1] if crs.is_projected else 1.0
