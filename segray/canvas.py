@@ -8,6 +8,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Sequence
 from functools import cached_property
+from itertools import product
 
 import numpy as np
 import torch
@@ -16,11 +17,11 @@ from segray.grid import Lattice, Window, read_extent, reflect
 from segray.masks import IGNORE
 from segray.regions import Region, WindowMask
 from segray.rows import ROWS, BlendedRow, CroppedRow, TileAxis, spread, top_class
+from segray.seams import AGREE, ALONE, DISAGREE, meet, place
 
 CONFIDENCE_UNIT = 1 / 65535  # confidences are summed as integers of this: such a sum does not depend on its order
 # What torch can move but not index, and the type of the same bytes that it can.
 SIGNED = {torch.uint16: torch.int16, torch.uint32: torch.int32, torch.uint64: torch.int64}
-ALONE, AGREE, DISAGREE = 0, 1, 2  # the tiles that see a pixel: one; several, of one mind; several, of more than one
 
 warnings.filterwarnings("ignore", message="The given NumPy array is not writable")  # nothing writes to pixels
 
@@ -45,8 +46,8 @@ class Canvas:
         pixels, valid = torch.from_numpy(region.pixels), torch.from_numpy(region.valid)
         self.dtype = pixels.dtype
         self.pixels = self._upload(pixels.view(SIGNED.get(self.dtype, self.dtype)))
-        self.tiles = self._with_data(valid)
         self.valid = None if valid.all() else self._upload(valid)
+        self.tiles = self._with_data(valid)
         rows_of_block, cols_of_block = block.within(extent)
         self.block_valid = None if self.valid is None else self.valid[rows_of_block, cols_of_block]
         self.missing = len(self.tiles)
@@ -88,7 +89,7 @@ class Canvas:
         for odd in range(min(2, count)):  # every second tile at a time, since those do not overlap
             labels = best[1][odd::2].transpose(0, 1)
             places = (spread(row, first + odd, labels.shape[1], self.lattice) for row in (self.label, self.seam))
-            _meet(*places, labels)
+            place(*places, labels, self.lattice.overlap)
         self.joined.add(col, probability_NKPP, best)
 
     @torch.inference_mode()
@@ -119,6 +120,8 @@ class Canvas:
 
     def _with_data(self, valid: torch.Tensor) -> list[tuple[int, int]]:
         """(row, column) of the tiles that hold a valid pixel, in scan order."""
+        if self.valid is None:
+            return list(product(self.row_axis.tiles, self.col_axis.tiles))
         rows = [(row, self.row_axis.part(row, host=True)) for row in self.row_axis.tiles]
         cols = [(col, self.col_axis.part(col, host=True)) for col in self.col_axis.tiles]
         return [(row, col) for row, down in rows for col, across in cols if _take(valid, down, across).any()]
@@ -153,7 +156,7 @@ class Canvas:
         if self.above is not None:
             joined, label, seam = self.above
             self.joined.join(joined)
-            _meet(self.label[:overlap], self.seam[:overlap], label, seam)
+            meet(self.label[:overlap], self.seam[:overlap], label, seam)
         self._decide(self.lattice.tile if last else stride)
         self.above = None
         if not last and overlap:
@@ -182,9 +185,8 @@ class Canvas:
                 self.tallies[number] += self._tally(label[inside], steps[inside], seam[inside])
 
     def _tally(self, label: torch.Tensor, steps: torch.Tensor, seam: torch.Tensor) -> torch.Tensor:
-        shares = (steps.sum(dtype=torch.float64), *((seam == kind).sum() for kind in (AGREE, DISAGREE)))
-        counts = _counts(label[None], self.num_classes)[0]
-        return torch.cat([counts, torch.stack([share.double() for share in shares])])
+        counts, seams = _counts(label[None], self.num_classes)[0], _counts(seam[None], DISAGREE + 1)[0]
+        return torch.cat([counts, steps.sum(dtype=torch.float64)[None], seams[AGREE:]])
 
     def _result(self, window: Window, mask: np.ndarray, tally: np.ndarray) -> WindowMask:
         counts = tally[: self.num_classes].astype(np.int64)
@@ -242,7 +244,7 @@ class _Axis(TileAxis):
 
 
 def _counts(label_NHW: torch.Tensor, num_classes: int) -> torch.Tensor:
-    """(N, K) float64: the pixels of each class."""
+    """(N, K) float64: the pixels of each class, or of whatever else is numbered from 0."""
     if label_NHW.device.type == "cpu":
         counts = [torch.bincount(label.flatten(), minlength=IGNORE + 1)[:num_classes] for label in label_NHW]
         return torch.stack(counts).double()
@@ -258,19 +260,6 @@ def _steps(confidence: torch.Tensor) -> torch.Tensor:
 def _take(array: torch.Tensor, rows: slice | torch.Tensor, cols: slice | torch.Tensor) -> torch.Tensor:
     array = array[..., rows, :] if isinstance(rows, slice) else array.index_select(-2, rows)
     return array[..., cols] if isinstance(cols, slice) else array.index_select(-1, cols)
-
-
-def _meet(label: torch.Tensor, seam: torch.Tensor, other: torch.Tensor, other_seam: torch.Tensor | None = None) -> None:
-    """Take in the labels of further tiles and note, in place, where they meet others and whether they agree.
-
-    Where they do not, the lower label goes on: it is compared with others, but the pixel counts as disputed already.
-    """
-    both = (label != IGNORE) & (other != IGNORE)
-    differ = both & (label != other)
-    for found in (other_seam, both.view(torch.uint8), differ.view(torch.uint8).mul_(DISAGREE)):
-        if found is not None:
-            seam.copy_(torch.maximum(seam, found))
-    label.copy_(torch.minimum(label, other))
 
 
 def _overlap(window: Window, start: int, stop: int, col_off: int) -> tuple[slice, slice]:

@@ -14,7 +14,9 @@ LAYERS = {
     "kernel": (
         "errors grid blend masks metrics synthetic regions sampling stopwatch resample reduction tracing rings packing"
     ),
-    "network": "inputs augment losses networks segmenter programs workers optimizer canvas rows folding inference",
+    "network": (
+        "inputs augment losses networks segmenter programs workers optimizer canvas rows seams folding inference"
+    ),
     "storage": (
         "storage model_dir shards plan archives datasets exports export_tasks report settings command_line walk "
         "summary reading loading expand inspection validation trainer training_job training_state training_remote "
