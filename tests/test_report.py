@@ -115,7 +115,8 @@ def bins(shares: tuple[int, ...] = (0, 30, 10)) -> list[dict]:
 
 def full_metrics(count: int, *, calibrated: bool = False) -> dict:
     """What metrics.json holds, after a calibration too."""
-    before = {"temperature_before": 1.0, "ece_before": 0.123, "reliability_before": bins((0, 40, 0))}
+    before = {"temperature_before": 1.0, "ece_before": 0.123, "nll_before": 0.9}
+    before["reliability_before"] = bins((0, 40, 0))
     return {
         **metrics(count),
         "boundary_iou": [None, *(0.25 for _ in range(count - 1))],
@@ -270,7 +271,7 @@ def test_every_score_of_an_evaluation():
         "Calibration error (ECE) 4.56% at a mean confidence of 87.1%",
         "IoU Boundary IoU Dice Precision Recall Truth pixels",
         "50.0% 25.0% 50.0% 50.0% 50.0%",
-        "Temperature 1.31: ECE 4.56%",
+        "T = 1.31, ECE 4.56%, NLL 0.7",
         "33 to 67% 50.0% 25.0% 30",
         "temperature 1.31",
     ):
@@ -281,7 +282,8 @@ def test_every_score_of_an_evaluation():
 
 def test_a_calibration_shows_before_and_after():
     page = Page(evaluation_page(classes=legend(3), metrics=full_metrics(3, calibrated=True), pictures=[]))
-    assert "Before, temperature 1: ECE 12.3%" in page.text and "After, temperature 1.31: ECE 4.56%" in page.text
+    assert "Before: T = 1, ECE 12.3%, NLL 0.9" in page.text
+    assert "After: T = 1.31, ECE 4.56%, NLL 0.7" in page.text
     assert len(page.all("rect")) == 2 * 1 + 2 * 2
 
 

@@ -98,7 +98,7 @@ class Reliability:
     top: int = TOP
     bottom: int = TOP + SIDE
     floor: int = TOP + SIDE + BETWEEN + SHARES
-    width: int = WIDTH
+    width: int = WIDTH + 8  # the last label is wider than the margin
     height: int = TOP + SIDE + BETWEEN + SHARES + BOTTOM
 
 

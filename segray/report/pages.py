@@ -164,12 +164,16 @@ def _reliability(metrics: dict) -> list[Reliability]:
     """The reliability diagram of an evaluation, after that from before a calibration if there was one."""
     if metrics.get("ece") is None:
         return []
-    diagrams, temperature = [], metrics["model"].get("temperature", 1.0)
-    if before := metrics.get("calibration"):
-        title = f"Before, temperature {number(before['temperature_before'])}: ECE {percent(before['ece_before'])}"
-        diagrams.append(reliability_chart(title, before["reliability_before"]))
-    title = f"{'After, t' if diagrams else 'T'}emperature {number(temperature)}: ECE {percent(metrics['ece'])}"
-    return [*diagrams, reliability_chart(title, metrics["reliability"])]
+    calibration, temperature = metrics.get("calibration"), metrics["model"].get("temperature", 1.0)
+    diagrams = [(temperature, *(metrics.get(name) for name in ("ece", "nll", "reliability")))]
+    if calibration:
+        names = ("temperature_before", "ece_before", "nll_before", "reliability_before")
+        diagrams.insert(0, tuple(calibration[name] for name in names))
+    when = ("Before: ", "After: ") if calibration else ("",)
+    return [
+        reliability_chart(f"{name}T = {number(value)}, ECE {percent(ece)}, NLL {number(nll)}", bins)
+        for name, (value, ece, nll, bins) in zip(when, diagrams)
+    ]
 
 
 def _cards(values: dict, key: str, label: str, form: Callable[[Any], str], note: str = "") -> list[Card]:

@@ -15,7 +15,9 @@ STYLE = """
 .matrix .strong { color: #fff; }
 .reliable { fill: var(--accent); opacity: .55; }
 .reliable:hover { opacity: .8; }
+svg.square { max-width: 400px; }
 svg .even { stroke: var(--text); stroke-dasharray: 4 3; }
+.quiet + .charts { margin-top: 16px; }
 .bins td, .bins th { padding: 3px 12px 3px 0; }
 """
 
@@ -64,12 +66,13 @@ QUALITY = """
 <section>
 <h2>Reliability</h2>
 <p class="quiet">How many of the pixels of a confidence are right: on the dashed line, as many as it claims. Below: how
-many pixels have it. The expected calibration error (ECE) is their mean distance from the line.</p>
+many pixels have it. The expected calibration error (ECE) is their mean distance from the line. Confidences are those of
+logits divided by the temperature T.</p>
 <div class="charts">
 {% for chart in reliability %}
 <figure>
 <figcaption>{{ chart.title }}</figcaption>
-<svg viewBox="0 0 {{ chart.width }} {{ chart.height }}" role="img"
+<svg class="square" viewBox="0 0 {{ chart.width }} {{ chart.height }}" role="img"
  aria-label="Accuracy by confidence, {{ chart.title }}">
 {% for y, label in chart.y_ticks %}
 <line class="grid" x1="{{ chart.left }}" x2="{{ chart.right }}" y1="{{ y }}" y2="{{ y }}"></line>

@@ -197,10 +197,10 @@ PAGE = (
 {{ legend_of(error_legend) }}
 {% endif %}
 <li><i class="swatch hatch"></i>no class</li>
-</ul>
 {% if pictures and error_legend %}
-<p class="quiet">Errors have the colour of the class that was predicted.</p>
+<li class="quiet">Errors have the colour of the class that was predicted.</li>
 {% endif %}
+</ul>
 {% for picture in pictures %}
 <figure class="picture">
 <figcaption><span class="mono">{{ picture.title }}</span>
