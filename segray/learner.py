@@ -80,8 +80,9 @@ class Learner:
         (3,) float64 of this worker: loss sum, valid pixels, gradient norm. Nothing here makes the host wait for the
         device.
         """
-        settings, count = self.job.settings, valid_count(mask := self._to_device(batch.mask))
-        step = (epoch - 1) * self.job.steps + index
+        settings, step = self.job.settings, (epoch - 1) * self.job.steps + index
+        mask = self._to_device(batch.mask)
+        count = valid_count(mask)
         for group in self.optimizer.param_groups:
             group["lr"] = self.rate(step)
         # the loss is the mean over all workers' valid pixels, and gradients become the mean over workers: world_size
