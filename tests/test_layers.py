@@ -13,16 +13,16 @@ ROOT = Path(__file__).parents[1]
 LAYERS = {
     "kernel": (
         "errors grid blend masks metrics synthetic regions sampling stopwatch resample reduction tracing rings packing "
-        "loss_terms schedules"
+        "loss_terms schedules flags"
     ),
     "network": (
         "inputs augment photometric losses networks segmenter programs workers optimizer averaging batch_norm canvas "
         "rows folding inference"
     ),
     "storage": (
-        "storage model_dir shards plan archives datasets exports export_tasks report settings command_line walk "
-        "summary reading loading expand inspection validation learner trainer training_job training_state "
-        "training_remote training_console made_up stages peers"
+        "storage model_dir shards plan archives datasets exports export_tasks report settings train_settings "
+        "command_line walk summary reading loading expand inspection validation learner trainer training_job "
+        "training_state training_remote training_console made_up stages peers"
     ),
     "ray": (
         "cluster planning work pipeline outputs overviews segmentation evaluation exporting training "

@@ -12,10 +12,12 @@ import pytest
 import torch
 from conftest import png
 from gloo import run_two
+from torch import nn
 
 from segray.datasets import open_dataset
 from segray.errors import SegrayError
 from segray.inspection import inspect
+from segray.learner import Learner
 from segray.metrics import confusion_matrix, scores
 from segray.model_dir import load_network, read_description
 from segray.segmenter import Segmenter
@@ -150,6 +152,21 @@ def test_weights_after_steps_in_parts_are_those_of_whole_steps(labelled_folder: 
     )
     for name, weights in whole["network"].items():
         assert torch.allclose(weights, parts["network"][name], rtol=0, atol=1e-6), name
+
+
+def test_settings_reach_augmentation_loss_and_compiler(
+    labelled_folder: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    compiled = []
+    monkeypatch.setattr(nn.Module, "compile", lambda module, **options: compiled.append(module))
+    changes = {"scale_range": "1:1.5", "class_weights": "inverse_sqrt", "compile": True}
+    job = make_job(labelled_folder, str(tmp_path), **changes)
+    assert job.augment().scale_range == (1.0, 1.5)
+    weights, pixels = job.class_weights(), job.inspection.class_pixels
+    assert weights.index(max(weights)) == pixels.index(min(pixels))
+    learner = Learner(job, Place())
+    assert compiled == [learner.network]
+    assert make_job(labelled_folder, str(tmp_path)).class_weights() is None
 
 
 def test_the_average_of_the_weights_is_what_is_published(job: Job) -> None:
