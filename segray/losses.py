@@ -2,36 +2,118 @@
 
 A loss is a function (logits (N, K, H, W) float, mask (N, H, W) integer) -> (sum over valid pixels, their count). Means
 are taken last, over the global count: workers see unequal shares of void pixels, and a mean of their means would weigh
-a pixel by the emptiness of the crop that it lies in.
+a pixel by the emptiness of the crop that it lies in. A loss of a whole image is weighted by the image's valid pixels,
+so that it adds up in the same way. All is computed in float32 whatever the type of the logits; an image without valid
+pixels has loss 0 and gradient 0. ValueError on a mask of floats or of another size, and on fewer than two classes.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 
 import torch
-import torch.distributed as dist
 from torch import Tensor
 from torch.nn import functional
 
+from segray.loss_terms import PIXEL_LOSSES
 from segray.masks import IGNORE
 
 Loss = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
+FOCAL_GAMMA = 2.0  # the best of Lin et al. 2017, table 1b
+OHEM_SHARE = 4  # one pixel in so many is hard
 
 
-def cross_entropy_sum(logits_NKHW: Tensor, mask_NHW: Tensor) -> tuple[Tensor, Tensor]:
+def cross_entropy_sum(
+    logits_NKHW: Tensor, mask_NHW: Tensor, *, class_weights: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
     """Cross-entropy summed over the pixels that are not 255 (float32 scalar), and their count (int64 scalar).
 
-    Computed in float32 whatever the type of the logits. Without valid pixels the sum is 0 and so is its gradient.
-    ValueError on a mask of floats or of another size, and on fewer than two classes.
+    class_weights: (K,) float32, with which a pixel's loss is multiplied.
     """
-    _check(logits_NKHW, mask_NHW)
-    target = mask_NHW.long()
-    loss = functional.cross_entropy(logits_NKHW.float(), target, ignore_index=IGNORE, reduction="sum")
-    return loss, (target != IGNORE).sum()
+    target = _target(logits_NKHW, mask_NHW)
+    loss = functional.cross_entropy(
+        logits_NKHW.float(), target, weight=class_weights, ignore_index=IGNORE, reduction="sum"
+    )
+    return loss, valid_count(target)
 
 
-LOSSES: dict[str, Loss] = {"cross_entropy": cross_entropy_sum}
+def focal_sum(logits_NKHW: Tensor, mask_NHW: Tensor, *, class_weights: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    """Focal loss, (1 - p)^2 * -log p of the true class (Lin et al. 2017, eq. 4): easy pixels count little."""
+    target = _target(logits_NKHW, mask_NHW)
+    losses_NHW = _cross_entropies(logits_NKHW, target)
+    weights_NHW = _weights(target, class_weights)
+    return (weights_NHW * (-torch.expm1(-losses_NHW)) ** FOCAL_GAMMA * losses_NHW).sum(), valid_count(target)
+
+
+def ohem_sum(logits_NKHW: Tensor, mask_NHW: Tensor, *, class_weights: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    """Cross-entropy of the hardest quarter of each image's valid pixels (online bootstrapping, Wu et al. 2016).
+
+    Their mean stands for the image; at least one pixel of an image with valid ones is hard.
+    """
+    target = _target(logits_NKHW, mask_NHW)
+    losses_NHW = _cross_entropies(logits_NKHW, target) * _weights(target, class_weights)
+    losses_NP = losses_NHW.masked_fill(target == IGNORE, -1.0).flatten(1)  # after all others
+    counts_N = (target != IGNORE).sum(dim=(1, 2))
+    hard_N = (counts_N + OHEM_SHARE - 1) // OHEM_SHARE
+    hardest_NP = losses_NP.topk(-(-losses_NP.shape[1] // OHEM_SHARE), dim=1).values
+    taken_NP = torch.arange(hardest_NP.shape[1], device=target.device) < hard_N[:, None]
+    means_N = (hardest_NP * taken_NP).sum(dim=1) / hard_N.clamp(min=1)
+    return (means_N * counts_N).sum(), counts_N.sum()
+
+
+def dice_sum(logits_NKHW: Tensor, mask_NHW: Tensor) -> tuple[Tensor, Tensor]:
+    """1 - Dice coefficient, 2 sum(p t) / (sum(p) + sum(t)), of each class in an image's truth, their mean an image.
+
+    The soft Dice loss of Drozdzal et al. 2016, a class at a time. Absent classes are left out: theirs would be 1
+    wherever a probability is above 0.
+    """
+    target = _target(logits_NKHW, mask_NHW)
+    truth_NKHW, valid_NHW = _truth(target, logits_NKHW.shape[1]), target != IGNORE
+    probabilities_NKHW = logits_NKHW.float().softmax(dim=1) * valid_NHW[:, None]
+    overlap_NK = (probabilities_NKHW * truth_NKHW).sum(dim=(2, 3))
+    truth_NK = truth_NKHW.sum(dim=(2, 3))
+    total_NK = (probabilities_NKHW.sum(dim=(2, 3)) + truth_NK).where(truth_NK > 0, 1.0)
+    return _image_means(1 - 2 * overlap_NK / total_NK, truth_NK)
+
+
+def lovasz_sum(logits_NKHW: Tensor, mask_NHW: Tensor) -> tuple[Tensor, Tensor]:
+    """Lovasz-Softmax (Berman et al. 2018) of each class in an image's truth, their mean an image.
+
+    The convex surrogate of 1 - IoU: errors of a class, weighted by what each, from the largest down, costs in IoU.
+    """
+    target = _target(logits_NKHW, mask_NHW)
+    truth_NKP, valid_NHW = _truth(target, logits_NKHW.shape[1]).flatten(2), target != IGNORE
+    errors_NKP = (truth_NKP.float() - logits_NKHW.float().softmax(dim=1).flatten(2)).abs()
+    errors_NKP = errors_NKP.masked_fill(~valid_NHW.flatten(1)[:, None], -1.0)  # after all others
+    with torch.no_grad():
+        weights_NKP = _jaccard_steps(errors_NKP, truth_NKP)
+        weights_NKP *= valid_NHW.flatten(1)[:, None]
+    return _image_means((errors_NKP * weights_NKP).sum(dim=2), truth_NKP.sum(dim=2))
+
+
+LOSSES: dict[str, Callable[..., tuple[Tensor, Tensor]]] = {
+    "cross_entropy": cross_entropy_sum,
+    "focal": focal_sum,
+    "ohem": ohem_sum,
+    "dice": dice_sum,
+    "lovasz": lovasz_sum,
+}
+
+
+def make_loss(terms: Sequence[tuple[float, str]], class_weights: Tensor | None = None) -> Loss:
+    """The sum of losses by name, each times its factor (see `loss_terms.parse_loss`).
+
+    class_weights: (K,) float32 on the device of the logits, for those losses that have a value a pixel.
+    """
+    weighted = {} if class_weights is None else {"class_weights": class_weights}
+    parts = [(factor, partial(LOSSES[name], **(weighted if name in PIXEL_LOSSES else {}))) for factor, name in terms]
+
+    def loss(logits_NKHW: Tensor, mask_NHW: Tensor) -> tuple[Tensor, Tensor]:
+        sums = [factor * part(logits_NKHW, mask_NHW)[0] for factor, part in parts]
+        return torch.stack(sums).sum(), valid_count(mask_NHW)
+
+    return loss
 
 
 def network_loss(
@@ -47,21 +129,13 @@ def network_loss(
     return main + aux_weight * loss(outputs["aux"], mask_NHW)[0], count
 
 
-def global_mean(loss_sum: Tensor, count: Tensor) -> Tensor:
-    """The worker's share of the mean loss over the valid pixels of all workers; 0 when nobody has one.
-
-    Scaled by the number of workers, because DistributedDataParallel averages gradients over them: they average to the
-    gradient that one process would find on the whole batch. Every worker must call this at the same step.
-    """
-    world_size = 1
-    if dist.is_available() and dist.is_initialized():
-        world_size, count = dist.get_world_size(), count.clone()
-        dist.all_reduce(count)
-    return loss_sum * world_size / count.clamp(min=1)
+def valid_count(mask_NHW: Tensor) -> Tensor:
+    """How many pixels are not 255: an int64 scalar on the mask's device."""
+    return (mask_NHW != IGNORE).sum()
 
 
-def _check(logits_NKHW: Tensor, mask_NHW: Tensor) -> None:
-    # torch takes a float mask for class probabilities and a single class for certain: both train, in silence, nonsense
+def _target(logits_NKHW: Tensor, mask_NHW: Tensor) -> Tensor:
+    """The mask as int64, checked: torch takes floats for class probabilities and a single class for certain."""
     if mask_NHW.is_floating_point() or mask_NHW.is_complex() or mask_NHW.dtype == torch.bool:
         raise ValueError(f"a mask must hold integer class ids, but is {mask_NHW.dtype}")
     sizes = (logits_NKHW.shape[0], *logits_NKHW.shape[2:])
@@ -71,4 +145,38 @@ def _check(logits_NKHW: Tensor, mask_NHW: Tensor) -> None:
             f"{tuple(mask_NHW.shape)}"
         )
     if logits_NKHW.shape[1] < 2:
-        raise ValueError("cross-entropy needs at least two classes; give the background a class of its own")
+        raise ValueError("a loss needs at least two classes; give the background a class of its own")
+    return mask_NHW.long()
+
+
+def _cross_entropies(logits_NKHW: Tensor, target: Tensor) -> Tensor:
+    """(N, H, W) float32: -log of the true class's probability, 0 where the target is 255."""
+    return functional.cross_entropy(logits_NKHW.float(), target, ignore_index=IGNORE, reduction="none")
+
+
+def _weights(target: Tensor, class_weights: Tensor | None) -> Tensor | float:
+    """(N, H, W) weight of each pixel's class; of any class where the target is 255, since the loss is 0 there."""
+    return 1.0 if class_weights is None else class_weights[target.clamp(max=len(class_weights) - 1)]
+
+
+def _truth(target: Tensor, num_classes: int) -> Tensor:
+    """(N, K, H, W) bool: whether a pixel is of a class; 255 is of none."""
+    return target[:, None] == torch.arange(num_classes, device=target.device).view(1, -1, 1, 1)
+
+
+def _jaccard_steps(errors_NKP: Tensor, truth_NKP: Tensor) -> Tensor:
+    """(N, K, P): what an error costs in IoU when all larger ones are made too (Berman et al. 2018, algorithm 1)."""
+    order_NKP = errors_NKP.argsort(dim=2, descending=True, stable=True)
+    hits_NKP = truth_NKP.gather(2, order_NKP).int().cumsum(dim=2)
+    total_NK1 = hits_NKP[..., -1:]
+    ranks_P = torch.arange(1, errors_NKP.shape[2] + 1, device=errors_NKP.device)
+    losses_NKP = 1 - (total_NK1 - hits_NKP) / (total_NK1 + ranks_P - hits_NKP)
+    steps_NKP = losses_NKP.diff(dim=2, prepend=torch.zeros_like(losses_NKP[..., :1]))
+    return torch.empty_like(steps_NKP).scatter_(2, order_NKP, steps_NKP)
+
+
+def _image_means(losses_NK: Tensor, pixels_NK: Tensor) -> tuple[Tensor, Tensor]:
+    """The mean over the classes that an image has pixels of, times these pixels, summed over images; their count."""
+    present_NK = pixels_NK > 0
+    means_N = (losses_NK * present_NK).sum(dim=1) / present_NK.sum(dim=1).clamp(min=1)
+    return (means_N * pixels_NK.sum(dim=1)).sum(), pixels_NK.sum()

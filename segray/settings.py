@@ -2,68 +2,29 @@
 
 from __future__ import annotations
 
-import math
 import re
-from collections.abc import Sequence
-from dataclasses import MISSING, dataclass, field, fields
+from dataclasses import dataclass, fields
 from typing import Any
 
 from segray.archives.options import ArchiveOptions
+from segray.flags import option, positive
 from segray.grid import BLENDS
+from segray.train_settings import TrainSettings
+
+__all__ = [
+    "BenchmarkSettings",
+    "DemoSettings",
+    "EvaluateSettings",
+    "ExportSettings",
+    "PathSettings",
+    "SegmentSettings",
+    "TrainSettings",
+]
 
 FORMATS = ("parquet", "png")
 EXPORT_FORMATS = ("cog", "png", "polygons", "pmtiles")
 MAX_ZOOM = 22  # pixels of 4 cm at the equator, in tiles of 256
 MEASUREMENTS = ("stages", "memory", "growth", "lattice", "cluster", "planning")
-
-
-def option(help: str, default: Any = MISSING, choices: Sequence[str] = ()) -> Any:
-    """A dataclass field that becomes a flag."""
-    return field(default=default, metadata={"help": help, "choices": tuple(choices)})
-
-
-def positive(settings: object, *names: str) -> None:
-    """ValueError unless those settings are None or positive and finite."""
-    for name in names:
-        value = getattr(settings, name)
-        if value is not None and not (value > 0 and math.isfinite(value)):
-            raise ValueError(f"--{name} must be positive, not {value}")
-
-
-@dataclass(frozen=True, kw_only=True)
-class TrainSettings:
-    """Settings of jobs/train.py."""
-
-    data: str = option("labelled data: a folder with train/ and val/ and classes.json, or Cityscapes")
-    output: str = option("where the model, metrics.jsonl, report.html and the resumable state go")
-    network: str = option("network, as in unet, unet?width=32, smp/unet/resnet34", "unet")
-    weights: str | None = option("pretrained backbone: path or URI of a file, or a torchvision weights name", None)
-    epochs: int = option("passes over the training images", 20)
-    batch_size: int = option("crops a step, over all workers", 8)
-    crop: int = option("side of the training crops in pixels; also the tile of the model", 256)
-    lr: float = option("peak learning rate", 1e-3)
-    optimizer: str = option("optimizer", "adamw", ("adam", "adamw"))
-    weight_decay: float = option("decoupled weight decay of adamw, not on norms and biases", 0.01)
-    augment: str = option(
-        "auto: nadir for map imagery, street for Cityscapes", "auto", ("auto", "nadir", "street", "none")
-    )
-    bands: tuple[int, ...] | None = option("0-based bands of the images to train on, as in 0,1,2 (default: all)", None)
-    num_workers: int | None = option("training workers (default: one a GPU, or one on CPUs)", None)
-    seed: int = option("seed of every random choice", 0)
-    device: str | None = option("where the network runs (default: gpu where the cluster has one)", None, ("cpu", "gpu"))
-    precision: str | None = option(
-        "number format of the forward pass (default: bf16 where it is fast)", None, ("bf16", "fp32")
-    )
-    max_failures: int = option("restarts from the last epoch after a worker died", 3)
-    overwrite: bool = option("start afresh, discarding what OUTPUT holds", False)
-
-    def __post_init__(self) -> None:
-        positive(self, "epochs", "batch_size", "crop", "lr", "num_workers")
-        for name in ("seed", "weight_decay", "max_failures"):
-            if not 0 <= getattr(self, name) < math.inf:
-                raise ValueError(f"--{name} must not be negative, but is {getattr(self, name)}")
-        if self.num_workers and self.batch_size % self.num_workers:
-            raise ValueError(f"--batch_size {self.batch_size} must be a multiple of --num_workers {self.num_workers}")
 
 
 @dataclass(frozen=True, kw_only=True)

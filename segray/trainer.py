@@ -8,16 +8,12 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 
 import torch
-from torch import nn
 
 from segray.errors import SegrayError
-from segray.inference import default_precision
-from segray.inputs import prepare
+from segray.learner import Learner
 from segray.loading import Batch, CropLoader, ImageCache, reading_threads, void_batch
-from segray.losses import LOSSES, global_mean, network_loss
 from segray.metrics import scores
 from segray.model_dir import save_model
-from segray.optimizer import learning_rate, make_optimizer
 from segray.report import Picture, training_page
 from segray.sampling import worker_seed
 from segray.segmenter import Segmenter
@@ -28,7 +24,6 @@ from segray.validation import validate
 from segray.workers import Place
 
 CHECK_EVERY = 16  # steps between looks at the loss, each of which makes the host wait for the device
-MAX_NORM = 1.0  # of the gradient, which is averaged first: clipping is the same on every worker
 MAX_READERS = 16
 TILES_A_PASS = 16  # in validation, on a GPU
 REPORT_EVERY_S = 60.0  # the page, before the last epoch
@@ -54,22 +49,12 @@ def run(job: Job, place: Place, *, report: Report) -> None:
 
 
 class Trainer:
-    """One worker's network, optimizer and data. epoch: how many are done. history: their rows of metrics.jsonl."""
+    """One worker's learner and data. epoch: how many are done. history: their rows of metrics.jsonl."""
 
     def __init__(self, job: Job, place: Place, *, pool: ThreadPoolExecutor) -> None:
         self.job, self.place, self.pool = job, place, pool
         settings = job.settings
-        fast = place.all_agree(default_precision(place.device.type) == "bf16")
-        self.precision = settings.precision or ("bf16" if fast else "fp32")
-        with place.together():
-            network = job.network()
-        if place.world_size > 1 and place.device.type == "cuda":
-            network = nn.SyncBatchNorm.convert_sync_batchnorm(network)
-        self.network = network.to(place.device, memory_format=torch.channels_last)
-        self.parallel = place.parallel(self.network)
-        self.optimizer = make_optimizer(
-            self.network, name=settings.optimizer, lr=settings.lr, weight_decay=settings.weight_decay
-        )
+        self.learner = Learner(job, place)
         self.epoch, self.history, self.best = 0, [], -1.0
         self.waited, self.page_at = 0.0, time.monotonic()
         self.met: SegrayError | None = None
@@ -90,10 +75,8 @@ class Trainer:
         if epoch == 0:
             return
         state = load_state(output, epoch)
-        self.network.load_state_dict(state["network"])
-        self.optimizer.load_state_dict(state["optimizer"])
-        self.epoch, self.history = state["epoch"], state["history"]
-        self.best, self.precision = state["best"], state["precision"]
+        self.learner.load(state)
+        self.epoch, self.history, self.best = state["epoch"], state["history"], state["best"]
 
     def run_epoch(self, report: Report) -> None:
         """Train and validate one epoch, and commit it."""
@@ -113,12 +96,12 @@ class Trainer:
         """One pass over the crops; the mean loss of its valid pixels over all workers."""
         job, settings = self.job, self.job.settings
         torch.manual_seed(worker_seed(settings.seed, self.epoch, self.place.rank))
-        self.parallel.train()
+        self.learner.parallel.train()
         sums = torch.zeros(3, dtype=torch.float64, device=self.place.device)
         loss, pixels = 0.0, 0.0
         for index, batch in zip(range(job.steps), self._batches()):
             step = (self.epoch - 1) * job.steps + index
-            sums += self._step(step, batch)
+            sums += self.learner.step(batch, epoch=self.epoch, index=index)
             if (index + 1) % CHECK_EVERY == 0 or index + 1 == job.steps:
                 total = self._checked(sums, step)
                 sums.zero_()
@@ -146,35 +129,6 @@ class Trainer:
             self.waited += time.monotonic() - started
             yield batch
 
-    def _step(self, step: int, batch: Batch) -> torch.Tensor:
-        """One step of the optimizer; (3,) float64 of this worker: loss sum, valid pixels, gradient norm.
-
-        Nothing here makes the host wait for the device.
-        """
-        settings = self.job.settings
-        for group in self.optimizer.param_groups:
-            group["lr"] = learning_rate(step, steps=self.job.steps * settings.epochs, peak=settings.lr)
-        pixels, valid, mask = (self._to_device(t) for t in (batch.pixels, batch.valid, batch.mask))
-        x = prepare(pixels, valid, self.job.spec).contiguous(memory_format=torch.channels_last)
-        loss_sum, count = network_loss(self._forward(x), mask, LOSSES["cross_entropy"])
-        self.optimizer.zero_grad()
-        global_mean(loss_sum, count).backward()
-        norm = nn.utils.clip_grad_norm_(self.network.parameters(), MAX_NORM)
-        self.optimizer.step()
-        return torch.stack([loss_sum.detach().double(), count.double(), norm.double()])
-
-    def _forward(self, x: torch.Tensor) -> torch.Tensor | dict[str, torch.Tensor]:
-        try:
-            with torch.autocast(self.place.device.type, torch.bfloat16, enabled=self.precision == "bf16"):
-                return self.parallel(x)
-        except ValueError as error:  # a batch that is too small for BatchNorm; the same on every worker
-            raise SegrayError(str(error)) from error
-
-    def _to_device(self, tensor: torch.Tensor) -> torch.Tensor:
-        if self.place.device.type == "cpu":
-            return tensor
-        return tensor.pin_memory().to(self.place.device, non_blocking=True)
-
     def _checked(self, sums: torch.Tensor, step: int) -> list[float]:
         """The sums over all workers; SegrayError when one of them met an error, or the loss is no longer finite."""
         failed = sums.new_tensor([float(self.met is not None)])
@@ -191,13 +145,12 @@ class Trainer:
     def _validate(self) -> tuple[torch.Tensor, list[Picture]]:
         """The confusion matrix over the whole validation split, and pictures of some of rank 0's images."""
         place, job = self.place, self.job
-        place.share_buffers(self.network)
         segmenter = Segmenter(
-            self.network,
+            self.learner.model(),
             job.spec,
             num_classes=len(job.dataset.classes),
             device=place.device,
-            precision=self.precision,
+            precision=self.learner.precision,
             batch_size=1 if place.device.type == "cpu" else TILES_A_PASS,
         )
         with place.together():
@@ -213,7 +166,7 @@ class Trainer:
             "epoch": self.epoch,
             "step": self.epoch * steps,
             "loss": loss,
-            "lr": self.optimizer.param_groups[0]["lr"],
+            "lr": self.learner.rate(self.epoch * steps - 1),
             "val_miou": result["miou"],
             "val_iou": dict(zip(self.job.dataset.classes.names, result["iou"])),
             "classes_in_mean": result["classes_in_mean"],
@@ -227,23 +180,14 @@ class Trainer:
         output = self.job.settings.output
         if row["val_miou"] is None or row["val_miou"] > self.best:
             self.best = self.best if row["val_miou"] is None else row["val_miou"]
-            save_model(self.job.description(row, precision=self.precision), self.network)
+            save_model(self.job.description(row, precision=self.learner.precision), self.learner.model())
         write_history(output, self.history)
         last = self.epoch == self.job.settings.epochs
         if last or time.monotonic() - self.page_at > REPORT_EVERY_S:
             self.page_at = time.monotonic()
             publish(join(output, "report.html"), self._page(pictures))
-        save_state(
-            output,
-            {
-                "epoch": self.epoch,
-                "precision": self.precision,
-                "best": self.best,
-                "history": self.history,
-                "network": self.network.state_dict(),
-                "optimizer": self.optimizer.state_dict(),
-            },
-        )
+        progress = {"epoch": self.epoch, "best": self.best, "history": self.history}
+        save_state(output, {**progress, **self.learner.state()})
 
     def _page(self, pictures: list[Picture]) -> bytes:
         settings = self.job.settings

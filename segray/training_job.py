@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import platform
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.metadata import version
 
 import numpy as np
@@ -16,6 +16,7 @@ from segray.datasets import Dataset, Labelled, Sample
 from segray.errors import SegrayError
 from segray.inputs import InputSpec
 from segray.inspection import Inspection
+from segray.loss_terms import class_weights
 from segray.model_dir import Description, load_state
 from segray.networks import build_network, load_backbone, parse_network
 from segray.reading import read_labelled
@@ -64,7 +65,12 @@ class Job:
 
     def augment(self) -> Augment:
         """What may happen to a crop."""
-        return Augment.named(self.settings.augment, crop=self.settings.crop, nadir=self.dataset.nadir)
+        named = Augment.named(self.settings.augment, crop=self.settings.crop, nadir=self.dataset.nadir)
+        return replace(named, scale_range=self.settings.scales)
+
+    def class_weights(self) -> tuple[float, ...] | None:
+        """The weight of each class in the loss, from its labelled pixels; None where all weigh the same."""
+        return class_weights(self.settings.class_weights, self.inspection.class_pixels)
 
     def network(self) -> nn.Module:
         """The network before its first step: random weights of the seed, then those pretrained ones that fit."""

@@ -60,14 +60,8 @@ class Place:
         self.raise_everywhere(met)
 
     def parallel(self, network: nn.Module) -> nn.Module:
-        """The network with its gradients averaged over the workers."""
+        """The network with its gradients averaged over the workers; its buffers are the same on all of them."""
         if self.world_size == 1:
             return network
         devices = [self.device] if self.device.type == "cuda" else None
         return DistributedDataParallel(network, device_ids=devices, gradient_as_bucket_view=True)
-
-    def share_buffers(self, network: nn.Module) -> None:
-        """Give every worker the running statistics of rank 0: on CPUs each has seen other crops."""
-        if self.world_size > 1:
-            for buffer in network.buffers():
-                dist.broadcast(buffer, src=0)

@@ -12,21 +12,21 @@ import pytest
 ROOT = Path(__file__).parents[1]
 LAYERS = {
     "kernel": (
-        "errors grid blend masks metrics synthetic regions sampling stopwatch resample reduction tracing rings packing "
-        "boundary calibration"
+        "errors grid blend masks metrics synthetic regions sampling stopwatch resample reduction tracing rings "
+        "packing boundary calibration loss_terms schedules flags"
     ),
     "network": (
         "inputs augment losses networks segmenter programs workers optimizer canvas rows seams folding inference "
-        "details"
+        "details photometric averaging batch_norm"
     ),
     "storage": (
         "storage model_dir shards plan archives datasets exports export_tasks report settings command_line walk "
         "summary reading loading expand inspection validation trainer training_job training_state training_remote "
-        "training_console made_up stages peers tally showcase"
+        "training_console made_up stages peers tally showcase train_settings learner"
     ),
     "ray": (
-        "cluster planning work pipeline outputs overviews segmentation evaluation exporting training "
-        "throughput scaling simulation benchmark"
+        "cluster planning work pipeline outputs overviews segmentation evaluation exporting training throughput "
+        "scaling simulation benchmark"
     ),
 }
 ORDER = [*LAYERS, "jobs"]

@@ -2,16 +2,29 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 import torch.distributed as dist
+from gloo import mean_gradient, run_two
 from torch import Tensor, nn
 
-from segray.losses import LOSSES, cross_entropy_sum, global_mean, network_loss
+from segray.loss_terms import LOSS_NAMES, PIXEL_LOSSES, parse_loss
+from segray.losses import (
+    LOSSES,
+    cross_entropy_sum,
+    dice_sum,
+    focal_sum,
+    lovasz_sum,
+    make_loss,
+    network_loss,
+    ohem_sum,
+    valid_count,
+)
 
+WEIGHTS = (0.5, 2.0, 1.0, 0.25, 3.0)
 VOID = {"unequal": (0.1, 0.8), "one worker has no label": (0.3, 1.0), "nobody has a label": (1.0, 1.0)}
 
 
@@ -41,40 +54,41 @@ class TwoHeads(nn.Module):
         return {"out": self.out(features), "aux": self.aux(features)}
 
 
-def gradient(network: nn.Module, images: Tensor, mask: Tensor) -> Tensor:
-    network.zero_grad()
-    global_mean(*network_loss(network(images), mask, cross_entropy_sum)).backward()
-    return torch.cat([parameter.grad.flatten() for parameter in network.parameters()])
+def gradient(name: str, images: Tensor, mask: Tensor) -> Tensor:
+    """Of the mean loss over the valid pixels of all workers."""
+    network, count, world_size = TwoHeads(), valid_count(mask), 1
+    if dist.is_initialized():
+        dist.all_reduce(count)
+        world_size = dist.get_world_size()
+    loss_sum, _ = network_loss(network(images), mask, make_loss(((1.0, name),), torch.tensor(WEIGHTS)))
+    (loss_sum * world_size / count.clamp(min=1)).backward()
+    return mean_gradient(network)
 
 
-def worker(rank: int, folder: str) -> None:
-    """One of two processes; writes the mean over both of the gradient of each case.
-
-    DistributedDataParallel takes this mean too, but needs 4 seconds to be imported.
-    """
-    os.environ["GLOO_SOCKET_IFNAME"] = "lo"
-    torch.set_num_threads(1)
-    dist.init_process_group("gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=2)
-    found = {name: gradient(TwoHeads(), *batch(void[rank], seed=rank)) for name, void in VOID.items()}
-    for summed in found.values():
-        dist.all_reduce(summed)
-    torch.save({name: summed / dist.get_world_size() for name, summed in found.items()}, Path(folder) / f"{rank}.pt")
-    dist.destroy_process_group()
+def work(rank: int, folder: Path) -> None:
+    """What each of two processes finds: the gradient of every loss in every case."""
+    found = {
+        f"{name} {case}": gradient(name, *batch(void[rank], seed=rank))
+        for name in LOSSES
+        for case, void in VOID.items()
+    }
+    torch.save(found, folder / f"{rank}.pt")
 
 
 @pytest.fixture(scope="module")
 def gradients_of_two(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Tensor]]:
     folder = tmp_path_factory.mktemp("gloo")
-    torch.multiprocessing.spawn(worker, (str(folder),), nprocs=2)
+    run_two(work, folder)
     return [torch.load(folder / f"{rank}.pt", weights_only=True) for rank in range(2)]
 
 
+@pytest.mark.parametrize("name", LOSSES)
 @pytest.mark.parametrize("case", VOID)
-def test_two_workers_have_the_gradient_of_one(case: str, gradients_of_two: list[dict[str, Tensor]]) -> None:
+def test_two_workers_have_the_gradient_of_one(case: str, name: str, gradients_of_two: list[dict[str, Tensor]]) -> None:
     parts = [batch(void, seed=rank) for rank, void in enumerate(VOID[case])]
-    expected = gradient(TwoHeads(), *(torch.cat(tensors) for tensors in zip(*parts)))
+    expected = gradient(name, *(torch.cat(tensors) for tensors in zip(*parts)))
     for found in gradients_of_two:
-        assert (found[case] - expected).norm() <= 1e-6 * expected.norm()
+        assert (found[f"{name} {case}"] - expected).norm() <= 1e-6 * expected.norm()
     assert bool(expected.any()) == (case != "nobody has a label")
 
 
@@ -89,13 +103,101 @@ def test_cross_entropy_is_its_definition() -> None:
     assert count.item() == valid.sum().item()
 
 
-def test_void_pixels_have_no_gradient() -> None:
+def test_class_weights_multiply_the_loss_of_a_pixel() -> None:
+    _, mask = batch(0.3)
+    logits, weights = logits_like(mask), torch.tensor(WEIGHTS)
+    for loss in (cross_entropy_sum, focal_sum):
+        parts = [loss(logits, torch.where(mask == k, mask, 255))[0] * WEIGHTS[k] for k in range(5)]
+        assert torch.allclose(loss(logits, mask, class_weights=weights)[0], torch.stack(parts).sum())
+
+
+def test_focal_loss_is_its_definition() -> None:
+    _, mask = batch(0.3)
+    logits = logits_like(mask)
+    picked = true_probabilities(logits, mask)
+    assert focal_sum(logits, mask)[0].item() == pytest.approx((-((1 - picked) ** 2) * np.log(picked)).sum(), rel=1e-5)
+
+
+def true_probabilities(logits: Tensor, mask: Tensor) -> np.ndarray:
+    """Of the true class of every valid pixel, in the mask's order."""
+    probabilities = logits.detach().double().softmax(dim=1).permute(0, 2, 3, 1)
+    valid = mask != 255
+    return probabilities[valid].gather(1, mask[valid].long()[:, None])[:, 0].numpy()
+
+
+def test_ohem_is_the_mean_of_the_hardest_quarter_of_each_image() -> None:
+    masks = [mask for void in (0.0, 0.3, 0.97) for mask in batch(void)[1].split(1)]
+    for mask in masks:
+        logits = logits_like(mask)
+        losses = np.sort(-np.log(true_probabilities(logits, mask)))[::-1]
+        expected = losses[: -(-len(losses) // 4)].mean() * len(losses)
+        assert ohem_sum(logits, mask)[0].item() == pytest.approx(expected, rel=1e-5)
+
+
+def image_mean(logits: Tensor, mask: Tensor, of_class) -> float:
+    """Sum over images of (mean over the classes in its truth of of_class(p, t)) times its valid pixels."""
+    total = 0.0
+    for image, truth in zip(logits.detach().double().softmax(dim=1).numpy(), mask.numpy()):
+        valid = truth != 255
+        losses = [of_class(image[k][valid], truth[valid] == k) for k in np.unique(truth[valid])]
+        total += np.mean(losses) * valid.sum()
+    return total
+
+
+def rare_classes(mask: Tensor) -> Tensor:
+    """The mask, its first image without class 0 and with a single pixel of class 4."""
+    mask = mask.clone()
+    mask[0][(mask[0] == 0) | (mask[0] == 4)] = 1
+    mask[0, 0, 0] = 4
+    return mask
+
+
+def test_dice_is_its_definition() -> None:
+    mask = rare_classes(batch(0.3)[1])
+    logits = logits_like(mask)
+    expected = image_mean(logits, mask, lambda p, t: 1 - 2 * (p * t).sum() / (p.sum() + t.sum()))
+    assert dice_sum(logits, mask)[0].item() == pytest.approx(expected, rel=1e-5)
+
+
+def jaccard_extension(p: np.ndarray, t: np.ndarray) -> float:
+    """The Lovasz extension of the Jaccard loss, from its values on sets of mispredicted pixels."""
+    errors = np.abs(t - p)
+    order = np.argsort(-errors)
+    total, before = 0.0, 0.0
+    for count in range(1, len(p) + 1):
+        wrong = np.zeros(len(p), bool)
+        wrong[order[:count]] = True
+        after = 1 - (t & ~wrong).sum() / (t | wrong).sum()
+        total, before = total + errors[order[count - 1]] * (after - before), after
+    return total
+
+
+def test_lovasz_is_its_definition() -> None:
+    mask = rare_classes(batch(0.3)[1])
+    logits = logits_like(mask)
+    assert lovasz_sum(logits, mask)[0].item() == pytest.approx(image_mean(logits, mask, jaccard_extension), rel=1e-5)
+
+
+@pytest.mark.parametrize("loss", [dice_sum, lovasz_sum])
+def test_losses_of_overlap_run_from_0_to_1_a_pixel(loss) -> None:
+    _, mask = batch(0.3)
+    truth = nn.functional.one_hot(mask.long().clamp(max=5), 6)[..., :5].permute(0, 3, 1, 2) * 100.0
+    assert loss(truth, mask)[0].item() == pytest.approx(0, abs=1e-3)
+    worst, count = loss(truth.roll(1, dims=1), mask)
+    assert worst.item() == pytest.approx(count.item(), rel=1e-5)
+
+
+@pytest.mark.parametrize("name", LOSSES)
+def test_void_pixels_have_no_gradient_and_no_say(name: str) -> None:
     _, mask = batch(0.5)
     logits = logits_like(mask)
-    global_mean(*cross_entropy_sum(logits, mask)).backward()
+    loss, _ = LOSSES[name](logits, mask)
+    loss.backward()
     void = (mask == 255)[:, None].expand_as(logits)
     assert not logits.grad[void].any()
-    assert logits.grad[~void].all()
+    assert logits.grad[~void].any() if name == "ohem" else logits.grad[~void].all()
+    other = logits.detach().where(~void, torch.randn(logits.shape) * 30)
+    assert torch.allclose(LOSSES[name](other, mask)[0], loss)
 
 
 @pytest.mark.parametrize("name", LOSSES)
@@ -104,7 +206,7 @@ def test_every_loss_is_zero_without_labels(name: str, dtype: torch.dtype) -> Non
     _, mask = batch(1.0)
     logits = logits_like(mask)
     loss, count = LOSSES[name](logits.to(dtype), mask)
-    global_mean(loss, count).backward()
+    loss.backward()
     assert (loss.item(), count.item()) == (0.0, 0)
     assert (loss.dtype, count.dtype, loss.shape, count.shape) == (torch.float32, torch.int64, (), ())
     assert torch.equal(logits.grad, torch.zeros_like(logits))
@@ -120,10 +222,11 @@ def test_every_loss_adds_over_the_batch(name: str) -> None:
     assert sum(part[1] for part in parts) == count
 
 
-def test_low_precision_logits_are_computed_in_float32() -> None:
+@pytest.mark.parametrize("name", LOSSES)
+def test_low_precision_logits_are_computed_in_float32(name: str) -> None:
     _, mask = batch(0.2)
     half = logits_like(mask).bfloat16()
-    assert torch.equal(cross_entropy_sum(half, mask)[0], cross_entropy_sum(half.float(), mask)[0])
+    assert torch.equal(LOSSES[name](half, mask)[0], LOSSES[name](half.float(), mask)[0])
 
 
 @pytest.mark.parametrize("name", LOSSES)
@@ -156,3 +259,18 @@ def test_auxiliary_logits_weigh_half_and_count_once() -> None:
     main, valid = network_loss(out, mask, cross_entropy_sum)
     assert torch.equal(loss, main + 0.5 * cross_entropy_sum(aux, mask)[0])
     assert torch.equal(count, valid)
+
+
+def test_a_sum_of_losses_is_their_weighted_sum() -> None:
+    _, mask = batch(0.2)
+    logits, weights = logits_like(mask), torch.tensor(WEIGHTS)
+    loss, count = make_loss(parse_loss("focal+0.5*lovasz"), weights)(logits, mask)
+    expected = focal_sum(logits, mask, class_weights=weights)[0] + 0.5 * lovasz_sum(logits, mask)[0]
+    assert torch.allclose(loss, expected)
+    assert count == valid_count(mask)
+
+
+def test_the_losses_are_those_that_settings_name() -> None:
+    assert tuple(LOSSES) == LOSS_NAMES
+    weighted = [name for name, loss in LOSSES.items() if "class_weights" in (loss.__kwdefaults__ or {})]
+    assert tuple(weighted) == PIXEL_LOSSES

@@ -16,13 +16,14 @@ from segray.networks.any_size import pad_to_multiple
 from segray.networks.pretrained import bare_name
 
 CLASSES = 5
-BATCH_OF_ONE = {"encoder_decoder", "unet"}  # train on a single image of a single pixel
+BATCH_OF_ONE = {"encoder_decoder", "unet", "nano"}  # train on a single image of a single pixel
 has_smp = importlib.util.find_spec("segmentation_models_pytorch") is not None
 needs_smp = pytest.mark.skipif(not has_smp, reason="the extra smp is not installed")
 # small ones, so that the contracts run in seconds
 OPTIONS = {
     "encoder_decoder": {"width": 8},
     "unet": {"width": 4},
+    "nano": {"width": 8},
     "smp": {"architecture": "unet", "encoder": "resnet18"},
 }
 each_network = pytest.mark.parametrize(
@@ -99,7 +100,7 @@ def test_train_mode_returns_heads_and_every_parameter_learns(network, name):
     batch = 1 if name in BATCH_OF_ONE else 2
     output = network(pixels(batch, 3, 37, 53))
     heads = output if isinstance(output, dict) else {"out": output}
-    assert list(heads) == (["out", "aux"] if name.startswith(("fcn", "deeplab")) else ["out"])
+    assert list(heads) == (["out", "aux"] if name.startswith(("fcn", "deeplab", "nano")) else ["out"])
     assert all(logits_NKHW.shape == (batch, CLASSES, 37, 53) for logits_NKHW in heads.values())
     sum(logits_NKHW.square().mean() for logits_NKHW in heads.values()).backward()
     gradients = {key: parameter.grad for key, parameter in network.named_parameters() if parameter.requires_grad}
@@ -126,12 +127,15 @@ def test_bare_names_are_unique_so_that_no_pretrained_tensor_goes_astray(network)
 
 @pytest.mark.parametrize("name", sorted(BATCH_OF_ONE))
 def test_one_image_of_one_pixel_trains(network):
-    logits_NKHW = network.train()(pixels(1, 3, 1, 1))
+    output = network.train()(pixels(1, 3, 1, 1))
+    logits_NKHW = output["out"] if isinstance(output, dict) else output
     logits_NKHW.sum().backward()
     assert logits_NKHW.shape == (1, CLASSES, 1, 1)
 
 
-@pytest.mark.parametrize(("name", "options"), [("encoder_decoder", {"width": 4}), ("unet", {"width": 2, "depth": 2})])
+@pytest.mark.parametrize(
+    ("name", "options"), [("encoder_decoder", {"width": 4}), ("unet", {"width": 2, "depth": 2}), ("nano", {"width": 4})]
+)
 def test_exports_with_a_dynamic_batch(name, options):
     network = build_network(name, options, num_classes=3, in_channels=2).eval()
     program = torch.export.export(network, (pixels(2, 2, 32, 36),), dynamic_shapes=[{0: torch.export.Dim("batch")}])
@@ -145,9 +149,9 @@ def test_default_sizes():
         name: sum(
             parameter.numel() for parameter in build_network(name, {}, num_classes=12, in_channels=3).parameters()
         )
-        for name in ("encoder_decoder", "unet")
+        for name in ("encoder_decoder", "unet", "nano")
     }
-    assert counts == {"encoder_decoder": 111_564, "unet": 1_942_764}
+    assert counts == {"encoder_decoder": 111_564, "unet": 1_942_764, "nano": 3_807_064}
 
 
 @pytest.mark.parametrize("name", ["encoder_decoder"])
@@ -244,6 +248,7 @@ def test_parse_network_refuses(text, sentence):
         ("unet", {"width": 0}, "network unet needs width >= 1 and depth of 1 to 8"),
         ("unet", {"depth": 9}, "but they are 16 and 9"),
         ("encoder_decoder", {"width": -1}, "must be at least 1, but is -1"),
+        ("nano", {"width": 7}, "must be even and at least 2, but is 7"),
         ("smp", {"allow_noncommercial": "please"}, "must be of type bool"),
     ],
 )

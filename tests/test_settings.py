@@ -91,6 +91,21 @@ def test_wrong_flags_are_one_sentence(flags, sentence):
         ([*TRAIN, "--lr", "-1"], "--lr must be positive"),
         ([*TRAIN, "--batch_size", "6", "--num_workers", "4"], "--batch_size 6 must be a multiple of --num_workers 4"),
         ([*TRAIN, "--augment", "wild"], "invalid choice: 'wild'"),
+        ([*TRAIN, "--loss", "mse"], "--loss is one of cross_entropy, focal, ohem, dice, lovasz, or a sum"),
+        ([*TRAIN, "--loss", "dice", "--class_weights", "inverse_log"], "has no effect on --loss dice"),
+        ([*TRAIN, "--optimizer", "lion"], "invalid choice: 'lion'"),
+        ([*TRAIN, "--schedule", "step"], "invalid choice: 'step'"),
+        ([*TRAIN, "--warm_up", "1.5"], "--warm_up is 0 to 1, not 1.5"),
+        ([*TRAIN, "--momentum", "1"], "--momentum is at least 0 and below 1, not 1.0"),
+        ([*TRAIN, "--ema", "-0.1"], "--ema is at least 0 and below 1, not -0.1"),
+        ([*TRAIN, "--photometric", "nan"], "--photometric is 0 to 1, not nan"),
+        ([*TRAIN, "--clip", "-1"], "--clip must not be negative, but is -1.0"),
+        ([*TRAIN, "--aux_weight", "inf"], "--aux_weight must not be negative, but is inf"),
+        ([*TRAIN, "--accumulate", "0"], "--accumulate must be positive"),
+        ([*TRAIN, "--batch_size", "8", "--num_workers", "2", "--accumulate", "5"], "--accumulate 5 is more than"),
+        ([*TRAIN, "--scale_range", "2"], "--scale_range is MIN:MAX, two positive numbers as in 0.5:2, not 2"),
+        ([*TRAIN, "--scale_range", "2:1"], "not 2:1"),
+        ([*TRAIN, "--scale_range", "0:1"], "not 0:1"),
     ],
 )
 def test_wrong_training_flags(flags, sentence):
@@ -106,6 +121,25 @@ def test_evaluation_settings():
     for share in ("0", "1", "-0.1", "nan"):
         with pytest.raises(ValueError, match="--boundary is a share of the diagonal, above 0 and below 1, not"):
             parse(EvaluateSettings, [*flags, "--boundary", share])
+
+
+@pytest.mark.parametrize(
+    ("flags", "expected"),
+    [
+        ([], {"lr": 1e-3, "weight_decay": 0.01, "warm_up": 0.05, "photometric": 0.3, "scales": (0.5, 2.0)}),
+        (["--optimizer", "sgd", "--schedule", "one_cycle"], {"lr": 0.02, "weight_decay": 1e-4, "warm_up": 0.3}),
+        (["--optimizer", "sgd", "--lr", "0.1", "--weight_decay", "0"], {"lr": 0.1, "weight_decay": 0.0}),
+        (["--augment", "none"], {"photometric": 0.0, "scales": (1.0, 1.0)}),
+        (
+            ["--augment", "none", "--photometric", "0.1", "--scale_range", ".8:1.25"],
+            {"photometric": 0.1, "scales": (0.8, 1.25)},
+        ),
+        (["--loss", "dice+2*focal"], {"loss_terms": ((1.0, "dice"), (2.0, "focal"))}),
+    ],
+)
+def test_training_defaults_follow_from_other_settings(flags, expected):
+    settings = parse(TrainSettings, [*TRAIN, *flags])
+    assert {name: getattr(settings, name) for name in expected} == expected
 
 
 @pytest.mark.parametrize(
@@ -216,6 +250,10 @@ def test_missing_and_empty_configs():
         (SegmentSettings, [*SEGMENT, "--actors", "1:8", "--bands", "0,1,2", "--scale", "1e-9", "--overwrite"]),
         (SegmentSettings, SEGMENT),
         (TrainSettings, [*TRAIN, "--network", "unet?width=32", "--lr", "1e-3", "--weights", "null.pth"]),
+        (
+            TrainSettings,
+            [*TRAIN, "--optimizer", "sgd", "--scale_range", "1:2", "--loss", "dice+.5*focal", "--clip", "0"],
+        ),
     ],
 )
 def test_printed_settings_are_a_config(capsys, settings_class, flags):

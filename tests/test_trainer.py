@@ -11,10 +11,13 @@ import numpy as np
 import pytest
 import torch
 from conftest import png
+from gloo import run_two
+from torch import nn
 
 from segray.datasets import open_dataset
 from segray.errors import SegrayError
 from segray.inspection import inspect
+from segray.learner import Learner
 from segray.metrics import confusion_matrix, scores
 from segray.model_dir import load_network, read_description
 from segray.segmenter import Segmenter
@@ -112,8 +115,18 @@ def test_it_learns(labelled_folder: str, tmp_path: Path) -> None:
     assert history[-1]["val_miou"] > 1.5 * history[0]["val_miou"]
 
 
-@pytest.mark.parametrize("when", [1, 2, 4, 5])
-def test_an_interrupted_training_ends_in_the_same_weights(job: Job, tmp_path: Path, when: int) -> None:
+RECIPE = {
+    "network": "nano?width=8", "loss": "cross_entropy+dice", "class_weights": "inverse_sqrt", "optimizer": "sgd",
+    "schedule": "one_cycle", "ema": 0.9, "photometric": 0.4, "accumulate": 2, "clip": 0.5,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("recipe", [{}, RECIPE, {"ema": 0, "photometric": 0}])
+@pytest.mark.parametrize("when", [2, 5])
+def test_an_interrupted_training_ends_in_the_same_weights(
+    labelled_folder: str, tmp_path: Path, when: int, recipe: dict
+) -> None:
+    job = make_job(labelled_folder, str(tmp_path / "trained"), **recipe)
     undisturbed = run_job(replace(job, settings=replace(job.settings, output=str(tmp_path / "other"))))
     count = 0
 
@@ -127,6 +140,65 @@ def test_an_interrupted_training_ends_in_the_same_weights(job: Job, tmp_path: Pa
         run_job(job, interrupt)
     assert newest_epoch(job.settings.output) == when // 2
     assert same(run_job(job), undisturbed)
+
+
+def test_weights_after_steps_in_parts_are_those_of_whole_steps(labelled_folder: str, tmp_path: Path) -> None:
+    first = open_dataset(labelled_folder).samples("train")[0]
+    Path(first.mask).write_bytes(png(np.full((96, 96), 255, np.uint8)))  # parts have unequal shares of void pixels
+    recipe = {"loss": "cross_entropy+dice+lovasz", "class_weights": "inverse_log", "optimizer": "sgd"}
+    whole, parts = (
+        run_job(make_job(labelled_folder, str(tmp_path / str(accumulate)), **recipe, accumulate=accumulate))
+        for accumulate in (1, 3)
+    )
+    for name, weights in whole["network"].items():
+        assert torch.allclose(weights, parts["network"][name], rtol=0, atol=1e-6), name
+
+
+def test_settings_reach_augmentation_loss_and_compiler(
+    labelled_folder: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    compiled = []
+    monkeypatch.setattr(nn.Module, "compile", lambda module, **options: compiled.append(module))
+    changes = {"scale_range": "1:1.5", "class_weights": "inverse_sqrt", "compile": True}
+    job = make_job(labelled_folder, str(tmp_path), **changes)
+    assert job.augment().scale_range == (1.0, 1.5)
+    weights, pixels = job.class_weights(), job.inspection.class_pixels
+    assert weights.index(max(weights)) == pixels.index(min(pixels))
+    learner = Learner(job, Place())
+    assert compiled == [learner.network]
+    assert make_job(labelled_folder, str(tmp_path)).class_weights() is None
+
+
+def test_the_average_of_the_weights_is_what_is_published(job: Job) -> None:
+    state = run_job(job)
+    published = load_network(read_description(job.settings.output + "/model")).state_dict()
+    best = max(read_history(job.settings.output), key=lambda row: row["val_miou"])["epoch"]
+    average = load_state(job.settings.output, best)["average"] if best > 1 else None
+    assert not same(dict(state["network"]), dict(state["average"]))
+    assert average is None or same(dict(published), dict(average))
+
+
+def work(rank: int, folder: Path) -> None:
+    """One of two workers that train."""
+    job = torch.load(folder / "job.pt", weights_only=False)
+    run(job, Place(rank=rank, world_size=2), report=silent)
+
+
+def test_two_workers_take_the_steps_of_one_with_batch_norm(labelled_folder: str, tmp_path: Path) -> None:
+    first = open_dataset(labelled_folder).samples("train")[0]
+    Path(first.mask).write_bytes(png(np.full((96, 96), 255, np.uint8)))  # workers see unequal shares of void pixels
+    recipe = {"network": "nano?width=4", "loss": "cross_entropy+dice", "optimizer": "sgd", "accumulate": 2, "epochs": 2}
+    one = make_job(labelled_folder, str(tmp_path / "one"), batch_size=8, **recipe)
+    alone = run_job(one)
+    two = replace(one, settings=replace(one.settings, output=str(tmp_path / "two")))
+    torch.save(two, tmp_path / "job.pt")
+    run_two(work, tmp_path)
+    shared = load_state(two.settings.output, 2)
+    for kind in ("network", "average"):
+        for name, values in alone[kind].items():
+            assert torch.allclose(values, shared[kind][name], rtol=1e-4, atol=1e-4), name
+    for row, other in zip(read_history(one.settings.output), read_history(two.settings.output), strict=True):
+        assert row["loss"] == pytest.approx(other["loss"], rel=1e-5)
 
 
 def test_a_damaged_state_is_passed_over(job: Job) -> None:

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable, Mapping
 
 from torch import nn
 
-from segray.networks import encoder_decoder, smp, torchvision_nets, unet
+from segray.networks import encoder_decoder, nano, smp, torchvision_nets, unet
 from segray.networks.pretrained import load_backbone
 
 __all__ = ["NETWORKS", "build_network", "load_backbone", "parse_network"]
@@ -21,6 +21,7 @@ __all__ = ["NETWORKS", "build_network", "load_backbone", "parse_network"]
 NETWORKS: dict[str, Callable[..., nn.Module]] = {
     "encoder_decoder": encoder_decoder.build,
     "unet": unet.build,
+    "nano": nano.build,
     "fcn_resnet50": torchvision_nets.fcn_resnet50,
     "deeplabv3_resnet50": torchvision_nets.deeplabv3_resnet50,
     "deeplabv3_mobilenet_v3_large": torchvision_nets.deeplabv3_mobilenet_v3_large,

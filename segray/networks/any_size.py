@@ -26,6 +26,6 @@ def forward_or_advise(module: nn.Module, x_NCHW: Tensor) -> object:
         if "more than 1 value per channel" not in str(error):
             raise
         raise ValueError(
-            f"a batch of {len(x_NCHW)} leaves BatchNorm a single value per channel in training; give every worker at "
-            "least 2 images a step (--batch_size of at least twice --num_workers)"
+            f"a batch of {len(x_NCHW)} leaves BatchNorm a single value per channel in training; give it at least "
+            "2 images a step (--batch_size of at least twice --accumulate)"
         ) from error

@@ -1,6 +1,6 @@
 """encoder_decoder: the smallest network here, a baseline to compare with; 0.1 M parameters at width 64.
 
-It has no normalisation layers, so N workers with a batch of B / N take the same steps as one worker with a batch of B.
+It has no normalisation layers, so a batch is no more than the sum of its images, in whatever parts it is computed.
 Every pixel sees 10 pixels around it in the encoder: enough for colour and texture, not for context.
 """
 

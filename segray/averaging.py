@@ -1,0 +1,31 @@
+"""The network that is validated and published: a running average of the weights of the one that trains, or a copy."""
+
+from __future__ import annotations
+
+import copy
+
+import torch
+from torch import nn
+
+from segray.schedules import average_decay
+
+
+class WeightAverage:
+    """An exponential moving average of a network's parameters and floating-point buffers (Polyak & Juditsky 1992).
+
+    network: a plain copy in eval mode, of the modules as they were built. decay: 0 follows the network at once.
+    """
+
+    def __init__(self, network: nn.Module, *, decay: float) -> None:
+        self.network = copy.deepcopy(network).eval().requires_grad_(False)
+        self.decay = decay
+
+    @torch.no_grad()
+    def update(self, network: nn.Module, step: int) -> None:
+        """Take in the weights after a step (0-based): average = d * average + (1 - d) * weights; d has a warm-up."""
+        share = 1.0 - average_decay(step, self.decay)
+        own, new = self.network.state_dict(), network.state_dict()
+        names = [name for name, tensor in own.items() if tensor.is_floating_point()]
+        torch._foreach_lerp_([own[name] for name in names], [new[name] for name in names], share)
+        for name in own.keys() - set(names):  # counts of batches
+            own[name].copy_(new[name])

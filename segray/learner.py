@@ -1,0 +1,155 @@
+"""One worker's network, optimizer and weight average, and what a step of training does to them."""
+
+from __future__ import annotations
+
+import math
+from contextlib import AbstractContextManager, nullcontext
+
+import torch
+from torch import Tensor, nn
+
+from segray import photometric
+from segray.averaging import WeightAverage
+from segray.batch_norm import synchronise
+from segray.errors import SegrayError
+from segray.inference import default_precision
+from segray.inputs import prepare
+from segray.loading import Batch
+from segray.losses import make_loss, network_loss, valid_count
+from segray.optimizer import make_optimizer
+from segray.sampling import share
+from segray.schedules import learning_rate
+from segray.training_job import Job
+from segray.workers import Place
+
+
+class Learner:
+    """What a worker trains. model: what is validated and published; precision: bf16 or fp32, equal on all workers."""
+
+    def __init__(self, job: Job, place: Place) -> None:
+        self.job, self.place, settings = job, place, job.settings
+        fast = place.all_agree(default_precision(place.device.type) == "bf16")
+        self.precision = settings.precision or ("bf16" if fast else "fp32")
+        with place.together():
+            network = job.network()
+        self.network = network.to(place.device, memory_format=torch.channels_last)
+        self.average = WeightAverage(self.network, decay=settings.ema)
+        if place.world_size > 1:
+            self.network = synchronise(self.network, gpu=place.device.type == "cuda")
+        if settings.compile:
+            self.network.compile(dynamic=False)
+        self.parallel = place.parallel(self.network)
+        self.optimizer = make_optimizer(
+            self.network,
+            name=settings.optimizer,
+            lr=settings.lr,
+            weight_decay=settings.weight_decay,
+            momentum=settings.momentum,
+        )
+        weights = job.class_weights()
+        self.loss = make_loss(
+            settings.loss_terms, None if weights is None else torch.tensor(weights, device=place.device)
+        )
+
+    def model(self) -> nn.Module:
+        """The network to validate and publish, in eval mode: the weights' average with --ema, else the last weights."""
+        if not self.job.settings.ema:
+            self.average.update(self.network, step=0)
+        return self.average.network
+
+    def state(self) -> dict:
+        """What a resumed run continues from."""
+        return {
+            "precision": self.precision,
+            "network": self.network.state_dict(),
+            "average": self.average.network.state_dict() if self.job.settings.ema else {},
+            "optimizer": self.optimizer.state_dict(),
+        }
+
+    def load(self, state: dict) -> None:
+        """Go back to a state."""
+        self.precision = state["precision"]
+        self.network.load_state_dict(state["network"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        if self.job.settings.ema:
+            self.average.network.load_state_dict(state["average"])
+
+    def step(self, batch: Batch, *, epoch: int, index: int) -> Tensor:
+        """One step of the optimizer on this worker's crops; index: of the step in its epoch, 0-based.
+
+        (3,) float64 of this worker: loss sum, valid pixels, gradient norm. Nothing here makes the host wait for the
+        device.
+        """
+        settings, step = self.job.settings, (epoch - 1) * self.job.steps + index
+        mask = self._to_device(batch.mask)
+        count = valid_count(mask)
+        for group in self.optimizer.param_groups:
+            group["lr"] = self.rate(step)
+        # the loss is the mean over all workers' valid pixels, and gradients become the mean over workers: world_size
+        factor = self.place.world_size / self.place.sum(count).clamp(min=1)
+        drawn, loss_sum = self._drawn(epoch, index), torch.zeros((), device=self.place.device)
+        self.optimizer.zero_grad()
+        for part in self._parts(len(mask)):
+            with self._sharing(part.stop == len(mask)):
+                outputs = self._forward(self._prepared(batch, part, drawn))
+                part_sum, _ = network_loss(outputs, mask[part], self.loss, aux_weight=settings.aux_weight)
+                (part_sum * factor).backward()
+            loss_sum += part_sum.detach()
+        norm = nn.utils.clip_grad_norm_(self.network.parameters(), settings.clip or math.inf)
+        self.optimizer.step()
+        if settings.ema:
+            self.average.update(self.network, step)
+        return torch.stack([loss_sum.double(), count.double(), norm.double()])
+
+    def rate(self, step: int) -> float:
+        """The learning rate of a step of the whole training."""
+        settings = self.job.settings
+        return learning_rate(
+            step,
+            steps=self.job.steps * settings.epochs,
+            peak=settings.lr,
+            schedule=settings.schedule,
+            warm_up=settings.warm_up,
+        )
+
+    def _drawn(self, epoch: int, index: int) -> Tensor | None:
+        """What photometric augmentation does to each of this worker's crops; None without."""
+        settings, place = self.job.settings, self.place
+        if not settings.photometric:
+            return None
+        return photometric.draw(
+            share(index, batch_size=settings.batch_size, rank=place.rank, world_size=place.world_size),
+            bands=len(self.job.spec.bands),
+            strength=settings.photometric,
+            seed=settings.seed,
+            epoch=epoch,
+        )
+
+    def _parts(self, crops: int) -> list[slice]:
+        """The crops of each pass through the network; more workers than expected may leave fewer than --accumulate."""
+        count = min(self.job.settings.accumulate, crops)
+        return [slice(k * crops // count, (k + 1) * crops // count) for k in range(count)]
+
+    def _prepared(self, batch: Batch, part: slice, drawn: Tensor | None) -> Tensor:
+        """(N, C, P, P) float32 on the device: a part of the crops as the network sees them."""
+        pixels, valid = self._to_device(batch.pixels[part]), self._to_device(batch.valid[part])
+        x = prepare(pixels, valid, self.job.spec)
+        if drawn is not None:
+            x = photometric.distort(x, valid, self._to_device(drawn[part]))
+        return x.contiguous(memory_format=torch.channels_last)
+
+    def _sharing(self, shared: bool) -> AbstractContextManager:
+        """Where a backward pass averages gradients over the workers, or where it only adds to a worker's own."""
+        return nullcontext() if shared or self.place.world_size == 1 else self.parallel.no_sync()
+
+    def _forward(self, x: Tensor) -> Tensor | dict[str, Tensor]:
+        try:
+            with torch.autocast(self.place.device.type, torch.bfloat16, enabled=self.precision == "bf16"):
+                return self.parallel(x)
+        except ValueError as error:  # a batch that is too small for BatchNorm; the same on every worker
+            raise SegrayError(str(error)) from error
+
+    def _to_device(self, tensor: Tensor) -> Tensor:
+        if self.place.device.type == "cpu":
+            return tensor
+        return tensor.pin_memory().to(self.place.device, non_blocking=True)

@@ -1,0 +1,102 @@
+"""nano: a residual U-shaped network for training from random weights, with context from far away; 3.8 M parameters.
+
+Most of its work is at 1/4 to 1/16 of the resolution, so an image costs about what it costs in `unet`, while a pixel
+sees hundreds of pixels around it and, through the pooled features, the whole tile.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from segray.networks.any_size import pad_to_multiple
+
+STRIDE = 16  # of the deepest features
+DILATIONS = (1, 2, 4)  # of the blocks there: Yu & Koltun 2016
+
+
+class Nano(nn.Module):
+    """Float (N, C, H, W) -> logits (N, K, H, W); in train mode {"out", "aux"} of such, the latter from the encoder."""
+
+    def __init__(self, *, num_classes: int, in_channels: int, width: int) -> None:
+        super().__init__()
+        half, deep = width // 2, 3 * width
+        self.stem = nn.Sequential(_unit(in_channels, half, stride=2), _unit(half, half))
+        self.stage4 = nn.Sequential(Block(half, width, stride=2), Block(width, width))
+        self.stage8 = nn.Sequential(Block(width, 2 * width, stride=2), Block(2 * width, 2 * width))
+        self.stage16 = nn.Sequential(
+            Block(2 * width, deep, stride=2), *(Block(deep, deep, dilation=dilation) for dilation in DILATIONS)
+        )
+        self.pooled = nn.Conv2d(deep, deep, 1)  # no norm after it: one image has one value a channel here
+        sizes = [(deep, 2 * width), (2 * width, width), (width, half)]
+        self.up = nn.ModuleList(nn.ConvTranspose2d(below, skip, 2, stride=2) for below, skip in sizes)
+        self.decoder = nn.ModuleList(_unit(2 * skip, skip) for _, skip in sizes)
+        self.head = nn.ConvTranspose2d(half, num_classes, 2, stride=2)
+        self.aux_head = nn.Conv2d(deep, num_classes, 1)
+        self.apply(_initialise)
+
+    def forward(self, x_NCHW: Tensor) -> Tensor | dict[str, Tensor]:
+        """Logits of the input's H and W, any size >= 1 px."""
+        height, width = x_NCHW.shape[-2:]
+        # at least 2 x 2 at the bottom, so that one small image is a batch that BatchNorm can train on
+        padded_NCHW = pad_to_multiple(x_NCHW, STRIDE, least=2 * STRIDE)
+        skips = [x := self.stem(padded_NCHW)]
+        for stage in (self.stage4, self.stage8, self.stage16):
+            skips.append(x := stage(x))
+        deep = skips.pop()
+        x = deep + F.relu(self.pooled(deep.mean(dim=(2, 3), keepdim=True)))
+        for up, unit in zip(self.up, self.decoder, strict=True):
+            x = unit(torch.cat([skips.pop(), up(x)], dim=1))
+        logits_NKHW = self.head(x)[..., :height, :width]
+        if not self.training:
+            return logits_NKHW
+        aux_NKHW = F.interpolate(self.aux_head(deep), scale_factor=STRIDE, mode="bilinear", align_corners=False)
+        return {"out": logits_NKHW, "aux": aux_NKHW[..., :height, :width]}
+
+
+class Block(nn.Module):
+    """The basic block of ResNet (He et al. 2016): two convolutions beside a shortcut, which is one too if it must."""
+
+    def __init__(self, in_channels: int, out_channels: int, *, stride: int = 1, dilation: int = 1) -> None:
+        super().__init__()
+        self.first = _unit(in_channels, out_channels, stride=stride, dilation=dilation)
+        self.second = nn.Sequential(
+            nn.Conv2d(out_channels, out_channels, 3, padding=dilation, dilation=dilation, bias=False),
+            nn.BatchNorm2d(out_channels),
+        )
+        self.shortcut = nn.Identity()
+        if stride != 1 or in_channels != out_channels:
+            self.shortcut = nn.Sequential(
+                nn.Conv2d(in_channels, out_channels, 1, stride, bias=False), nn.BatchNorm2d(out_channels)
+            )
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(N, C, H, W) -> (N, C', H / stride, W / stride), not negative."""
+        return F.relu(self.second(self.first(x)) + self.shortcut(x))
+
+
+def build(*, num_classes: int, in_channels: int, width: int = 64) -> nn.Module:
+    """A Nano of `width` channels at a quarter of the resolution, half as many at half, three times as many at 1/16."""
+    if width < 2 or width % 2:
+        raise ValueError(f"option width of network nano must be even and at least 2, but is {width}")
+    return Nano(num_classes=num_classes, in_channels=in_channels, width=width)
+
+
+def _unit(in_channels: int, out_channels: int, *, stride: int = 1, dilation: int = 1) -> nn.Sequential:
+    # convolution, normalisation, ReLU in this order: in eval mode the normalisation folds into the convolution
+    return nn.Sequential(
+        nn.Conv2d(in_channels, out_channels, 3, stride, padding=dilation, dilation=dilation, bias=False),
+        nn.BatchNorm2d(out_channels),
+        nn.ReLU(inplace=True),
+    )
+
+
+def _initialise(module: nn.Module) -> None:
+    """He et al. 2015; zero biases, so that no class is preferred; blocks start as shortcuts (Goyal et al. 2017)."""
+    if isinstance(module, nn.Conv2d | nn.ConvTranspose2d):
+        nn.init.kaiming_normal_(module.weight, nonlinearity="relu")
+        if module.bias is not None:
+            nn.init.zeros_(module.bias)
+    if isinstance(module, Block):
+        nn.init.zeros_(module.second[1].weight)

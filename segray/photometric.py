@@ -1,0 +1,48 @@
+"""Photometric augmentation: contrast, brightness, colour and gamma of prepared pixels, on the device that trains.
+
+All of it is in standard deviations of the training data, in which `prepare` gives the pixels: one strength means the
+same for bytes, reflectances and decibels, and for any number of bands.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import numpy as np
+import torch
+from torch import Tensor
+
+STREAM = 101  # what the numbers are drawn for; `sampling` has the small ones
+RANGE = 3.0  # deviations from the mean between which gamma bends values; what lies outside is left
+BAND_SHARE = 0.5  # of the strength, by which a band may differ from the others
+
+
+def draw(positions: Iterable[int], *, bands: int, strength: float, seed: int, epoch: int) -> Tensor:
+    """(N, 2 + 2 bands) float32 for crops by their position in the epoch's order, whatever worker has them.
+
+    saturation, gamma, then a gain and a shift for each band: factors are exp of uniform(-strength, strength), so that
+    one is as likely as its inverse; shifts are uniform(-strength, strength).
+    """
+    rows = []
+    for position in positions:
+        rng = np.random.default_rng([seed, epoch, STREAM, position])
+        saturation, gamma, contrast, brightness = rng.uniform(-strength, strength, 4)
+        gains, shifts = BAND_SHARE * rng.uniform(-strength, strength, (2, bands))
+        factors = np.exp([saturation, gamma, *(contrast + gains)])
+        rows.append(np.concatenate([factors, brightness + shifts]))
+    return torch.from_numpy(np.stack(rows).astype(np.float32))
+
+
+def distort(x_NCHW: Tensor, valid_NHW: Tensor, drawn: Tensor) -> Tensor:
+    """Prepared float32 pixels, changed as drawn, each sample by its own row; where there is no data they stay 0."""
+    bands = x_NCHW.shape[1]
+    saturation, gamma, gain, shift = drawn[..., None, None].split([1, 1, bands, bands], dim=1)
+    x_NCHW = torch.lerp(x_NCHW.mean(dim=1, keepdim=True), x_NCHW, saturation)
+    x_NCHW = _bend(x_NCHW * gain + shift, gamma)
+    return x_NCHW.masked_fill_(~valid_NHW[:, None], 0.0)
+
+
+def _bend(x_NCHW: Tensor, gamma: Tensor) -> Tensor:
+    """u^gamma, where u goes from 0 to 1 between -RANGE and RANGE: continuous and increasing, no value is cut off."""
+    bent = ((x_NCHW + RANGE) / (2 * RANGE)).clamp(0, 1).pow(gamma) * (2 * RANGE) - RANGE
+    return torch.where(x_NCHW.abs() < RANGE, bent, x_NCHW)

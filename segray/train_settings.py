@@ -1,0 +1,125 @@
+"""The settings of jobs/train.py: what to train on, the network, and the recipe that it is trained by."""
+
+from __future__ import annotations
+
+import math
+import re
+from dataclasses import dataclass
+
+from segray.flags import option, positive
+from segray.loss_terms import CLASS_WEIGHTS, LOSS_NAMES, check_loss, parse_loss
+from segray.schedules import SCHEDULES, default_warm_up
+
+# name: (peak learning rate, weight decay) when nobody says; of sgd those of torchvision's reference training
+OPTIMIZERS = {"adam": (1e-3, 0.0), "adamw": (1e-3, 0.01), "sgd": (0.02, 1e-4)}
+PHOTOMETRIC = 0.3  # strength of photometric augmentation when nobody says
+SCALES = "0.5:2"  # range of random zoom when nobody says, of torchvision's reference training
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainSettings:
+    """Settings of jobs/train.py."""
+
+    data: str = option("labelled data: a folder with train/ and val/ and classes.json, or Cityscapes")
+    output: str = option("where the model, metrics.jsonl, report.html and the resumable state go")
+    network: str = option("network, as in unet, unet?width=32, smp/unet/resnet34", "unet")
+    weights: str | None = option("pretrained backbone: path or URI of a file, or a torchvision weights name", None)
+    epochs: int = option("passes over the training images", 20)
+    batch_size: int = option("crops a step, over all workers", 8)
+    crop: int = option("side of the training crops in pixels; also the tile of the model", 256)
+    loss: str = option(
+        f"loss: {', '.join(LOSS_NAMES)}, or a sum such as cross_entropy+0.5*lovasz",
+        "cross_entropy",
+    )
+    class_weights: str = option(
+        "weights of the classes by their share of pixels, in the losses that have a value a pixel",
+        "none",
+        ("none", *CLASS_WEIGHTS),
+    )
+    aux_weight: float = option("weight of the loss of auxiliary heads, in networks that have one", 0.5)
+    optimizer: str = option("optimizer", "adamw", tuple(OPTIMIZERS))
+    lr: float | None = option("peak learning rate (default: 0.001, of sgd 0.02)", None)
+    momentum: float = option("momentum of sgd", 0.9)
+    weight_decay: float | None = option(
+        "weight decay, not on norms and biases (default: adamw 0.01, sgd 0.0001; adam has none)", None
+    )
+    schedule: str = option("learning rate after the warm-up, step by step", "cosine", tuple(SCHEDULES))
+    warm_up: float | None = option(
+        "share of all steps in which the learning rate rises (default: 0.05, of one_cycle 0.3)", None
+    )
+    clip: float = option("largest norm of the gradient, to which larger ones are scaled; 0: any", 1.0)
+    accumulate: int = option("parts of a step's crops that go through the network one after the other: less memory", 1)
+    ema: float = option(
+        "decay of the running average of the weights, which is what is validated and saved: steadier than the last "
+        "weights, and short runs average less; 0: the last weights",
+        0.999,
+    )
+    compile: bool = option("compile the network: a minute a worker, then faster; on CPUs needs g++", False)
+    augment: str = option(
+        "auto: nadir for map imagery, street for Cityscapes", "auto", ("auto", "nadir", "street", "none")
+    )
+    scale_range: str | None = option(
+        f"MIN:MAX of the random zoom of a crop (default: {SCALES}, with --augment none 1:1)", None
+    )
+    photometric: float | None = option(
+        "strength, 0 to 1, of random contrast, brightness, colour and gamma: other light, seasons and sensors than the "
+        f"labelled ones (default: {PHOTOMETRIC}, with --augment none 0)",
+        None,
+    )
+    bands: tuple[int, ...] | None = option("0-based bands of the images to train on, as in 0,1,2 (default: all)", None)
+    num_workers: int | None = option("training workers (default: one a GPU, or one on CPUs)", None)
+    seed: int = option("seed of every random choice", 0)
+    device: str | None = option("where the network runs (default: gpu where the cluster has one)", None, ("cpu", "gpu"))
+    precision: str | None = option(
+        "number format of the forward pass (default: bf16 where it is fast)", None, ("bf16", "fp32")
+    )
+    max_failures: int = option("restarts from the last epoch after a worker died", 3)
+    overwrite: bool = option("start afresh, discarding what OUTPUT holds", False)
+
+    def __post_init__(self) -> None:
+        self._settle()
+        positive(self, "epochs", "batch_size", "crop", "lr", "num_workers", "accumulate")
+        for name in ("seed", "weight_decay", "max_failures", "aux_weight", "clip"):
+            if not 0 <= getattr(self, name) < math.inf:
+                raise ValueError(f"--{name} must not be negative, but is {getattr(self, name)}")
+        for name in ("warm_up", "photometric"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise ValueError(f"--{name} is 0 to 1, not {getattr(self, name)}")
+        for name in ("ema", "momentum"):
+            if not 0 <= getattr(self, name) < 1:
+                raise ValueError(f"--{name} is at least 0 and below 1, not {getattr(self, name)}")
+        if self.num_workers and self.batch_size % self.num_workers:
+            raise ValueError(f"--batch_size {self.batch_size} must be a multiple of --num_workers {self.num_workers}")
+        if self.accumulate > self.batch_size // (self.num_workers or 1):
+            raise ValueError(
+                f"--accumulate {self.accumulate} is more than the crops that a worker has in a step; lower it"
+            )
+        check_loss(self.loss, self.class_weights)
+        if not 0 < self.scales[0] <= self.scales[1] < math.inf:
+            raise ValueError(f"--scale_range is MIN:MAX, two positive numbers as in {SCALES}, not {self.scale_range}")
+
+    def _settle(self) -> None:
+        """Give settings whose default depends on another one their value, so that it is stored with the others."""
+        plain = self.augment == "none"
+        lr, weight_decay = OPTIMIZERS[self.optimizer]
+        defaults = {
+            "lr": lr,
+            "weight_decay": weight_decay,
+            "warm_up": default_warm_up(self.schedule),
+            "scale_range": "1:1" if plain else SCALES,
+            "photometric": 0.0 if plain else PHOTOMETRIC,
+        }
+        for name, value in defaults.items():
+            if getattr(self, name) is None:
+                object.__setattr__(self, name, value)
+
+    @property
+    def loss_terms(self) -> tuple[tuple[float, str], ...]:
+        """The factors and names of --loss."""
+        return parse_loss(self.loss)
+
+    @property
+    def scales(self) -> tuple[float, float]:
+        """The two numbers of --scale_range; (0, 0) when they are none."""
+        match = re.fullmatch(r"(\d+\.?\d*|\.\d+):(\d+\.?\d*|\.\d+)", self.scale_range)
+        return (float(match[1]), float(match[2])) if match else (0.0, 0.0)
