@@ -49,16 +49,26 @@ class Augment:
 
 
 def crop_sample(
-    pixels_CHW: np.ndarray, valid_HW: np.ndarray, mask_HW: np.ndarray, *, augment: Augment, rng: np.random.Generator
+    pixels_CHW: np.ndarray,
+    valid_HW: np.ndarray,
+    mask_HW: np.ndarray,
+    *,
+    augment: Augment,
+    rng: np.random.Generator,
+    around: tuple[int, int] | None = None,
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """A random (crop, crop) piece of a sample: pixels of the source type, valid bool, mask uint8.
 
     Every random number comes from `rng`. The piece is cut first and scaled after: the rest is never touched. Mask and
-    valid take the nearest source pixel; pixels are interpolated over the valid source pixels alone.
+    valid take the nearest source pixel; pixels are interpolated over the valid source pixels alone. around: (row,
+    column) of a pixel that the piece must hold.
     """
     scale = math.exp(rng.uniform(*map(math.log, augment.scale_range)))  # halving is as likely as doubling
     side = max(1, round(augment.crop / scale))
-    offsets = [int(rng.integers(min(0, n - side), max(0, n - side), endpoint=True)) for n in mask_HW.shape]
+    ranges = [(min(0, n - side), max(0, n - side)) for n in mask_HW.shape]
+    if around is not None:
+        ranges = [(max(low, at - side + 1), min(high, at)) for (low, high), at in zip(ranges, around)]
+    offsets = [int(rng.integers(low, high, endpoint=True)) for low, high in ranges]
     pixels = _cut(pixels_CHW, offsets, side=side, fill=0)
     valid = _cut(valid_HW, offsets, side=side, fill=False)
     mask = _cut(mask_HW, offsets, side=side, fill=IGNORE)

@@ -20,7 +20,7 @@ from segray.augment import Augment, crop_sample
 from segray.datasets import Labelled
 from segray.masks import IGNORE
 from segray.reading import in_order, memory_of
-from segray.sampling import crop_generator, share
+from segray.sampling import ANY, crop_generator, pixel_of, share
 
 CACHE_BYTES = 2**30  # decoded images that a worker keeps, so that many crops of one image cost one decoding
 
@@ -91,21 +91,25 @@ class CropLoader:
     seed: int
 
     def batches(self, epoch: int, order: np.ndarray) -> Iterator[Batch]:
-        """This worker's crops of every step of an epoch, read ahead by two steps."""
+        """This worker's crops of every step of an epoch, read ahead by two steps.
+
+        order: (positions, 2) the image of each crop, and the class that it must hold or ANY (see `sampling`).
+        """
         steps = len(order) // self.batch_size
         parts = [
             share(step, batch_size=self.batch_size, rank=self.rank, world_size=self.world_size) for step in range(steps)
         ]
         positions = (position for part in parts for position in part)
         ahead = 2 * len(parts[0])
-        crops = in_order(lambda p: self._crop(epoch, p, int(order[p])), positions, pool=self.pool, ahead=ahead)
+        crops = in_order(lambda p: self._crop(epoch, p, *order[p].tolist()), positions, pool=self.pool, ahead=ahead)
         for part in parts:
             yield _stack(list(islice(crops, len(part))))
 
-    def _crop(self, epoch: int, position: int, image: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    def _crop(self, epoch: int, position: int, image: int, label: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         labelled = self.cache.get(image)
         rng = crop_generator(self.seed, epoch, position)
-        return crop_sample(labelled.pixels, labelled.valid, labelled.mask, augment=self.augment, rng=rng)
+        around = None if label == ANY else pixel_of(labelled.mask, label, rng)
+        return crop_sample(labelled.pixels, labelled.valid, labelled.mask, augment=self.augment, rng=rng, around=around)
 
 
 def _stack(crops: Sequence[tuple[np.ndarray, np.ndarray, np.ndarray]]) -> Batch:

@@ -34,13 +34,14 @@ def positive(settings: object, *names: str) -> None:
 class TrainSettings:
     """Settings of jobs/train.py."""
 
-    data: str = option("labelled data: a folder with train/ and val/ and classes.json, or Cityscapes")
+    data: str = option("labelled data: train/ and val/ with classes.json, Cityscapes, or an OUTPUT of segment.py")
     output: str = option("where the model, metrics.jsonl, report.html and the resumable state go")
     network: str = option("network, as in unet, unet?width=32, smp/unet/resnet34", "unet")
     weights: str | None = option("pretrained backbone: path or URI of a file, or a torchvision weights name", None)
     epochs: int = option("passes over the training images", 20)
     batch_size: int = option("crops a step, over all workers", 8)
     crop: int = option("side of the training crops in pixels; also the tile of the model", 256)
+    balance: float = option("share of the crops that are drawn by class, so that rare classes are seen more", 0.0)
     lr: float = option("peak learning rate", 1e-3)
     optimizer: str = option("optimizer", "adamw", ("adam", "adamw"))
     weight_decay: float = option("decoupled weight decay of adamw, not on norms and biases", 0.01)
@@ -62,6 +63,8 @@ class TrainSettings:
         for name in ("seed", "weight_decay", "max_failures"):
             if not 0 <= getattr(self, name) < math.inf:
                 raise ValueError(f"--{name} must not be negative, but is {getattr(self, name)}")
+        if not 0 <= self.balance <= 1:
+            raise ValueError(f"--balance is a share of 0 to 1, not {self.balance}")
         if self.num_workers and self.batch_size % self.num_workers:
             raise ValueError(f"--batch_size {self.batch_size} must be a multiple of --num_workers {self.num_workers}")
 
@@ -120,7 +123,7 @@ class PathSettings:
 class EvaluateSettings(PathSettings):
     """Settings of jobs/evaluate.py."""
 
-    data: str = option("labelled data: a folder with classes.json, or Cityscapes")
+    data: str = option("labelled data, as for training")
     split: str = option("split to evaluate", "test")
 
 

@@ -21,7 +21,7 @@ LAYERS = {
         "training_console made_up stages peers"
     ),
     "ray": (
-        "cluster planning work pipeline outputs overviews segmentation evaluation exporting training "
+        "cluster tasks planning work pipeline outputs overviews segmentation evaluation exporting training "
         "throughput scaling simulation benchmark"
     ),
 }

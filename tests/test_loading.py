@@ -13,7 +13,7 @@ from segray.augment import Augment
 from segray.datasets import Labelled
 from segray.loading import CropLoader, ImageCache, reading_threads
 from segray.reading import in_order
-from segray.sampling import epoch_order
+from segray.sampling import balanced, epoch_order
 
 
 def labelled(size: int = 8, value: int = 0) -> Labelled:
@@ -95,8 +95,9 @@ def test_an_image_that_cannot_be_read_is_an_error_each_time() -> None:
             cache.get(3)
 
 
+@pytest.mark.parametrize("part", [0.0, 0.5])
 @pytest.mark.parametrize("world_size", [1, 2, 4])
-def test_workers_together_see_the_crops_that_one_would(world_size: int) -> None:
+def test_workers_together_see_the_crops_that_one_would(world_size: int, part: float) -> None:
     rng = np.random.default_rng(0)
     images = [
         Labelled(
@@ -107,6 +108,8 @@ def test_workers_together_see_the_crops_that_one_would(world_size: int) -> None:
         for _ in range(5)
     ]
     order = epoch_order(5, crops_per_image=3, positions=12, together=2, seed=7, epoch=2)
+    counts = np.stack([np.bincount(image.mask.ravel(), minlength=4) for image in images])
+    order = balanced(order, counts, part=part, span=6, crops=1, seed=7, epoch=2)
 
     def crops(rank: int, world_size: int, pool: ThreadPoolExecutor) -> list[list[bytes]]:
         loader = CropLoader(
