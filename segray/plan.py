@@ -197,7 +197,7 @@ def parts(uri: str) -> dict[str, str]:
     plan, found = load(uri), {}
     for number in range(len(plan.files) if plan else 0):
         data = pa.BufferReader(read_bytes(join(uri, f"plan-{number:05d}.parquet")))
-        table = pq.read_table(data, columns=["image", "part"])
+        table = pq.ParquetFile(data).read(columns=["image", "part"])
         table = table.filter(pc.not_equal(table["part"], ""))
         found |= dict(zip(table["image"].to_pylist(), table["part"].to_pylist()))
     return found

@@ -132,3 +132,46 @@ def test_workers_together_see_the_crops_that_one_would(world_size: int, part: fl
     assert len(alone) == 3
     for step, expected in enumerate(alone):
         assert sorted(crop for worker in workers for crop in worker[step]) == sorted(expected)
+
+
+def test_crops_that_are_drawn_by_class_hold_it() -> None:
+    rng = np.random.default_rng(0)
+    masks = [np.zeros((60, 60), np.uint8) for _ in range(4)]
+    masks[1][50:, 57:] = 1
+    masks[3][0, 0] = 2
+    images = [Labelled(pixels=mask[None], valid=mask < 9, mask=mask) for mask in masks]
+    counts = np.stack([np.bincount(mask.ravel(), minlength=3) for mask in masks])
+    order = balanced(rng.integers(0, 4, 40), counts, part=0.6, span=40, crops=1, seed=1, epoch=1)
+    with reading_threads(2) as pool:
+        loader = CropLoader(
+            cache=ImageCache(images.__getitem__),
+            augment=Augment.named("none", crop=8, nadir=True),
+            pool=pool,
+            batch_size=4,
+            rank=0,
+            world_size=1,
+            seed=1,
+        )
+        crops = [mask.numpy() for batch in loader.batches(1, order) for mask in batch.mask]
+    held = [[label in crop for label in (1, 2)] for crop in crops]
+    for (_, label), (one, two) in zip(order.tolist(), held, strict=True):
+        assert one or label != 1
+        assert two or label != 2
+    assert sum(one for one, _ in held) >= (order[:, 1] == 1).sum() > 4
+    assert sum(two for _, two in held) >= (order[:, 1] == 2).sum() > 4
+
+
+def test_a_class_that_the_image_has_no_data_of_is_no_error() -> None:
+    """The histogram counted a mask without its image's no-data pixels."""
+    with reading_threads(1) as pool:
+        loader = CropLoader(
+            cache=ImageCache(lambda _: labelled()),
+            augment=Augment(crop=8),
+            pool=pool,
+            batch_size=1,
+            rank=0,
+            world_size=1,
+            seed=1,
+        )
+        (batch,) = loader.batches(1, np.array([[0, 3]]))
+    assert batch.mask.shape == (1, 8, 8)
