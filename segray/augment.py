@@ -91,7 +91,7 @@ def _cut(array: np.ndarray, offsets: list[int], *, side: int, fill: int) -> np.n
 
 def _nearest(array_HW: np.ndarray, size: int) -> np.ndarray:
     index = (2 * np.arange(size) + 1) * len(array_HW) // (2 * size)  # centres on centres, as _bilinear has them
-    return array_HW[np.ix_(index, index)]
+    return array_HW.take(index, 0).take(index, 1)  # several times as fast as one index of both axes
 
 
 def _resize(pixels_CHW: np.ndarray, valid_HW: np.ndarray, size: int) -> np.ndarray:

@@ -22,6 +22,7 @@ from segray.masks import IGNORE
 from segray.reading import in_order, memory_of
 from segray.sampling import ANY, crop_generator, pixel_of, share
 
+MAX_READERS = 16
 CACHE_BYTES = 2**30  # decoded images that a worker keeps, so that many crops of one image cost one decoding
 
 
@@ -32,6 +33,11 @@ class Batch:
     pixels: torch.Tensor
     valid: torch.Tensor
     mask: torch.Tensor
+
+
+def reader_count(cores: int) -> int:
+    """How many threads read and crop for a worker of so many cores."""
+    return min(MAX_READERS, 2 * cores)
 
 
 def reading_threads(count: int) -> ThreadPoolExecutor:

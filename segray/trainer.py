@@ -13,7 +13,7 @@ from torch import nn
 from segray.errors import SegrayError
 from segray.inference import default_precision
 from segray.inputs import prepare
-from segray.loading import Batch, CropLoader, ImageCache, reading_threads, void_batch
+from segray.loading import Batch, CropLoader, ImageCache, reader_count, reading_threads, void_batch
 from segray.losses import LOSSES, global_mean, network_loss
 from segray.metrics import scores
 from segray.model_dir import save_model
@@ -29,7 +29,6 @@ from segray.workers import Place
 
 CHECK_EVERY = 16  # steps between looks at the loss, each of which makes the host wait for the device
 MAX_NORM = 1.0  # of the gradient, which is averaged first: clipping is the same on every worker
-MAX_READERS = 16
 TILES_A_PASS = 16  # in validation, on a GPU
 REPORT_EVERY_S = 60.0  # the page, before the last epoch
 LOSS, PIXELS, NORM, FAILED = range(4)  # what is summed over steps and workers
@@ -44,7 +43,7 @@ def run(job: Job, place: Place, *, report: Report) -> None:
     used or the loss is no longer finite.
     """
     torch.set_num_threads(place.cores)  # before the loader's threads begin: each thread has a number of its own
-    with reading_threads(min(MAX_READERS, 2 * place.cores)) as pool:
+    with reading_threads(reader_count(place.cores)) as pool:
         trainer = Trainer(job, place, pool=pool)
         trainer.resume()
         if trainer.epoch:

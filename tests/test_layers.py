@@ -18,7 +18,7 @@ LAYERS = {
     "storage": (
         "storage model_dir shards plan archives datasets exports export_tasks report settings command_line walk "
         "summary reading loading expand inspection validation trainer training_job training_state training_remote "
-        "training_console made_up stages peers"
+        "training_console made_up stages peers feeding"
     ),
     "ray": (
         "cluster tasks planning work pipeline outputs overviews segmentation evaluation exporting training "

@@ -86,8 +86,10 @@ def decode(labels: Labels, classes: Classes, *, source: str) -> np.ndarray:
                 f"'{classes.names[int(labels.nodata)]}'; unset the value or use another id"
             )
         labelled = labelled & (labels.values != labels.nodata)
-    mask = np.full(labelled.shape, IGNORE, np.uint8)
     convert = ids_to_mask if labels.values.ndim == 2 else colors_to_mask
+    if labelled.all():  # the copies below take as long as the rest
+        return convert(labels.values, classes, source=source)
+    mask = np.full(labelled.shape, IGNORE, np.uint8)
     mask[labelled] = convert(labels.values[labelled], classes, source=source)
     return mask
 
