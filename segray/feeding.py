@@ -32,8 +32,8 @@ def loading_table(settings: BenchmarkSettings) -> dict:
     ]
     waits = [row["wait_share"] for row in rows if row["threads"] == own]
     note = (
-        f"a training of {1000 * STEP_S:.0f} ms a step for {job.settings.batch_size} crops of {job.settings.crop} px waits "
-        f"for data {waits[0]:.1%} of the time with its {own} threads, the first step left out"
+        f"a training of {1000 * STEP_S:.0f} ms a step for {job.settings.batch_size} crops of {job.settings.crop} px "
+        f"waits for data {waits[0]:.1%} of the time with its {own} threads, the first step left out"
     )
     return {"rows": rows, "notes": [note], "step_s": STEP_S, "steps": STEPS, "threads": own}
 

@@ -13,7 +13,7 @@ from segray.augment import Augment
 from segray.datasets import Labelled
 from segray.loading import CropLoader, ImageCache, reading_threads
 from segray.reading import in_order
-from segray.sampling import balanced, epoch_order
+from segray.sampling import ANY, balanced, epoch_order
 
 
 def labelled(size: int = 8, value: int = 0) -> Labelled:
@@ -175,3 +175,54 @@ def test_a_class_that_the_image_has_no_data_of_is_no_error() -> None:
         )
         (batch,) = loader.batches(1, np.array([[0, 3]]))
     assert batch.mask.shape == (1, 8, 8)
+
+
+def loader_of(cache: ImageCache, pool: ThreadPoolExecutor) -> CropLoader:
+    augment = Augment.named("none", crop=4, nadir=True)
+    return CropLoader(cache=cache, augment=augment, pool=pool, batch_size=1, rank=0, world_size=1, seed=1)
+
+
+def ordered(*images: int) -> np.ndarray:
+    return np.array([[image, ANY] for image in images])
+
+
+def settled(reads: list[int], count: int) -> list[int]:
+    """What was read once that many reads have begun, and a moment later."""
+    deadline = time.monotonic() + 10
+    while len(reads) < count and time.monotonic() < deadline:
+        time.sleep(0.005)
+    time.sleep(0.05)
+    return sorted(reads)
+
+
+@pytest.mark.parametrize(("images_in_half_of_the_cache", "expected"), [(100, [0, 1, 2, 3, 4, 5]), (2, [0, 1, 2])])
+def test_images_are_read_before_their_crops_are_due_as_far_as_they_fit(
+    images_in_half_of_the_cache: int, expected: list[int]
+) -> None:
+    reads: list[int] = []
+
+    def read(index: int) -> Labelled:
+        reads.append(index)
+        return labelled()  # 192 bytes
+
+    cache = ImageCache(read, max_bytes=2 * images_in_half_of_the_cache * 192)
+    cache.get(0)
+    with reading_threads(1) as pool:
+        batches = loader_of(cache, pool).batches(1, ordered(*[0] * 50, 1, 2, 3, 4, 5))
+        next(batches)
+        assert settled(reads, len(expected)) == expected
+        assert len(list(batches)) == 54
+    assert set(reads) == {0, 1, 2, 3, 4, 5}
+
+
+def test_what_is_wrong_with_an_image_that_is_read_ahead_is_said_in_its_turn() -> None:
+    def read(index: int) -> Labelled:
+        if index == 1:
+            raise OSError("image 1 is gone")
+        return labelled()
+
+    with reading_threads(2) as pool:
+        batches = loader_of(ImageCache(read), pool).batches(1, ordered(*[0] * 20, 1, 0))
+        assert len([next(batches) for _ in range(20)]) == 20
+        with pytest.raises(OSError, match="image 1 is gone"):
+            next(batches)
