@@ -178,7 +178,7 @@ def _look(wanted: tuple[Sample, bool], *, dataset: Dataset, spec: InputSpec, exp
     first, second = np.zeros((2, len(spec.bands)))
     for band, pixels in enumerate(labelled.pixels):  # one at a time: float64 is 8 times the size of bytes
         values = pixels[labelled.valid].astype(np.float64)
-        first[band], second[band] = values.sum(), np.square(values).sum()
+        first[band], second[band] = values.sum(), np.square(values, out=values).sum()
     return Seen(
         class_pixels=_count(labelled.mask, classes),
         first=first,
