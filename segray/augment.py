@@ -49,16 +49,26 @@ class Augment:
 
 
 def crop_sample(
-    pixels_CHW: np.ndarray, valid_HW: np.ndarray, mask_HW: np.ndarray, *, augment: Augment, rng: np.random.Generator
+    pixels_CHW: np.ndarray,
+    valid_HW: np.ndarray,
+    mask_HW: np.ndarray,
+    *,
+    augment: Augment,
+    rng: np.random.Generator,
+    around: tuple[int, int] | None = None,
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """A random (crop, crop) piece of a sample: pixels of the source type, valid bool, mask uint8.
 
     Every random number comes from `rng`. The piece is cut first and scaled after: the rest is never touched. Mask and
-    valid take the nearest source pixel; pixels are interpolated over the valid source pixels alone.
+    valid take the nearest source pixel; pixels are interpolated over the valid source pixels alone. around: (row,
+    column) of a pixel that the piece must hold.
     """
     scale = math.exp(rng.uniform(*map(math.log, augment.scale_range)))  # halving is as likely as doubling
     side = max(1, round(augment.crop / scale))
-    offsets = [int(rng.integers(min(0, n - side), max(0, n - side), endpoint=True)) for n in mask_HW.shape]
+    ranges = [(min(0, n - side), max(0, n - side)) for n in mask_HW.shape]
+    if around is not None:
+        ranges = [(max(low, at - side + 1), min(high, at)) for (low, high), at in zip(ranges, around)]
+    offsets = [int(rng.integers(low, high, endpoint=True)) for low, high in ranges]
     pixels = _cut(pixels_CHW, offsets, side=side, fill=0)
     valid = _cut(valid_HW, offsets, side=side, fill=False)
     mask = _cut(mask_HW, offsets, side=side, fill=IGNORE)
@@ -81,7 +91,7 @@ def _cut(array: np.ndarray, offsets: list[int], *, side: int, fill: int) -> np.n
 
 def _nearest(array_HW: np.ndarray, size: int) -> np.ndarray:
     index = (2 * np.arange(size) + 1) * len(array_HW) // (2 * size)  # centres on centres, as _bilinear has them
-    return array_HW[np.ix_(index, index)]
+    return array_HW.take(index, 0).take(index, 1)  # several times as fast as one index of both axes
 
 
 def _resize(pixels_CHW: np.ndarray, valid_HW: np.ndarray, size: int) -> np.ndarray:

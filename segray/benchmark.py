@@ -11,6 +11,7 @@ from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
 
+from segray.feeding import loading_table
 from segray.scaling import growth_table, lattice_table, memory_table
 from segray.settings import BenchmarkSettings
 from segray.simulation import cluster_table, planning_table
@@ -23,6 +24,7 @@ WHAT: dict[str, Callable[[BenchmarkSettings], dict]] = {
     "memory": memory_table,
     "growth": growth_table,
     "lattice": lattice_table,
+    "loading": loading_table,
     "cluster": cluster_table,
     "planning": planning_table,
 }

@@ -44,6 +44,11 @@ class Window:
         row, col = self.row_off - outer.row_off, self.col_off - outer.col_off
         return slice(row, row + self.height), slice(col, col + self.width)
 
+    def meets(self, other: Window) -> bool:
+        """Whether there is a pixel that both windows have."""
+        rows = self.row_off < other.row_off + other.height and other.row_off < self.row_off + self.height
+        return rows and self.col_off < other.col_off + other.width and other.col_off < self.col_off + self.width
+
     def intersection(self, other: Window) -> Window:
         """The pixels that both windows have; they must touch."""
         top, left = max(self.row_off, other.row_off), max(self.col_off, other.col_off)

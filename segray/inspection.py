@@ -1,39 +1,55 @@
-"""What labelled data are like, from a sample of them: bands, range, mean, deviation, classes; and their fingerprint."""
+"""What labelled data are like: sizes, bands, range, mean, deviation, classes of every sample; and their fingerprint.
+
+Parts of the data are looked at one by one, wherever `run` has that done; what comes back is small, and is summed in the
+order of the samples, so that it does not matter how many parts there were.
+"""
 
 from __future__ import annotations
 
 import hashlib
 import json
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
-from functools import partial
+from dataclasses import dataclass
+from functools import partial, reduce
+from itertools import chain, islice
+from typing import Any
 
 import numpy as np
 
 from segray.archives.images import read_header
-from segray.datasets import Dataset, Labelled, Sample
+from segray.archives.raster import Header
+from segray.datasets import Dataset, Sample
+from segray.datasets.large import Size, cut, is_measured, large_ones, pieces, size_of
 from segray.errors import SegrayError
+from segray.grid import blocks
 from segray.inputs import InputSpec
 from segray.masks import IGNORE
 from segray.reading import in_order, memory_of, read_labelled
 from segray.settings import TrainSettings
 from segray.storage import list_files
 
-IMAGES = 200  # inspected, evenly spread; mean and deviation are then good to a percent
+IMAGES = 200  # whose pixels are read, evenly spread; mean and deviation are then good to a percent
+COUNTED = 20_000  # whose classes are counted, evenly spread
 HEADERS = 16  # of the first images: whether grey and colour are mixed
+PART = 32  # samples; a task of a minute at most
 THREADS = 8
 TOGETHER_BYTES = 2**29  # of the images whose crops are mixed: half of what `loading` keeps in memory
+BLOCK_PIXELS = 2**22  # of a large scene, validated at a time
 # of ImageNet in 0..1, which pretrained backbones were trained with: https://pytorch.org/vision/stable/models.html
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+# What gives the function of every part, in their order: `map`, or something that has it done elsewhere.
+Run = Callable[[Callable[[Any], Any], Iterable[Any]], Iterable[Any]]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Inspection:
     """bands .. std: see InputSpec. crops_per_image: that cover a mean image once. together: images mixed at a time.
 
-    images: how many were inspected; class_pixels: labelled pixels of each class in those.
+    images: whose pixels were read. large, large_val: (number, height, width) of the samples to train on and to validate
+    that are read in pieces. class_counts: labelled pixels of each class in every piece or image to train on, or of
+    COUNTED of them; without those where the image has no data, if its pixels were read.
     """
 
     bands: tuple[int, ...]
@@ -44,34 +60,67 @@ class Inspection:
     together: int
     images: int
     class_pixels: tuple[int, ...]
+    class_counts: tuple[tuple[int, ...], ...] = ()
+    large: tuple[tuple[int, int, int], ...] = ()
+    large_val: tuple[tuple[int, int, int], ...] = ()
 
     @classmethod
     def from_json(cls, values: dict) -> Inspection:
         """The inspection of its `asdict` that went through JSON."""
-        return cls(**{name: tuple(value) if isinstance(value, list) else value for name, value in values.items()})
+        return cls(**{name: _tuples(value) for name, value in values.items()})
 
     def spec(self, crop: int) -> InputSpec:
         """The input spec of a network that is trained on crops of that side."""
         return InputSpec(bands=self.bands, scale=self.scale, mean=self.mean, std=self.std, tile=crop, overlap=crop // 8)
 
+    def train(self, samples: Sequence[Sample], crop: int) -> tuple[Sample, ...]:
+        """The samples to train on, large ones as the pieces that are read at a time."""
+        return tuple(cut(samples, _sizes(self.large), partial(pieces, crop=crop)))
 
-def inspect(dataset: Dataset, samples: Sequence[Sample], settings: TrainSettings) -> Inspection:
-    """Read up to 200 training samples; SegrayError when one cannot be read or used, or none has a labelled pixel."""
-    chosen = spread(samples, IMAGES)
-    bands, dtype = _bands(chosen, settings)
+    def val(self, samples: Sequence[Sample], crop: int) -> tuple[Sample, ...]:
+        """The samples to validate, large ones as blocks in which few tiles are computed twice."""
+        lattice = self.spec(crop).lattice("crop")
+        return tuple(cut(samples, _sizes(self.large_val), lambda h, w: blocks(h, w, lattice, BLOCK_PIXELS)))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Seen:
+    """What a sample holds. class_pixels: (K,) int64. The rest is None or 0 where only its mask was read.
+
+    first, second: (C,) float64 sums of its valid pixels, of `valid`, and of their squares. area: pixels. bytes: of
+    memory.
+    """
+
+    class_pixels: np.ndarray
+    first: np.ndarray | None = None
+    second: np.ndarray | None = None
+    valid: int = 0
+    area: int = 0
+    bytes: int = 0
+
+
+def inspect(
+    dataset: Dataset, samples: Sequence[Sample], settings: TrainSettings, *, val: Sequence[Sample] = (), run: Run = map
+) -> Inspection:
+    """Look at the samples to train on; SegrayError when one cannot be read or used, or none has a labelled pixel."""
+    bands, dtype = _bands(spread(samples, IMAGES)[:HEADERS], settings, run)
     scale = 1.0 / np.iinfo(dtype).max if dtype.kind in "iu" else 1.0
     raw = InputSpec(bands=bands, scale=scale, mean=(0.0,) * len(bands), std=(1.0,) * len(bands))
-    sums = _Sums(len(bands), len(dataset.classes))
-    read = partial(read_labelled, dataset, spec=raw, explicit_bands=settings.bands is not None)
-    with ThreadPoolExecutor(THREADS) as pool:
-        for labelled in in_order(read, chosen, pool=pool, ahead=THREADS):
-            sums.add(labelled)
-    if not sums.class_pixels.sum():
+    large, large_val = (large_ones(part, _measured(part, run)) for part in (samples, val))
+    units = list(cut(samples, large, partial(pieces, crop=settings.crop)))
+    read, counted = (set(spread(range(len(units)), count)) for count in (IMAGES, COUNTED))
+    numbers = sorted(read | counted)
+    look = partial(look_at, dataset=dataset, spec=raw, explicit_bands=settings.bands is not None)
+    found = chain.from_iterable(run(look, _parts([(units[number], number in read) for number in numbers])))
+    seen = dict(zip(numbers, found))
+    counts = np.stack([seen[number].class_pixels for number in sorted(counted)])
+    if not counts.sum():
         raise SegrayError(
-            f"none of {len(chosen)} training masks of {dataset.uri} has a labelled pixel; correct the masks, or the "
+            f"none of {len(counts)} training masks of {dataset.uri} has a labelled pixel; correct the masks, or the "
             "ignore index in classes.json"
         )
-    mean, std = sums.moments(scale)
+    looked = [seen[number] for number in sorted(read)]
+    mean, std = _moments(looked, scale)
     if settings.weights and len(bands) == 3 and dtype == np.uint8:
         mean, std = IMAGENET_MEAN, IMAGENET_STD
     return Inspection(
@@ -79,16 +128,33 @@ def inspect(dataset: Dataset, samples: Sequence[Sample], settings: TrainSettings
         scale=scale,
         mean=mean,
         std=std,
-        crops_per_image=max(1, round(sums.area / len(chosen) / settings.crop**2)),
-        together=max(1, int(TOGETHER_BYTES // (sums.bytes / len(chosen)))),
-        images=len(chosen),
-        class_pixels=tuple(sums.class_pixels.tolist()),
+        crops_per_image=max(1, round(sum(one.area for one in looked) / len(looked) / settings.crop**2)),
+        together=max(1, int(TOGETHER_BYTES // (sum(one.bytes for one in looked) / len(looked)))),
+        images=len(looked),
+        class_pixels=tuple(counts.sum(axis=0).tolist()),
+        class_counts=_tuples(counts.tolist()),
+        large=tuple((number, *size) for number, size in large.items()),
+        large_val=tuple((number, *size) for number, size in large_val.items()),
     )
 
 
-def spread(samples: Sequence[Sample], count: int) -> list[Sample]:
+def look_at(
+    part: Sequence[tuple[Sample, bool]], *, dataset: Dataset, spec: InputSpec, explicit_bands: bool
+) -> list[Seen]:
+    """What samples hold, each with whether its pixels are wanted too; SegrayError when one cannot be read or used."""
+    with ThreadPoolExecutor(THREADS) as pool:
+        look = partial(_look, dataset=dataset, spec=spec, explicit_bands=explicit_bands)
+        return list(in_order(look, part, pool=pool, ahead=THREADS))
+
+
+def spread(samples: Sequence[Any], count: int) -> list[Any]:
     """At most `count` of the samples, evenly spread."""
     return [samples[k] for k in sorted({k * len(samples) // count for k in range(count if samples else 0)})]
+
+
+def counted_units(units: int) -> np.ndarray:
+    """The numbers of the pieces or images that have a row in `Inspection.class_counts`."""
+    return np.array(spread(range(units), COUNTED))
 
 
 def fingerprint(dataset: Dataset, samples: Iterable[Sample]) -> str:
@@ -99,13 +165,48 @@ def fingerprint(dataset: Dataset, samples: Iterable[Sample]) -> str:
     digest = hashlib.sha256(json.dumps(legend).encode())
     for sample in samples:
         row = [sample.key, etags.get(sample.image, sample.image), etags.get(sample.mask, sample.mask)]
-        digest.update(json.dumps(row).encode())
+        digest.update(json.dumps([*row, sample.tag] if sample.tag else row).encode())
     return digest.hexdigest()
 
 
-def _bands(samples: Sequence[Sample], settings: TrainSettings) -> tuple[tuple[int, ...], np.dtype]:
+def _look(wanted: tuple[Sample, bool], *, dataset: Dataset, spec: InputSpec, explicit_bands: bool) -> Seen:
+    sample, pixels_too = wanted
+    classes = len(dataset.classes)
+    if not pixels_too:
+        return Seen(class_pixels=_count(dataset.read_mask(sample), classes))
+    labelled = read_labelled(dataset, sample, spec, explicit_bands=explicit_bands)
+    first, second = np.zeros((2, len(spec.bands)))
+    for band, pixels in enumerate(labelled.pixels):  # one at a time: float64 is 8 times the size of bytes
+        values = pixels[labelled.valid].astype(np.float64)
+        first[band], second[band] = values.sum(), np.square(values, out=values).sum()
+    return Seen(
+        class_pixels=_count(labelled.mask, classes),
+        first=first,
+        second=second,
+        valid=int(labelled.valid.sum()),
+        area=labelled.valid.size,
+        bytes=memory_of(labelled),
+    )
+
+
+def _count(mask: np.ndarray, classes: int) -> np.ndarray:
+    return np.bincount(mask.ravel(), minlength=IGNORE + 1)[:classes]
+
+
+def _moments(seen: list[Seen], scale: float) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """(mean, std) of each band over valid pixels; the std of a constant band is 1, so that it stays 0."""
+    valid = sum(one.valid for one in seen)
+    first, second = (reduce(np.add, sums) for sums in zip(*((one.first, one.second) for one in seen)))
+    mean = first / valid
+    variance = np.maximum(second / valid - np.square(mean), 0)
+    constant = variance <= 1e-12 * np.square(mean)
+    std = [1.0 if flat else math.sqrt(v) * scale for flat, v in zip(constant, variance)]
+    return tuple((mean * scale).tolist()), tuple(std)
+
+
+def _bands(samples: Sequence[Sample], settings: TrainSettings, run: Run) -> tuple[tuple[int, ...], np.dtype]:
     """The bands to train on (of the image with the most, so that grey among colour does not decide) and their type."""
-    headers = [read_header(sample.image) for sample in samples[:HEADERS]]
+    headers = list(chain.from_iterable(run(_headers, [samples])))
     count = max(header.bands for header in headers)
     if settings.bands and max(settings.bands) >= count:
         raise SegrayError(
@@ -115,37 +216,33 @@ def _bands(samples: Sequence[Sample], settings: TrainSettings) -> tuple[tuple[in
     return settings.bands or tuple(range(count)), np.dtype(headers[0].dtype)
 
 
-@dataclass
-class _Sums:
-    """Sums over images; moments in float64, of pixel values before scaling."""
+def _headers(samples: Sequence[Sample]) -> list[Header]:
+    return [read_header(sample.image, part=sample.part) for sample in samples]
 
-    bands: int
-    classes: int
-    area: int = 0
-    bytes: int = 0
-    valid: int = 0
-    first: np.ndarray = field(init=False)
-    second: np.ndarray = field(init=False)
-    class_pixels: np.ndarray = field(init=False)
 
-    def __post_init__(self) -> None:
-        self.first, self.second = np.zeros(self.bands), np.zeros(self.bands)
-        self.class_pixels = np.zeros(self.classes, np.int64)
+def _measured(samples: Sequence[Sample], run: Run) -> dict[int, Size]:
+    """Number -> size of the samples whose headers must be asked for it."""
+    unknown = [number for number, sample in enumerate(samples) if not is_measured(sample)]
+    sizes = run(_sizes_of, _parts([samples[number] for number in unknown]))
+    return dict(zip(unknown, chain.from_iterable(sizes)))
 
-    def add(self, labelled: Labelled) -> None:
-        self.area += labelled.valid.size
-        self.bytes += memory_of(labelled)
-        self.valid += int(labelled.valid.sum())
-        for band, pixels in enumerate(labelled.pixels):  # one at a time: float64 is 8 times the size of bytes
-            values = pixels[labelled.valid].astype(np.float64)
-            self.first[band] += values.sum()
-            self.second[band] += np.square(values).sum()
-        self.class_pixels += np.bincount(labelled.mask.ravel(), minlength=IGNORE + 1)[: self.classes]
 
-    def moments(self, scale: float) -> tuple[tuple[float, ...], tuple[float, ...]]:
-        """(mean, std) of each band over valid pixels; the std of a constant band is 1, so that it stays 0."""
-        mean = self.first / self.valid
-        variance = np.maximum(self.second / self.valid - np.square(mean), 0)
-        constant = variance <= 1e-12 * np.square(mean)
-        std = [1.0 if flat else math.sqrt(v) * scale for flat, v in zip(constant, variance)]
-        return tuple((mean * scale).tolist()), tuple(std)
+def _sizes_of(samples: Sequence[Sample]) -> list[Size]:
+    with ThreadPoolExecutor(THREADS) as pool:
+        return list(in_order(size_of, samples, pool=pool, ahead=THREADS))
+
+
+def _parts(items: Iterable[Any]) -> Iterator[list[Any]]:
+    """The items, some at a time."""
+    rest = iter(items)
+    while part := list(islice(rest, PART)):
+        yield part
+
+
+def _sizes(large: tuple[tuple[int, int, int], ...]) -> dict[int, Size]:
+    return {number: (height, width) for number, height, width in large}
+
+
+def _tuples(value: Any) -> Any:
+    """Lists as tuples, however deep."""
+    return tuple(_tuples(item) for item in value) if isinstance(value, list) else value

@@ -7,9 +7,9 @@ threads run.
 from __future__ import annotations
 
 import threading
-from collections import OrderedDict, defaultdict
+from collections import OrderedDict, defaultdict, deque
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import islice
 
@@ -20,8 +20,12 @@ from segray.augment import Augment, crop_sample
 from segray.datasets import Labelled
 from segray.masks import IGNORE
 from segray.reading import in_order, memory_of
-from segray.sampling import crop_generator, share
+from segray.sampling import ANY, crop_generator, pixel_of, share
 
+MAX_READERS = 16
+BATCHES_AHEAD = 2  # cut ahead of their use
+IMAGES_AHEAD = 512  # crops ahead of which the images are read: one of 4 Mpx takes half a second from a store
+READERS_AHEAD = 4
 CACHE_BYTES = 2**30  # decoded images that a worker keeps, so that many crops of one image cost one decoding
 
 
@@ -34,16 +38,25 @@ class Batch:
     mask: torch.Tensor
 
 
+def reader_count(cores: int) -> int:
+    """How many threads read and crop for a worker of so many cores."""
+    return min(MAX_READERS, 2 * cores)
+
+
 def reading_threads(count: int) -> ThreadPoolExecutor:
     """Threads that read and crop; torch computes on one core in each, since the training step needs the others."""
     return ThreadPoolExecutor(count, thread_name_prefix="segray-read", initializer=torch.set_num_threads, initargs=(1,))
 
 
 class ImageCache:
-    """The last images used, up to a number of bytes; several threads that want one image read it once."""
+    """The last images used, up to a number of bytes; several threads that want one image read it once.
+
+    Images that will be wanted are read by threads of its own: crops of images that are there need not wait for them.
+    """
 
     def __init__(self, read_image: Callable[[int], Labelled], *, max_bytes: int = CACHE_BYTES) -> None:
         self._read, self._max_bytes, self._bytes = read_image, max_bytes, 0
+        self._ahead = ThreadPoolExecutor(READERS_AHEAD, thread_name_prefix="segray-ahead")
         self._images: OrderedDict[int, Labelled] = OrderedDict()
         self._reading: defaultdict[int, threading.Lock] = defaultdict(threading.Lock)
         self._lock = threading.Lock()
@@ -61,6 +74,17 @@ class ImageCache:
             with self._lock:
                 self._keep(index, labelled)
             return labelled
+
+    def read_ahead(self, index: int) -> Future | None:
+        """Have an image read unless it is there; an error is raised to whoever gets it."""
+        with self._lock:
+            there = index in self._images
+        return None if there else self._ahead.submit(self.get, index)
+
+    def room(self) -> int:
+        """How many images of mean size take half of the bytes: so many may be read ahead; 1 before any was read."""
+        with self._lock:
+            return max(1, self._max_bytes // 2 * len(self._images) // max(1, self._bytes))
 
     def _keep(self, index: int, labelled: Labelled) -> None:
         self._images[index] = labelled
@@ -91,21 +115,41 @@ class CropLoader:
     seed: int
 
     def batches(self, epoch: int, order: np.ndarray) -> Iterator[Batch]:
-        """This worker's crops of every step of an epoch, read ahead by two steps."""
+        """This worker's crops of every step of an epoch, cut ahead by some steps.
+
+        order: (positions, 2) the image of each crop, and the class that it must hold or ANY (see `sampling`).
+        """
         steps = len(order) // self.batch_size
         parts = [
             share(step, batch_size=self.batch_size, rank=self.rank, world_size=self.world_size) for step in range(steps)
         ]
-        positions = (position for part in parts for position in part)
-        ahead = 2 * len(parts[0])
-        crops = in_order(lambda p: self._crop(epoch, p, int(order[p])), positions, pool=self.pool, ahead=ahead)
+        positions = self._reading_ahead([position for part in parts for position in part], order[:, 0])
+        ahead = BATCHES_AHEAD * len(parts[0])
+        crops = in_order(lambda p: self._crop(epoch, p, *order[p].tolist()), positions, pool=self.pool, ahead=ahead)
         for part in parts:
             yield _stack(list(islice(crops, len(part))))
 
-    def _crop(self, epoch: int, position: int, image: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    def _reading_ahead(self, positions: list[int], images: np.ndarray) -> Iterator[int]:
+        """The positions one by one; meanwhile those images of the next ones are read that are not there yet."""
+        coming, futures = deque(positions), {}
+        try:
+            for number, position in enumerate(positions):
+                futures.pop(int(images[position]), None)
+                end = number + IMAGES_AHEAD
+                while coming and len(positions) - len(coming) < end and len(futures) < self.cache.room():
+                    image = int(images[coming.popleft()])
+                    if image not in futures and (future := self.cache.read_ahead(image)):
+                        futures[image] = future
+                yield position
+        finally:
+            for future in futures.values():
+                future.cancel()
+
+    def _crop(self, epoch: int, position: int, image: int, label: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         labelled = self.cache.get(image)
         rng = crop_generator(self.seed, epoch, position)
-        return crop_sample(labelled.pixels, labelled.valid, labelled.mask, augment=self.augment, rng=rng)
+        around = None if label == ANY else pixel_of(labelled.mask, label, rng)
+        return crop_sample(labelled.pixels, labelled.valid, labelled.mask, augment=self.augment, rng=rng, around=around)
 
 
 def _stack(crops: Sequence[tuple[np.ndarray, np.ndarray, np.ndarray]]) -> Batch:

@@ -87,14 +87,17 @@ def ids_to_mask(ids: np.ndarray, classes: Classes, *, source: str) -> np.ndarray
 
     LabelError on an id that is neither a class nor the ignore index, naming `source` and the id.
     """
-    known = np.isin(ids, [*range(len(classes)), classes.ignore_index])
+    ignored = ids == classes.ignore_index
+    mask = ids.astype(np.uint8)
+    known = ((ids >= 0) & (ids < len(classes)) & (ids == mask)) | ignored
     if not known.all():
         value = ids[~known].flat[0]
         raise LabelError(
             f"{source} holds the id {value}, which is neither a class (0 to {len(classes) - 1}) nor the ignore "
             f"index {classes.ignore_index}; add it to classes.json or correct the mask"
         )
-    return np.where(ids == classes.ignore_index, IGNORE, ids).astype(np.uint8)
+    mask[ignored] = IGNORE
+    return mask
 
 
 def colors_to_mask(rgb: np.ndarray, classes: Classes, *, source: str) -> np.ndarray:

@@ -21,7 +21,7 @@ from segray import grid
 from segray.errors import SegrayError
 from segray.grid import Lattice, Window
 from segray.resample import Scaling
-from segray.storage import File, ending, exists, filesystem, join, publish, read_text, retry
+from segray.storage import File, ending, exists, filesystem, join, publish, read_bytes, read_text, retry
 
 SHARDS_A_FILE = 1024
 # In a row group: with a shard each, a worker would parse the places of 1024 to find its own; items bound the driver.
@@ -190,6 +190,17 @@ def read_shard(uri: str, shard: int) -> list[Item]:
     table = retry(read)
     rows = table.filter(pc.equal(table["shard"], shard)).drop_columns(["shard"]).to_pylist()
     return [Item(**row) for row in rows]
+
+
+def parts(uri: str) -> dict[str, str]:
+    """Image -> where it lies in the file that holds it, of the images of a plan that are no files of their own."""
+    plan, found = load(uri), {}
+    for number in range(len(plan.files) if plan else 0):
+        data = pa.BufferReader(read_bytes(join(uri, f"plan-{number:05d}.parquet")))
+        table = pq.ParquetFile(data).read(columns=["image", "part"])
+        table = table.filter(pc.not_equal(table["part"], ""))
+        found |= dict(zip(table["image"].to_pylist(), table["part"].to_pylist()))
+    return found
 
 
 def fingerprint(*, archive: str, listing: str, images: int, model: str, settings: dict) -> dict:

@@ -6,7 +6,8 @@ import numpy as np
 
 # What a number is drawn for, so that no two streams of one seed and epoch coincide. Never 0: NumPy takes trailing
 # zeros of a seed for absent ones.
-ORDER, CROP, WORKER = 1, 2, 3
+ORDER, CROP, WORKER, BALANCE = 1, 2, 3, 4
+ANY = -1  # in place of a class: a crop may hold any
 
 
 def steps_per_epoch(images: int, *, crops_per_image: int, batch_size: int) -> int:
@@ -29,6 +30,44 @@ def epoch_order(
         groups = (np.repeat(shuffled[k : k + together], crops_per_image) for k in range(0, images, together))
         shuffled = np.concatenate([rng.permutation(group) for group in groups])
     return np.resize(shuffled, positions)
+
+
+def balanced(
+    order: np.ndarray, counts: np.ndarray, *, part: float, span: int, crops: int, seed: int, epoch: int
+) -> np.ndarray:
+    """(positions, 2) int64: an epoch's order, a part of it drawn anew by class, and the class a crop must hold, or ANY.
+
+    counts: (images, K) pixels of each class. part: probability that a crop is drawn by class: a class is drawn, each
+    that there is as likely as any other, and then an image in proportion to how much of the class it holds. Within a
+    span of positions each drawn image gives `crops` crops, since it must be decoded for them.
+    """
+    rng = np.random.default_rng([seed, epoch, BALANCE])
+    result = np.stack([order, np.full(len(order), ANY)], axis=1)
+    present = np.flatnonzero(counts.sum(axis=0))
+    heaps = np.cumsum(counts, axis=0)
+    for start in range(0, len(order) if part and len(present) else 0, span):
+        chosen = start + np.flatnonzero(rng.random(min(span, len(order) - start)) < part)
+        draws = -(-len(chosen) // crops)
+        classes = rng.choice(present, draws)
+        pixels = rng.integers(heaps[-1, classes])  # one of all pixels of the class
+        images = np.zeros(draws, np.int64)
+        for label in present:
+            of_class = classes == label
+            images[of_class] = np.searchsorted(heaps[:, label], pixels[of_class], side="right")
+        drawn = np.repeat(np.stack([images, classes], axis=1), crops, axis=0)
+        result[chosen] = rng.permutation(drawn)[: len(chosen)]
+    return result
+
+
+def pixel_of(mask: np.ndarray, label: int, rng: np.random.Generator) -> tuple[int, int] | None:
+    """(row, column) of a pixel of an (H, W) mask that has that class, each as likely; None when none has."""
+    found = mask == label
+    ends = np.cumsum(np.count_nonzero(found, axis=1))
+    if not ends[-1]:
+        return None
+    number = int(rng.integers(ends[-1]))
+    row = int(np.searchsorted(ends, number, side="right"))
+    return row, int(np.flatnonzero(found[row])[number - ends[row]])  # counted from the end of the row
 
 
 def share(step: int, *, batch_size: int, rank: int, world_size: int) -> range:

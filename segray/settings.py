@@ -24,7 +24,7 @@ __all__ = [
 FORMATS = ("parquet", "png")
 EXPORT_FORMATS = ("cog", "png", "polygons", "pmtiles")
 MAX_ZOOM = 22  # pixels of 4 cm at the equator, in tiles of 256
-MEASUREMENTS = ("stages", "memory", "growth", "lattice", "cluster", "planning")
+MEASUREMENTS = ("stages", "memory", "growth", "lattice", "loading", "cluster", "planning")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -81,7 +81,7 @@ class PathSettings:
 class EvaluateSettings(PathSettings):
     """Settings of jobs/evaluate.py."""
 
-    data: str = option("labelled data: a folder with classes.json, or Cityscapes")
+    data: str = option("labelled data, as for training")
     split: str = option("split to evaluate", "test")
     boundary: float = option("boundary IoU: width of the regions along contours, as a share of the diagonal", 0.02)
     calibrate: bool = option(
@@ -185,7 +185,7 @@ class BenchmarkSettings(SegmentSettings):
     network: str | None = option(
         "network of the made-up model (default: unet; memory and growth encoder_decoder?width=8)", None
     )
-    data: str | None = option("labelled data for lattice, which also needs --model", None)
+    data: str | None = option("labelled data for loading, and for lattice, which also needs --model", None)
     split: str = option("split of the labelled data", "test")
 
     def __post_init__(self) -> None:
@@ -194,6 +194,8 @@ class BenchmarkSettings(SegmentSettings):
         unknown = set(self.measurements) - set(MEASUREMENTS)
         if unknown or not self.measurements:
             raise ValueError(f"--what is a list of {', '.join(MEASUREMENTS)}, not {self.what}")
+        if "loading" in self.measurements and not self.data:
+            raise ValueError("--what loading needs labelled data: give --data")
         if "lattice" in self.measurements and not (self.data and self.model):
             raise ValueError("--what lattice needs labelled data and a model trained on such: give --data and --model")
 

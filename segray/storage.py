@@ -223,6 +223,17 @@ def list_files(uri: str) -> Iterator[File]:
         raise FileNotFoundError(f"{uri} holds nothing")
 
 
+def names(uri: str) -> set[str]:
+    """The names of what lies directly in a folder; none when it is not there. One listing, asked anew."""
+    fs, path = filesystem(uri)
+    fs.invalidate_cache()
+    try:
+        entries = retry(lambda: fs.ls(path, detail=False))
+    except (FileNotFoundError, NotADirectoryError):
+        return set()
+    return {posixpath.basename(entry.rstrip("/")) for entry in entries}
+
+
 def describe(error: BaseException) -> str:
     """The reason in an error of a store or a decoder, on one line and without the address of any object in memory."""
     text = " ".join(str(error).split()) or type(error).__name__

@@ -20,13 +20,14 @@ SCALES = "0.5:2"  # range of random zoom when nobody says, of torchvision's refe
 class TrainSettings:
     """Settings of jobs/train.py."""
 
-    data: str = option("labelled data: a folder with train/ and val/ and classes.json, or Cityscapes")
+    data: str = option("labelled data: train/ and val/ with classes.json, Cityscapes, or an OUTPUT of segment.py")
     output: str = option("where the model, metrics.jsonl, report.html and the resumable state go")
     network: str = option("network, as in unet, unet?width=32, smp/unet/resnet34", "unet")
     weights: str | None = option("pretrained backbone: path or URI of a file, or a torchvision weights name", None)
     epochs: int = option("passes over the training images", 20)
     batch_size: int = option("crops a step, over all workers", 8)
     crop: int = option("side of the training crops in pixels; also the tile of the model", 256)
+    balance: float = option("share of the crops that are drawn by class, so that rare classes are seen more", 0.0)
     loss: str = option(
         f"loss: {', '.join(LOSS_NAMES)}, or a sum such as cross_entropy+0.5*lovasz",
         "cross_entropy",
@@ -82,7 +83,7 @@ class TrainSettings:
         for name in ("seed", "weight_decay", "max_failures", "aux_weight", "clip"):
             if not 0 <= getattr(self, name) < math.inf:
                 raise ValueError(f"--{name} must not be negative, but is {getattr(self, name)}")
-        for name in ("warm_up", "photometric"):
+        for name in ("warm_up", "photometric", "balance"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ValueError(f"--{name} is 0 to 1, not {getattr(self, name)}")
         for name in ("ema", "momentum"):

@@ -11,7 +11,7 @@ import torch
 
 from segray.errors import SegrayError
 from segray.learner import Learner
-from segray.loading import Batch, CropLoader, ImageCache, reading_threads, void_batch
+from segray.loading import Batch, CropLoader, ImageCache, reader_count, reading_threads, void_batch
 from segray.metrics import scores
 from segray.model_dir import save_model
 from segray.report import Picture, training_page
@@ -24,7 +24,6 @@ from segray.validation import validate
 from segray.workers import Place
 
 CHECK_EVERY = 16  # steps between looks at the loss, each of which makes the host wait for the device
-MAX_READERS = 16
 TILES_A_PASS = 16  # in validation, on a GPU
 REPORT_EVERY_S = 60.0  # the page, before the last epoch
 LOSS, PIXELS, NORM, FAILED = range(4)  # what is summed over steps and workers
@@ -39,7 +38,7 @@ def run(job: Job, place: Place, *, report: Report) -> None:
     used or the loss is no longer finite.
     """
     torch.set_num_threads(place.cores)  # before the loader's threads begin: each thread has a number of its own
-    with reading_threads(min(MAX_READERS, 2 * place.cores)) as pool:
+    with reading_threads(reader_count(place.cores)) as pool:
         trainer = Trainer(job, place, pool=pool)
         trainer.resume()
         if trainer.epoch:

@@ -14,23 +14,25 @@ import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, replace
+from functools import partial
 
 import ray
 import ray.train
 import ray.train.torch
 import torch
-from ray.exceptions import RayError, RayTaskError
+from ray.exceptions import RayError
 
 from segray import cluster
 from segray.datasets import Dataset, Sample, open_dataset
 from segray.errors import SegrayError
-from segray.inspection import Inspection, fingerprint
+from segray.inspection import Inspection, fingerprint, inspect
 from segray.settings import TrainSettings
 from segray.storage import absolute, join
+from segray.tasks import in_tasks
 from segray.trainer import run
 from segray.training_console import Console
 from segray.training_job import Job, initial_network
-from segray.training_remote import Board, inspect_all
+from segray.training_remote import Board, weights_fit
 from segray.training_state import finished, read_history, read_run, write_run
 from segray.workers import Place
 
@@ -59,15 +61,15 @@ def train(settings: TrainSettings) -> dict:
     cluster.start()
     workers = worker_count(settings)
     if stored is None:
-        inspection = _inspect(dataset, train_samples, settings)
+        inspection = _inspect(dataset, train_samples, val_samples, settings)
         write_run(settings, data, asdict(inspection))
     else:
         inspection = Inspection.from_json(stored["inspection"])
     job = Job(
         settings=settings,
         dataset=dataset,
-        train=tuple(train_samples),
-        val=tuple(val_samples),
+        train=inspection.train(train_samples, settings.crop),
+        val=inspection.val(val_samples, settings.crop),
         inspection=inspection,
         data=data,
     )
@@ -98,14 +100,14 @@ def worker_count(settings: TrainSettings) -> int:
     return workers
 
 
-def _inspect(dataset: Dataset, samples: list[Sample], settings: TrainSettings) -> Inspection:
-    log.info("inspecting %s: %d training images", settings.data, len(samples))
-    try:
-        return ray.get(ray.remote(num_cpus=1)(inspect_all).remote(dataset, samples, settings))
-    except RayTaskError as error:
-        if isinstance(error.cause, SegrayError):
-            raise error.cause from None
-        raise
+def _inspect(dataset: Dataset, train: list[Sample], val: list[Sample], settings: TrainSettings) -> Inspection:
+    """Look at the data in tasks, and whether the pretrained weights fit them."""
+    log.info("inspecting %s: %d training images", settings.data, len(train))
+    inspection = inspect(dataset, train, settings, val=val, run=in_tasks)
+    if settings.weights:
+        sizes = {"bands": len(inspection.bands), "classes": len(dataset.classes)}
+        list(in_tasks(partial(weights_fit, **sizes), [settings]))
+    return inspection
 
 
 def _fit(job: Job, workers: int) -> None:

@@ -15,12 +15,12 @@ from segray.augment import Augment
 from segray.datasets import Dataset, Labelled, Sample
 from segray.errors import SegrayError
 from segray.inputs import InputSpec
-from segray.inspection import Inspection
+from segray.inspection import Inspection, counted_units
 from segray.loss_terms import class_weights
 from segray.model_dir import Description, load_state
 from segray.networks import build_network, load_backbone, parse_network
 from segray.reading import read_labelled
-from segray.sampling import epoch_order, steps_per_epoch
+from segray.sampling import balanced, epoch_order, steps_per_epoch
 from segray.settings import TrainSettings
 from segray.storage import join
 from segray.training_state import compared
@@ -28,7 +28,10 @@ from segray.training_state import compared
 
 @dataclass(frozen=True, kw_only=True)
 class Job:
-    """The settings, the data and what was found in it. data: its fingerprint."""
+    """The settings, the data and what was found in it. data: its fingerprint.
+
+    train: large scenes as pieces, see `Inspection.train`. val: large scenes as blocks, see `Inspection.val`.
+    """
 
     settings: TrainSettings
     dataset: Dataset
@@ -49,14 +52,22 @@ class Job:
         return steps_per_epoch(len(self.train), crops_per_image=crops, batch_size=self.settings.batch_size)
 
     def order(self, epoch: int) -> np.ndarray:
-        """(steps * batch_size,) int64: the training image of every crop of an epoch."""
-        return epoch_order(
-            len(self.train),
-            crops_per_image=self.inspection.crops_per_image,
-            positions=self.steps * self.settings.batch_size,
-            together=self.inspection.together,
-            seed=self.settings.seed,
-            epoch=epoch,
+        """(steps * batch_size, 2) int64: the training image of every crop of an epoch; see `sampling.balanced`."""
+        images, crops, together = len(self.train), self.inspection.crops_per_image, self.inspection.together
+        stream = {"seed": self.settings.seed, "epoch": epoch}
+        positions = self.steps * self.settings.batch_size
+        order = epoch_order(images, crops_per_image=crops, positions=positions, together=together, **stream)
+        counts = np.zeros((images, len(self.dataset.classes)), np.int64)
+        if self.settings.balance:
+            counts[counted_units(images)] = self.inspection.class_counts
+        fit = images <= together  # then they are decoded once, whatever the order
+        return balanced(
+            order,
+            counts,
+            part=self.settings.balance,
+            span=together * crops,
+            crops=1 if fit else crops,
+            **stream,
         )
 
     def read(self, sample: Sample) -> Labelled:

@@ -5,8 +5,6 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from segray.datasets import Dataset, Sample
-    from segray.inspection import Inspection
     from segray.settings import TrainSettings
 
 
@@ -38,13 +36,8 @@ class Board:
         return reports
 
 
-def inspect_all(dataset: Dataset, samples: list[Sample], settings: TrainSettings) -> Inspection:
-    """See `inspection.inspect`; pretrained weights that do not fit are refused too, now rather than by every worker."""
-    from segray.inspection import inspect
+def weights_fit(settings: TrainSettings, *, bands: int, classes: int) -> None:
+    """SegrayError when the pretrained weights do not fit the network: now, rather than met by every worker."""
+    from segray.training_job import initial_network
 
-    inspection = inspect(dataset, samples, settings)
-    if settings.weights:
-        from segray.training_job import initial_network
-
-        initial_network(settings, bands=len(inspection.bands), classes=len(dataset.classes))
-    return inspection
+    initial_network(settings, bands=bands, classes=classes)

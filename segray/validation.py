@@ -1,14 +1,17 @@
-"""Validation: whole images through the segmenter that deployment uses, counted in one confusion matrix."""
+"""Validation: images through the segmenter that deployment uses, large ones block by block, in one confusion matrix."""
 
 from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from functools import partial
 
 import numpy as np
 
 from segray.datasets import Labelled, Sample
+from segray.grid import Lattice, read_extent
 from segray.inspection import spread
 from segray.metrics import confusion_matrix
 from segray.reading import in_order
@@ -20,32 +23,72 @@ PICTURES = 4
 AHEAD = 4  # images read ahead
 
 
+@dataclass(frozen=True, kw_only=True)
+class Truth:
+    """A sample to validate. labelled: the sample alone. region: what its mask is made of, at a block's edges more."""
+
+    sample: Sample
+    labelled: Labelled
+    region: Region
+
+
 def validate(
     segmenter: Segmenter, samples: Sequence[Sample], *, read: Callable[[Sample], Labelled], pool: ThreadPoolExecutor
 ) -> tuple[np.ndarray, list[Picture]]:
     """(K, K + 1) int64 confusion matrix over the samples, each once, and pictures of a few of them.
 
-    read: gives the bands of the segmenter's input spec. Without samples the matrix is 0.
+    A sample with a window is a block of a large scene: its mask is that of the whole scene. read: gives the bands of
+    the segmenter's input spec. Without samples the matrix is 0.
     """
     matrix = np.zeros((segmenter.num_classes, segmenter.num_classes + 1), np.int64)
     shown, pictures = set(spread(samples, PICTURES)), []
-    images = in_order(read, samples, pool=pool, ahead=AHEAD)
-    for sample, (labelled, mask) in zip(samples, masks(segmenter, images)):
+    truths = in_order(partial(_truth, read=read, lattice=segmenter.lattice), samples, pool=pool, ahead=AHEAD)
+    for truth, mask in masks(segmenter, truths):
+        labelled, sample = truth.labelled, truth.sample
         matrix += confusion_matrix(labelled.mask, mask, segmenter.num_classes)
         if sample in shown:
             image = for_eyes(labelled.pixels, labelled.valid)
-            pictures.append(Picture(title=sample.key, image=image, mask=mask, truth=labelled.mask))
+            pictures.append(Picture(title=_title(sample), image=image, mask=mask, truth=labelled.mask))
     return matrix, pictures
 
 
-def masks(segmenter: Segmenter, images: Iterable[Labelled]) -> Iterator[tuple[Labelled, np.ndarray]]:
-    """Each image with its (H, W) uint8 mask; batches of tiles run across images."""
-    waiting: deque[Labelled] = deque()
+def masks(segmenter: Segmenter, truths: Iterable[Truth]) -> Iterator[tuple[Truth, np.ndarray]]:
+    """Each sample with its (H, W) uint8 mask; batches of tiles run across samples."""
+    waiting: deque[Truth] = deque()
 
     def regions() -> Iterator[Region]:
-        for labelled in images:
-            waiting.append(labelled)
-            yield whole_image(labelled.pixels, labelled.valid)
+        for truth in truths:
+            waiting.append(truth)
+            yield truth.region
 
     for (window_mask,) in segmenter.segment(regions()):
         yield waiting.popleft(), window_mask.mask
+
+
+def _truth(sample: Sample, *, read: Callable[[Sample], Labelled], lattice: Lattice) -> Truth:
+    block = sample.window
+    if block is None:
+        labelled = read(sample)
+        return Truth(sample=sample, labelled=labelled, region=whole_image(labelled.pixels, labelled.valid))
+    height, width = sample.size
+    extent = read_extent(block, height=height, width=width, lattice=lattice)
+    around = read(replace(sample, window=extent))
+    rows, cols = block.within(extent)
+    labelled = Labelled(
+        pixels=around.pixels[:, rows, cols], valid=around.valid[rows, cols], mask=around.mask[rows, cols]
+    )
+    region = Region(
+        height=height,
+        width=width,
+        block=block,
+        windows=(block,),
+        extent=extent,
+        pixels=around.pixels,
+        valid=around.valid,
+    )
+    return Truth(sample=sample, labelled=labelled, region=region)
+
+
+def _title(sample: Sample) -> str:
+    window = sample.window
+    return sample.key if window is None else f"{sample.key}, from row {window.row_off}, column {window.col_off}"

@@ -114,6 +114,31 @@ def test_orientations(name: str, nadir: bool, orientations: int) -> None:
     assert len(seen) == orientations
 
 
+@settings(deadline=None)
+@given(shape=st.tuples(st.integers(1, 40), st.integers(1, 40)), size=st.integers(1, 50), seed=st.integers(0, 999))
+def test_a_crop_holds_the_pixel_that_it_must(shape: tuple[int, int], size: int, seed: int) -> None:
+    mask = np.zeros(shape, np.uint8)
+    around = tuple(int(seed * k % n) for k, n in zip((7, 11), shape))
+    mask[around] = 1
+    sample = (mask[None], np.ones(shape, bool), mask)
+    augment, rng = Augment.named("none", crop=size, nadir=True), np.random.default_rng(seed)
+    _, valid, cut = crop_sample(*sample, augment=augment, rng=rng, around=around)
+    assert (cut == 1).sum() == 1
+    assert valid.sum() == np.prod([min(size, n) for n in shape])  # no more lies outside than must
+
+
+def test_a_pixel_that_a_crop_must_hold_may_be_anywhere_in_it() -> None:
+    mask = np.zeros((9, 9), np.uint8)
+    mask[4, 5] = 1
+    augment = Augment.named("none", crop=3, nadir=True)
+    found = set()
+    for seed in range(200):
+        rng = np.random.default_rng(seed)
+        cut = crop_sample(mask[None], mask < 9, mask, augment=augment, rng=rng, around=(4, 5))[2]
+        found.add(tuple(np.argwhere(cut == 1)[0].tolist()))
+    assert len(found) == 9
+
+
 def test_none_is_a_plain_crop_and_reaches_every_place() -> None:
     pixels = np.arange(30, dtype=np.uint8).reshape(1, 5, 6)
     sample = (pixels, np.ones((5, 6), bool), pixels[0])

@@ -82,6 +82,7 @@ def test_everything_that_can_be_asked_for_is_measured():
         (["--what", "speed"], "--what is a list of stages, memory"),
         (["--what", ","], "--what is a list of"),
         (["--what", "lattice"], "give --data and --model"),
+        (["--what", "loading"], "give --data"),
         (["--runs", "0"], "--runs must be positive"),
         (["--size", "-1"], "--size must be positive"),
         (["--image", "png"], "--image: invalid choice"),

@@ -17,6 +17,8 @@ import pytest
 import rasterio
 from PIL import Image
 from rasterio.errors import NotGeoreferencedWarning
+from scene_sets import raster, write_scenes
+from test_dataset_mask_shards import images_at, segmented
 
 from segray.datasets import DATASETS, open_dataset, read
 from segray.errors import ImageError, LabelError, SegrayError
@@ -40,6 +42,7 @@ COLORS = np.array([[200, 180, 90], [0, 0, 255], [90, 90, 90], [0, 0, 0]], np.uin
 ROGUE = np.array([[0, 1, 2, 7], [2, 2, 1, 0], [0, 0, 0, 1]], np.uint8)
 OPAQUE = np.where(IDS == 255, 0, 255).astype(np.uint8)
 ROGUE_WHERE_CLEAR = np.where(OPAQUE[..., None] == 0, np.uint8(9), COLORS)  # under full transparency lies no label
+SCENE = raster(np.ones((5, 6), np.uint8))
 ROAD, CAR, PLATE, VOID = 7, 26, 255, 4
 
 
@@ -253,7 +256,7 @@ def test_an_unknown_split_names_those_that_exist(labelled_folder: str) -> None:
 
 def test_no_layout_names_the_layouts(place: str) -> None:
     publish(join(place, "readme.txt"), b"nothing here")
-    with pytest.raises(SegrayError, match="holds no labelled data.*classes.json.*leftImg8bit"):
+    with pytest.raises(SegrayError, match="holds no labelled data.*classes.json.*labels.*leftImg8bit.*plan/"):
         open_dataset(place)
 
 
@@ -344,7 +347,12 @@ def test_an_unknown_mode_is_the_callers_mistake(place: str) -> None:
 @pytest.mark.parametrize("name", DATASETS)
 def test_every_layout_keeps_the_contract(name: str, write_folder: Callable[[str], str], tmp_path: Path) -> None:
     """Samples are sorted and complete, masks hold classes or 255, and workers can be sent the data set."""
-    writers = {"folder": write_folder, "cityscapes": lambda uri: cityscapes(uri, np.full((5, 6), ROAD, np.uint8))}
+    writers = {
+        "folder": write_folder,
+        "scenes": lambda uri: write_scenes(uri, {"train/images/a.tif": SCENE, "train/labels/a.tif": SCENE}),
+        "cityscapes": lambda uri: cityscapes(uri, np.full((5, 6), ROAD, np.uint8)),
+        "mask_shards": lambda uri: segmented(uri, images_at(uri, 5)),
+    }
     dataset = open_dataset(writers[name](str(tmp_path / "data")))
     assert isinstance(dataset, DATASETS[name])
     assert pickle.loads(pickle.dumps(dataset)) == dataset

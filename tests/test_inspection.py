@@ -10,7 +10,8 @@ import pytest
 import rasterio
 from conftest import png
 
-from segray.datasets import open_dataset
+from segray import inspection
+from segray.datasets import large, open_dataset
 from segray.errors import SegrayError
 from segray.inspection import IMAGENET_MEAN, IMAGENET_STD, Inspection, fingerprint, inspect, spread
 from segray.settings import TrainSettings
@@ -111,6 +112,69 @@ def test_data_that_cannot_be_used_are_refused(tmp_path: Path, changes: dict, mas
 def test_an_inspection_survives_json(tmp_path: Path) -> None:
     found = look(write_data(tmp_path, [np.random.default_rng(0).integers(0, 255, (3, 20, 20), np.uint8)]))
     assert Inspection.from_json(json.loads(json.dumps(vars(found)))) == found
+
+
+def inspected(data: str, part: int, monkeypatch: pytest.MonkeyPatch, **changes: object) -> Inspection:
+    monkeypatch.setattr(inspection, "PART", part)
+    return look(data, **changes)
+
+
+def test_the_number_of_parts_does_not_matter(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    rng = np.random.default_rng(0)
+    images = [(rng.random((3, 20 + k, 20)) * 1e4).astype(np.float32) for k in range(7)]
+    masks = [rng.integers(0, 2, image.shape[1:]).astype(np.uint8) for image in images]
+    data = write_data(tmp_path, images, masks)
+    found = [inspected(data, part, monkeypatch) for part in (1, 3, 100)]
+    assert found[0] == found[1] == found[2]
+    assert found[0].class_counts == tuple(tuple(np.bincount(mask.ravel(), minlength=2)) for mask in masks)
+    assert found[0].class_pixels == tuple(np.sum(found[0].class_counts, axis=0))
+
+
+def test_masks_are_counted_where_images_are_not_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    images = [np.full((1, 10, 10), 1 + k, np.uint8) for k in range(9)]
+    masks = [np.full((10, 10), k % 2, np.uint8) for k in range(9)]
+    data = write_data(tmp_path, images, masks)
+    for number in (1, 2, 4, 5, 7, 8):  # those whose pixels are not wanted
+        (tmp_path / "train" / "images" / f"{number}.tif").write_bytes(b"")
+    monkeypatch.setattr(inspection, "IMAGES", 3)
+    monkeypatch.setattr(inspection, "HEADERS", 1)
+    monkeypatch.setattr(inspection, "_measured", lambda samples, run: {})
+    found = look(data)
+    assert found.images == 3
+    assert found.mean == pytest.approx([(1 + 4 + 7) / 3 / 255])
+    assert found.class_counts == tuple((100, 0) if k % 2 == 0 else (0, 100) for k in range(9))
+    monkeypatch.setattr(inspection, "COUNTED", 4)
+    assert look(data).class_pixels == (400, 0)  # of 0, 2, 4, 6, evenly spread
+    assert inspection.counted_units(9).tolist() == [0, 2, 4, 6]
+
+
+def test_large_scenes_are_looked_at_piece_by_piece(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    rng = np.random.default_rng(0)
+    images = [rng.integers(1, 255, (3, *size), np.uint8) for size in ((20, 30), (64, 90), (50, 10))]
+    masks = [rng.integers(0, 2, image.shape[1:]).astype(np.uint8) for image in images]
+    data = write_data(tmp_path, images, masks)
+    whole = look(data)
+    monkeypatch.setattr(large, "LARGE_PIXELS", 1000)
+    monkeypatch.setattr(large, "PIECE_SIDE", 32)
+    monkeypatch.setattr(large, "CROPS_A_SIDE", 1)
+    monkeypatch.setattr(large, "ALIGNED", 16)
+    samples = open_dataset(data).samples("train")
+    settings = TrainSettings(data=data, output="none", crop=16)
+    found = inspect(open_dataset(data), samples, settings, val=samples[1:])
+    assert (found.large, found.large_val) == (((1, 64, 90),), ((0, 64, 90),))
+    assert (found.class_pixels, found.images) == (whole.class_pixels, 8)
+    assert found.mean == pytest.approx(whole.mean, rel=1e-12)
+    units = found.train(samples, 16)
+    assert [unit.key for unit in units] == ["0", *["1"] * 6, "2"]
+    counts = [
+        masks[int(unit.key)][unit.window.rows, unit.window.cols] if unit.window else masks[int(unit.key)]
+        for unit in units
+    ]
+    assert found.class_counts == tuple(tuple(np.bincount(count.ravel(), minlength=2)) for count in counts)
+    assert found.crops_per_image == max(1, round(sum(mask.size for mask in masks) / 8 / 16**2))
+    blocks = found.val(samples[1:], 16)
+    assert sum(block.window.pixels for block in blocks[:-1]) == 64 * 90
+    assert blocks[-1] == samples[2]
 
 
 def test_the_fingerprint_notices_every_change(tmp_path: Path) -> None:

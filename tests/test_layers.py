@@ -22,11 +22,11 @@ LAYERS = {
     "storage": (
         "storage model_dir shards plan archives datasets exports export_tasks report settings command_line walk "
         "summary reading loading expand inspection validation trainer training_job training_state training_remote "
-        "training_console made_up stages peers tally showcase train_settings learner"
+        "training_console made_up stages peers tally showcase train_settings learner feeding"
     ),
     "ray": (
         "cluster planning work pipeline outputs overviews segmentation evaluation exporting training throughput "
-        "scaling simulation benchmark"
+        "scaling simulation benchmark tasks"
     ),
 }
 ORDER = [*LAYERS, "jobs"]

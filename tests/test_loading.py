@@ -13,7 +13,7 @@ from segray.augment import Augment
 from segray.datasets import Labelled
 from segray.loading import CropLoader, ImageCache, reading_threads
 from segray.reading import in_order
-from segray.sampling import epoch_order
+from segray.sampling import ANY, balanced, epoch_order
 
 
 def labelled(size: int = 8, value: int = 0) -> Labelled:
@@ -95,8 +95,9 @@ def test_an_image_that_cannot_be_read_is_an_error_each_time() -> None:
             cache.get(3)
 
 
+@pytest.mark.parametrize("part", [0.0, 0.5])
 @pytest.mark.parametrize("world_size", [1, 2, 4])
-def test_workers_together_see_the_crops_that_one_would(world_size: int) -> None:
+def test_workers_together_see_the_crops_that_one_would(world_size: int, part: float) -> None:
     rng = np.random.default_rng(0)
     images = [
         Labelled(
@@ -107,6 +108,8 @@ def test_workers_together_see_the_crops_that_one_would(world_size: int) -> None:
         for _ in range(5)
     ]
     order = epoch_order(5, crops_per_image=3, positions=12, together=2, seed=7, epoch=2)
+    counts = np.stack([np.bincount(image.mask.ravel(), minlength=4) for image in images])
+    order = balanced(order, counts, part=part, span=6, crops=1, seed=7, epoch=2)
 
     def crops(rank: int, world_size: int, pool: ThreadPoolExecutor) -> list[list[bytes]]:
         loader = CropLoader(
@@ -129,3 +132,97 @@ def test_workers_together_see_the_crops_that_one_would(world_size: int) -> None:
     assert len(alone) == 3
     for step, expected in enumerate(alone):
         assert sorted(crop for worker in workers for crop in worker[step]) == sorted(expected)
+
+
+def test_crops_that_are_drawn_by_class_hold_it() -> None:
+    rng = np.random.default_rng(0)
+    masks = [np.zeros((60, 60), np.uint8) for _ in range(4)]
+    masks[1][50:, 57:] = 1
+    masks[3][0, 0] = 2
+    images = [Labelled(pixels=mask[None], valid=mask < 9, mask=mask) for mask in masks]
+    counts = np.stack([np.bincount(mask.ravel(), minlength=3) for mask in masks])
+    order = balanced(rng.integers(0, 4, 40), counts, part=0.6, span=40, crops=1, seed=1, epoch=1)
+    with reading_threads(2) as pool:
+        loader = CropLoader(
+            cache=ImageCache(images.__getitem__),
+            augment=Augment.named("none", crop=8, nadir=True),
+            pool=pool,
+            batch_size=4,
+            rank=0,
+            world_size=1,
+            seed=1,
+        )
+        crops = [mask.numpy() for batch in loader.batches(1, order) for mask in batch.mask]
+    held = [[label in crop for label in (1, 2)] for crop in crops]
+    for (_, label), (one, two) in zip(order.tolist(), held, strict=True):
+        assert one or label != 1
+        assert two or label != 2
+    assert sum(one for one, _ in held) >= (order[:, 1] == 1).sum() > 4
+    assert sum(two for _, two in held) >= (order[:, 1] == 2).sum() > 4
+
+
+def test_a_class_that_the_image_has_no_data_of_is_no_error() -> None:
+    """The histogram counted a mask without its image's no-data pixels."""
+    with reading_threads(1) as pool:
+        loader = CropLoader(
+            cache=ImageCache(lambda _: labelled()),
+            augment=Augment(crop=8),
+            pool=pool,
+            batch_size=1,
+            rank=0,
+            world_size=1,
+            seed=1,
+        )
+        (batch,) = loader.batches(1, np.array([[0, 3]]))
+    assert batch.mask.shape == (1, 8, 8)
+
+
+def loader_of(cache: ImageCache, pool: ThreadPoolExecutor) -> CropLoader:
+    augment = Augment.named("none", crop=4, nadir=True)
+    return CropLoader(cache=cache, augment=augment, pool=pool, batch_size=1, rank=0, world_size=1, seed=1)
+
+
+def ordered(*images: int) -> np.ndarray:
+    return np.array([[image, ANY] for image in images])
+
+
+def settled(reads: list[int], count: int) -> list[int]:
+    """What was read once that many reads have begun, and a moment later."""
+    deadline = time.monotonic() + 10
+    while len(reads) < count and time.monotonic() < deadline:
+        time.sleep(0.005)
+    time.sleep(0.05)
+    return sorted(reads)
+
+
+@pytest.mark.parametrize(("images_in_half_of_the_cache", "expected"), [(100, [0, 1, 2, 3, 4, 5]), (2, [0, 1, 2])])
+def test_images_are_read_before_their_crops_are_due_as_far_as_they_fit(
+    images_in_half_of_the_cache: int, expected: list[int]
+) -> None:
+    reads: list[int] = []
+
+    def read(index: int) -> Labelled:
+        reads.append(index)
+        return labelled()  # 192 bytes
+
+    cache = ImageCache(read, max_bytes=2 * images_in_half_of_the_cache * 192)
+    cache.get(0)
+    with reading_threads(1) as pool:
+        batches = loader_of(cache, pool).batches(1, ordered(*[0] * 50, 1, 2, 3, 4, 5))
+        next(batches)
+        assert settled(reads, len(expected)) == expected
+        assert len(list(batches)) == 54
+    assert set(reads) == {0, 1, 2, 3, 4, 5}
+
+
+def test_what_is_wrong_with_an_image_that_is_read_ahead_is_said_in_its_turn() -> None:
+    def read(index: int) -> Labelled:
+        if index == 1:
+            raise OSError("image 1 is gone")
+        return labelled()
+
+    with reading_threads(2) as pool:
+        batches = loader_of(ImageCache(read), pool).batches(1, ordered(*[0] * 20, 1, 0))
+        assert len([next(batches) for _ in range(20)]) == 20
+        with pytest.raises(OSError, match="image 1 is gone"):
+            next(batches)

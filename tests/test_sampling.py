@@ -7,7 +7,16 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from segray.sampling import crop_generator, epoch_order, share, steps_per_epoch, worker_seed
+from segray.sampling import (
+    ANY,
+    balanced,
+    crop_generator,
+    epoch_order,
+    pixel_of,
+    share,
+    steps_per_epoch,
+    worker_seed,
+)
 
 small = st.integers(1, 20)
 
@@ -62,3 +71,68 @@ def test_no_two_streams_of_random_numbers_coincide():
 )
 def test_steps_are_whole_batches_but_at_least_one(images, crops, batch, steps):
     assert steps_per_epoch(images, crops_per_image=crops, batch_size=batch) == steps
+
+
+def drawn(counts: np.ndarray, part: float, positions: int, *, span: int = 10**6, crops: int = 1, epoch: int = 1):
+    order = np.arange(positions) % len(counts)
+    return balanced(order, counts, part=part, span=span, crops=crops, seed=5, epoch=epoch)
+
+
+def test_rare_classes_are_seen_as_often_as_common_ones():
+    """Class 2 lies in image 1 and, a third as much, in image 3; class 1 nowhere."""
+    counts = np.array([[1000, 0, 0], [900, 0, 30], [1000, 0, 0], [1000, 0, 10]])
+    result = drawn(counts, 0.5, 20_000)
+    labels = result[:, 1]
+    assert np.bincount(labels + 1, minlength=4) / 20_000 == pytest.approx([0.5, 0.25, 0, 0.25], abs=0.02)
+    assert np.bincount(result[labels == 2, 0], minlength=4) / (labels == 2).sum() == pytest.approx(
+        [0, 0.75, 0, 0.25], abs=0.03
+    )
+    shares = counts[:, 0] / counts[:, 0].sum()
+    assert np.bincount(result[labels == 0, 0]) / (labels == 0).sum() == pytest.approx(shares, abs=0.03)
+    others = labels == ANY
+    assert np.array_equal(result[others, 0], (np.arange(20_000) % 4)[others])  # the rest as without
+
+
+@given(
+    counts=st.lists(st.lists(st.integers(0, 5), min_size=3, max_size=3), min_size=1, max_size=8),
+    part=st.floats(0, 1),
+    span=st.integers(1, 40),
+    crops=st.integers(1, 9),
+    positions=st.integers(1, 60),
+)
+def test_a_drawn_image_has_the_class_that_it_is_drawn_for(counts, part, span, crops, positions):
+    counts = np.array(counts)
+    result = drawn(counts, part, positions, span=span, crops=crops)
+    assert result.shape == (positions, 2)
+    by_class = result[result[:, 1] != ANY]
+    assert (counts[by_class[:, 0], by_class[:, 1]] > 0).all()
+    assert len(by_class) == 0 or part > 0
+    assert len(by_class) == positions or part < 1 or not counts.any()
+    for start in range(0, positions, span):  # few images are decoded for them in a span of the order
+        chosen = result[start : start + span]
+        chosen = chosen[chosen[:, 1] != ANY]
+        assert len(np.unique(chosen, axis=0)) <= -(-len(chosen) // crops)
+
+
+def test_what_is_drawn_follows_from_seed_and_epoch():
+    counts = np.ones((50, 4), np.int64)
+    first, again, other = (drawn(counts, 0.3, 500, epoch=epoch) for epoch in (1, 1, 2))
+    assert np.array_equal(first, again)
+    assert not np.array_equal(first, other)
+
+
+def test_without_balance_or_classes_nothing_is_drawn():
+    for counts, part in ((np.ones((4, 2), np.int64), 0.0), (np.zeros((4, 2), np.int64), 1.0)):
+        assert drawn(counts, part, 12).tolist() == [[k % 4, ANY] for k in range(12)]
+
+
+def test_every_pixel_of_a_class_is_as_likely():
+    mask = np.zeros((5, 7), np.uint8)
+    places = [(0, 0), (0, 6), (2, 3), (4, 6)]
+    for place in places:
+        mask[place] = 3
+    rng = np.random.default_rng(0)
+    found = [pixel_of(mask, 3, rng) for _ in range(2000)]
+    assert set(found) == set(places)
+    assert min(found.count(place) for place in places) > 400
+    assert pixel_of(mask, 1, rng) is None

@@ -88,6 +88,7 @@ def test_wrong_flags_are_one_sentence(flags, sentence):
         ([], "--data and --output must be given; --help lists all settings"),
         (["--data", "d"], "--output must be given"),
         ([*TRAIN, "--epochs", "0"], "--epochs must be positive"),
+        ([*TRAIN, "--balance", "1.5"], "--balance is 0 to 1, not 1.5"),
         ([*TRAIN, "--lr", "-1"], "--lr must be positive"),
         ([*TRAIN, "--batch_size", "6", "--num_workers", "4"], "--batch_size 6 must be a multiple of --num_workers 4"),
         ([*TRAIN, "--augment", "wild"], "invalid choice: 'wild'"),

@@ -12,9 +12,11 @@ import pytest
 import torch
 from conftest import png
 from gloo import run_two
+from scene_sets import raster, write_scenes
 from torch import nn
 
-from segray.datasets import open_dataset
+from segray import inspection
+from segray.datasets import large, open_dataset
 from segray.errors import SegrayError
 from segray.inspection import inspect
 from segray.learner import Learner
@@ -23,6 +25,7 @@ from segray.model_dir import load_network, read_description
 from segray.segmenter import Segmenter
 from segray.settings import TrainSettings
 from segray.storage import list_files
+from segray.synthetic import CLASSES, scene
 from segray.trainer import run
 from segray.training_job import Job
 from segray.training_state import compared, finished, load_state, newest_epoch, read_history, read_run, write_run
@@ -240,6 +243,40 @@ def test_a_batch_too_small_for_batchnorm_is_an_error_with_advice(labelled_folder
     )
     with pytest.raises(SegrayError, match="--batch_size"):
         run_job(job)
+
+
+def test_a_large_scene_is_trained_on_and_validated_in_pieces(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    names = {"LARGE_PIXELS": 5000, "PIECE_SIDE": 48, "CROPS_A_SIDE": 1, "ALIGNED": 16}
+    for name, value in names.items():
+        monkeypatch.setattr(large, name, value)
+    monkeypatch.setattr(inspection, "BLOCK_PIXELS", 2000)
+    image, mask = scene(5, 120, 150)
+    files = {}
+    for split in ("train", "val"):
+        files |= {f"{split}/images/a.tif": raster(image.transpose(2, 0, 1)), f"{split}/labels/a.tif": raster(mask)}
+    data = write_scenes(str(tmp_path / "data"), files, classes=CLASSES.to_json())
+    dataset = open_dataset(data)
+    values = {"network": "encoder_decoder?width=8", "epochs": 2, "crop": 32, "precision": "fp32", "balance": 0.5}
+    settings = TrainSettings(data=data, output=str(tmp_path / "out"), **values)
+    train, val = dataset.samples("train"), dataset.samples("val")
+    found = inspect(dataset, train, settings, val=val)
+    job = Job(
+        settings=settings,
+        dataset=dataset,
+        train=found.train(train, settings.crop),
+        val=found.val(val, settings.crop),
+        inspection=found,
+        data="mark",
+    )
+    assert len(job.train) > 5 and len(job.val) > 5
+    assert (job.order(1)[:, 1] >= 0).any()
+    run_job(job)
+    description = read_description(settings.output + "/model")
+    best = max(read_history(settings.output), key=lambda row: row["val_miou"])
+    segmenter = Segmenter(load_network(description), description.spec, num_classes=len(description.classes))
+    labelled = job.read(val[0])
+    whole = confusion_matrix(labelled.mask, segmenter.mask_image(labelled.pixels, labelled.valid), len(CLASSES))
+    assert scores(whole)["miou"] == best["val_miou"]
 
 
 def test_everything_works_on_a_store_without_folders(write_folder: Callable[[str], str]) -> None:

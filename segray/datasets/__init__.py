@@ -7,14 +7,22 @@ import numpy as np
 from segray.archives.images import read_image
 from segray.datasets.cityscapes import CityscapesDataset
 from segray.datasets.folder import FolderDataset
+from segray.datasets.labels import size_error
+from segray.datasets.mask_shards import MaskShardsDataset
 from segray.datasets.sample import Dataset, Labelled, Sample
+from segray.datasets.scenes import ScenesDataset
 from segray.errors import LabelError, SegrayError
 from segray.masks import IGNORE
 from segray.storage import absolute
 
 __all__ = ["DATASETS", "Dataset", "Labelled", "Sample", "open_dataset", "read"]
 
-DATASETS = {"folder": FolderDataset, "cityscapes": CityscapesDataset}
+DATASETS = {
+    "folder": FolderDataset,
+    "scenes": ScenesDataset,
+    "cityscapes": CityscapesDataset,
+    "mask_shards": MaskShardsDataset,
+}
 
 
 def open_dataset(uri: str, *, mode: str | None = None) -> Dataset:
@@ -34,19 +42,16 @@ def open_dataset(uri: str, *, mode: str | None = None) -> Dataset:
 
 
 def read(dataset: Dataset, sample: Sample) -> Labelled:
-    """An image and its mask; the mask is 255 where the image has no data.
+    """The pixels of a sample and their mask, which is 255 where the image has no data.
 
     ImageError when a file cannot be read; LabelError when the sizes differ or the mask holds an unknown value.
     """
-    raster, mask = read_image(sample.image), dataset.read_mask(sample)
-    if mask.shape != raster.valid.shape:
-        raise LabelError(_size_error(sample, mask.shape, raster.valid.shape))
-    return Labelled(pixels=raster.pixels, valid=raster.valid, mask=np.where(raster.valid, mask, np.uint8(IGNORE)))
-
-
-def _size_error(sample: Sample, mask: tuple[int, ...], image: tuple[int, ...]) -> str:
-    hint = "masks are never resized"
-    if mask == image[::-1]:
-        hint = "the image's EXIF orientation turns it, so draw the mask on the turned image or remove that tag"
-    sizes = f"{mask[0]} x {mask[1]} pixels (height x width), but its image {sample.image} has {image[0]} x {image[1]}"
-    return f"{sample.mask} has {sizes}; {hint}"
+    raster, mask = read_image(sample.image, part=sample.part, window=sample.window), dataset.read_mask(sample)
+    pixels, valid, want = raster.pixels, raster.valid, (raster.height, raster.width)
+    have = mask.shape if sample.window is None else sample.size
+    if have != want:
+        raise LabelError(size_error(sample.mask, have=have, want=want, image=sample.image))
+    if sample.window is not None and raster.window != sample.window:  # a picture comes whole
+        rows, cols = sample.window.within(raster.window)
+        pixels, valid = pixels[:, rows, cols].copy(), valid[rows, cols].copy()
+    return Labelled(pixels=pixels, valid=valid, mask=np.where(valid, mask, np.uint8(IGNORE)))

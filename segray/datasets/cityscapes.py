@@ -76,7 +76,7 @@ class CityscapesDataset:
 
     def read_mask(self, sample: Sample) -> np.ndarray:
         """The (H, W) uint8 train ids with 255 = ignore; LabelError on an id that Cityscapes does not have."""
-        ids = read_labels(sample.mask).values
+        ids = read_labels(sample.mask, window=sample.window, size=sample.size).values
         if ids.ndim != 2:
             raise LabelError(f"{sample.mask} holds colours; the labels of Cityscapes are the ids of *_labelIds.png")
         ids = ids.astype(np.int32)  # so that the bounds below fit the type

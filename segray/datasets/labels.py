@@ -5,16 +5,20 @@ from __future__ import annotations
 import io
 import posixpath
 import warnings
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import rasterio
 from PIL import Image
 from rasterio.enums import ColorInterp
 from rasterio.errors import NotGeoreferencedWarning, RasterioError
+from rasterio.windows import Window as RasterioWindow
 
+from segray.archives.opened import borrow
 from segray.archives.pictures import BROKEN
 from segray.errors import ImageError, LabelError
+from segray.grid import Window
+from segray.masks import IGNORE, Classes, colors_to_mask, ids_to_mask
 from segray.storage import describe, read_bytes
 
 PICTURES, RASTERS = {".png", ".bmp"}, {".tif", ".tiff"}
@@ -36,18 +40,29 @@ class Labels:
     nodata: float | None = None
 
 
-def read_labels(uri: str) -> Labels:
-    """The ids or colours of a PNG, BMP or TIFF label file; a palette's indices are ids.
-
-    LabelError when the format is lossy or holds no whole numbers, ImageError when the file cannot be read.
-    """
+def is_label(uri: str) -> bool:
+    """Whether the ending is that of a label file; LabelError when it is that of a lossy format."""
     check_lossless(uri)
-    ending = posixpath.splitext(uri)[1].lower()
-    if ending not in ENDINGS:
+    return posixpath.splitext(uri)[1].lower() in ENDINGS
+
+
+def read_labels(uri: str, *, window: Window | None = None, size: tuple[int, int] | None = None) -> Labels:
+    """The ids or colours of a PNG, BMP or TIFF label file, or of a window of it; a palette's indices are ids.
+
+    size: (height, width) that the file must have. LabelError when it has another, the format is lossy or holds no whole
+    numbers, ImageError when the file cannot be read. Of a TIFF only the blocks of the window are fetched.
+    """
+    if not is_label(uri):
         raise LabelError(f"{uri} is no label file; masks are PNG, BMP or TIFF")
     try:
-        data = read_bytes(uri)
-        return _picture(uri, data) if ending in PICTURES else _raster(uri, data)
+        if posixpath.splitext(uri)[1].lower() in PICTURES:
+            labels = _picture(uri, read_bytes(uri))
+            _check_size(uri, labels.values.shape, size)
+            return labels if window is None else _part(labels, window)
+        if window is None:  # small files come with one request
+            return _whole_raster(uri, read_bytes(uri), size)
+        with borrow(uri, driver="GTiff") as raster:
+            return raster.run(lambda: _raster(uri, raster.source, window, size))
     except FileNotFoundError as error:
         raise ImageError(f"{uri} does not exist") from error
     except (*BROKEN, RasterioError) as error:
@@ -59,6 +74,34 @@ def check_lossless(uri: str) -> None:
     ending = posixpath.splitext(uri)[1].lower()
     if ending in LOSSY_ENDINGS:
         raise LabelError(f"{uri} is a mask in a lossy format, whose compression changes ids; save masks as PNG or TIFF")
+
+
+def decode(labels: Labels, classes: Classes, *, source: str) -> np.ndarray:
+    """(H, W) uint8 mask of labels, 255 = ignore; LabelError, naming `source`, on what the legend does not hold."""
+    labelled = labels.labelled
+    if labels.nodata is not None:
+        if labels.nodata in range(len(classes)):
+            raise LabelError(
+                f"{source} declares {labels.nodata:g} as its no-data value, but that is the id of the class "
+                f"'{classes.names[int(labels.nodata)]}'; unset the value or use another id"
+            )
+        labelled = labelled & (labels.values != labels.nodata)
+    convert = ids_to_mask if labels.values.ndim == 2 else colors_to_mask
+    if labelled.all():  # the copies below take as long as the rest
+        return convert(labels.values, classes, source=source)
+    mask = np.full(labelled.shape, IGNORE, np.uint8)
+    mask[labelled] = convert(labels.values[labelled], classes, source=source)
+    return mask
+
+
+def size_error(mask: str, *, have: tuple[int, ...], want: tuple[int, ...], image: str = "") -> str:
+    """What to say of a mask that has another (height, width) than its image."""
+    image = f"its image {image}".rstrip()
+    hint = "masks are never resized"
+    if have == want[::-1]:
+        hint = "the image's EXIF orientation turns it, so draw the mask on the turned image or remove that tag"
+    sizes = f"{have[0]} x {have[1]} pixels (height x width), but {image} has {want[0]} x {want[1]}"
+    return f"{mask} has {sizes}; {hint}"
 
 
 def _picture(uri: str, data: bytes) -> Labels:
@@ -79,16 +122,22 @@ def _picture(uri: str, data: bytes) -> Labels:
     return _split_alpha(uri, values) if mode in ("RGBA", "LA", "PA") else _labels(values)
 
 
-def _raster(uri: str, data: bytes) -> Labels:
+def _whole_raster(uri: str, data: bytes, size: tuple[int, int] | None) -> Labels:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", NotGeoreferencedWarning)
         with rasterio.MemoryFile(data) as file, file.open(driver="GTiff") as source:
-            if source.width * source.height > MAX_PIXELS:
-                raise LabelError(f"{uri} has more than {MAX_PIXELS} pixels; cut it and its image into scenes")
-            if "jpeg" in str(source.profile.get("compress", "")).lower():
-                raise LabelError(f"{uri} is compressed as JPEG, which changes ids; save masks with LZW or DEFLATE")
-            values, nodata = source.read(), source.nodata
-            alpha = ColorInterp.alpha in source.colorinterp
+            return _raster(uri, source, Window(0, 0, source.height, source.width), size)
+
+
+def _raster(uri: str, source: rasterio.DatasetReader, window: Window, size: tuple[int, int] | None) -> Labels:
+    _check_size(uri, source.shape, size)
+    if window.pixels > MAX_PIXELS:
+        raise LabelError(f"{uri} would be read in a piece of more than {MAX_PIXELS} pixels; make its pixels larger")
+    if "jpeg" in str(source.profile.get("compress", "")).lower():
+        raise LabelError(f"{uri} is compressed as JPEG, which changes ids; save masks with LZW or DEFLATE")
+    part = RasterioWindow(window.col_off, window.row_off, window.width, window.height)
+    values, nodata = source.read(window=part), source.nodata
+    alpha = ColorInterp.alpha in source.colorinterp
     if values.dtype.kind not in "iu" or values.shape[0] - alpha not in (1, 3):
         raise LabelError(
             f"{uri} holds {values.shape[0]} bands of {values.dtype}; masks are one band of whole-number ids or three "
@@ -99,6 +148,17 @@ def _raster(uri: str, data: bytes) -> Labels:
         raise LabelError(f"{uri} holds colours of {values.dtype}; colours of the legend are 8-bit")
     labels = _split_alpha(uri, values) if alpha else _labels(values)
     return Labels(values=labels.values, labelled=labels.labelled, nodata=nodata if values.ndim == 2 else None)
+
+
+def _check_size(uri: str, have: tuple[int, ...], want: tuple[int, int] | None) -> None:
+    if want is not None and have[:2] != want:
+        raise LabelError(size_error(uri, have=have[:2], want=want))
+
+
+def _part(labels: Labels, window: Window) -> Labels:
+    """A window of labels, as arrays of their own: the whole is let go of."""
+    rows, cols = window.rows, window.cols
+    return replace(labels, values=labels.values[rows, cols].copy(), labelled=labels.labelled[rows, cols].copy())
 
 
 def _labels(values: np.ndarray) -> Labels:

@@ -7,16 +7,26 @@ from typing import Protocol
 
 import numpy as np
 
+from segray.grid import Window
 from segray.masks import Classes
 
 
 @dataclass(frozen=True, kw_only=True, order=True)
 class Sample:
-    """A labelled image: its key, unique within a split, and the URIs of image and mask."""
+    """A labelled image, or a window of it: its key, unique within a split, and the URIs of image and mask.
+
+    part: where the image lies in the file that holds it (see `storage.File`). tag: changes with the content of image or
+    mask, where the layout keeps what it read of them. size: (height, width) of the whole image, where it is known.
+    window: the pixels that are meant, None for all of them; with a window the size is known.
+    """
 
     key: str
     image: str
     mask: str
+    part: str = ""
+    tag: str = ""
+    size: tuple[int, int] | None = None
+    window: Window | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,4 +55,4 @@ class Dataset(Protocol):
         """The samples of a split, sorted by key; SegrayError when there are none or a file lacks its partner."""
 
     def read_mask(self, sample: Sample) -> np.ndarray:
-        """The (H, W) uint8 mask with 255 = ignore; LabelError on an id or a colour that is in no legend."""
+        """The (H, W) uint8 mask of the sample's window with 255 = ignore; LabelError on an unknown id or colour."""

@@ -91,7 +91,7 @@ def open_masks(uri: str) -> Masks:
     found = _count(join(uri, "masks"), ending)
     if found != shards:
         raise SegrayError(f"{uri} holds {found} of {shards} shards; run segment.py again, it goes on where it stopped")
-    with _damage_told(uri, 0):
+    with damage_told(uri, 0):
         metadata = read_metadata(uri, 0, fmt)
     identity = json.dumps([archive, shards, metadata, *counts], sort_keys=True)
     return Masks(
@@ -107,7 +107,7 @@ def open_masks(uri: str) -> Masks:
 
 def pieces_of(masks: Masks, shard: int) -> list[Scene]:
     """What a shard holds of each scene, in its order: scenes of one shard's pieces, to be put together by `whole`."""
-    with _damage_told(masks.output, shard):
+    with damage_told(masks.output, shard):
         rows = read_statistics(masks.output, shard, masks.fmt)
     return list(whole(_scene_of(row, shard, number) for number, row in enumerate(rows)))
 
@@ -173,12 +173,12 @@ def meet(a: Window, b: Window) -> Window | None:
 
 @lru_cache(SHARDS_KEPT)
 def _read_shard(output: str, shard: int, fmt: str) -> list[bytes | None]:
-    with _damage_told(output, shard):
+    with damage_told(output, shard):
         return [mask for _, mask in read_masks(output, shard, fmt)]
 
 
 @contextmanager
-def _damage_told(output: str, shard: int) -> Iterator[None]:
+def damage_told(output: str, shard: int) -> Iterator[None]:
     """Whatever a damaged shard makes its readers raise becomes a SegrayError."""
     try:
         yield

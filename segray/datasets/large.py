@@ -1,0 +1,62 @@
+"""Large scenes in pieces: what training reads at a time, and what validation segments at a time."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
+from itertools import pairwise
+
+from segray.archives.images import is_picture, read_header
+from segray.datasets.sample import Sample
+from segray.grid import Window
+
+LARGE_PIXELS = 2**23  # an image of more is read in pieces, if it can be read by window
+PIECE_SIDE = 2048  # of a piece to train on, pixels
+CROPS_A_SIDE = 4  # at least; the image is shrunk by up to 2, so that crops have room to move
+ALIGNED = 256  # borders of pieces lie on those of the blocks that rasters are stored in, mostly
+Size = tuple[int, int]
+
+
+def is_measured(sample: Sample) -> bool:
+    """Whether nobody needs to ask the image's header how large it is: it is known, or a picture, which comes whole."""
+    return sample.size is not None or is_picture(sample.image)
+
+
+def size_of(sample: Sample) -> Size:
+    """(height, width) from the header of an image; ImageError when it cannot be read."""
+    header = read_header(sample.image, part=sample.part)
+    return header.height, header.width
+
+
+def large_ones(samples: Sequence[Sample], sizes: Mapping[int, Size]) -> dict[int, Size]:
+    """Number -> size of the samples that are to be cut. sizes: measured ones, by number."""
+    windowed = ((number, sample) for number, sample in enumerate(samples) if not is_picture(sample.image))
+    known = {number: sample.size for number, sample in windowed if sample.size}
+    return {number: size for number, size in {**known, **sizes}.items() if size[0] * size[1] > LARGE_PIXELS}
+
+
+def cut(
+    samples: Sequence[Sample], large: Mapping[int, Size], windows: Callable[[int, int], Sequence[Window]]
+) -> Iterator[Sample]:
+    """The samples in their order, each large one as its windows. windows: of a height and a width."""
+    for number, sample in enumerate(samples):
+        if number in large:
+            yield from (replace(sample, size=large[number], window=window) for window in windows(*large[number]))
+        else:
+            yield sample
+
+
+def pieces(height: int, width: int, crop: int) -> list[Window]:
+    """The windows of an image from which crops of that side are cut: of about equal size, in scan order."""
+    rows, cols = (_cuts(size, max(PIECE_SIDE, CROPS_A_SIDE * crop)) for size in (height, width))
+    return [
+        Window(top, left, bottom - top, right - left)
+        for top, bottom in pairwise(rows)
+        for left, right in pairwise(cols)
+    ]
+
+
+def _cuts(size: int, side: int) -> list[int]:
+    """Where an axis is cut into the fewest parts of at most about `side` pixels."""
+    parts = -(-size // side)
+    return [0, *(round(part * size / parts / ALIGNED) * ALIGNED for part in range(1, parts)), size]

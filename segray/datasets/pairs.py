@@ -1,0 +1,75 @@
+"""Files that belong together: an image and its labels lie in two folders of a split and share their stem."""
+
+from __future__ import annotations
+
+import posixpath
+from collections.abc import Callable, Iterator
+
+from segray.archives.images import is_image
+from segray.errors import SegrayError
+from segray.storage import File, filesystem, join, list_files, names
+
+LEGEND = "classes.json"
+SPLITS = ("train", "val", "test")
+VECTORS = (".geojson", ".gpkg", ".parquet")  # endings of vector labels
+
+
+def splits_at(uri: str) -> list[str]:
+    """The splits that lie at a URI."""
+    there = names(uri)
+    return [split for split in SPLITS if split in there]
+
+
+def check_split(uri: str, split: str) -> None:
+    """SegrayError when a split is not there."""
+    there = splits_at(uri)
+    if split not in there:
+        raise SegrayError(f"{uri} has no split '{split}'; there is {', '.join(there) or 'none'}")
+
+
+def kinds_of_labels(uri: str) -> set[str]:
+    """Which of `masks` and `labels` the splits at a URI have; `labels` is a folder, or a file of vectors."""
+    found = {name for split in splits_at(uri) for name in names(join(uri, split))}
+    of_labels = {"labels", *(f"labels{ending}" for ending in VECTORS)}
+    return ({"masks"} & found) | ({"labels"} if of_labels & found else set())
+
+
+def pairs(folder: str, labels: str, wanted: Callable[[str], bool]) -> Iterator[tuple[str, File, File]]:
+    """(stem, image, label) of the folders `images` and `labels` of a split's folder, sorted by stem.
+
+    wanted: whether a URI is that of a label. SegrayError when a file lacks its partner.
+    """
+    found = images_of(folder), by_stem(join(folder, labels), wanted)
+    for stem in sorted(found[0].keys() ^ found[1].keys()):
+        there, lacking = (found[0], labels) if stem in found[0] else (found[1], "images")
+        raise SegrayError(
+            f"{there[stem].uri} has no {lacking.removesuffix('s')}: {join(folder, lacking)} holds no {stem}.*"
+        )
+    return ((stem, image, found[1][stem]) for stem, image in found[0].items())
+
+
+def images_of(folder: str) -> dict[str, File]:
+    """Stem -> image of a split's folder, sorted; SegrayError when there is none, or two share a stem."""
+    images = by_stem(join(folder, "images"), is_image)
+    if not images:
+        raise SegrayError(f"{join(folder, 'images')} holds no image; put files into it and their labels beside it")
+    return images
+
+
+def by_stem(folder: str, wanted: Callable[[str], bool]) -> dict[str, File]:
+    """Path below the folder without its ending -> file, sorted; SegrayError when two files share one."""
+    root, found = filesystem(folder)[1], {}
+    for file in _listed(folder):
+        if wanted(file.uri):
+            stem = posixpath.splitext(file.uri.partition(root + "/")[2])[0]
+            if stem in found:
+                raise SegrayError(f"{found[stem].uri} and {file.uri} have the same stem; remove one of them")
+            found[stem] = file
+    return dict(sorted(found.items()))
+
+
+def _listed(folder: str) -> Iterator[File]:
+    try:
+        yield from list_files(folder)
+    except FileNotFoundError:  # a store knows no empty folder: the caller says what is missing
+        return

@@ -1,0 +1,111 @@
+"""Where the pixels of an image lie in a label raster on another grid, and points from one CRS in another."""
+
+from __future__ import annotations
+
+from functools import lru_cache
+
+import numpy as np
+from rasterio import Affine
+from rasterio._err import CPLE_BaseError, CPLE_NotSupportedError  # raised by transform as they are
+from rasterio.crs import CRS
+from rasterio.errors import CRSError, RasterioError
+from rasterio.warp import transform as transform_points
+
+from segray.archives.raster import Affine6, Header
+from segray.errors import LabelError
+from segray.grid import Window
+
+CONTROL = 16  # pixels from control point to control point: straight lines between them are good to 0.001 pixels of 10 m
+SNAP = 1e-6  # of a pixel: what rounding must not decide
+
+
+def label_pixels(image: Header, label: Header, window: Window) -> tuple[np.ndarray, np.ndarray]:
+    """(rows, columns) of the label pixels in which the centres of the image's pixels in a window lie; -1 outside.
+
+    int64 arrays that broadcast to the window's shape. Both headers have a transform. A pixel's place depends on the two
+    grids alone, not on the window.
+    """
+    if same_crs(image.crs, label.crs):
+        a, b, c, d, e, f = _combined(inverse(label.transform), image.transform)
+        rows = np.arange(window.row_off, window.row_off + window.height)[:, None] + 0.5
+        cols = np.arange(window.col_off, window.col_off + window.width)[None, :] + 0.5
+        # only turned grids need both coordinates for each
+        across = a * cols + c + (b * rows if b else 0.0)
+        down = e * rows + f + (d * cols if d else 0.0)
+    else:
+        down, across = _between(image, label, window)
+    return _index(down, label.height), _index(across, label.width)
+
+
+def transformed(from_crs: str, to_crs: str, points: np.ndarray) -> np.ndarray:
+    """(n, 2) x and y of points in another CRS; NaN for those that it has no place for, LabelError when that are all."""
+    try:
+        xs, ys = transform_points(from_crs, to_crs, points[:, 0], points[:, 1])
+        moved = np.stack([xs, ys], axis=1)
+        moved[~np.isfinite(moved).all(axis=1)] = np.nan
+        return moved
+    except (CRSError, CPLE_NotSupportedError) as error:
+        raise LabelError(f"there is no way from the CRS {from_crs[:60]} to {to_crs[:60]}; correct them") from error
+    except (RasterioError, CPLE_BaseError):  # one of them has no place, and GDAL gives none of them
+        if len(points) == 1:
+            return np.full((1, 2), np.nan)
+        middle = len(points) // 2
+        halves = (transformed(from_crs, to_crs, half) for half in (points[:middle], points[middle:]))
+        return np.concatenate(list(halves))
+
+
+@lru_cache(64)
+def same_crs(one: str | None, other: str | None) -> bool:
+    """Whether two CRS, as authority code or WKT, are the same; CRSError when one is none."""
+    return one == other or (bool(one and other) and CRS.from_user_input(one) == CRS.from_user_input(other))
+
+
+def coordinates(transform: Affine6, pixels: np.ndarray) -> np.ndarray:
+    """(n, 2) column and row, counted from pixel corners -> (n, 2) x and y."""
+    a, b, c, d, e, f = transform
+    cols, rows = pixels[:, 0], pixels[:, 1]
+    return np.stack([a * cols + b * rows + c, d * cols + e * rows + f], axis=1)
+
+
+def inverse(transform: Affine6) -> Affine6:
+    """The affine from x and y to column and row."""
+    return tuple(~Affine(*transform))[:6]
+
+
+def _combined(second: Affine6, first: Affine6) -> Affine6:
+    """The affine that is `first` and then `second`."""
+    a, b, c, d, e, f = second
+    g, h, i, j, k, m = first
+    return a * g + b * j, a * h + b * k, a * i + b * m + c, d * g + e * j, d * h + e * k, d * i + e * m + f
+
+
+def _between(image: Header, label: Header, window: Window) -> tuple[np.ndarray, np.ndarray]:
+    """(h, w) rows and columns of pixel centres in the label, between control points on the image's grid."""
+    rows, cols = (_control(start, n) for start, n in ((window.row_off, window.height), (window.col_off, window.width)))
+    corners = np.stack(np.meshgrid(cols, rows), axis=-1).reshape(-1, 2).astype(np.float64)
+    points = transformed(image.crs, label.crs, coordinates(image.transform, corners))
+    places = coordinates(inverse(label.transform), points).reshape(len(rows), len(cols), 2)
+    across, down = (_bilinear(places[..., axis], window) for axis in (0, 1))
+    return down, across
+
+
+def _control(start: int, count: int) -> np.ndarray:
+    """The control points around `count` pixels, in pixels of the image."""
+    return np.arange(start // CONTROL, (start + count - 1) // CONTROL + 2) * CONTROL
+
+
+def _bilinear(values: np.ndarray, window: Window) -> np.ndarray:
+    """(h, w) values at the centres of a window's pixels, from those at the control points around it."""
+    for axis, (start, count) in enumerate(((window.row_off, window.height), (window.col_off, window.width))):
+        place = (np.arange(start, start + count) + 0.5) / CONTROL
+        cell = np.floor(place).astype(np.int64)
+        share = (place - cell)[:, None] if axis == 0 else place - cell
+        cell -= start // CONTROL
+        values = np.take(values, cell, axis) * (1 - share) + np.take(values, cell + 1, axis) * share
+    return values
+
+
+def _index(place: np.ndarray, size: int) -> np.ndarray:
+    """The pixel of each place on an axis of `size` pixels, -1 outside; on a border the one that begins there."""
+    inside = (place >= -SNAP) & (place < size - SNAP)  # False for NaN
+    return np.where(inside, np.floor(np.where(inside, place, 0.0) + SNAP), -1).astype(np.int64)

@@ -1,0 +1,218 @@
+"""Vector labels: features with a class, burnt into the pixels of a window of an image whose centres they cover.
+
+A file is read whole, by geopandas, and kept with an index of where its features lie.
+"""
+
+from __future__ import annotations
+
+import io
+import warnings
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pyarrow as pa
+import shapely
+from rasterio import Affine
+from rasterio.features import rasterize
+
+from segray.archives.kept import Kept
+from segray.archives.raster import Header
+from segray.datasets.regrid import coordinates, inverse, same_crs, transformed
+from segray.errors import ImageError, LabelError, SegrayError
+from segray.grid import Window
+from segray.storage import describe, ending, read_bytes
+
+if TYPE_CHECKING:
+    from geopandas import GeoDataFrame
+
+ATTRIBUTES = ("class", "class_id", "class_name")  # of a feature, where the legend names none
+POLYGONS = (shapely.GeometryType.POLYGON, shapely.GeometryType.MULTIPOLYGON)
+MOST = 32  # files kept in a process
+LOOKS = 33  # points a side at which a window is looked up in the CRS of the features
+EDGES = 128  # of which the side of an image consists at least, when it comes from another CRS
+
+
+@dataclass(frozen=True, kw_only=True)
+class VectorFile:
+    """A file of features and what their classes mean. tag: of its version. attribute: with the class, None to find it.
+
+    ids: (what the attribute may hold, id of the mask), names and numbers alike; 255 is "no label".
+    """
+
+    uri: str
+    tag: str
+    attribute: str | None
+    ids: tuple[tuple[str, int], ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Features:
+    """crs: WKT. geometries: (n,) polygons in file order. ids: (n,) uint8. tree: finds geometries by their bounds."""
+
+    crs: str
+    geometries: np.ndarray
+    ids: np.ndarray
+    tree: shapely.STRtree
+
+
+def burn(file: VectorFile, image: Header, window: Window, *, background: int) -> np.ndarray:
+    """(h, w) uint8 ids of the features that cover the centres of a window's pixels, later ones over earlier ones.
+
+    background: the id where there is no feature. image: with CRS and transform. LabelError, naming the file, on a class
+    that the legend does not have or a feature that has no place in the image's CRS; ImageError when it cannot be read.
+    """
+    features = _kept.get(file)
+    found = _near(features, image, window)
+    shapes = _on_pixels(file, features, image, found)
+    there = ~shapely.is_empty(shapes)
+    if not there.any():
+        return np.full((window.height, window.width), background, np.uint8)
+    return rasterize(
+        zip(shapes[there], features.ids[found[there]].tolist()),
+        out_shape=(window.height, window.width),
+        fill=background,
+        # shapes are in pixels of the image: those of a window differ from them by whole numbers, which are exact
+        transform=Affine.translation(window.col_off, window.row_off),
+        dtype=np.uint8,
+    )
+
+
+def _near(features: Features, image: Header, window: Window) -> np.ndarray:
+    """The features, in file order, whose bounds meet the window, and some around it."""
+    bounds = _bounds(features.crs, image, window)
+    return np.zeros(0, np.int64) if bounds is None else np.sort(features.tree.query(shapely.box(*bounds)))
+
+
+def _bounds(crs: str, image: Header, window: Window) -> tuple[float, ...] | None:
+    """(least x, least y, most x, most y) of a window in a CRS, with a margin; None where it has no place there."""
+    cols = np.linspace(window.col_off, window.col_off + window.width, LOOKS)
+    rows = np.linspace(window.row_off, window.row_off + window.height, LOOKS)
+    pixels = np.stack(np.meshgrid(cols, rows), axis=-1).reshape(-1, 2)
+    points = transformed(image.crs, crs, coordinates(image.transform, pixels))
+    points = points[np.isfinite(points[:, 0])]
+    if not len(points):
+        return None
+    low, high = points.min(axis=0), points.max(axis=0)
+    margin = (high - low) / LOOKS  # borders bend between the points
+    return *(low - margin), *(high + margin)
+
+
+def _on_pixels(file: VectorFile, features: Features, image: Header, found: np.ndarray) -> np.ndarray:
+    """The geometries of those numbers in columns and rows of the image; empty where none is on it."""
+    shapes = features.geometries[found].copy()
+    if len(found) and not same_crs(features.crs, image.crs):
+        shapes = _bendable(shapes, _bounds(features.crs, image, Window(0, 0, image.height, image.width)))
+    points, owner = shapely.get_coordinates(shapes, return_index=True)
+    points = transformed(features.crs, image.crs, points) if len(points) else points
+    if np.isnan(points).any():
+        number = found[owner[np.isnan(points[:, 0])][0]]
+        raise LabelError(
+            f"{file.uri} holds a feature (number {number}, from 0) that reaches beyond the area of the image's CRS "
+            f"{image.crs[:60]}; cut it at the image's surroundings"
+        )
+    return shapely.set_coordinates(shapes, coordinates(inverse(image.transform), points))
+
+
+def _bendable(shapes: np.ndarray, bounds: tuple[float, ...]) -> np.ndarray:
+    """The shapes, cut at the bounds of the image, with points on long edges.
+
+    What is straight in one CRS is not in another, and far away points have strange places there. The result depends on
+    the image, not on a window of it.
+    """
+    low, high = shapely.bounds(shapes)[:, :2], shapely.bounds(shapes)[:, 2:]
+    beyond = (low < bounds[:2]).any(axis=1) | (high > bounds[2:]).any(axis=1)
+    shapes[beyond] = shapely.clip_by_rect(shapes[beyond], *bounds)
+    return shapely.segmentize(shapes, max(bounds[2] - bounds[0], bounds[3] - bounds[1]) / EDGES)
+
+
+def _read(file: VectorFile) -> Features:
+    frame = _frame(file.uri)
+    if frame.crs is None:
+        raise LabelError(f"{file.uri} does not say in which CRS its coordinates are; set it")
+    geometries = np.asarray(frame.geometry.values, dtype=object)
+    there = ~(shapely.is_missing(geometries) | shapely.is_empty(geometries))
+    kinds = shapely.get_type_id(geometries)
+    wrong = np.flatnonzero(there & ~np.isin(kinds, POLYGONS))
+    if len(wrong):
+        name = geometries[wrong[0]].geom_type
+        raise LabelError(f"{file.uri} holds a {name}, which has no area; buffer lines and points to polygons")
+    geometries = shapely.force_2d(geometries[there])
+    ids = _ids(file, frame[_attribute(file, frame.columns)][there])
+    return Features(crs=frame.crs.to_wkt(), geometries=geometries, ids=ids, tree=shapely.STRtree(geometries))
+
+
+def _frame(uri: str) -> GeoDataFrame:
+    """The features of a file; SegrayError without geopandas, ImageError when the file cannot be read."""
+    try:
+        import geopandas  # lazily: it is an extra, and takes a second
+        import pyogrio
+    except ImportError as error:
+        raise SegrayError(f"{uri} holds vector labels, which geopandas reads: pip install 'segray[vector]'") from error
+    errors = (pyogrio.errors.DataSourceError, pyogrio.errors.DataLayerError)
+    with _one_sentence(uri, *errors), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # that bytes have no ending, and that texts are no JSON
+        data = io.BytesIO(read_bytes(uri))
+        if ending(uri) == ".parquet":
+            return geopandas.read_parquet(data)
+        _check_content(uri, data.getbuffer())
+        layers = [str(name) for name, kind in pyogrio.list_layers(data) if kind is not None]
+        if len(layers) != 1:
+            raise LabelError(f"{uri} holds the layers {', '.join(layers) or 'none'}; give one layer of features")
+        data.seek(0)
+        return pyogrio.read_dataframe(data, layer=layers[0])
+
+
+def _check_content(uri: str, data: memoryview) -> None:
+    """GDAL opens a file by its content, whatever its name: one that names others to be read has no place here."""
+    starts = (b"SQLite format 3\0",) if ending(uri) == ".gpkg" else (b"{",)
+    if not bytes(data[:64]).removeprefix(b"\xef\xbb\xbf").lstrip().startswith(starts):
+        raise ImageError(f"{uri} cannot be read: its content is not what its ending says")
+
+
+@contextmanager
+def _one_sentence(uri: str, *errors: type[Exception]) -> Iterator[None]:
+    """Whatever is wrong with a file of features becomes an ImageError."""
+    try:
+        yield
+    except FileNotFoundError as error:
+        raise ImageError(f"{uri} does not exist") from error
+    except (*errors, pa.ArrowException, shapely.errors.GEOSException, ValueError, KeyError) as error:
+        if isinstance(error, SegrayError):
+            raise
+        raise ImageError(f"{uri} cannot be read: {describe(error)}") from error
+
+
+def _attribute(file: VectorFile, names: Iterable[str]) -> str:
+    """The attribute that holds the class."""
+    wanted = (file.attribute,) if file.attribute else ATTRIBUTES
+    found = next((name for name in wanted if name in names), None)
+    if found is None:
+        raise LabelError(
+            f"{file.uri} has no attribute {' or '.join(wanted)}; name the one with the class in classes.json, as in "
+            f'"attribute": "landuse"'
+        )
+    return found
+
+
+def _ids(file: VectorFile, values: Iterable[object]) -> np.ndarray:
+    """(n,) uint8: the ids of the values of an attribute, each a name or an id."""
+    known = dict(file.ids)
+    return np.array([_id(file, value, known) for value in values], np.uint8)
+
+
+def _id(file: VectorFile, value: object, known: dict[str, int]) -> int:
+    text = str(value).strip()
+    # whole numbers beside missing ones arrive as 3.0
+    text = text if text in known else text.removesuffix(".0")
+    if text not in known:
+        raise LabelError(
+            f"{file.uri} holds the class {value!r}, which is neither the name nor the id of a class; add it to "
+            "classes.json or correct the file"
+        )
+    return known[text]
+
+
+_kept: Kept[VectorFile, Features] = Kept(_read, most=MOST)

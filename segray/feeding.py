@@ -1,0 +1,87 @@
+"""How long a training waits for its data: the real loader before a stand-in network that only takes a device's time."""
+
+from __future__ import annotations
+
+import os
+import statistics
+import time
+
+from segray.datasets import open_dataset
+from segray.inspection import inspect
+from segray.loading import CropLoader, ImageCache, reader_count, reading_threads
+from segray.settings import BenchmarkSettings, TrainSettings
+from segray.training_job import Job
+
+STEP_S = 0.05  # that the stand-in takes
+STEPS = 200
+CROP, BATCH_SIZE = 512, 8
+
+
+def loading_table(settings: BenchmarkSettings) -> dict:
+    """The share of its time that a training waits, by the number of threads that read; the loader's own is one of them.
+
+    SegrayError when the data cannot be used.
+    """
+    job = _job(settings)
+    own = reader_count(os.cpu_count() or 1)
+    counts = sorted({1, 2, own, 2 * own})
+    rounds = [[_run(job, threads) for threads in counts] for _ in range(settings.runs)]  # in turn: machines drift
+    rows = [
+        {"threads": threads, **{name: statistics.median(run[name] for run in runs) for name in runs[0]}}
+        for threads, runs in zip(counts, zip(*rounds))
+    ]
+    waits = [row["wait_share"] for row in rows if row["threads"] == own]
+    note = (
+        f"a training of {1000 * STEP_S:.0f} ms a step for {job.settings.batch_size} crops of {job.settings.crop} px "
+        f"waits for data {waits[0]:.1%} of the time with its {own} threads, the first step left out"
+    )
+    return {"rows": rows, "notes": [note], "step_s": STEP_S, "steps": STEPS, "threads": own}
+
+
+def _job(settings: BenchmarkSettings) -> Job:
+    train = TrainSettings(
+        data=settings.data,
+        output=settings.output,
+        crop=settings.tile or CROP,
+        batch_size=settings.batch_size or BATCH_SIZE,
+        bands=settings.bands,
+    )
+    dataset = open_dataset(train.data)
+    samples = dataset.samples("train")
+    inspection = inspect(dataset, samples, train)
+    units = inspection.train(samples, train.crop)
+    return Job(settings=train, dataset=dataset, train=units, val=(), inspection=inspection, data="")
+
+
+def _run(job: Job, threads: int) -> dict[str, float]:
+    """Some steps: seconds to the first batch, share of the time waited after it, CPU time a crop."""
+    settings = job.settings
+    with reading_threads(threads) as pool:
+        loader = CropLoader(
+            cache=ImageCache(lambda index: job.read(job.train[index])),
+            augment=job.augment(),
+            pool=pool,
+            batch_size=settings.batch_size,
+            rank=0,
+            world_size=1,
+            seed=settings.seed,
+        )
+        waited, steps, epoch, cpu = [], 0, 0, time.process_time()
+        while steps < STEPS:
+            epoch += 1
+            batches = loader.batches(epoch, job.order(epoch)[: (STEPS - steps) * settings.batch_size])
+            while True:
+                start = time.perf_counter()
+                if next(batches, None) is None:
+                    break
+                waited.append(time.perf_counter() - start)
+                time.sleep(STEP_S)
+                steps += 1
+    cpu = time.process_time() - cpu
+    rest = sum(waited[1:])
+    return {
+        "first_s": waited[0],
+        "wait_share": rest / (rest + STEP_S * (steps - 1)),
+        "longest_wait_s": max(waited[1:]),
+        "cpu_ms_a_crop": 1000 * cpu / (steps * settings.batch_size),
+    }

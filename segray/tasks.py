@@ -1,0 +1,41 @@
+"""A function of many parts, each in a Ray task of its own, given in their order."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from typing import TypeVar
+
+import ray
+from ray.exceptions import RayTaskError
+
+from segray.errors import SegrayError
+
+Part, Result = TypeVar("Part"), TypeVar("Result")
+IN_FLIGHT = 256  # tasks: bounds what the driver holds, and keeps a cluster busy
+
+
+def in_tasks(function: Callable[[Part], Result], parts: Iterable[Part]) -> Iterator[Result]:
+    """function(part) of each part, in their order; a SegrayError of a task is raised in its turn."""
+    shared = ray.put(function)  # what it holds travels once, not with every part
+    running: deque[ray.ObjectRef] = deque()
+    for part in parts:
+        running.append(_call.remote(shared, part))
+        if len(running) == IN_FLIGHT:
+            yield _result(running.popleft())
+    while running:
+        yield _result(running.popleft())
+
+
+@ray.remote(num_cpus=1)
+def _call(function: Callable[[Part], Result], part: Part) -> Result:
+    return function(part)
+
+
+def _result(ref: ray.ObjectRef) -> Result:
+    try:
+        return ray.get(ref)
+    except RayTaskError as error:
+        if isinstance(error.cause, SegrayError):
+            raise error.cause from None
+        raise

@@ -1,0 +1,33 @@
+"""Parts in Ray tasks come in their order, with the first error as a sentence; the data look the same from there."""
+
+from __future__ import annotations
+
+import time
+
+import pytest
+
+from segray import tasks
+from segray.datasets import open_dataset
+from segray.errors import LabelError
+from segray.inspection import inspect
+from segray.settings import TrainSettings
+
+
+def test_what_tasks_give(local_ray, labelled_folder, monkeypatch):
+    def later_first(part: int) -> int:
+        """The square of a number; small ones take longer."""
+        time.sleep(0.02 * (4 - part % 5))
+        if part == 13:
+            raise LabelError("13 is no number")
+        return part**2
+
+    monkeypatch.setattr(tasks, "IN_FLIGHT", 3)
+    assert list(tasks.in_tasks(later_first, range(10))) == [part**2 for part in range(10)]
+    assert list(tasks.in_tasks(later_first, [])) == []
+    results = tasks.in_tasks(later_first, [12, 13, 14])
+    assert next(results) == 144
+    with pytest.raises(LabelError, match="^13 is no number$"):
+        next(results)
+    dataset, settings = open_dataset(labelled_folder), TrainSettings(data=labelled_folder, output="none", crop=32)
+    samples = dataset.samples("train")
+    assert inspect(dataset, samples, settings, run=tasks.in_tasks) == inspect(dataset, samples, settings)
