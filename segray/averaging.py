@@ -6,6 +6,7 @@ import copy
 
 import torch
 from torch import nn
+from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from segray.schedules import average_decay
 
@@ -23,9 +24,9 @@ class WeightAverage:
     @torch.no_grad()
     def update(self, network: nn.Module, step: int) -> None:
         """Take in the weights after a step (0-based): average = d * average + (1 - d) * weights; d has a warm-up."""
-        share = 1.0 - average_decay(step, self.decay)
+        average = get_ema_multi_avg_fn(average_decay(step, self.decay))
         own, new = self.network.state_dict(), network.state_dict()
         names = [name for name, tensor in own.items() if tensor.is_floating_point()]
-        torch._foreach_lerp_([own[name] for name in names], [new[name] for name in names], share)
+        average([own[name] for name in names], [new[name] for name in names], step)
         for name in own.keys() - set(names):  # counts of batches
             own[name].copy_(new[name])
