@@ -4,6 +4,7 @@
     python jobs/benchmark.py --peer
     python jobs/benchmark.py --what memory,growth
     python jobs/benchmark.py --what lattice --model OUT/model --data LABELLED
+    python jobs/benchmark.py --what loading --data LABELLED
 
 Imagery and model are made up unless --archive and --model are given. On a node of a Ray cluster it measures that
 cluster as long as it is one machine:

@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 import rasterio
 from PIL import Image
+from rasterio._err import CPLE_BaseError  # some damage is raised as it is, not as one of rasterio.errors
 from rasterio.enums import ColorInterp
 from rasterio.errors import NotGeoreferencedWarning, RasterioError
 from rasterio.windows import Window as RasterioWindow
@@ -65,7 +66,7 @@ def read_labels(uri: str, *, window: Window | None = None, size: tuple[int, int]
             return raster.run(lambda: _raster(uri, raster.source, window, size))
     except FileNotFoundError as error:
         raise ImageError(f"{uri} does not exist") from error
-    except (*BROKEN, RasterioError) as error:
+    except (*BROKEN, RasterioError, CPLE_BaseError) as error:
         raise ImageError(f"{uri} cannot be read: {describe(error)}") from error
 
 

@@ -72,7 +72,7 @@ class MaskShardsDataset:
                 f"{self.uri} has no image of the split '{split}', to which images belong by a hash of their URIs; with "
                 f"masks there are {there}: segment more"
             )
-        return found[split]
+        return list(found[split])
 
     def read_mask(self, sample: Sample) -> np.ndarray:
         """The (H, W) uint8 mask with 255 where the segmentation gave none."""

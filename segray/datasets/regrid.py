@@ -38,7 +38,10 @@ def label_pixels(image: Header, label: Header, window: Window) -> tuple[np.ndarr
 
 
 def transformed(from_crs: str, to_crs: str, points: np.ndarray) -> np.ndarray:
-    """(n, 2) x and y of points in another CRS; NaN for those that it has no place for, LabelError when that are all."""
+    """(n, 2) x and y of points in another CRS, NaN for those that have no place there.
+
+    LabelError when there is no way from one to the other.
+    """
     try:
         xs, ys = transform_points(from_crs, to_crs, points[:, 0], points[:, 1])
         moved = np.stack([xs, ys], axis=1)
