@@ -7,6 +7,8 @@ On a Ray cluster (RAY_AUTH_MODE as the cluster was started with):
     ray job submit --working-dir . -- python jobs/evaluate.py \\
         --model s3://bucket/OUT/model --data s3://bucket/LABELLED --split val --output s3://bucket/SCORES
 
+With --calibrate the model gets the temperature that fits the split; keep another split to test on.
+
 Exit status: 0 done; 1 failed; 2 bad usage or input.
 """
 
@@ -15,6 +17,11 @@ import sys
 from segray.command_line import DONE, run_job
 from segray.evaluation import evaluate
 from segray.settings import EvaluateSettings
+
+CALIBRATED = (
+    "temperature {temperature_before:.4g} -> {temperature:.4g} in {model}: NLL {nll_before:.4f} -> {nll_after:.4f}, "
+    "ECE {ece_before:.4f} -> {ece_after:.4f}; earlier masks now count as another model's"
+)
 
 
 def main(settings: EvaluateSettings) -> int:
@@ -30,7 +37,10 @@ def main(settings: EvaluateSettings) -> int:
             f"mIoU {metrics['miou']:.4f} over {metrics['classes_in_mean']} classes, pixel accuracy "
             f"{metrics['pixel_accuracy']:.4f}, {metrics['images']} images of {metrics['split']}"
         )
-    print(f"metrics.json and report.html are in {settings.output}")
+        print(f"boundary mIoU {metrics['boundary_miou']:.4f}, ECE {metrics['ece']:.4f}")
+    if "calibration" in metrics:
+        print(CALIBRATED.format(model=settings.model, **metrics["calibration"]))
+    print(f"metrics.json, images.parquet and report.html are in {settings.output}")
     return DONE
 
 

@@ -15,6 +15,7 @@ import sys
 
 from segray.command_line import DONE, TOO_MANY_FAILED, run_job
 from segray.report import stage_shares
+from segray.report.wording import number
 from segray.segmentation import segment
 from segray.settings import SegmentSettings
 
@@ -34,7 +35,7 @@ def main(settings: SegmentSettings) -> int:
         "GPU-hours per 1,000 km2": summary["gpu_hours_per_1000_km2"],
     }
     if any(rates.values()):
-        print(", ".join(f"{value:,.3g} {unit}" for unit, value in rates.items() if value))
+        print(", ".join(f"{number(value)} {unit}" for unit, value in rates.items() if value))
     if shares := stage_shares(summary.get("stage_seconds", {})):
         print(f"time of the workers: {shares}")
     print(f"masks, summary.json and report.html are in {settings.output}")

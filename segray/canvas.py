@@ -7,20 +7,20 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Sequence
-from functools import cached_property
+from itertools import product
 
 import numpy as np
 import torch
 
-from segray.grid import Lattice, Window, read_extent, reflect
+from segray.details import Details
+from segray.grid import Lattice, Window, read_extent
 from segray.masks import IGNORE
-from segray.regions import Region, WindowMask
-from segray.rows import ROWS, BlendedRow, CroppedRow, TileAxis, spread, top_class
+from segray.regions import CONFIDENCE_UNIT, Region, WindowMask
+from segray.rows import ROWS, BlendedRow, CroppedRow, TileAxis, best_class, spread
+from segray.seams import AGREE, ALONE, DISAGREE, meet, place
 
-CONFIDENCE_UNIT = 1 / 65535  # confidences are summed as integers of this: such a sum does not depend on its order
 # What torch can move but not index, and the type of the same bytes that it can.
 SIGNED = {torch.uint16: torch.int16, torch.uint32: torch.int32, torch.uint64: torch.int64}
-ALONE, AGREE, DISAGREE = 0, 1, 2  # the tiles that see a pixel: one; several, of one mind; several, of more than one
 
 warnings.filterwarnings("ignore", message="The given NumPy array is not writable")  # nothing writes to pixels
 
@@ -29,10 +29,18 @@ class Canvas:
     """One region on a device. Beside its pixels and mask it takes (K, tile, width of all tile columns) float32.
 
     copies: the CUDA stream on which pixels travel to the device while it computes something else, None on CPUs.
+    detailed: the results have the confidences of pixels and logits of some; that costs 2 bytes a pixel and more.
     """
 
     def __init__(
-        self, region: Region, lattice: Lattice, *, num_classes: int, device: torch.device, copies: object = None
+        self,
+        region: Region,
+        lattice: Lattice,
+        *,
+        num_classes: int,
+        device: torch.device,
+        copies: object = None,
+        detailed: bool = False,
     ) -> None:
         _check_extent(region, lattice)
         block, extent = region.block, region.extent
@@ -40,13 +48,14 @@ class Canvas:
         self.block, self.windows, self.height = block, region.windows, region.height
         rows = lattice.touching(block.row_off, block.row_off + block.height, region.height)
         cols = lattice.touching(block.col_off, block.col_off + block.width, region.width)
-        self.row_axis = _Axis(rows, lattice, size=region.height, offset=extent.row_off, device=device)
-        self.col_axis = _Axis(cols, lattice, size=region.width, offset=extent.col_off, device=device)
+        self.row_axis = TileAxis(rows, lattice, size=region.height, offset=extent.row_off, device=device)
+        self.col_axis = TileAxis(cols, lattice, size=region.width, offset=extent.col_off, device=device)
+        self.details = Details(block, self.row_axis, self.col_axis) if detailed else None
         pixels, valid = torch.from_numpy(region.pixels), torch.from_numpy(region.valid)
         self.dtype = pixels.dtype
         self.pixels = self._upload(pixels.view(SIGNED.get(self.dtype, self.dtype)))
-        self.tiles = self._with_data(valid)
         self.valid = None if valid.all() else self._upload(valid)
+        self.tiles = self._with_data(valid)
         rows_of_block, cols_of_block = block.within(extent)
         self.block_valid = None if self.valid is None else self.valid[rows_of_block, cols_of_block]
         self.missing = len(self.tiles)
@@ -77,18 +86,21 @@ class Canvas:
         return beyond
 
     @torch.inference_mode()
-    def add(self, row: int, col: int, probability_NKPP: torch.Tensor) -> None:
-        """Take in N consecutive tiles of a row, the first in column `col`; rows come in order. The tensor is spent."""
+    def add(self, row: int, col: int, probability_NKPP: torch.Tensor, label_NPP: torch.Tensor | None = None) -> None:
+        """Take in N consecutive tiles of a row, the first in column `col`; rows come in order. The tensor is spent.
+
+        label_NPP: (N, P, P) uint8 classes of the tiles where they are not those of the largest probabilities.
+        """
         self._advance(row)
         if self.joined is None:
             self._open_row()
         count, first = len(probability_NKPP), col - self.col_axis.tiles[0]
         self.missing -= count
-        best = top_class(probability_NKPP, dim=1)
+        best = best_class(probability_NKPP, label_NPP)
         for odd in range(min(2, count)):  # every second tile at a time, since those do not overlap
             labels = best[1][odd::2].transpose(0, 1)
             places = (spread(row, first + odd, labels.shape[1], self.lattice) for row in (self.label, self.seam))
-            _meet(*places, labels)
+            place(*places, labels, self.lattice.overlap)
         self.joined.add(col, probability_NKPP, best)
 
     @torch.inference_mode()
@@ -119,6 +131,8 @@ class Canvas:
 
     def _with_data(self, valid: torch.Tensor) -> list[tuple[int, int]]:
         """(row, column) of the tiles that hold a valid pixel, in scan order."""
+        if self.valid is None:
+            return list(product(self.row_axis.tiles, self.col_axis.tiles))
         rows = [(row, self.row_axis.part(row, host=True)) for row in self.row_axis.tiles]
         cols = [(col, self.col_axis.part(col, host=True)) for col in self.col_axis.tiles]
         return [(row, col) for row, down in rows for col, across in cols if _take(valid, down, across).any()]
@@ -153,7 +167,7 @@ class Canvas:
         if self.above is not None:
             joined, label, seam = self.above
             self.joined.join(joined)
-            _meet(self.label[:overlap], self.seam[:overlap], label, seam)
+            meet(self.label[:overlap], self.seam[:overlap], label, seam)
         self._decide(self.lattice.tile if last else stride)
         self.above = None
         if not last and overlap:
@@ -176,15 +190,16 @@ class Canvas:
             label, steps = label.masked_fill_(missing, IGNORE), steps.masked_fill_(missing, 0)
             seam = seam.masked_fill(missing, ALONE)
         self.mask[rows] = label
+        if self.details is not None:
+            self.details.put(rows, steps)
         for number, window in enumerate(self.windows):
             if window.row_off < stop and window.row_off + window.height > start:
                 inside = _overlap(window, start, stop, block.col_off)
                 self.tallies[number] += self._tally(label[inside], steps[inside], seam[inside])
 
     def _tally(self, label: torch.Tensor, steps: torch.Tensor, seam: torch.Tensor) -> torch.Tensor:
-        shares = (steps.sum(dtype=torch.float64), *((seam == kind).sum() for kind in (AGREE, DISAGREE)))
-        counts = _counts(label[None], self.num_classes)[0]
-        return torch.cat([counts, torch.stack([share.double() for share in shares])])
+        counts, seams = _counts(label[None], self.num_classes)[0], _counts(seam[None], DISAGREE + 1)[0]
+        return torch.cat([counts, steps.sum(dtype=torch.float64)[None], seams[AGREE:]])
 
     def _result(self, window: Window, mask: np.ndarray, tally: np.ndarray) -> WindowMask:
         counts = tally[: self.num_classes].astype(np.int64)
@@ -197,14 +212,20 @@ class Canvas:
             valid_pixels=pixels,
             confidence=confidence * CONFIDENCE_UNIT / pixels if pixels else None,
             seam_disagreement=disagree / (agree + disagree) if agree + disagree else None,
+            **(self.details.of(window) if self.details else {}),
         )
 
 
 @torch.inference_mode()
-def decide_singles(canvases: Sequence[Canvas], probability_NKPP: torch.Tensor) -> None:
-    """Decide images of one tile each, all at once: one by one a GPU would wait for the launch of each step."""
+def decide_singles(
+    canvases: Sequence[Canvas], probability_NKPP: torch.Tensor, label_NPP: torch.Tensor | None = None
+) -> None:
+    """Decide images of one tile each, all at once: one by one a GPU would wait for the launch of each step.
+
+    label_NPP: see `Canvas.add`.
+    """
     num_classes = probability_NKPP.shape[1]
-    confidence, label = top_class(probability_NKPP, dim=1)
+    confidence, label = best_class(probability_NKPP, label_NPP)
     steps = _steps(confidence)
     for number, canvas in enumerate(canvases):
         if (missing := canvas.beyond()) is not None:
@@ -216,33 +237,13 @@ def decide_singles(canvases: Sequence[Canvas], probability_NKPP: torch.Tensor) -
     for number, canvas in enumerate(canvases):
         canvas.mask, canvas.tallies = masks[number, : canvas.block.height, : canvas.block.width], tallies[number, None]
         canvas.arrived, canvas.missing = arrived, 0
-
-
-class _Axis(TileAxis):
-    """The tiles of a region along one axis, and the pixels that they are made of."""
-
-    def __init__(self, tiles: range, lattice: Lattice, *, size: int, offset: int, device: torch.device) -> None:
-        super().__init__(tiles, lattice, size=size, device=device)
-        self.size, self.offset = size, offset
-        start, stop = tiles[0] * lattice.stride, tiles[-1] * lattice.stride + lattice.tile
-        self.host_index = torch.from_numpy(reflect(start, stop, size) - offset)
-
-    @cached_property
-    def index(self) -> torch.Tensor:
-        """Where the pixels of all tiles, beyond the image's edges too, lie in the region's arrays."""
-        return self.host_index.to(self.device)
-
-    def part(self, tile: int, *, host: bool = False) -> slice | torch.Tensor:
-        """Where a tile's pixels lie in the region's arrays: a slice, or indices where it is reflected."""
-        start = tile * self.lattice.stride
-        if start + self.lattice.tile <= self.size:
-            return slice(start - self.offset, start - self.offset + self.lattice.tile)
-        left = start - self.tiles[0] * self.lattice.stride
-        return (self.host_index if host else self.index)[left : left + self.lattice.tile]
+        if canvas.details is not None:
+            rows, cols = slice(0, canvas.block.height), slice(0, canvas.block.width)
+            canvas.details.put(rows, steps[number, rows, cols])
 
 
 def _counts(label_NHW: torch.Tensor, num_classes: int) -> torch.Tensor:
-    """(N, K) float64: the pixels of each class."""
+    """(N, K) float64: the pixels of each class, or of whatever else is numbered from 0."""
     if label_NHW.device.type == "cpu":
         counts = [torch.bincount(label.flatten(), minlength=IGNORE + 1)[:num_classes] for label in label_NHW]
         return torch.stack(counts).double()
@@ -258,19 +259,6 @@ def _steps(confidence: torch.Tensor) -> torch.Tensor:
 def _take(array: torch.Tensor, rows: slice | torch.Tensor, cols: slice | torch.Tensor) -> torch.Tensor:
     array = array[..., rows, :] if isinstance(rows, slice) else array.index_select(-2, rows)
     return array[..., cols] if isinstance(cols, slice) else array.index_select(-1, cols)
-
-
-def _meet(label: torch.Tensor, seam: torch.Tensor, other: torch.Tensor, other_seam: torch.Tensor | None = None) -> None:
-    """Take in the labels of further tiles and note, in place, where they meet others and whether they agree.
-
-    Where they do not, the lower label goes on: it is compared with others, but the pixel counts as disputed already.
-    """
-    both = (label != IGNORE) & (other != IGNORE)
-    differ = both & (label != other)
-    for found in (other_seam, both.view(torch.uint8), differ.view(torch.uint8).mul_(DISAGREE)):
-        if found is not None:
-            seam.copy_(torch.maximum(seam, found))
-    label.copy_(torch.minimum(label, other))
 
 
 def _overlap(window: Window, start: int, stop: int, col_off: int) -> tuple[slice, slice]:

@@ -15,6 +15,9 @@ def start() -> None:
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")  # Ray's coming default, and no warning about it
     os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")  # what its C++ part has to say is in Ray's log files
     address = os.environ.get("RAY_ADDRESS")
+    if not address:  # nobody looks at them here; on two cores they take some 2% of both
+        os.environ.setdefault("RAY_enable_metrics_collection", "0")
+        os.environ.setdefault("RAY_task_events_report_interval_ms", "0")
     options = {"address": address} if address else {"address": "local", "include_dashboard": False}
     ray.init(logging_level=logging.WARNING, log_to_driver=False, **options)
 

@@ -98,7 +98,7 @@ def prepare(pixels_NCHW: torch.Tensor, valid_NHW: torch.Tensor | None, spec: Inp
     training data, whatever the source holds there (NaN too).
     """
     mean, inverse = _constants(spec, pixels_NCHW.device)
-    x = (pixels_NCHW.float() - mean).mul_(inverse)
+    x = pixels_NCHW.to(mean.dtype, copy=True).sub_(mean).mul_(inverse)
     return x if valid_NHW is None else x.masked_fill_(~valid_NHW[:, None], 0.0)
 
 

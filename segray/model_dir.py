@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 import io
 import json
+import math
 from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING
 
@@ -29,7 +30,8 @@ WEIGHTS, PROGRAM = "weights.safetensors", "program.pt2"
 class Description:
     """What model.json says.
 
-    network: {"name", "options"} or {"program": "program.pt2"}. digest: see `read_description`.
+    network: {"name", "options"} or {"program": "program.pt2"}. temperature: what logits are divided by for confidences
+    (see `write_temperature`). digest: see `read_description`.
     """
 
     uri: str
@@ -38,6 +40,7 @@ class Description:
     spec: InputSpec
     metrics: dict = field(default_factory=dict)
     training: dict = field(default_factory=dict)
+    temperature: float = 1.0
     digest: str = ""
     weights_sha256: str | None = None
 
@@ -66,6 +69,7 @@ def save_model(description: Description, network: nn.Module) -> None:
         "input": {name: value for name, value in asdict(description.spec).items() if name != "band_names"},
         "metrics": description.metrics,
         "training": description.training,
+        **({} if description.temperature == 1.0 else {"temperature": description.temperature}),
         "weights_sha256": hashlib.sha256(weights).hexdigest(),
     }
     publish(description.weights_uri, weights)
@@ -101,6 +105,23 @@ def read_description(uri: str) -> Description:
     if description.weights_sha256 not in (None, weights_sha256):
         raise ModelError(f"{description.weights_uri} is damaged: its sha256 is not the one in model.json; copy it anew")
     return Description(**{**vars(description), "digest": digest})
+
+
+def write_temperature(description: Description, temperature: float) -> Description:
+    """Set `temperature` in a model's model.json, in one atomic step, and leave all else as it is; what it says then.
+
+    The digest changes with it, so whatever was segmented before counts as another model's. ModelError when the
+    directory has changed since it was read, or cannot be written.
+    """
+    source = join(description.uri, "model.json")
+    if read_description(description.uri).digest != description.digest:
+        raise ModelError(f"{source} or its weights changed meanwhile; calibrate the model once nothing else writes it")
+    document = {**json.loads(read_bytes(source)), "temperature": temperature}
+    try:
+        publish(source, json.dumps(document, indent=1).encode())
+    except OSError as error:
+        raise ModelError(f"{source} cannot be written: {describe(error)}; calibrate a copy of the model") from error
+    return read_description(description.uri)
 
 
 def load_network(description: Description) -> nn.Module:
@@ -175,8 +196,15 @@ def _parse(uri: str, document: dict) -> Description:
         spec=InputSpec(**spec),
         metrics=document.get("metrics", {}),
         training=document.get("training", {}),
+        temperature=_temperature(document.get("temperature", 1.0)),
         weights_sha256=document.get("weights_sha256"),
     )
+
+
+def _temperature(value: object) -> float:
+    if not isinstance(value, (int, float)) or not (value > 0 and math.isfinite(value)):
+        raise ValueError(f"temperature should be a positive number, not {value!r}")
+    return float(value)
 
 
 def _digests(text: bytes, weights_uri: str) -> tuple[str, str]:

@@ -8,6 +8,8 @@ import numpy as np
 
 from segray.grid import Window
 
+CONFIDENCE_UNIT = 1 / 65535  # confidences are summed as integers of this: such a sum does not depend on its order
+
 
 @dataclass(frozen=True, kw_only=True)
 class Region:
@@ -27,12 +29,22 @@ class Region:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Sampled:
+    """Logits (n, K) float32, as the network gave them, of a few pixels: rows and cols (n,) int64 of the image."""
+
+    rows: np.ndarray
+    cols: np.ndarray
+    logits: np.ndarray
+
+
+@dataclass(frozen=True, kw_only=True)
 class WindowMask:
     """The mask of a window and its statistics.
 
     mask: (H, W) uint8, 255 without data. pixel_counts: (K,) int64 over valid pixels. confidence: mean top-1 probability
     over valid pixels, None without any. seam_disagreement: share of the valid pixels seen by several tiles on which
-    their top classes differ, None without any.
+    their top classes differ, None without any. Only where they were asked for: confidences, (H, W) uint16 of
+    CONFIDENCE_UNIT, 0 without data; sampled, logits of the pixels that calibration looks at.
     """
 
     window: Window
@@ -41,6 +53,8 @@ class WindowMask:
     valid_pixels: int
     confidence: float | None
     seam_disagreement: float | None
+    confidences: np.ndarray | None = None
+    sampled: Sampled | None = None
 
 
 def whole_image(pixels: np.ndarray, valid: np.ndarray) -> Region:

@@ -11,17 +11,35 @@ from functools import cached_property, lru_cache
 import torch
 
 from segray.blend import axis_weights
-from segray.grid import Lattice
+from segray.grid import Lattice, reflect
 from segray.masks import IGNORE
 
 
 class TileAxis:
-    """The tiles of a region along one axis of an image of `size` pixels: their weights, and which of them are last."""
+    """The tiles of a region along one axis of an image of `size` pixels: the pixels they are made of, their weights.
 
-    def __init__(self, tiles: range, lattice: Lattice, *, size: int, device: torch.device) -> None:
-        self.tiles, self.lattice, self.device = tiles, lattice, device
+    offset: the pixel of the image with which the region's arrays begin.
+    """
+
+    def __init__(self, tiles: range, lattice: Lattice, *, size: int, offset: int, device: torch.device) -> None:
+        self.tiles, self.lattice, self.size, self.offset, self.device = tiles, lattice, size, offset, device
         self.count = lattice.count(size)
         self.near, self.far = _ramps(lattice, device)
+        start, stop = tiles[0] * lattice.stride, tiles[-1] * lattice.stride + lattice.tile
+        self.host_index = torch.from_numpy(reflect(start, stop, size) - offset)
+
+    @cached_property
+    def index(self) -> torch.Tensor:
+        """Where the pixels of all tiles, beyond the image's edges too, lie in the region's arrays."""
+        return self.host_index.to(self.device)
+
+    def part(self, tile: int, *, host: bool = False) -> slice | torch.Tensor:
+        """Where a tile's pixels lie in the region's arrays: a slice, or indices where it is reflected."""
+        start = tile * self.lattice.stride
+        if start + self.lattice.tile <= self.size:
+            return slice(start - self.offset, start - self.offset + self.lattice.tile)
+        left = start - self.tiles[0] * self.lattice.stride
+        return (self.host_index if host else self.index)[left : left + self.lattice.tile]
 
     @cached_property
     def weights(self) -> torch.Tensor:
@@ -32,6 +50,12 @@ class TileAxis:
         inner = len(tiles) - 1 if tiles[-1] == self.count - 1 else len(tiles)
         weights[:inner, ..., tile - overlap :] = self.far
         return weights
+
+    def own(self, tile: int) -> range:
+        """The pixels of the image of which no other tile's middle is nearer: every pixel is one tile's own."""
+        stride, near = self.lattice.stride, self.lattice.overlap // 2
+        first = tile * stride + near if tile else 0
+        return range(first, self.size if tile == self.count - 1 else (tile + 1) * stride + near)
 
 
 class BlendedRow:
@@ -122,6 +146,12 @@ def top_class(probability: torch.Tensor, dim: int) -> tuple[torch.Tensor, torch.
         label = torch.maximum(label, (other > value).view(torch.uint8).mul_(index))
         value = torch.maximum(value, other)
     return value, label
+
+
+def best_class(probability_NKPP: torch.Tensor, label_NPP: torch.Tensor | None) -> tuple[torch.Tensor, torch.Tensor]:
+    """The confidence and the class of each pixel of tiles: the given one, or that of the largest probability."""
+    confidence, label = top_class(probability_NKPP, dim=1)
+    return confidence, label if label_NPP is None else label_NPP
 
 
 @lru_cache(maxsize=16)

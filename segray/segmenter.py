@@ -15,6 +15,7 @@ from segray.errors import ModelError
 from segray.inference import Inference
 from segray.inputs import InputSpec, prepare
 from segray.regions import Region, WindowMask, whole_image
+from segray.rows import top_class
 
 WAITING_BATCHES = 4  # batches' worth of regions that may wait for one to be full
 BATCHES_BEHIND = 2  # that a GPU may have to do when the host waits for results, so that it is never without work
@@ -26,7 +27,9 @@ class Segmenter:
     """Segments regions tile by tile; a pixel's class depends on its image and the model, and on nothing else.
 
     network: (N, C, H, W) float -> (N, K, H, W) logits; it is copied. precision: bf16 or fp32. batch_size: tiles a
-    forward pass. static_batch: the one batch size that the network takes, if any. compiled: see Inference.
+    forward pass. static_batch: the one batch size that the network takes, if any. compiled: see Inference. temperature:
+    probabilities are softmax(logits / temperature) (Guo et al., ICML 2017, section 4.2); it changes no class of a tile,
+    hence no mask unless tiles are blended. detailed: see Canvas.
     """
 
     def __init__(
@@ -41,6 +44,8 @@ class Segmenter:
         batch_size: int = 1,
         static_batch: int | None = None,
         compiled: bool = False,
+        temperature: float = 1.0,
+        detailed: bool = False,
     ) -> None:
         self.device = torch.device(device)
         self.inference = Inference(network, device=self.device, precision=precision, compiled=compiled)
@@ -51,6 +56,7 @@ class Segmenter:
         self.copies = torch.cuda.Stream(self.device) if self.device.type == "cuda" else None
         self.behind = BATCHES_BEHIND if self.device.type == "cuda" else 0
         self.batches = 0
+        self.temperature, self.detailed = temperature, detailed
 
     def segment(self, regions: Iterable[Region]) -> Iterator[list[WindowMask]]:
         """The masks of each region's windows, in order; batches run across regions, so that small images fill them."""
@@ -58,6 +64,7 @@ class Segmenter:
         finished: deque[tuple[int, Canvas]] = deque()
         batch: list[Tile] = []
         options = {"num_classes": self.num_classes, "device": self.device, "copies": self.copies}
+        options["detailed"] = self.detailed
         for region in regions:
             waiting.append(canvas := Canvas(region, self.lattice, **options))
             for row, col in canvas.tiles:
@@ -81,8 +88,8 @@ class Segmenter:
         return next(self.segment([whole_image(pixels_CHW, valid_HW)]))[0].mask
 
     @torch.inference_mode()
-    def probabilities(self, pixels_NCHW: torch.Tensor, valid_NHW: torch.Tensor | None) -> torch.Tensor:
-        """(N, K, H, W) float32 class probabilities of tiles of source pixels; valid None: all are."""
+    def logits(self, pixels_NCHW: torch.Tensor, valid_NHW: torch.Tensor | None) -> torch.Tensor:
+        """(N, K, H, W) float32 logits of tiles of source pixels, planes of a class each; valid None: all are."""
         x = prepare(pixels_NCHW, valid_NHW, self.spec)
         logits = self.inference(x)
         if logits.shape != (x.shape[0], self.num_classes, *x.shape[2:]):
@@ -90,15 +97,25 @@ class Segmenter:
                 f"the network gives {tuple(logits.shape)} for tiles of {tuple(x.shape)}; it should give "
                 f"(N, {self.num_classes}, H, W) logits, one for each class of model.json"
             )
-        # planes of a class each: what follows runs along them
-        return logits.to(torch.float32, memory_format=torch.contiguous_format).softmax(dim=1)
+        return logits.to(torch.float32, memory_format=torch.contiguous_format)  # what follows runs along the planes
+
+    @torch.inference_mode()
+    def probabilities(self, logits_NKHW: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """(N, K, H, W) float32 class probabilities, and the (N, H, W) uint8 classes where a temperature was applied.
+
+        Division can make equal what differed, or the reverse, so classes are taken from probabilities without it.
+        """
+        if self.temperature == 1.0:
+            return logits_NKHW.softmax(dim=1), None
+        label = top_class(logits_NKHW.softmax(dim=1), dim=1)[1]
+        return logits_NKHW.div(self.temperature).softmax(dim=1), label
 
     def try_a_tile(self) -> None:
         """ModelError unless the network takes a batch of tiles of the input spec and gives logits for them."""
         size, bands = self.spec.tile, len(self.spec.bands)
         pixels = torch.zeros((self.batch_size, bands, size, size), device=self.device)
         try:
-            self.probabilities(pixels, None)
+            self.probabilities(self.logits(pixels, None))
         except (RuntimeError, ValueError) as error:
             reason = " ".join(str(error).split())[:200]
             shape = f"{bands} x {size} x {size}"
@@ -110,15 +127,20 @@ class Segmenter:
         self.batches += 1
         pixels, valid = zip(*(canvas.tile(row, col) for canvas, row, col in batch))
         missing = self.batch_size - len(batch) if self.pad_batch else 0
-        probabilities = self.probabilities(_stack(pixels, missing), self._validity(valid, missing))
+        logits = self.logits(_stack(pixels, missing), self._validity(valid, missing))
+        for (canvas, row, col), of_tile in zip(batch, logits if self.detailed else ()):
+            canvas.details.sample(row, col, of_tile)
+        probabilities, labels = self.probabilities(logits)
+        del logits  # a batch of them is large
         done = 0
         for tiles in _runs(batch):
-            part = probabilities[done : done + len(tiles)]
+            place = slice(done, done + len(tiles))
+            part = probabilities[place], None if labels is None else labels[place]
             canvas, row, col = tiles[0]
             if canvas.single:
-                decide_singles([canvas for canvas, _, _ in tiles], part)
+                decide_singles([canvas for canvas, _, _ in tiles], *part)
             else:
-                canvas.add(row, col, part)
+                canvas.add(row, col, *part)
             done += len(tiles)
 
     def _validity(self, valid: tuple[torch.Tensor | None, ...], missing: int) -> torch.Tensor | None:

@@ -201,6 +201,15 @@ class EvaluateSettings(PathSettings):
 
     data: str = option("labelled data: a folder with classes.json, or Cityscapes")
     split: str = option("split to evaluate", "test")
+    boundary: float = option("boundary IoU: width of the regions along contours, as a share of the diagonal", 0.02)
+    calibrate: bool = option(
+        "fit a temperature on the split first and write it into the model, which then counts as another one", False
+    )
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not 0 < self.boundary < 1:
+            raise ValueError(f"--boundary is a share of the diagonal, above 0 and below 1, not {self.boundary}")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -137,10 +137,21 @@ def _segmented(place: Place, masks: list[WindowMask]) -> Segmented:
 
 
 def enlarged(result: WindowMask, scaling: Scaling) -> WindowMask:
-    """The mask of a window on the grid of its image, and its counts; confidence and disagreement stay as they are."""
+    """The mask of a window on the grid of its image, and its counts; confidence and disagreement stay as they are.
+
+    Sampled pixels become those of the image in which their centres lie.
+    """
     mask, window = scaling.enlarge(result.mask, result.window)
     counts = np.bincount(mask.ravel(), minlength=IGNORE + 1)[: len(result.pixel_counts)]
-    return replace(result, window=window, mask=mask, pixel_counts=counts, valid_pixels=int(counts.sum()))
+    confidences, sampled = result.confidences, result.sampled
+    if confidences is not None:
+        confidences = scaling.enlarge(confidences, result.window)[0]
+    if sampled is not None:
+        down, across = scaling.factors
+        rows, cols = ((places + 0.5) * factor for places, factor in ((sampled.rows, down), (sampled.cols, across)))
+        sampled = replace(sampled, rows=rows.astype(np.int64), cols=cols.astype(np.int64))
+    changed = {"mask": mask, "confidences": confidences, "sampled": sampled}
+    return replace(result, window=window, pixel_counts=counts, valid_pixels=int(counts.sum()), **changed)
 
 
 def _unread(item: Item, window: int, error: str, scaling: Scaling | None) -> Reading:

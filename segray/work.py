@@ -26,7 +26,7 @@ ONE_ARENA = {"env_vars": {"MALLOC_ARENA_MAX": "1"}}
 
 @dataclass(frozen=True, kw_only=True)
 class Work:
-    """What the workers must know to turn shards of a plan into published masks."""
+    """What the workers must know to turn shards of a plan into published masks. detailed: see `canvas.Canvas`."""
 
     plan: str
     output: str
@@ -45,6 +45,7 @@ class Work:
     compiled: bool = False
     shard_pixels: int = 0
     enlarge: bool = True
+    detailed: bool = False
 
     def readings(self, items: list[plans.Item]) -> Iterator[walk.Reading]:
         """The items of a shard read."""
@@ -113,7 +114,8 @@ def make_segmenter(work: Work) -> walk.Segmenter:
     if not work.on_gpu:
         torch.set_num_threads(work.threads)
         keep_memory()
-    network = load_network(read_description(work.model))
+    description = read_description(work.model)
+    network = load_network(description)
     segmenter = Segmenter(
         network,
         work.spec,
@@ -124,6 +126,8 @@ def make_segmenter(work: Work) -> walk.Segmenter:
         batch_size=work.batch_size,
         static_batch=getattr(network, "batch", None),
         compiled=work.compiled,
+        temperature=description.temperature,
+        detailed=work.detailed,
     )
     segmenter.try_a_tile()  # the first one takes several times as long
     return segmenter

@@ -12,21 +12,21 @@ import pytest
 ROOT = Path(__file__).parents[1]
 LAYERS = {
     "kernel": (
-        "errors grid blend masks metrics synthetic regions sampling stopwatch resample reduction tracing rings packing "
-        "loss_terms schedules"
+        "errors grid blend masks metrics synthetic regions sampling stopwatch resample reduction tracing rings "
+        "packing loss_terms schedules boundary calibration"
     ),
     "network": (
-        "inputs augment photometric losses networks segmenter programs workers optimizer averaging batch_norm canvas rows "
-        "folding inference"
+        "inputs augment photometric losses networks segmenter programs workers optimizer averaging batch_norm "
+        "canvas rows folding inference seams details"
     ),
     "storage": (
         "storage model_dir shards plan archives datasets exports export_tasks report settings command_line walk "
-        "summary reading loading expand inspection validation learner trainer training_job training_state training_remote "
-        "training_console made_up stages peers"
+        "summary reading loading expand inspection validation learner trainer training_job training_state "
+        "training_remote training_console made_up stages peers tally showcase"
     ),
     "ray": (
-        "cluster planning work pipeline outputs overviews segmentation evaluation exporting training "
-        "throughput scaling simulation benchmark"
+        "cluster planning work pipeline outputs overviews segmentation evaluation exporting training throughput "
+        "scaling simulation benchmark"
     ),
 }
 ORDER = [*LAYERS, "jobs"]

@@ -18,7 +18,14 @@ from torch import nn
 from segray.errors import ModelError
 from segray.inputs import InputSpec
 from segray.masks import Classes
-from segray.model_dir import Description, load_network, load_state, read_description, save_model
+from segray.model_dir import (
+    Description,
+    load_network,
+    load_state,
+    read_description,
+    save_model,
+    write_temperature,
+)
 from segray.networks import build_network
 from segray.storage import join, list_files, publish, read_bytes
 
@@ -89,6 +96,44 @@ def test_the_digest_changes_with_either_file_and_with_nothing_else(saved, tmp_pa
     assert len(set(digests)) == 3
 
 
+def test_a_temperature_is_written_beside_all_else(store):
+    save_model(description(store), network())
+    plain = read_description(store)
+    assert plain.temperature == 1.0
+    before = json.loads(read_bytes(join(store, "model.json")))
+    publish(join(store, "model.json"), json.dumps({**before, "note": "by hand"}).encode())
+    tempered = write_temperature(read_description(store), 1.25)
+    after = json.loads(read_bytes(join(store, "model.json")))
+    assert after == {**before, "note": "by hand", "temperature": 1.25}
+    assert "temperature" not in before
+    assert tempered == replace(plain, temperature=1.25, digest=tempered.digest)
+    assert len(list(list_files(store))) == 2
+    again = write_temperature(tempered, 2.0)
+    assert len({plain.digest, tempered.digest, again.digest}) == 3
+    with torch.no_grad():
+        assert torch.equal(load_network(again)(X), network()(X))
+    save_model(again, network())
+    assert read_description(store).temperature == 2.0
+
+
+def test_a_temperature_of_another_model_is_not_written(saved):
+    read = read_description(saved)
+    save_model(description(saved), network(seed=1))
+    with pytest.raises(ModelError, match=r"model\.json or its weights changed meanwhile"):
+        write_temperature(read, 1.25)
+    assert read_description(saved).temperature == 1.0
+
+
+def test_a_model_that_cannot_be_written(saved, monkeypatch):
+    def refuse(uri: str, data: bytes) -> None:
+        raise PermissionError(13, "Permission denied", uri)
+
+    read = read_description(saved)
+    monkeypatch.setattr("segray.model_dir.publish", refuse)
+    with pytest.raises(ModelError, match=r"cannot be written: .*; calibrate a copy of the model"):
+        write_temperature(read, 1.25)
+
+
 def write_by_hand(uri: str) -> str:
     """A directory made without segray: model.json as documented, and weights."""
     document = {
@@ -141,6 +186,10 @@ def test_only_what_is_needed_must_be_there(tmp_path):
         ({"classes": [{"id": 1, "name": "a", "color": [0, 0, 0]}]}, "class ids must be 0, 1, 2"),
         ({"classes": 5}, "cannot be used"),
         ({"ignore_index": 0}, "cannot be used|class ids"),
+        ({"temperature": 0}, "temperature should be a positive number, not 0"),
+        ({"temperature": -1.5}, "temperature should be a positive number"),
+        ({"temperature": "warm"}, "temperature should be a positive number, not 'warm'"),
+        ({"temperature": float("nan")}, "temperature should be a positive number"),
         ({"input": {}}, "cannot be used"),
         ({"input": {"bands": [0], "scale": 1, "mean": [0], "std": [0]}}, "must be positive"),
         ({"input": {"bands": [0], "scale": 1, "mean": [0], "std": [1], "tile": 8, "overlap": 5}}, "overlap must be"),

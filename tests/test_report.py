@@ -15,7 +15,7 @@ from PIL import Image
 
 from segray.masks import Classes, decode_png
 from segray.report import Picture, evaluation_page, segmentation_page, stage_shares, training_page
-from segray.report.charts import LEFT, RIGHT, WIDTH, line_chart, ticks
+from segray.report.charts import LEFT, RIGHT, SIDE, TOP, WIDTH, line_chart, reliability_chart, ticks
 from segray.report.wording import duration, number, percent, pixels, text
 
 VOID = {"meta", "img", "br"}
@@ -99,6 +99,39 @@ def metrics(count: int) -> dict:
     }
 
 
+def bins(shares: tuple[int, ...] = (0, 30, 10)) -> list[dict]:
+    """Bins of confidence of which the first has no pixel."""
+    return [
+        {
+            "low": number / len(shares),
+            "high": (number + 1) / len(shares),
+            "pixels": count,
+            "accuracy": 0.25 * number if count else None,
+            "confidence": (number + 0.5) / len(shares) if count else None,
+        }
+        for number, count in enumerate(shares)
+    ]
+
+
+def full_metrics(count: int, *, calibrated: bool = False) -> dict:
+    """What metrics.json holds, after a calibration too."""
+    before = {"temperature_before": 1.0, "ece_before": 0.123, "nll_before": 0.9}
+    before["reliability_before"] = bins((0, 40, 0))
+    return {
+        **metrics(count),
+        "boundary_iou": [None, *(0.25 for _ in range(count - 1))],
+        "boundary_miou": 0.2512,
+        "boundary_share": 0.02,
+        "frequency_weighted_iou": 0.611,
+        "mean_confidence": 0.871,
+        "ece": 0.0456,
+        "nll": 0.7,
+        "reliability": bins(),
+        "model": {"digest": "9f86d0", "network": NASTY, "temperature": 1.31},
+        **({"calibration": before} if calibrated else {}),
+    }
+
+
 def history(count: int) -> list[dict]:
     return [
         {
@@ -146,6 +179,8 @@ PAGES = {
     "one class": (1, lambda c: segmentation_page(classes=c, summary=summary(1), pictures=[picture()])),
     "many classes": (254, lambda c: segmentation_page(classes=c, summary=summary(254), pictures=[picture()])),
     "evaluation": (3, lambda c: evaluation_page(classes=c, metrics=metrics(3), pictures=[picture(truth=True)])),
+    "full evaluation": (3, lambda c: evaluation_page(classes=c, metrics=full_metrics(3), pictures=[])),
+    "calibrated": (3, lambda c: evaluation_page(classes=c, metrics=full_metrics(3, calibrated=True), pictures=[])),
     "evaluation of 30": (30, lambda c: evaluation_page(classes=c, metrics=metrics(30), pictures=[])),
     "evaluation of 254": (254, lambda c: evaluation_page(classes=c, metrics=metrics(254), pictures=[])),
     "training": (2, lambda c: training(c, history(4), [picture(truth=True)])),
@@ -228,6 +263,42 @@ def test_the_numbers_of_an_evaluation():
     assert len(hints) == 3 * 4 and hints[0] == "truth class 0 <i>&, predicted class 0 <i>&: 100 px"
 
 
+def test_every_score_of_an_evaluation():
+    page = Page(evaluation_page(classes=legend(3), metrics=full_metrics(3), pictures=[]))
+    for said in (
+        "Mean boundary IoU 25.1% within 2.00% of the diagonal",
+        "Frequency-weighted IoU 61.1%",
+        "Calibration error (ECE) 4.56% at a mean confidence of 87.1%",
+        "IoU Boundary IoU Dice Precision Recall Truth pixels",
+        "50.0% 25.0% 50.0% 50.0% 50.0%",
+        "T = 1.31, ECE 4.56%, NLL 0.7",
+        "33 to 67% 50.0% 25.0% 30",
+        "temperature 1.31",
+    ):
+        assert said in page.text
+    assert "0 to 33%" not in page.text and "Before" not in page.text
+    assert len(page.all("rect")) == 2 * 2
+
+
+def test_a_calibration_shows_before_and_after():
+    page = Page(evaluation_page(classes=legend(3), metrics=full_metrics(3, calibrated=True), pictures=[]))
+    assert "Before: T = 1, ECE 12.3%, NLL 0.9" in page.text
+    assert "After: T = 1.31, ECE 4.56%, NLL 0.7" in page.text
+    assert len(page.all("rect")) == 2 * 1 + 2 * 2
+
+
+def test_a_reliability_diagram_has_the_accuracy_of_each_bin():
+    chart = reliability_chart("x", bins())
+    (x, y, width, height, hint), last = chart.bars
+    assert (x, y + height) == (LEFT + SIDE / 3 + 1, TOP + SIDE) and width == SIDE / 3 - 2
+    assert height == SIDE / 4 and last[3] == SIDE / 2
+    assert hint == "confidence 50.0%, accuracy 25.0%: 75.0% of the pixels, 30 px"
+    assert [round(share[3]) for share in chart.shares] == [56, 19]
+    assert chart.dots[0] == (LEFT + SIDE / 2, TOP + 0.75 * SIDE)
+    assert chart.y_ticks[0] == (TOP + SIDE, "0%") and chart.x_ticks[-1] == (WIDTH - RIGHT, "100%")
+    assert reliability_chart("x", bins((0, 0))).bars == []
+
+
 def test_many_classes_list_their_largest_confusions():
     values = metrics(40)
     values["confusion_matrix"][7][9] = 5000
@@ -267,18 +338,22 @@ def test_shrinking_invents_no_class():
     ids = np.random.default_rng(0).choice(np.array([0, 2], np.uint8), (700, 900))
     shown = Picture(title="x", image=np.zeros((700, 900, 3), np.uint8), mask=ids, truth=ids)
     page = Page(evaluation_page(classes=legend(3), metrics=metrics(3), pictures=[shown]))
-    _, truth, prediction, errors = (decode_png(data) if data[:4] == b"\x89PNG" else None for data in page.images())
-    assert np.unique(truth).tolist() == np.unique(prediction).tolist() == [0, 2]
-    assert not errors.any()
+    _, truth, prediction, errors = page.images()
+    assert np.unique(decode_png(truth)).tolist() == np.unique(decode_png(prediction)).tolist() == [0, 2]
+    assert Image.open(io.BytesIO(errors)).getcolors() == [(498 * 640, (203, 208, 214, 255))]
 
 
-def test_errors_are_red_and_nothing_where_there_is_no_truth():
-    page = Page(evaluation_page(classes=legend(2), metrics=metrics(2), pictures=[picture(truth=True)]))
+def test_errors_have_the_colour_of_what_was_predicted_and_none_where_there_is_no_truth():
+    shown = picture(truth=True)
+    shown.mask[2, :3] = 2
+    page = Page(evaluation_page(classes=legend(3), metrics=metrics(3), pictures=[shown]))
     _, truth, prediction, errors = page.images()
     assert decode_png(truth)[0, 0] == 1 and decode_png(prediction)[0].tolist() == [0] * 6 + [255] * 6
     colors = np.asarray(Image.open(io.BytesIO(errors)).convert("RGBA"))
-    red, grey = (200, 30, 30, 255), (203, 208, 214, 255)
-    assert tuple(colors[0, 0]) == red and tuple(colors[5, 0]) == grey and tuple(colors[5, 8]) == red
+    red, grey, first, third = (200, 30, 30, 255), (203, 208, 214, 255), (0, 0, 0, 255), (74, 182, 106, 255)
+    assert tuple(colors[0, 0]) == first and tuple(colors[5, 0]) == grey and tuple(colors[2, 0]) == third
+    assert tuple(colors[5, 8]) == red  # predicted nothing
+    assert "Errors have the colour of the class that was predicted" in page.text
     assert (colors[-1, :, 3] == 0).all()
 
 

@@ -8,12 +8,12 @@ import torch
 from models import Positional
 from torch import nn
 
-from segray.canvas import CONFIDENCE_UNIT
+from segray.calibration import chosen
 from segray.grid import Lattice, Window, blocks, read_extent, split
 from segray.inputs import InputSpec
 from segray.masks import IGNORE
 from segray.networks import build_network
-from segray.regions import Region
+from segray.regions import CONFIDENCE_UNIT, Region, whole_image
 from segray.segmenter import Segmenter
 
 HEIGHT, WIDTH = 203, 157
@@ -124,7 +124,7 @@ def brute_force(segmenter: Segmenter, pixels: np.ndarray, valid: np.ndarray) -> 
                     weight[axis, :8] = ramp
                 if index < count - 1:
                     weight[axis, -8:] = 1 - ramp
-            canvas[part] += segmenter.probabilities(*batch)[0] * weight[0][:, None] * weight[1]
+            canvas[part] += segmenter.probabilities(segmenter.logits(*batch))[0][0] * weight[0][:, None] * weight[1]
     mask = canvas.argmax(0).numpy().astype(np.uint8)[:height, :width]
     return np.where(valid, mask, IGNORE)
 
@@ -217,3 +217,111 @@ def test_batches_run_across_small_images():
     results = list(Segmenter(Spy(32, classes=K), spec(), num_classes=K, blend="taper", batch_size=4).segment(regions))
     assert sizes == [4, 4, 2]
     assert len(results) == 10
+
+
+def detailed(
+    pixels: np.ndarray, valid: np.ndarray, *, window: int, shard_pixels: int, **options: object
+) -> tuple[np.ndarray, dict[tuple[int, int], tuple[float, ...]], np.ndarray]:
+    """Confidences of a whole image from all windows, the sampled logits by pixel, and the mask."""
+    segmenter = adversary(detailed=True, **options)
+    confidences, mask, logits = np.full(valid.shape, 7, np.uint16), np.full(valid.shape, 77, np.uint8), {}
+    parts = blocks(*valid.shape, segmenter.lattice, shard_pixels)
+    regions = [region_of(pixels, valid, block, window=window, lattice=segmenter.lattice) for block in parts]
+    for results in segmenter.segment(regions):
+        for result in results:
+            place = result.window.rows, result.window.cols
+            confidences[place], mask[place] = result.confidences, result.mask
+            total = round((result.confidence or 0) * result.valid_pixels / CONFIDENCE_UNIT)
+            assert result.confidences.sum(dtype=np.int64) == total
+            found = result.sampled
+            order = np.lexsort((found.cols, found.rows)) if found else []
+            assert list(order) == list(range(len(order)))
+            for row, col, values in zip(found.rows, found.cols, found.logits) if found else ():
+                assert (row, col) not in logits
+                logits[int(row), int(col)] = tuple(values.tolist())
+    return confidences, logits, mask
+
+
+@pytest.mark.parametrize("blend", ["taper", "crop"])
+def test_details_do_not_depend_on_windows_shards_or_batches_and_change_no_mask(blend):
+    pixels, valid = scene(120, 90)
+    plain, _ = mosaic(adversary(blend=blend), pixels, valid, window=1000, shard_pixels=10**9)
+    confidences, logits, mask = detailed(pixels, valid, window=1000, shard_pixels=10**9, blend=blend)
+    assert (mask == plain).all()
+    assert (confidences[~valid] == 0).all() and (confidences[valid] > 0).all()
+    for window, shard_pixels, batch_size in ((13, 4000, 1), (50, 10**9, 5), (1000, 1, 3)):
+        options = {"window": window, "shard_pixels": shard_pixels, "batch_size": batch_size}
+        cut = detailed(pixels, valid, blend=blend, **options)
+        assert (cut[0] == confidences).all()
+        known = {place: values for place, values in logits.items() if valid[place]}
+        assert {place: values for place, values in cut[1].items() if valid[place]} == known
+
+
+def test_sampled_logits_are_those_of_the_tile_that_decides_a_cropped_pixel():
+    pixels, valid = scene(120, 90)
+    valid[:] = True
+    confidences, logits, mask = detailed(pixels, valid, window=1000, shard_pixels=10**9, blend="crop")
+    places = np.nonzero(chosen(range(120), range(90)))
+    assert sorted(logits) == list(zip(*(place.tolist() for place in places)))
+    values = np.array([logits[place] for place in zip(*(place.tolist() for place in places))])
+    assert (values.argmax(axis=1) == mask[places]).all()
+    expected = torch.from_numpy(values).float().softmax(dim=1).amax(dim=1).numpy()
+    np.testing.assert_allclose(confidences[places] * CONFIDENCE_UNIT, expected, atol=CONFIDENCE_UNIT)
+
+
+@pytest.mark.parametrize("size", [(32, 32), (9, 32), (1, 1), (40, 33)])
+def test_details_of_images_of_one_tile(size):
+    pixels, valid = scene(*size)
+    valid[0, 0] = True
+    segmenter = adversary(detailed=True, batch_size=4, blend="crop")
+    results = [found for (found,) in segmenter.segment([whole_image(pixels, valid)] * 3)]
+    for found in results:
+        assert found.confidences.shape == found.mask.shape == size
+        assert ((found.confidences == 0) == ~valid).all()
+        rows, cols = np.nonzero(chosen(*map(range, size)))
+        assert (found.sampled.rows.tolist(), found.sampled.cols.tolist()) == (rows.tolist(), cols.tolist())
+        assert found.sampled.logits.shape == (len(rows), K)
+        assert (found.sampled.logits == results[0].sampled.logits).all()
+
+
+def test_plain_segmentation_keeps_no_details():
+    pixels, valid = scene(40, 40)
+    (result,) = next(adversary().segment([whole_image(pixels, valid)]))
+    assert (result.confidences, result.sampled) == (None, None)
+
+
+class Ties(nn.Module):
+    """Logits some of which differ by so little that softmax, or a division, makes them equal."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """(N, C, P, P) -> (N, K, P, P)."""
+        steps = (x * 40).round()
+        near = torch.stack(
+            [steps[:, 0], steps[:, 0] * (1 + 2e-7), steps[:, 1], steps[:, 0] + 1e-7 * steps[:, 2]], dim=1
+        )
+        return near * 0.1
+
+
+@pytest.mark.parametrize("network", [Positional(32, classes=K), Ties()])
+@pytest.mark.parametrize("temperature", [0.05, 0.7, 1.3127, 40.0])
+def test_a_temperature_changes_confidences_and_no_cropped_mask(network, temperature):
+    pixels, valid = scene(100, 70)
+    images = [whole_image(pixels, valid), whole_image(pixels[:, :20, :20], valid[:20, :20])]  # the last is one tile
+    options = {"num_classes": K, "blend": "crop", "detailed": True}
+    plain = Segmenter(network, spec(), **options).segment(images)
+    tempered = Segmenter(network, spec(), temperature=temperature, **options).segment(images)
+    for (before,), (after,) in zip(plain, tempered, strict=True):
+        assert (before.mask == after.mask).all()
+        assert before.seam_disagreement == after.seam_disagreement
+        assert (before.sampled.logits == after.sampled.logits).all()
+        rows, cols = before.sampled.rows, before.sampled.cols
+        expected = (torch.from_numpy(before.sampled.logits) / temperature).softmax(dim=1).amax(dim=1).numpy()
+        expected = np.where(valid[rows, cols], expected, 0)
+        np.testing.assert_allclose(after.confidences[rows, cols] * CONFIDENCE_UNIT, expected, atol=CONFIDENCE_UNIT)
+        assert (after.confidence > before.confidence) == (temperature < 1)
+
+
+def test_a_temperature_leaves_blended_images_of_one_tile_as_they_are():
+    pixels, valid = scene(30, 30)
+    masks = [adversary(temperature=temperature).mask_image(pixels, valid) for temperature in (1.0, 3.0)]
+    assert (masks[0] == masks[1]).all()

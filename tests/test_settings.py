@@ -31,7 +31,6 @@ def test_flags_defaults_and_absolute_paths():
     assert (settings.model, settings.archive, settings.output) == ("/m", "s3://b/a", os.path.abspath("out"))
     assert parse(SegmentSettings, [*SEGMENT, "--overwrite"]).overwrite
     assert not parse(SegmentSettings, [*SEGMENT, "--overwrite", "--no-overwrite"]).overwrite
-    assert parse(EvaluateSettings, ["--model", "m", "--data", "d", "--output", "o"]).split == "test"
 
 
 @pytest.mark.parametrize(
@@ -112,6 +111,16 @@ def test_wrong_flags_are_one_sentence(flags, sentence):
 def test_wrong_training_flags(flags, sentence):
     with pytest.raises(ValueError, match=sentence):
         parse(TrainSettings, flags)
+
+
+def test_evaluation_settings():
+    flags = ["--model", "m", "--data", "d", "--output", "o"]
+    settings = parse(EvaluateSettings, flags)
+    assert (settings.split, settings.boundary, settings.calibrate) == ("test", 0.02, False)
+    assert parse(EvaluateSettings, [*flags, "--calibrate", "--boundary", "0.005"]).calibrate
+    for share in ("0", "1", "-0.1", "nan"):
+        with pytest.raises(ValueError, match="--boundary is a share of the diagonal, above 0 and below 1, not"):
+            parse(EvaluateSettings, [*flags, "--boundary", share])
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""Line charts of a page: points and ticks in SVG units, ready to be drawn by the template."""
+"""Charts of a page: lines, and how confidence and accuracy agree; in SVG units, ready to be drawn by the template."""
 
 from __future__ import annotations
 
@@ -6,11 +6,12 @@ import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from segray.report.wording import is_number, number
+from segray.report.wording import is_number, number, percent, pixels
 
 WIDTH, HEIGHT = 360, 200  # SVG units, as are the margins
 LEFT, RIGHT, TOP, BOTTOM = 48, 12, 10, 26
 MOST_DOTS = 100  # a longer curve is drawn without dots
+SIDE, SHARES, BETWEEN = WIDTH - LEFT - RIGHT, 56, 16  # of a reliability diagram: its square, the bars below, the gap
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -78,3 +79,50 @@ def ticks(low: float, high: float, *, count: int, whole: bool = False) -> list[f
         step = max(1, round(step))
     places = range(math.floor(low / step + 1e-9), math.ceil(high / step - 1e-9) + 1)
     return [place * step if whole else float(f"{place * step:.12g}") for place in places]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Reliability:
+    """A reliability diagram. bars: (x, y, width, height, hint) of the accuracy of each bin of confidence, and below
+    them `shares` of the pixels; dots: (x, y) of mean confidence and accuracy; ticks: (place, label), the same along
+    both axes but for `bottom` being up."""
+
+    title: str
+    bars: list[tuple[float, float, float, float, str]]
+    shares: list[tuple[float, float, float, float, str]]
+    dots: list[tuple[float, float]]
+    x_ticks: list[tuple[float, str]]
+    y_ticks: list[tuple[float, str]]
+    left: int = LEFT
+    right: int = LEFT + SIDE
+    top: int = TOP
+    bottom: int = TOP + SIDE
+    floor: int = TOP + SIDE + BETWEEN + SHARES
+    width: int = WIDTH + 8  # the last label is wider than the margin
+    height: int = TOP + SIDE + BETWEEN + SHARES + BOTTOM
+
+
+def reliability_chart(title: str, bins: Iterable[dict]) -> Reliability:
+    """The diagram of bins as `calibration.calibration_scores` has them; those without pixels are left out."""
+    filled = [row for row in bins if row["pixels"]]
+    total, most = sum(row["pixels"] for row in filled), max((row["pixels"] for row in filled), default=1)
+    bars, shares, dots = [], [], []
+    for row in filled:
+        x, width = round(LEFT + row["low"] * SIDE + 1, 1), round((row["high"] - row["low"]) * SIDE - 2, 1)
+        share = f"{percent(row['pixels'] / total)} of the pixels, {pixels(row['pixels'])}"
+        hint = f"confidence {percent(row['confidence'])}, accuracy {percent(row['accuracy'])}: {share}"
+        for bars_of, height, floor in (
+            (bars, row["accuracy"] * SIDE, Reliability.bottom),
+            (shares, row["pixels"] / most * SHARES, Reliability.floor),
+        ):
+            bars_of.append((x, round(floor - height, 1), width, round(height, 1), hint))
+        dots.append((round(LEFT + row["confidence"] * SIDE, 1), round(TOP + (1 - row["accuracy"]) * SIDE, 1)))
+    marks = [(step / 5, f"{20 * step}%") for step in range(6)]
+    return Reliability(
+        title=title,
+        bars=bars,
+        shares=shares,
+        dots=dots,
+        x_ticks=[(round(LEFT + share * SIDE, 1), label) for share, label in marks],
+        y_ticks=[(round(TOP + (1 - share) * SIDE, 1), label) for share, label in marks],
+    )

@@ -8,11 +8,12 @@ from typing import Any
 from jinja2 import Environment
 
 from segray.masks import Classes
-from segray.report.charts import line_chart
+from segray.report.charts import Reliability, line_chart, reliability_chart
 from segray.report.overview import Overview, viewer_data
-from segray.report.pictures import ERRORS, Picture
+from segray.report.pictures import RIGHT, Picture
 from segray.report.script import SCRIPT, SCRIPT_HASH
 from segray.report.sections import (
+    bin_rows,
     failure_groups,
     largest_confusions,
     legend_entries,
@@ -26,6 +27,7 @@ from segray.report.sections import (
 from segray.report.template import PAGE
 from segray.report.wording import duration, is_number, number, percent, pixels
 
+ERRORS = [("right", RIGHT)]
 MATRIX_CLASSES = 30  # with more classes a matrix has no readable labels: its largest confusions are listed instead
 Card = tuple[str, str, str]  # label, value, small print
 
@@ -74,16 +76,21 @@ def segmentation_page(
 def evaluation_page(*, classes: Classes, metrics: dict, pictures: list[Picture]) -> bytes:
     """The page of an evaluation, UTF-8 HTML.
 
-    metrics: what `metrics.scores` returns, and `confusion_matrix` (K x K+1 nested lists of pixel counts, rows truth,
-    last column predicted nothing), `images`, `split`, `model`, `seconds`.
+    metrics: what `metrics.json` holds; what `metrics.scores` returns and `confusion_matrix` (K x K+1 nested lists of
+    pixel counts, rows truth, last column predicted nothing) must be there, all else is shown if it is.
     """
     matrix = metrics["confusion_matrix"]
     truth = [sum(row) for row in matrix]
-    names = ("IoU", "Precision", "Recall", "Dice")
-    columns = [metrics[name.lower()] for name in names]
+    named = {"IoU": "iou", "Boundary IoU": "boundary_iou", "Dice": "dice", "Precision": "precision", "Recall": "recall"}
+    names = [name for name, key in named.items() if key in metrics]
+    columns = [metrics[named[name]] for name in names]
+    width = f"within {percent(metrics.get('boundary_share'))} of the diagonal"
     cards = [
         ("Mean IoU", percent(metrics["miou"]), f"over {metrics['classes_in_mean']} of {len(classes)} classes"),
+        *_cards(metrics, "boundary_miou", "Mean boundary IoU", percent, width),
         ("Pixel accuracy", percent(metrics["pixel_accuracy"]), f"of {pixels(sum(truth))} with truth"),
+        *_cards(metrics, "frequency_weighted_iou", "Frequency-weighted IoU", percent),
+        *_cards(metrics, "ece", "Calibration error (ECE)", percent, _confidence(metrics)),
         *_cards(metrics, "images", "Images", number),
         *_cards(metrics, "seconds", "Time", duration),
     ]
@@ -96,9 +103,11 @@ def evaluation_page(*, classes: Classes, metrics: dict, pictures: list[Picture])
         score_names=[*names, "Truth pixels"],
         matrix=matrix_table(classes, matrix) if readable else None,
         confusions=None if readable else largest_confusions(classes, matrix),
+        reliability=_reliability(metrics),
+        bins=bin_rows(metrics.get("reliability", ())),
         pictures=picture_rows(pictures, classes, compare=True),
         legend=legend_entries(classes),
-        error_legend=legend_entries(ERRORS),
+        error_legend=ERRORS,
         tables=[("Run", run_rows(metrics))],
     )
 
@@ -137,7 +146,7 @@ def training_page(
         score_title=f"Classes at the best epoch, {best.get('epoch')}",
         pictures=picture_rows(pictures, classes, compare=True),
         legend=legend_entries(classes),
-        error_legend=legend_entries(ERRORS),
+        error_legend=ERRORS,
         tables=[("Settings", rows(settings))],
     )
 
@@ -145,6 +154,26 @@ def training_page(
 def _render(**sections: Any) -> bytes:
     # a file name may hold bytes that are no UTF-8 (lone surrogates in Python): written as \udcff, not an error
     return _TEMPLATE.render(**sections).encode("utf-8", "backslashreplace")
+
+
+def _confidence(metrics: dict) -> str:
+    return f"at a mean confidence of {percent(metrics.get('mean_confidence'))}"
+
+
+def _reliability(metrics: dict) -> list[Reliability]:
+    """The reliability diagram of an evaluation, after that from before a calibration if there was one."""
+    if metrics.get("ece") is None:
+        return []
+    calibration, temperature = metrics.get("calibration"), metrics["model"].get("temperature", 1.0)
+    diagrams = [(temperature, *(metrics.get(name) for name in ("ece", "nll", "reliability")))]
+    if calibration:
+        names = ("temperature_before", "ece_before", "nll_before", "reliability_before")
+        diagrams.insert(0, tuple(calibration[name] for name in names))
+    when = ("Before: ", "After: ") if calibration else ("",)
+    return [
+        reliability_chart(f"{name}T = {number(value)}, ECE {percent(ece)}, NLL {number(nll)}", bins)
+        for name, (value, ece, nll, bins) in zip(when, diagrams)
+    ]
 
 
 def _cards(values: dict, key: str, label: str, form: Callable[[Any], str], note: str = "") -> list[Card]:

@@ -12,7 +12,7 @@ from PIL import Image
 from segray.masks import IGNORE, Classes, encode_png, palette
 
 LONGEST = 640  # pixels; the longest side of a picture on the page
-ERRORS = Classes(names=("right", "wrong"), colors=((203, 208, 214), (200, 30, 30)))
+RIGHT, NOTHING = (203, 208, 214), (200, 30, 30)  # colours in pictures of errors; other errors have those of classes
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -74,12 +74,11 @@ def panes(picture: Picture, classes: Classes, *, compare: bool) -> list[Pane]:
             _ids("Mask", mask, classes),
         ]
     truth = _shrink(picture.truth, Image.Resampling.NEAREST)
-    errors = np.where(truth == IGNORE, IGNORE, truth != mask).astype(np.uint8)
     return [
         _photograph("Image", image),
         _ids("Truth", truth, classes),
         _ids("Prediction", mask, classes),
-        _ids("Errors", errors, ERRORS),
+        _errors(truth, mask, classes),
     ]
 
 
@@ -106,6 +105,17 @@ def _photograph(label: str, image: np.ndarray) -> Pane:
 def _ids(label: str, mask: np.ndarray, classes: Classes) -> Pane:
     data = base64.b64encode(encode_png(mask, classes)).decode()
     return _pane(label, mask, f"data:image/png;base64,{data}", ids=True)
+
+
+def _errors(truth: np.ndarray, mask: np.ndarray, classes: Classes) -> Pane:
+    """Grey where the mask is right, else the colour of what it has there; clear where the truth has no class."""
+    colors = palette(classes)[mask]
+    colors[mask == IGNORE], colors[mask == truth] = NOTHING, RIGHT
+    alpha = np.where(truth == IGNORE, 0, 255).astype(np.uint8)
+    buffer = io.BytesIO()
+    Image.fromarray(np.dstack([colors, alpha])).save(buffer, "PNG")
+    data = base64.b64encode(buffer.getvalue()).decode()
+    return _pane("Errors", mask, f"data:image/png;base64,{data}", ids=True)
 
 
 def _pane(label: str, array: np.ndarray, uri: str, *, ids: bool = False) -> Pane:

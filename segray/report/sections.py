@@ -73,6 +73,20 @@ def matrix_table(classes: Classes, counts: list[list[int]]) -> dict:
     return {"columns": columns, "rows": rows}
 
 
+def bin_rows(bins: Iterable[dict]) -> list[dict[str, str]]:
+    """The bins of confidence that have pixels, as `calibration.calibration_scores` has them."""
+    return [
+        {
+            "range": f"{100 * row['low']:.0f} to {100 * row['high']:.0f}%",
+            "confidence": percent(row["confidence"]),
+            "accuracy": percent(row["accuracy"]),
+            "pixels": number(row["pixels"]),
+        }
+        for row in bins
+        if row["pixels"]
+    ]
+
+
 def _share_in_cell(count: int, total: int) -> str:
     if not count:
         return ""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from segray.report import viewer
+from segray.report import quality, viewer
 
 STYLE = """
 :root { color-scheme: light dark; --page: #fff; --panel: #f6f7f9; --line: #e2e5ea; --text: #1b2027; --quiet: #5a6472;
@@ -42,16 +42,6 @@ th.right, td.right { text-align: right; }
 .scores td, .scores tbody th { vertical-align: middle; }
 .scores tbody th, .matrix tbody th { font-weight: 400; }
 .scores .wide { width: 30%; }
-.matrix { width: auto; font-size: 12px; }
-.matrix td, .matrix th { border: 1px solid var(--page); padding: 0 3px; height: 27px; vertical-align: middle; }
-.matrix td { min-width: 28px; text-align: center; background: var(--panel); font-variant-numeric: tabular-nums; }
-.matrix tbody th { text-align: right; padding-right: 10px; max-width: 16em; }
-.matrix thead th { height: auto; padding: 6px 4px; }
-.matrix thead span { writing-mode: vertical-rl; transform: rotate(180deg); max-height: 16em; line-height: 1.2; }
-.matrix tbody th, .matrix thead span { white-space: nowrap; overflow: hidden; text-overflow: ellipsis; }
-.matrix.roomy { font-size: 13px; }
-.matrix.roomy td { min-width: 54px; height: 36px; }
-.matrix .strong { color: #fff; }
 .charts { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(310px, 100%), 1fr)); gap: 24px; }
 .charts figure, .picture { margin: 0; break-inside: avoid; }
 .charts figcaption { font-size: 14px; font-weight: 600; color: var(--text); margin-bottom: 6px; }
@@ -109,6 +99,7 @@ PAGE = (
 <style>"""
     + STYLE
     + viewer.STYLE
+    + quality.STYLE
     + """</style>
 </head>
 <body>
@@ -194,46 +185,9 @@ PAGE = (
 </div>
 </section>
 {% endif %}
-{% if matrix %}
-<section>
-<h2>Confusion matrix</h2>
-<p class="quiet">Rows are the truth, columns the prediction; numbers are percent of the truth row.</p>
-<div class="scroll">
-<table class="matrix{{ " roomy" if matrix.rows | length <= 12 }}">
-<thead><tr><th></th>
-{% for name in matrix.columns %}
-<th title="{{ name }}"><span>{{ name }}</span></th>
-{% endfor %}
-</tr></thead>
-<tbody>
-{% for row in matrix.rows %}
-<tr><th title="{{ row.name }}">{{ row.name }}</th>
-{% for cell in row.cells %}
-<td title="{{ cell.hint }}"{% if cell.share > 0.7 %} class="strong"{% endif %}
-{% if cell.share %} style="background: rgb({{ "30 64 175" if cell.right else "185 28 28" }} /
- {{ "%.3f" | format(cell.share) }})"{% endif %}>{{ cell.text }}</td>
-{% endfor %}
-</tr>
-{% endfor %}
-</tbody>
-</table>
-</div>
-</section>
-{% endif %}
-{% if confusions %}
-<section>
-<h2>Largest confusions</h2>
-<table>
-<thead><tr><th>Truth</th><th>Predicted</th><th class="right">Pixels</th><th class="right">Of the truth</th></tr></thead>
-<tbody>
-{% for row in confusions %}
-<tr><td>{{ row.truth }}</td><td>{{ row.predicted }}</td>
-<td class="right">{{ row.pixels }}</td><td class="right">{{ row.share }}</td></tr>
-{% endfor %}
-</tbody>
-</table>
-</section>
-{% endif %}
+"""
+    + quality.QUALITY
+    + """
 {% if pictures or not (shares or scores) %}
 <section>
 <h2>{{ "Pictures" if pictures else "Legend" }}</h2>
@@ -243,6 +197,9 @@ PAGE = (
 {{ legend_of(error_legend) }}
 {% endif %}
 <li><i class="swatch hatch"></i>no class</li>
+{% if pictures and error_legend %}
+<li class="quiet">Errors have the colour of the class that was predicted.</li>
+{% endif %}
 </ul>
 {% for picture in pictures %}
 <figure class="picture">

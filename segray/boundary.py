@@ -1,0 +1,71 @@
+"""Boundary IoU: the IoU of what lies near the contours of classes alone, which large areas cannot hide."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+
+from segray.masks import IGNORE
+
+SHARE = 0.02  # width of the boundary regions as a share of the image's diagonal, as Cheng et al. have it
+
+
+def boundary_width(height: int, width: int, share: float = SHARE) -> int:
+    """Pixels, at least 1, that boundary regions of an image of that size are wide."""
+    return max(1, round(share * math.hypot(height, width)))
+
+
+def boundary_counts(truth_HW: np.ndarray, prediction_HW: np.ndarray, num_classes: int, *, width: int) -> np.ndarray:
+    """(K, 2) int64 pixels of intersection and union of the boundary regions of each class, of one whole image.
+
+    Both masks are (H, W) uint8 class ids or 255. The region of a class is what of it lies within `width` pixels of its
+    contour, counted along rows, columns and diagonals alike; the image's edge is contour (Cheng et al., CVPR 2021,
+    section 4.1, and mask_to_boundary of their code). Pixels whose truth is 255 count nowhere and are no contour. Counts
+    of images add up; of parts of an image they do not, since a part's edge is no contour of the whole.
+    """
+    labelled = truth_HW != IGNORE
+    truth_region = labelled & near_contour(truth_HW, labelled, width)
+    predicted_region = labelled & near_contour(prediction_HW, labelled, width)
+    both = truth_region & predicted_region & (truth_HW == prediction_HW)
+    intersection, truth, predicted = (
+        np.bincount(mask[region], minlength=IGNORE + 1)[:num_classes]
+        for mask, region in ((truth_HW, both), (truth_HW, truth_region), (prediction_HW, predicted_region))
+    )
+    return np.stack([intersection, truth + predicted - intersection], axis=1)
+
+
+def near_contour(mask_HW: np.ndarray, known_HW: np.ndarray, width: int) -> np.ndarray:
+    """(H, W) bool: whether another class, or the image's edge, is within `width` pixels; unknown pixels are no class.
+
+    All classes at once: only where the least and the largest id in the square around a pixel are its own is it inside.
+    """
+    height, columns = mask_HW.shape
+    least = _square(np.where(known_HW, mask_HW, np.uint8(255)), width, np.minimum, 255)
+    most = _square(np.where(known_HW, mask_HW, np.uint8(0)), width, np.maximum, 0)
+    near = (least < mask_HW) | (most > mask_HW)
+    near[:width], near[max(0, height - width) :] = True, True
+    near[:, :width], near[:, max(0, columns - width) :] = True, True
+    return near
+
+
+def boundary_scores(counts: np.ndarray) -> dict[str, object]:
+    """boundary_iou, one per class and None without a boundary, and boundary_miou, its mean over the others."""
+    iou = [intersection / union if union else None for intersection, union in counts.tolist()]
+    present = [value for value in iou if value is not None]
+    return {"boundary_miou": math.fsum(present) / len(present) if present else None, "boundary_iou": iou}
+
+
+def _square(values_HW: np.ndarray, width: int, extreme: np.ufunc, neutral: int) -> np.ndarray:
+    """The extreme of the (2 width + 1)-sided square around each pixel, cut at the array's edges."""
+    for axis in (0, 1):
+        pad = [(0, 0), (0, 0)]
+        pad[axis] = (width, width)
+        padded = np.moveaxis(np.pad(values_HW, pad, constant_values=neutral), axis, 0)
+        length, reach = values_HW.shape[axis], 1  # so many values does `padded` tell the extreme of, from each one on
+        while reach < 2 * width + 1:
+            step = min(reach, 2 * width + 1 - reach)
+            padded = extreme(padded[: len(padded) - step], padded[step:])
+            reach += step
+        values_HW = np.moveaxis(padded[:length], 0, axis)
+    return values_HW

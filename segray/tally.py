@@ -1,0 +1,108 @@
+"""What an evaluation counts of labelled images, as integers that add up, and the table of its images."""
+
+from __future__ import annotations
+
+import io
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from segray.boundary import SHARE, boundary_counts, boundary_scores, boundary_width
+from segray.calibration import BINS, calibration_scores, mean_nll, nll_counts, reliability
+from segray.datasets import Sample
+from segray.masks import IGNORE, Classes
+from segray.metrics import confusion_matrix, scores
+from segray.regions import WindowMask
+
+
+@dataclass(frozen=True, kw_only=True)
+class Measures:
+    """What to count. boundary: width of the boundary regions as a share of an image's diagonal. temperatures: those
+    that the NLL is taken at, the model's own first."""
+
+    num_classes: int
+    boundary: float = SHARE
+    temperatures: tuple[float, ...] = (1.0,)
+
+
+@dataclass(kw_only=True)
+class Tally:
+    """The counts of some images; those of parts of a split add up to that of the whole, however it was cut.
+
+    matrix: see `metrics.confusion_matrix`; boundary, bins, nll: `boundary.boundary_counts`, `calibration.reliability`
+    and `nll_counts`. images: (number in the split, row of the table of images).
+    """
+
+    matrix: np.ndarray
+    boundary: np.ndarray
+    bins: np.ndarray
+    nll: np.ndarray
+    images: list[tuple[int, dict]] = field(default_factory=list)
+
+    @classmethod
+    def empty(cls, measures: Measures) -> Tally:
+        """The counts of no image."""
+        classes = measures.num_classes
+        shapes = {"matrix": (classes, classes + 1), "boundary": (classes, 2), "bins": (BINS, 3)}
+        shapes["nll"] = (1 + len(measures.temperatures),)
+        return cls(**{name: np.zeros(shape, np.int64) for name, shape in shapes.items()})
+
+    def add(self, other: Tally) -> None:
+        """Take in the counts of other images."""
+        for name in ("matrix", "boundary", "bins", "nll"):
+            setattr(self, name, getattr(self, name) + getattr(other, name))
+        self.images += other.images
+
+    def scores(self) -> dict[str, object]:
+        """Every score of the counts, as plain Python values (see the functions that it calls)."""
+        return {
+            **scores(self.matrix),
+            **boundary_scores(self.boundary),
+            **calibration_scores(self.bins),
+            "nll": mean_nll(self.nll),
+            "nll_pixels": int(self.nll[0]),
+        }
+
+
+def count_image(truth_HW: np.ndarray, result: WindowMask, measures: Measures) -> Tally:
+    """The counts of one whole image, without a row, from a result with details.
+
+    truth_HW: (H, W) uint8 class ids or 255. Pixels without label, or without data in the image, count nowhere.
+    """
+    truth = np.where(result.mask == IGNORE, np.uint8(IGNORE), truth_HW)
+    tally = Tally.empty(measures)
+    tally.matrix += confusion_matrix(truth, result.mask, measures.num_classes)
+    width = boundary_width(*truth.shape, measures.boundary)
+    tally.boundary += boundary_counts(truth, result.mask, measures.num_classes, width=width)
+    tally.bins += reliability(truth, result.mask, result.confidences)
+    if result.sampled is not None:
+        of_sampled = truth[result.sampled.rows, result.sampled.cols]
+        tally.nll += nll_counts(of_sampled, result.sampled.logits, measures.temperatures)
+    return tally
+
+
+def image_row(sample: Sample, found: dict[str, object], classes: Classes) -> dict[str, object]:
+    """The row of an image in the table of images, from its scores."""
+    names = ("miou", "pixel_accuracy", "boundary_miou", "mean_confidence", "ece")
+    return {
+        "key": sample.key,
+        "image": sample.image,
+        "mask": sample.mask,
+        "labelled_pixels": sum(found["truth_pixels"]),
+        **{name: found[name] for name in names},
+        **{f"iou_{name}": iou for name, iou in zip(classes.names, found["iou"])},
+    }
+
+
+def image_table(rows: Sequence[dict[str, object]], metadata: dict[str, object]) -> bytes:
+    """The rows as Parquet with floats as float64, null where there is no score; the metadata as JSON under `segray`."""
+    kinds = {"key": pa.string(), "image": pa.string(), "mask": pa.string(), "labelled_pixels": pa.int64()}
+    schema = pa.schema([(name, kinds.get(name, pa.float64())) for name in rows[0]])
+    table = pa.Table.from_pylist(list(rows), schema.with_metadata({"segray": json.dumps(metadata)}))
+    buffer = io.BytesIO()
+    pq.write_table(table, buffer, compression="zstd")
+    return buffer.getvalue()

@@ -1,0 +1,150 @@
+"""The evaluation job on a local Ray: the scores of its masks whoever counted them, and a temperature that fits."""
+
+from __future__ import annotations
+
+import io
+import json
+import shutil
+from dataclasses import replace
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+import torch
+from conftest import png
+from torchmetrics.classification import MulticlassJaccardIndex
+
+from segray import evaluation
+from segray.calibration import TEMPERATURES
+from segray.datasets import Labelled, open_dataset, read
+from segray.errors import SegrayError
+from segray.evaluation import evaluate
+from segray.inputs import InputSpec
+from segray.masks import encode_png
+from segray.model_dir import Description, load_network, read_description, save_model
+from segray.networks import build_network
+from segray.segmenter import Segmenter
+from segray.settings import EvaluateSettings
+from segray.showcase import Showcase
+from segray.storage import join, publish, read_bytes
+from segray.synthetic import CLASSES, scene
+from segray.tally import Measures, Tally, image_row
+
+IMAGES = 9  # in three ranges
+SIZES = [(48, 48), (70, 41), (32, 32)]
+OPTIONS = {"split": "val", "device": "cpu", "precision": "fp32"}
+
+
+def labelled_split(uri: str) -> str:
+    publish(join(uri, "classes.json"), json.dumps({"classes": CLASSES.to_json()}).encode())
+    for number in range(IMAGES):
+        image, mask = scene(number, *SIZES[number % len(SIZES)])
+        mask[:5] = 255
+        publish(join(uri, "val", "images", f"s{number}.png"), png(image))
+        publish(join(uri, "val", "masks", f"s{number}.png"), encode_png(mask, CLASSES))
+    return uri
+
+
+def overconfident_model(uri: str) -> str:
+    torch.manual_seed(0)
+    network = build_network("encoder_decoder", {"width": 8}, num_classes=len(CLASSES), in_channels=3)
+    with torch.no_grad():
+        for parameter in [*network.parameters()][-2:]:
+            parameter.mul_(40)
+    spec = InputSpec(bands=(0, 1, 2), scale=1 / 255, mean=(0.5,) * 3, std=(0.2,) * 3, tile=32, overlap=4)
+    described = {"name": "encoder_decoder", "options": {"width": 8}}
+    save_model(Description(uri=uri, network=described, classes=CLASSES, spec=spec), network)
+    return uri
+
+
+@pytest.fixture(scope="module")
+def given(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    folder = tmp_path_factory.mktemp("evaluation")
+    return {"data": labelled_split(str(folder / "labelled")), "model": overconfident_model(str(folder / "model"))}
+
+
+@pytest.fixture(scope="module")
+def alone(local_ray: None, given: dict[str, str], tmp_path_factory: pytest.TempPathFactory) -> tuple[dict, str]:
+    """The metrics that one actor comes to, and where they lie."""
+    output = str(tmp_path_factory.mktemp("alone"))
+    return evaluate(EvaluateSettings(**given, output=output, actors="1", **OPTIONS)), output
+
+
+def without(metrics: dict, *names: str) -> dict:
+    return {name: value for name, value in metrics.items() if name not in ("seconds", *names)}
+
+
+def masks_of(given: dict[str, str]) -> list[tuple[Labelled, np.ndarray]]:
+    """Each image with its mask, without Ray."""
+    described, dataset = read_description(given["model"]), open_dataset(given["data"])
+    segmenter = Segmenter(load_network(described), described.spec, num_classes=len(CLASSES))
+    images = [read(dataset, sample) for sample in dataset.samples("val")]
+    return [(image, segmenter.mask_image(image.pixels, image.valid)) for image in images]
+
+
+def test_scores_are_those_of_the_masks_of_the_segmenter(alone, given):
+    metrics, output = alone
+    pairs = masks_of(given)
+    truth, mask = (
+        np.concatenate([array.ravel() for array in arrays]) for arrays in zip(*((i.mask, m) for i, m in pairs))
+    )
+    oracle = MulticlassJaccardIndex(len(CLASSES), ignore_index=255, average="macro")
+    assert metrics["miou"] == pytest.approx(
+        oracle(torch.from_numpy(mask), torch.from_numpy(truth).long()).item(), abs=1e-6
+    )
+    assert metrics["pixel_accuracy"] == pytest.approx((truth == mask)[truth != 255].mean())
+    assert (
+        np.sum(metrics["confusion_matrix"])
+        == sum(row["pixels"] for row in metrics["reliability"])
+        == (truth != 255).sum()
+    )
+    assert 0 < metrics["nll_pixels"] < len(truth) / 8
+    assert json.loads(read_bytes(join(output, "metrics.json"))) == metrics
+    table = pq.read_table(io.BytesIO(read_bytes(join(output, "images.parquet"))))
+    assert table["key"].to_pylist() == [f"s{number}" for number in range(IMAGES)]
+    for row, (image, mask) in zip(table.to_pylist(), pairs, strict=True):
+        labelled = image.mask != 255
+        assert row["labelled_pixels"] == labelled.sum()
+        assert row["pixel_accuracy"] == pytest.approx((image.mask == mask)[labelled].mean())
+    ranked = sorted(table.to_pylist(), key=lambda row: (row["miou"], row["key"]))
+    page = read_bytes(join(output, "report.html")).decode()
+    assert f"worst: mIoU {ranked[0]['miou']:.3f}" in page and f"best: mIoU {ranked[-1]['miou']:.3f}" in page
+
+
+def test_two_actors_come_to_the_same_scores_and_the_same_table(alone, given, tmp_path):
+    metrics, output = alone
+    found = evaluate(EvaluateSettings(**given, output=str(tmp_path), actors="2", **OPTIONS))
+    assert without(found) == without(metrics)
+    assert read_bytes(str(tmp_path / "images.parquet")) == read_bytes(join(output, "images.parquet"))
+
+
+def test_a_calibration_lowers_the_nll_and_changes_no_mask(alone, given, tmp_path):
+    before, _ = alone
+    model = shutil.copytree(given["model"], tmp_path / "model").as_posix()
+    settings = {"data": given["data"], "model": model, "output": str(tmp_path / "scores"), "actors": "1", **OPTIONS}
+    after = evaluate(EvaluateSettings(**settings, calibrate=True))
+    found = after["calibration"]
+    assert found["temperature_before"] == 1 < found["temperature"] < 10
+    assert (found["nll_before"], found["ece_before"]) == (before["nll"], before["ece"])
+    assert (found["nll_after"], found["ece_after"]) == (after["nll"], after["ece"])
+    assert found["nll_after"] < found["nll_before"] and found["ece_after"] < found["ece_before"]
+    assert found["reliability_before"] == before["reliability"]
+    confidence = ("mean_confidence", "ece", "nll", "reliability", "calibration", "model")
+    assert without(after, *confidence) == without(before, *confidence)
+    assert after["model"]["temperature"] == found["temperature"] == read_description(model).temperature
+    assert after["model"]["digest"] == read_description(model).digest != before["model"]["digest"]
+
+
+def test_nothing_labelled_is_nothing_to_calibrate_on(given, tmp_path, monkeypatch):
+    empty = Tally.empty(Measures(num_classes=len(CLASSES), temperatures=(1.0, *TEMPERATURES)))
+    (sample, *_) = open_dataset(given["data"]).samples("val")
+    empty.images.append((0, image_row(sample, empty.scores(), CLASSES)))
+    monkeypatch.setattr(evaluation, "_count", lambda *arguments: (empty, Showcase(0)))
+    monkeypatch.setattr(evaluation, "with_devices", lambda work, settings: work)
+    monkeypatch.setattr(evaluation.cluster, "start", lambda: None)
+    settings = EvaluateSettings(**given, output=str(tmp_path), calibrate=True, **OPTIONS)
+    with pytest.raises(SegrayError, match="labelled has no labelled pixel in val to calibrate on"):
+        evaluate(settings)
+    metrics = evaluate(replace(settings, calibrate=False))
+    assert (metrics["miou"], metrics["ece"], metrics["nll"], metrics["images"]) == (None, None, None, 1)
+    assert b"Evaluation report" in read_bytes(str(tmp_path / "report.html"))
