@@ -90,11 +90,12 @@ class CropLoader:
     world_size: int
     seed: int
 
-    def batches(self, epoch: int, order: np.ndarray) -> Iterator[Batch]:
-        """This worker's crops of every step of an epoch, read ahead by two steps."""
+    def batches(self, epoch: int, order: np.ndarray, first: int = 0) -> Iterator[Batch]:
+        """This worker's crops of every step of an epoch from the `first` on, read ahead by two steps."""
         steps = len(order) // self.batch_size
         parts = [
-            share(step, batch_size=self.batch_size, rank=self.rank, world_size=self.world_size) for step in range(steps)
+            share(step, batch_size=self.batch_size, rank=self.rank, world_size=self.world_size)
+            for step in range(first, steps)
         ]
         positions = (position for part in parts for position in part)
         ahead = 2 * len(parts[0])

@@ -93,12 +93,16 @@ class TrainSettings:
     precision: str | None = option(
         "number format of the forward pass (default: bf16 where it is fast)", None, ("bf16", "fp32")
     )
-    max_failures: int = option("restarts from the last epoch after a worker died", 3)
+    keep: int = option("states to keep: the newest, and others in case that it is damaged", 2)
+    save_minutes: float = option("minutes between states within an epoch, which a restart continues from", 10.0)
+    max_failures: int = option("restarts from the newest state after a worker died", 3)
+    mlflow: str | None = option("tracking URI of MLflow, where the training is logged too", None)
+    wandb: str | None = option("PROJECT or ENTITY/PROJECT of Weights & Biases, where the training is logged too", None)
     overwrite: bool = option("start afresh, discarding what OUTPUT holds", False)
 
     def __post_init__(self) -> None:
         self._settle()
-        positive(self, "epochs", "batch_size", "crop", "lr", "num_workers", "accumulate")
+        positive(self, "epochs", "batch_size", "crop", "lr", "num_workers", "accumulate", "keep", "save_minutes")
         for name in ("seed", "weight_decay", "max_failures", "aux_weight", "clip"):
             if not 0 <= getattr(self, name) < math.inf:
                 raise ValueError(f"--{name} must not be negative, but is {getattr(self, name)}")
@@ -115,6 +119,8 @@ class TrainSettings:
                 f"--accumulate {self.accumulate} is more than the crops that a worker has in a step; lower it"
             )
         check_loss(self.loss, self.class_weights)
+        if re.search(r"://[^/@]*:[^/@]*@", self.mlflow or ""):
+            raise ValueError("--mlflow holds a password; give it in MLFLOW_TRACKING_PASSWORD")
         if not 0 < self.scales[0] <= self.scales[1] < math.inf:
             raise ValueError(f"--scale_range is MIN:MAX, two positive numbers as in {SCALES}, not {self.scale_range}")
 
@@ -137,6 +143,11 @@ class TrainSettings:
     def loss_terms(self) -> tuple[tuple[float, str], ...]:
         """The factors and names of --loss."""
         return parse_loss(self.loss)
+
+    @property
+    def trackers(self) -> dict[str, str | None]:
+        """What experiment trackers are told where to log, by flag."""
+        return {"mlflow": self.mlflow, "wandb": self.wandb}
 
     @property
     def scales(self) -> tuple[float, float]:

@@ -27,11 +27,12 @@ from segray.errors import SegrayError
 from segray.inspection import Inspection, fingerprint
 from segray.settings import TrainSettings
 from segray.storage import absolute, join
+from segray.tracking import Tracking, check_trackers
 from segray.trainer import run
 from segray.training_console import Console
 from segray.training_job import Job, initial_network
 from segray.training_remote import Board, inspect_all
-from segray.training_state import finished, read_history, read_run, write_run
+from segray.training_state import compared, finished, read_history, read_run, write_run
 from segray.workers import Place
 
 log = logging.getLogger("segray")
@@ -51,6 +52,7 @@ def train(settings: TrainSettings) -> dict:
     dataset = open_dataset(settings.data)
     train_samples, val_samples = dataset.samples("train"), dataset.samples("val")
     check(settings, dataset)
+    check_trackers(settings.trackers)
     data = fingerprint(dataset, [*train_samples, *val_samples])
     stored = read_run(settings, data)
     if stored and finished(settings):
@@ -71,7 +73,13 @@ def train(settings: TrainSettings) -> dict:
         inspection=inspection,
         data=data,
     )
-    _fit(job, workers)
+    tracking = Tracking(settings.trackers, settings=compared(settings), output=settings.output)
+    try:
+        for row in read_history(settings.output):  # of before; a tracker that failed then has not all of them
+            tracking.add(row)
+        _fit(job, workers, tracking)
+    finally:
+        tracking.close()
     return _result(settings, already=False)
 
 
@@ -108,7 +116,7 @@ def _inspect(dataset: Dataset, samples: list[Sample], settings: TrainSettings) -
         raise
 
 
-def _fit(job: Job, workers: int) -> None:
+def _fit(job: Job, workers: int, tracking: Tracking) -> None:
     """Run the workers to the last epoch; SegrayError with the sentence of the worker that met one."""
     os.environ.setdefault(*HEALTH_CHECK)
     if not os.environ.get("RAY_ADDRESS"):
@@ -118,7 +126,7 @@ def _fit(job: Job, workers: int) -> None:
     log.info("training %s on %d worker(s) of %d core(s)%s", job.settings.network, workers, cores, " and a GPU" * gpu)
     board = ray.remote(num_cpus=0)(Board).remote()
     console = Console(epochs=job.settings.epochs, steps_per_epoch=job.steps)
-    with tempfile.TemporaryDirectory(prefix="segray-") as scratch, _shown(board, console):
+    with tempfile.TemporaryDirectory(prefix="segray-") as scratch, _shown(board, console, tracking):
         trainer = ray.train.torch.TorchTrainer(
             _worker,
             train_loop_config={"job": ray.put(job), "board": board, "cores": cores},
@@ -170,8 +178,8 @@ def _worker(config: dict) -> None:
 
 
 @contextmanager
-def _shown(board: ray.actor.ActorHandle, console: Console) -> Iterator[None]:
-    """Show the reports on the board while the block runs."""
+def _shown(board: ray.actor.ActorHandle, console: Console, tracking: Tracking) -> Iterator[None]:
+    """Show and log the reports on the board while the block runs."""
     done = threading.Event()
 
     def watch() -> None:
@@ -181,6 +189,7 @@ def _shown(board: ray.actor.ActorHandle, console: Console) -> Iterator[None]:
             try:
                 for report in ray.get(board.take.remote(), timeout=10 * POLL_S):
                     console.show(report)
+                    tracking.add(report)
             except RayError:  # the board's node is gone or slow: progress is lost, the training is not
                 continue
 

@@ -21,8 +21,8 @@ LAYERS = {
     ),
     "storage": (
         "storage model_dir shards plan archives datasets exports export_tasks report settings command_line walk "
-        "summary reading loading expand inspection validation learner trainer training_job training_state "
-        "training_remote training_console made_up stages peers tally showcase"
+        "summary reading loading scalars expand inspection validation learner trainer training_job training_state "
+        "training_remote training_console tracking publishing made_up stages peers tally showcase"
     ),
     "ray": (
         "cluster planning work pipeline outputs overviews segmentation evaluation exporting training throughput "

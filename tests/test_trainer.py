@@ -12,18 +12,21 @@ import pytest
 import torch
 from conftest import png
 from gloo import run_two
+from test_scalars import events
+from torch import nn
 
 from segray.datasets import open_dataset
 from segray.errors import SegrayError
 from segray.inspection import inspect
 from segray.metrics import confusion_matrix, scores
 from segray.model_dir import load_network, read_description
+from segray.networks import NETWORKS
 from segray.segmenter import Segmenter
 from segray.settings import TrainSettings
 from segray.storage import list_files
-from segray.trainer import run
+from segray.trainer import CHECK_EVERY, run
 from segray.training_job import Job
-from segray.training_state import compared, finished, load_state, newest_epoch, read_history, read_run, write_run
+from segray.training_state import compared, finished, load_state, newest_state, read_history, read_run, write_run
 from segray.workers import Place
 
 EPOCHS = 3
@@ -78,6 +81,7 @@ def test_a_training_writes_model_metrics_page_and_state(job: Job) -> None:
     names = {file.uri.removeprefix(output + "/") for file in list_files(output)}
     assert names == {
         "model/model.json", "model/weights.safetensors", "metrics.jsonl", "report.html",
+        *(f"tensorboard/events.out.tfevents.epoch-000{epoch}" for epoch in (1, 2, 3)),
         "state/epoch-0002.pt", "state/epoch-0003.pt",
     }  # fmt: skip
     history = read_history(output)
@@ -136,8 +140,63 @@ def test_an_interrupted_training_ends_in_the_same_weights(
 
     with pytest.raises(Interrupted):
         run_job(job, interrupt)
-    assert newest_epoch(job.settings.output) == when // 2
+    assert newest_state(job.settings.output)[0] == when // 2
     assert same(run_job(job), undisturbed)
+
+
+def dropping(num_classes: int, in_channels: int) -> nn.Module:
+    """A network with randomness of its own."""
+    return nn.Sequential(nn.Conv2d(in_channels, 8, 3, padding=1), nn.Dropout(0.5), nn.Conv2d(8, num_classes, 1))
+
+
+def test_a_training_killed_within_an_epoch_continues_at_its_step(
+    labelled_folder: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(NETWORKS, "dropping", dropping)
+    recipe = {"network": "dropping", "batch_size": 2, "crop": 16, "save_minutes": 1e-9}
+    job = make_job(labelled_folder, str(tmp_path / "trained"), **recipe)
+    undisturbed = run_job(replace(job, settings=replace(job.settings, output=str(tmp_path / "other"))))
+    assert job.steps > 4 * CHECK_EVERY
+    reports = []
+
+    def interrupt(report: dict) -> None:
+        reports.append(report)
+        if report["step"] == job.steps + 3 * CHECK_EVERY:
+            raise Interrupted
+
+    with pytest.raises(Interrupted):
+        run_job(job, interrupt)
+    epoch, step = newest_state(job.settings.output)
+    assert epoch == 1 and step in (2 * CHECK_EVERY, 3 * CHECK_EVERY)
+    continued = []
+    assert same(run_job(job, continued.append), undisturbed)
+    assert continued[0] == {"epoch": 1, "step": job.steps + step, "resumed": True}
+    assert continued[1]["step"] == job.steps + step + CHECK_EVERY
+    rows = [read_history(output) for output in (job.settings.output, str(tmp_path / "other"))]
+    for name in ("loss", "val_miou", "val_iou", "step"):
+        assert [row[name] for row in rows[0]] == [row[name] for row in rows[1]], name
+    for epoch in (1, 2, 3):
+        name = f"tensorboard/events.out.tfevents.epoch-000{epoch}"
+        losses = [
+            [(event.step, value.simple_value) for event in events(Path(output, name).read_bytes())
+             for value in event.summary.value if value.tag == "step_loss"]
+            for output in (job.settings.output, tmp_path / "other")
+        ]  # fmt: skip
+        assert losses[0] == losses[1] and len(losses[0]) == -(-job.steps // CHECK_EVERY)
+
+
+def test_only_the_newest_states_are_kept(labelled_folder: str, tmp_path: Path) -> None:
+    changes = {"batch_size": 2, "crop": 16, "save_minutes": 1e-9, "keep": 3}
+    job = make_job(labelled_folder, str(tmp_path / "trained"), **changes)
+
+    def interrupt(report: dict) -> None:
+        if report["step"] == 3 * job.steps and "val_miou" not in report:
+            raise Interrupted
+
+    with pytest.raises(Interrupted):
+        run_job(job, interrupt)
+    names = sorted(path.name for path in Path(job.settings.output, "state").iterdir())
+    assert len(names) == 3 and names[-1] == "epoch-0002-step-000064.pt"
 
 
 def test_weights_after_steps_in_parts_are_those_of_whole_steps(labelled_folder: str, tmp_path: Path) -> None:
@@ -188,17 +247,17 @@ def test_a_damaged_state_is_passed_over(job: Job) -> None:
     undisturbed = run_job(job)
     newest = Path(job.settings.output, "state", f"epoch-{EPOCHS:04d}.pt")
     newest.write_bytes(newest.read_bytes()[:1000])
-    assert newest_epoch(job.settings.output) == EPOCHS - 1
+    assert newest_state(job.settings.output)[0] == EPOCHS - 1
     reports = []
     assert same(run_job(job, reports.append), undisturbed)
-    assert reports[0] == {"epoch": EPOCHS - 1, "resumed": True}
+    assert reports[0] == {"epoch": EPOCHS - 1, "step": (EPOCHS - 1) * job.steps, "resumed": True}
 
 
 def test_a_loss_that_is_no_number_ends_the_training(labelled_folder: str, tmp_path: Path) -> None:
     job = make_job(labelled_folder, str(tmp_path / "trained"), lr=1e30)
     with pytest.raises(SegrayError, match=r"no longer finite at step \d+ .*lower --lr"):
         run_job(job)
-    assert newest_epoch(job.settings.output) == 0
+    assert newest_state(job.settings.output)[0] == 0
 
 
 def test_validation_without_a_label_has_no_score_and_the_last_epoch_is_the_model(job: Job) -> None:

@@ -32,7 +32,7 @@ from segray.settings import TrainSettings
 from segray.storage import list_files
 from segray.training import train
 from segray.training_job import Job
-from segray.training_state import finished, load_state, newest_epoch, read_history, write_run
+from segray.training_state import finished, load_state, newest_state, read_history, write_run
 
 ROOT = Path(__file__).parents[1]
 PATIENCE_S = 120.0
@@ -83,7 +83,7 @@ def test_killing_driver_and_worker_changes_nothing(cluster: str, labelled_folder
         cwd=ROOT,
         env={**os.environ, "RAY_ADDRESS": cluster, "PYTHONPATH": str(ROOT)},
     )
-    wait_for(lambda: newest_epoch(settings.output) >= 1)
+    wait_for(lambda: newest_state(settings.output)[0] >= 1)
     driver.send_signal(signal.SIGKILL)
     driver.wait()
     assert not finished(settings)
@@ -92,11 +92,11 @@ def test_killing_driver_and_worker_changes_nothing(cluster: str, labelled_folder
     killed_at = []
 
     def kill_worker() -> None:
-        start = newest_epoch(settings.output)
-        wait_for(lambda: newest_epoch(settings.output) >= start + 2)
+        start = newest_state(settings.output)[0]
+        wait_for(lambda: newest_state(settings.output)[0] >= start + 2)
         for process in training_workers():
             os.kill(process, signal.SIGKILL)
-            killed_at.append(newest_epoch(settings.output))
+            killed_at.append(newest_state(settings.output)[0])
 
     killer = threading.Thread(target=kill_worker)
     killer.start()
@@ -108,7 +108,7 @@ def test_killing_driver_and_worker_changes_nothing(cluster: str, labelled_folder
     assert result["epochs"] == settings.epochs
     assert [row["epoch"] for row in read_history(settings.output)] == list(range(1, settings.epochs + 1))
     assert {file.uri.removeprefix(settings.output).split("/")[1] for file in list_files(settings.output)} == {
-        "model", "metrics.jsonl", "report.html", "state",
+        "model", "metrics.jsonl", "report.html", "state", "tensorboard",
     }  # fmt: skip
 
 
@@ -140,7 +140,7 @@ def test_an_error_of_one_worker_ends_all_with_its_sentence(cluster: str, labelle
     write_run(job.settings, fingerprint_of(job), asdict(job.inspection))
     with pytest.raises(SegrayError, match=rf"{mask} holds the id 77"):
         train(job.settings)
-    assert newest_epoch(job.settings.output) == 0
+    assert newest_state(job.settings.output)[0] == 0
 
 
 def fingerprint_of(job: Job) -> str:
