@@ -84,6 +84,9 @@ class Finished:
             history=[{**row, "val_iou": list(row["val_iou"].values())} for row in self.history],
             settings=compared(settings),
             pictures=list(self.pictures),
+            earlier={
+                epoch: {title: mask.numpy() for title, mask in masks.items()} for epoch, masks in self.masks.items()
+            },
             title=f"Training of {settings.network}",
         )
 

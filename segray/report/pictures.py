@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import io
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -85,6 +86,14 @@ def panes(picture: Picture, classes: Classes, *, compare: bool) -> list[Pane]:
         _ids("Prediction", mask, classes),
         _errors(truth, mask, classes),
     ]
+
+
+def panes_by_epoch(picture: Picture, masks: Mapping[int, np.ndarray], classes: Classes, *, epoch: int) -> list[Pane]:
+    """Image, truth, the predictions of earlier epochs and of the last one, and its errors."""
+    predictions = [_ids(f"Epoch {number}", mask, classes) for number, mask in sorted(masks.items())]
+    image, truth, prediction, errors = panes(picture, classes, compare=True)
+    predictions.append(replace(prediction, label=f"Epoch {epoch}"))
+    return [image, truth, *predictions, replace(errors, label=f"Errors, epoch {epoch}")]
 
 
 def _shrink(array: np.ndarray, method: Image.Resampling, longest: int) -> np.ndarray:
