@@ -30,7 +30,7 @@ def synchronise(network: nn.Module, *, gpu: bool) -> nn.Module:
 class GlobalBatchNorm(_BatchNorm):
     """Stands for a batch norm, with its parameters and buffers: in train mode its statistics are of all workers' x.
 
-    All workers have as many values a channel. Modules inside the norm, as the activation in timm's, come after it.
+    Workers may have unequal numbers of values. Modules inside the norm, as the activation in timm's, come after it.
     """
 
     def __init__(self, norm: _BatchNorm) -> None:
@@ -90,19 +90,19 @@ class _Normalise(torch.autograd.Function):
         return dx, None if weight is None else weight_sum, None if weight is None else bias_sum, None, None, None, None
 
 
-def _moments(x: Tensor) -> tuple[Tensor, Tensor, int]:
-    """(C,) mean and biased variance of all workers' x, and how many values a channel has there.
+def _moments(x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """(C,) mean and biased variance of all workers' x, and () how many values a channel has there.
 
     Summed in float64, in which a mean square less a squared mean loses nothing that float32 would show.
     """
     axes, _ = _axes(x)
     count, kind = x.numel() // x.shape[1], _wide(x).dtype
     variance, mean = (moment.double() for moment in torch.var_mean(_wide(x), axes, correction=0))
-    sums = torch.stack([mean, variance + mean.square()])
+    sums = torch.stack([mean, variance + mean.square(), torch.ones_like(mean)]) * count
     dist.all_reduce(sums)
-    mean, square = sums / dist.get_world_size()
+    mean, square, _ = sums / sums[2]
     variance = (square - mean.square()).clamp(min=0)
-    return mean.to(kind), variance.to(kind), count * dist.get_world_size()
+    return mean.to(kind), variance.to(kind), sums[2, 0].to(kind)
 
 
 def _wide(x: Tensor) -> Tensor:

@@ -36,6 +36,21 @@ def positive(settings: object, *names: str) -> None:
             raise ValueError(f"--{name} must be positive, not {value}")
 
 
+def parse_range(text: str | None) -> tuple[int, int] | None:
+    """The two numbers of MIN[:MAX], which `check_range` has seen; None when nobody says."""
+    low, _, high = (text or "").partition(":")
+    return (int(low), int(high or low)) if low else None
+
+
+def check_range(name: str, text: str | None) -> None:
+    """ValueError unless a setting is None or MIN[:MAX]."""
+    if text is not None and not re.fullmatch(r"[1-9]\d*(:[1-9]\d*)?", text):
+        raise ValueError(f"--{name} is MIN or MIN:MAX, as in 2 or 1:8, not {text}")
+    low, high = parse_range(text) or (1, 1)
+    if low > high:
+        raise ValueError(f"--{name} {text} has a MIN above its MAX")
+
+
 @dataclass(frozen=True, kw_only=True)
 class TrainSettings:
     """Settings of jobs/train.py."""
@@ -87,7 +102,9 @@ class TrainSettings:
         None,
     )
     bands: tuple[int, ...] | None = option("0-based bands of the images to train on, as in 0,1,2 (default: all)", None)
-    num_workers: int | None = option("training workers (default: one a GPU, or one on CPUs)", None)
+    num_workers: str | None = option(
+        "MIN[:MAX] training workers, as many of them as there is room for (default: one a GPU, or one on CPUs)", None
+    )
     seed: int = option("seed of every random choice", 0)
     device: str | None = option("where the network runs (default: gpu where the cluster has one)", None, ("cpu", "gpu"))
     precision: str | None = option(
@@ -102,7 +119,7 @@ class TrainSettings:
 
     def __post_init__(self) -> None:
         self._settle()
-        positive(self, "epochs", "batch_size", "crop", "lr", "num_workers", "accumulate", "keep", "save_minutes")
+        positive(self, "epochs", "batch_size", "crop", "lr", "accumulate", "keep", "save_minutes")
         for name in ("seed", "weight_decay", "max_failures", "aux_weight", "clip"):
             if not 0 <= getattr(self, name) < math.inf:
                 raise ValueError(f"--{name} must not be negative, but is {getattr(self, name)}")
@@ -112,9 +129,13 @@ class TrainSettings:
         for name in ("ema", "momentum"):
             if not 0 <= getattr(self, name) < 1:
                 raise ValueError(f"--{name} is at least 0 and below 1, not {getattr(self, name)}")
-        if self.num_workers and self.batch_size % self.num_workers:
-            raise ValueError(f"--batch_size {self.batch_size} must be a multiple of --num_workers {self.num_workers}")
-        if self.accumulate > self.batch_size // (self.num_workers or 1):
+        check_range("num_workers", self.num_workers)
+        _, most = self.worker_range or (1, 1)
+        if most > self.batch_size:
+            raise ValueError(
+                f"--num_workers {self.num_workers} is more than the {self.batch_size} crops of --batch_size"
+            )
+        if self.accumulate > self.batch_size // most:
             raise ValueError(
                 f"--accumulate {self.accumulate} is more than the crops that a worker has in a step; lower it"
             )
@@ -138,6 +159,11 @@ class TrainSettings:
         for name, value in defaults.items():
             if getattr(self, name) is None:
                 object.__setattr__(self, name, value)
+
+    @property
+    def worker_range(self) -> tuple[int, int] | None:
+        """(MIN, MAX) of --num_workers."""
+        return parse_range(self.num_workers)
 
     @property
     def loss_terms(self) -> tuple[tuple[float, str], ...]:
@@ -191,19 +217,14 @@ class PathSettings:
 
     def __post_init__(self) -> None:
         positive(self, "tile", "batch_size", "scale", "resolution")
-        if self.actors is not None and not re.fullmatch(r"[1-9]\d*(:[1-9]\d*)?", self.actors):
-            raise ValueError(f"--actors is MIN or MIN:MAX, as in 2 or 1:8, not {self.actors}")
+        check_range("actors", self.actors)
         if len({type(band) for band in self.bands or ()}) > 1:
             raise ValueError(f"--bands are numbers or names, not both as in {','.join(map(str, self.bands))}")
-        low, high = self.actor_range or (1, 1)
-        if low > high:
-            raise ValueError(f"--actors {self.actors} has a MIN above its MAX")
 
     @property
     def actor_range(self) -> tuple[int, int] | None:
         """(MIN, MAX) of --actors."""
-        low, _, high = (self.actors or "").partition(":")
-        return (int(low), int(high or low)) if low else None
+        return parse_range(self.actors)
 
 
 @dataclass(frozen=True, kw_only=True)

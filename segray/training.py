@@ -59,7 +59,7 @@ def train(settings: TrainSettings) -> dict:
         log.info("%s is already trained for all %d epochs; nothing to do", settings.output, settings.epochs)
         return _result(settings, already=True)
     cluster.start()
-    workers = worker_count(settings)
+    workers = worker_range(settings)
     if stored is None:
         inspection = _inspect(dataset, train_samples, settings)
         write_run(settings, data, asdict(inspection))
@@ -91,19 +91,19 @@ def check(settings: TrainSettings, dataset: Dataset) -> None:
     initial_network(replace(settings, weights=None), bands=len(settings.bands or (0, 1, 2)), classes=classes)
 
 
-def worker_count(settings: TrainSettings) -> int:
-    """--num_workers, or one a GPU, or one; SegrayError when that is too many, or cannot share the batch."""
+def worker_range(settings: TrainSettings) -> tuple[int, int]:
+    """The least and the most workers: --num_workers, or one a GPU, or one; SegrayError when that is too many."""
     gpu = cluster.use_gpu(settings.device)
     room, unit = (cluster.gpus(), "GPU(s)") if gpu else (cluster.cpus(), "core(s)")
-    workers = settings.num_workers or (max(1, room) if gpu else 1)
-    if workers > room and not os.environ.get("RAY_ADDRESS"):  # a cluster may grow, this machine does not
-        raise SegrayError(f"--num_workers {workers} needs more than the {room} {unit} that there are; lower it")
-    if settings.batch_size % workers:
+    default = min(max(1, room), settings.batch_size) if gpu else 1
+    low, high = settings.worker_range or (default, default)
+    if os.environ.get("RAY_ADDRESS"):  # a cluster may grow
+        return low, high
+    if low > room:
         raise SegrayError(
-            f"--batch_size {settings.batch_size} cannot be shared equally among the cluster's {workers} GPUs; give a "
-            "multiple of that, or --num_workers"
+            f"--num_workers {settings.num_workers} needs more than the {room} {unit} that there are; lower it"
         )
-    return workers
+    return low, min(high, room)
 
 
 def _inspect(dataset: Dataset, samples: list[Sample], settings: TrainSettings) -> Inspection:
@@ -116,14 +116,17 @@ def _inspect(dataset: Dataset, samples: list[Sample], settings: TrainSettings) -
         raise
 
 
-def _fit(job: Job, workers: int, tracking: Tracking) -> None:
+def _fit(job: Job, workers: tuple[int, int], tracking: Tracking) -> None:
     """Run the workers to the last epoch; SegrayError with the sentence of the worker that met one."""
     os.environ.setdefault(*HEALTH_CHECK)
     if not os.environ.get("RAY_ADDRESS"):
         os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")  # one process less on one's own machine
     gpu = cluster.use_gpu(job.settings.device)
-    cores = cluster.cores_each(cluster.nodes(), workers, gpu=gpu)
-    log.info("training %s on %d worker(s) of %d core(s)%s", job.settings.network, workers, cores, " and a GPU" * gpu)
+    low, high = workers
+    now = max(low, min(high, cluster.gpus() if gpu else cluster.cpus()))
+    cores = cluster.cores_each(cluster.nodes(), now, gpu=gpu)
+    count = f"{low} to {high}" if low < high else low
+    log.info("training %s on %s worker(s) of %d core(s)%s", job.settings.network, count, cores, " and a GPU" * gpu)
     board = ray.remote(num_cpus=0)(Board).remote()
     console = Console(epochs=job.settings.epochs, steps_per_epoch=job.steps)
     with tempfile.TemporaryDirectory(prefix="segray-") as scratch, _shown(board, console, tracking):
@@ -131,7 +134,9 @@ def _fit(job: Job, workers: int, tracking: Tracking) -> None:
             _worker,
             train_loop_config={"job": ray.put(job), "board": board, "cores": cores},
             scaling_config=ray.train.ScalingConfig(
-                num_workers=workers,
+                num_workers=workers if low < high else low,
+                # a group that grows or shrinks is started anew from the newest state
+                elastic_resize_monitor_interval_s=max(60.0, 60 * job.settings.save_minutes),
                 use_gpu=gpu,
                 resources_per_worker={"CPU": cores, "GPU": 1} if gpu else {"CPU": cores},
             ),

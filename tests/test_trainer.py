@@ -230,7 +230,7 @@ def test_two_workers_take_the_steps_of_one_with_batch_norm(labelled_folder: str,
     first = open_dataset(labelled_folder).samples("train")[0]
     Path(first.mask).write_bytes(png(np.full((96, 96), 255, np.uint8)))  # workers see unequal shares of void pixels
     recipe = {"network": "nano?width=4", "loss": "cross_entropy+dice", "optimizer": "sgd", "accumulate": 2, "epochs": 2}
-    one = make_job(labelled_folder, str(tmp_path / "one"), batch_size=8, **recipe)
+    one = make_job(labelled_folder, str(tmp_path / "one"), batch_size=7, **recipe)  # 4 crops and 3
     alone = run_job(one)
     two = replace(one, settings=replace(one.settings, output=str(tmp_path / "two")))
     torch.save(two, tmp_path / "job.pt")
@@ -307,7 +307,9 @@ def test_another_training_is_refused_on_the_same_output(job: Job, changes: dict,
     with pytest.raises(SegrayError, match=sentence + "; start afresh with --overwrite"):
         read_run(other, data)
     assert read_run(replace(other, overwrite=True), data) is None
-    same_steps = replace(job.settings, num_workers=2, max_failures=9)
+    same_steps = replace(
+        job.settings, num_workers="1:3", max_failures=9, keep=5, save_minutes=1, mlflow="http://h", wandb="p"
+    )
     assert read_run(same_steps, job.data)["data"] == "mark"
 
 

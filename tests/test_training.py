@@ -117,9 +117,9 @@ def test_two_workers_take_the_steps_of_one(cluster: str, labelled_folder: str, t
     Path(first.mask).write_bytes(png(np.full((96, 96), 255, np.uint8)))  # workers see unequal shares of void pixels
     for kind in ("images", "masks"):
         Path(labelled_folder, "val", kind, "s1.png").unlink()  # fewer images than workers
-    one = make_job(labelled_folder, str(tmp_path / "one"))
+    one = make_job(labelled_folder, str(tmp_path / "one"), batch_size=5)  # 3 crops and 2
     alone = run_job(one)
-    two = replace(one.settings, output=str(tmp_path / "two"), num_workers=2)
+    two = replace(one.settings, output=str(tmp_path / "two"), num_workers="1:2")
     train(two)
     shared = load_state(two.output, two.epochs)
     for name, weights in alone["network"].items():
@@ -133,7 +133,7 @@ def test_two_workers_take_the_steps_of_one(cluster: str, labelled_folder: str, t
 
 
 def test_an_error_of_one_worker_ends_all_with_its_sentence(cluster: str, labelled_folder: str, tmp_path: Path) -> None:
-    job = make_job(labelled_folder, str(tmp_path / "trained"), num_workers=2, max_failures=0, batch_size=2)
+    job = make_job(labelled_folder, str(tmp_path / "trained"), num_workers="2", max_failures=0, batch_size=2)
     mask = job.train[-1].mask
     Path(mask).write_bytes(png(np.full((96, 96), 77, np.uint8)))
     # as if the inspection, which reads a part of large data, had not met that mask
@@ -181,7 +181,7 @@ def test_bad_settings_are_refused_before_ray_starts(
 def test_more_workers_than_the_machine_has_cores_are_refused(
     cluster: str, labelled_folder: str, tmp_path: Path
 ) -> None:
-    settings = TrainSettings(data=labelled_folder, output=str(tmp_path), batch_size=4, num_workers=4)
+    settings = TrainSettings(data=labelled_folder, output=str(tmp_path), batch_size=4, num_workers="4")
     with pytest.raises(SegrayError, match=r"--num_workers 4 needs more than the 2 core\(s\)"):
         train(settings)
 
