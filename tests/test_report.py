@@ -378,6 +378,13 @@ def test_pictures_keep_sizes_and_colours():
     assert mask[100, 100].tolist() == [0, 0, 255, 255] and mask[100, 500, 3] == 0
 
 
+def test_a_shrunk_picture_keeps_its_words_and_shape():
+    small = picture(40, 100, truth=True).shrunk(50)
+    assert small.image.shape == (20, 50, 3) and small.mask.shape == small.truth.shape == (20, 50)
+    assert (small.title, small.note) == (NASTY, "worst <b>") and set(np.unique(small.truth)) <= {0, 1, 255}
+    assert picture(8, 12).shrunk(50).truth is None
+
+
 def test_shrinking_invents_no_class():
     ids = np.random.default_rng(0).choice(np.array([0, 2], np.uint8), (700, 900))
     shown = Picture(title="x", image=np.zeros((700, 900, 3), np.uint8), mask=ids, truth=ids)
