@@ -30,7 +30,7 @@ def synchronise(network: nn.Module, *, gpu: bool) -> nn.Module:
 class GlobalBatchNorm(_BatchNorm):
     """Stands for a batch norm, with its parameters and buffers: in train mode its statistics are of all workers' x.
 
-    All workers have as many values a channel. Modules inside the norm, as the activation in timm's, come after it.
+    Workers may have unequal numbers of values. Modules inside the norm, as the activation in timm's, come after it.
     """
 
     def __init__(self, norm: _BatchNorm) -> None:
@@ -92,8 +92,8 @@ class _Normalise(torch.autograd.Function):
         return dx, dweight, dbias, None, None, None, None
 
 
-def _moments(x: Tensor, eps: float) -> tuple[Tensor, Tensor, int]:
-    """(C,) mean and biased variance of all workers' x, at least float32, and how many values a channel has there.
+def _moments(x: Tensor, eps: float) -> tuple[Tensor, Tensor, Tensor]:
+    """(C,) mean and biased variance of all workers' x, at least float32, and () how many values a channel has there.
 
     Summed in float64, in which a mean square less a squared mean loses nothing that float32 would show.
     """
@@ -102,8 +102,8 @@ def _moments(x: Tensor, eps: float) -> tuple[Tensor, Tensor, int]:
     # the kernel of a plain batch norm: several times faster than var_mean of what is not float32 and contiguous
     _, mean, inverse = torch.native_batch_norm(x, ones, zeros, None, None, True, 0.0, eps)
     mean, variance = mean.double(), inverse.double() ** -2 - eps
-    sums = torch.stack([mean, variance + mean.square()])
+    sums = torch.stack([mean, variance + mean.square(), torch.ones_like(mean)]) * (x.numel() // x.shape[1])
     dist.all_reduce(sums)
-    mean, square = sums / dist.get_world_size()
+    mean, square, _ = sums / sums[2]
     variance = (square - mean.square()).clamp(min=0)
-    return mean.to(kind), variance.to(kind), x.numel() // x.shape[1] * dist.get_world_size()
+    return mean.to(kind), variance.to(kind), sums[2, 0].to(kind)

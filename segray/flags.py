@@ -1,8 +1,9 @@
-"""What makes a dataclass field a flag of a job, and a check that many share."""
+"""What makes a dataclass field a flag of a job, and the checks that many share."""
 
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Sequence
 from dataclasses import MISSING, field
 from typing import Any
@@ -19,3 +20,18 @@ def positive(settings: object, *names: str) -> None:
         value = getattr(settings, name)
         if value is not None and not (value > 0 and math.isfinite(value)):
             raise ValueError(f"--{name} must be positive, not {value}")
+
+
+def parse_range(text: str | None) -> tuple[int, int] | None:
+    """The two numbers of MIN[:MAX], which `check_range` has seen; None when nobody says."""
+    low, _, high = (text or "").partition(":")
+    return (int(low), int(high or low)) if low else None
+
+
+def check_range(name: str, text: str | None) -> None:
+    """ValueError unless a setting is None or MIN[:MAX]."""
+    if text is not None and not re.fullmatch(r"[1-9]\d*(:[1-9]\d*)?", text):
+        raise ValueError(f"--{name} is MIN or MIN:MAX, as in 2 or 1:8, not {text}")
+    low, high = parse_range(text) or (1, 1)
+    if low > high:
+        raise ValueError(f"--{name} {text} has a MIN above its MAX")

@@ -126,8 +126,8 @@ class Learner:
         )
 
     def _parts(self, crops: int) -> list[slice]:
-        """The crops of each pass through the network; more workers than expected may leave fewer than --accumulate."""
-        count = min(self.job.settings.accumulate, crops)
+        """The crops of each pass through the network, of as many passes on each worker, whatever its share."""
+        count = min(self.job.settings.accumulate, self.job.settings.batch_size // self.place.world_size)
         return [slice(k * crops // count, (k + 1) * crops // count) for k in range(count)]
 
     def _prepared(self, batch: Batch, part: slice, drawn: Tensor | None) -> Tensor:

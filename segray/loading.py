@@ -114,14 +114,15 @@ class CropLoader:
     world_size: int
     seed: int
 
-    def batches(self, epoch: int, order: np.ndarray) -> Iterator[Batch]:
-        """This worker's crops of every step of an epoch, cut ahead by some steps.
+    def batches(self, epoch: int, order: np.ndarray, first: int = 0) -> Iterator[Batch]:
+        """This worker's crops of every step of an epoch from the `first` on, cut ahead by some steps.
 
         order: (positions, 2) the image of each crop, and the class that it must hold or ANY (see `sampling`).
         """
         steps = len(order) // self.batch_size
         parts = [
-            share(step, batch_size=self.batch_size, rank=self.rank, world_size=self.world_size) for step in range(steps)
+            share(step, batch_size=self.batch_size, rank=self.rank, world_size=self.world_size)
+            for step in range(first, steps)
         ]
         positions = self._reading_ahead([position for part in parts for position in part], order[:, 0])
         ahead = BATCHES_AHEAD * len(parts[0])

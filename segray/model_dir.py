@@ -57,10 +57,14 @@ class Description:
 
 def save_model(description: Description, network: nn.Module) -> None:
     """Write a model directory: weights first, then the model.json that names their digest, each in one atomic step."""
+    save_weights(description, network.state_dict())
+
+
+def save_weights(description: Description, state: dict[str, torch.Tensor]) -> None:
+    """See save_model; state: the network's state_dict."""
     from safetensors.torch import save
 
-    state = {name: tensor.detach().cpu().contiguous() for name, tensor in network.state_dict().items()}
-    weights = save(state)
+    weights = save({name: tensor.detach().cpu().contiguous() for name, tensor in state.items()})
     document = {
         "format_version": FORMAT_VERSION,
         "network": description.network,

@@ -80,6 +80,6 @@ def crop_generator(seed: int, epoch: int, position: int) -> np.random.Generator:
     return np.random.default_rng([seed, epoch, CROP, position])
 
 
-def worker_seed(seed: int, epoch: int, rank: int) -> int:
-    """The seed of a worker's own randomness in an epoch (dropout)."""
-    return int(np.random.default_rng([seed, epoch, WORKER, rank]).integers(2**62))
+def worker_seed(seed: int, step: int, rank: int) -> int:
+    """The seed of a worker's own randomness in a step of the whole training (dropout)."""
+    return int(np.random.default_rng([seed, step, WORKER, rank]).integers(2**62))

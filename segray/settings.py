@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import re
 from dataclasses import dataclass, fields
 from typing import Any
 
 from segray.archives.options import ArchiveOptions
-from segray.flags import option, positive
+from segray.flags import check_range, option, parse_range, positive
 from segray.grid import BLENDS
 from segray.train_settings import TrainSettings
 
@@ -62,19 +61,14 @@ class PathSettings:
 
     def __post_init__(self) -> None:
         positive(self, "tile", "batch_size", "scale", "resolution")
-        if self.actors is not None and not re.fullmatch(r"[1-9]\d*(:[1-9]\d*)?", self.actors):
-            raise ValueError(f"--actors is MIN or MIN:MAX, as in 2 or 1:8, not {self.actors}")
+        check_range("actors", self.actors)
         if len({type(band) for band in self.bands or ()}) > 1:
             raise ValueError(f"--bands are numbers or names, not both as in {','.join(map(str, self.bands))}")
-        low, high = self.actor_range or (1, 1)
-        if low > high:
-            raise ValueError(f"--actors {self.actors} has a MIN above its MAX")
 
     @property
     def actor_range(self) -> tuple[int, int] | None:
         """(MIN, MAX) of --actors."""
-        low, _, high = (self.actors or "").partition(":")
-        return (int(low), int(high or low)) if low else None
+        return parse_range(self.actors)
 
 
 @dataclass(frozen=True, kw_only=True)

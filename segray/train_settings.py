@@ -6,7 +6,7 @@ import math
 import re
 from dataclasses import dataclass
 
-from segray.flags import option, positive
+from segray.flags import check_range, option, parse_range, positive
 from segray.loss_terms import CLASS_WEIGHTS, LOSS_NAMES, check_loss, parse_loss
 from segray.schedules import SCHEDULES, default_warm_up
 
@@ -68,18 +68,24 @@ class TrainSettings:
         None,
     )
     bands: tuple[int, ...] | None = option("0-based bands of the images to train on, as in 0,1,2 (default: all)", None)
-    num_workers: int | None = option("training workers (default: one a GPU, or one on CPUs)", None)
+    num_workers: str | None = option(
+        "MIN[:MAX] training workers, as many of them as there is room for (default: one a GPU, or one on CPUs)", None
+    )
     seed: int = option("seed of every random choice", 0)
     device: str | None = option("where the network runs (default: gpu where the cluster has one)", None, ("cpu", "gpu"))
     precision: str | None = option(
         "number format of the forward pass (default: bf16 where it is fast)", None, ("bf16", "fp32")
     )
-    max_failures: int = option("restarts from the last epoch after a worker died", 3)
+    keep: int = option("states to keep: the newest, and others in case that it is damaged", 2)
+    save_minutes: float = option("minutes between states within an epoch, which a restart continues from", 10.0)
+    max_failures: int = option("restarts from the newest state after a worker died", 3)
+    mlflow: str | None = option("tracking URI of MLflow, where the training is logged too", None)
+    wandb: str | None = option("PROJECT or ENTITY/PROJECT of Weights & Biases, where the training is logged too", None)
     overwrite: bool = option("start afresh, discarding what OUTPUT holds", False)
 
     def __post_init__(self) -> None:
         self._settle()
-        positive(self, "epochs", "batch_size", "crop", "lr", "num_workers", "accumulate")
+        positive(self, "epochs", "batch_size", "crop", "lr", "accumulate", "keep", "save_minutes")
         for name in ("seed", "weight_decay", "max_failures", "aux_weight", "clip"):
             if not 0 <= getattr(self, name) < math.inf:
                 raise ValueError(f"--{name} must not be negative, but is {getattr(self, name)}")
@@ -89,13 +95,19 @@ class TrainSettings:
         for name in ("ema", "momentum"):
             if not 0 <= getattr(self, name) < 1:
                 raise ValueError(f"--{name} is at least 0 and below 1, not {getattr(self, name)}")
-        if self.num_workers and self.batch_size % self.num_workers:
-            raise ValueError(f"--batch_size {self.batch_size} must be a multiple of --num_workers {self.num_workers}")
-        if self.accumulate > self.batch_size // (self.num_workers or 1):
+        check_range("num_workers", self.num_workers)
+        _, most = self.worker_range or (1, 1)
+        if most > self.batch_size:
+            raise ValueError(
+                f"--num_workers {self.num_workers} is more than the {self.batch_size} crops of --batch_size"
+            )
+        if self.accumulate > self.batch_size // most:
             raise ValueError(
                 f"--accumulate {self.accumulate} is more than the crops that a worker has in a step; lower it"
             )
         check_loss(self.loss, self.class_weights)
+        if re.search(r"://[^/@]*:[^/@]*@", self.mlflow or ""):
+            raise ValueError("--mlflow holds a password; give it in MLFLOW_TRACKING_PASSWORD")
         if not 0 < self.scales[0] <= self.scales[1] < math.inf:
             raise ValueError(f"--scale_range is MIN:MAX, two positive numbers as in {SCALES}, not {self.scale_range}")
 
@@ -113,6 +125,16 @@ class TrainSettings:
         for name, value in defaults.items():
             if getattr(self, name) is None:
                 object.__setattr__(self, name, value)
+
+    @property
+    def worker_range(self) -> tuple[int, int] | None:
+        """(MIN, MAX) of --num_workers."""
+        return parse_range(self.num_workers)
+
+    @property
+    def trackers(self) -> dict[str, str | None]:
+        """What experiment trackers are told where to log, by flag."""
+        return {"mlflow": self.mlflow, "wandb": self.wandb}
 
     @property
     def loss_terms(self) -> tuple[tuple[float, str], ...]:

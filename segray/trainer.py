@@ -1,4 +1,4 @@
-"""The training loop of one worker: steps, validation, and a state after every epoch. It knows nothing of Ray."""
+"""The training loop of one worker: steps, validation, and states to continue from. It knows nothing of Ray."""
 
 from __future__ import annotations
 
@@ -6,26 +6,31 @@ import math
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass, field
 
 import torch
 
 from segray.errors import SegrayError
+from segray.inspection import spread
 from segray.learner import Learner
 from segray.loading import Batch, CropLoader, ImageCache, reader_count, reading_threads, void_batch
 from segray.metrics import scores
-from segray.model_dir import save_model
-from segray.report import Picture, training_page
-from segray.sampling import worker_seed
+from segray.publishing import Finished, Masks, Publisher, copied, masks_of, pictured
+from segray.report import Picture
+from segray.sampling import share, worker_seed
+from segray.scalars import Point
 from segray.segmenter import Segmenter
-from segray.storage import join, publish
+from segray.stopwatch import Stopwatch
 from segray.training_job import Job
-from segray.training_state import compared, load_state, newest_epoch, save_state, write_history
-from segray.validation import validate
+from segray.training_state import load_state, newest_state, save_state
+from segray.validation import title_of, validate
 from segray.workers import Place
 
 CHECK_EVERY = 16  # steps between looks at the loss, each of which makes the host wait for the device
 TILES_A_PASS = 16  # in validation, on a GPU
 REPORT_EVERY_S = 60.0  # the page, before the last epoch
+PICTURES = 4  # validation images that the page shows
+WAITING, STEPS, VALIDATION, PUBLISHING = STAGES = ("waiting for data", "steps", "validation", "publishing")
 LOSS, PIXELS, NORM, FAILED = range(4)  # what is summed over steps and workers
 Report = Callable[[dict], None]
 
@@ -33,29 +38,43 @@ Report = Callable[[dict], None]
 def run(job: Job, place: Place, *, report: Report) -> None:
     """Train from the newest state to the last epoch.
 
-    report: called on every worker with {"epoch", "resumed": True} if there was a state, with {"epoch", "step", "loss"}
-    now and then, and with the row of metrics.jsonl after each epoch. SegrayError, on every worker, when data cannot be
-    used or the loss is no longer finite.
+    report: called on every worker with {"epoch", "step", "resumed": True} if there was a state, with {"epoch", "step",
+    "loss"} now and then, and with the row of metrics.jsonl after each epoch. SegrayError, on every worker, when data
+    cannot be used or the loss is no longer finite.
     """
     torch.set_num_threads(place.cores)  # before the loader's threads begin: each thread has a number of its own
-    with reading_threads(reader_count(place.cores)) as pool:
-        trainer = Trainer(job, place, pool=pool)
-        trainer.resume()
-        if trainer.epoch:
-            report({"epoch": trainer.epoch, "resumed": True})
+    with reading_threads(reader_count(place.cores)) as pool, Publisher() as publisher:
+        trainer = Trainer(job, place, pool=pool, publisher=publisher)
+        if trainer.resume():
+            step = trainer.epoch * job.steps + trainer.progress.steps
+            report({"epoch": trainer.epoch, "step": step, "resumed": True})
         while trainer.epoch < job.settings.epochs:
             trainer.run_epoch(report)
+        publisher.wait()
+
+
+@dataclass
+class Progress:
+    """How far an epoch is. loss and pixels: sums over steps and workers; points: of the loss; seconds: by stage."""
+
+    steps: int = 0
+    loss: float = 0.0
+    pixels: float = 0.0
+    points: list[Point] = field(default_factory=list)
+    seconds: dict[str, float] = field(default_factory=dict)
 
 
 class Trainer:
     """One worker's learner and data. epoch: how many are done. history: their rows of metrics.jsonl."""
 
-    def __init__(self, job: Job, place: Place, *, pool: ThreadPoolExecutor) -> None:
-        self.job, self.place, self.pool = job, place, pool
+    def __init__(self, job: Job, place: Place, *, pool: ThreadPoolExecutor, publisher: Publisher) -> None:
+        self.job, self.place, self.pool, self.publisher = job, place, pool, publisher
         settings = job.settings
         self.learner = Learner(job, place)
-        self.epoch, self.history, self.best = 0, [], -1.0
-        self.waited, self.page_at = 0.0, time.monotonic()
+        self.epoch, self.history, self.progress = 0, [], Progress()
+        self.masks: Masks = {}
+        self.watch = Stopwatch()
+        self.page_at = self.saved_at = time.monotonic()
         self.met: SegrayError | None = None
         self.loader = CropLoader(
             cache=ImageCache(lambda index: job.read(job.train[index])),
@@ -67,65 +86,76 @@ class Trainer:
             seed=settings.seed,
         )
 
-    def resume(self) -> None:
-        """Go back to the newest state, the one that rank 0 sees, if there is any."""
+    def resume(self) -> bool:
+        """Go back to the newest state, the one that rank 0 sees; whether there is any."""
         output = self.job.settings.output
-        epoch = self.place.from_first(newest_epoch(output) if self.place.rank == 0 else 0)
-        if epoch == 0:
-            return
-        state = load_state(output, epoch)
+        position = newest_state(output) if self.place.rank == 0 else (0, 0)
+        epoch, step = map(self.place.from_first, position)
+        if (epoch, step) == (0, 0):
+            return False
+        state = load_state(output, epoch, step)
         self.learner.load(state)
-        self.epoch, self.history, self.best = state["epoch"], state["history"], state["best"]
+        self.epoch, self.history, self.masks = epoch, state["history"], state["masks"]
+        self.progress = Progress(**state["progress"])
+        return True
 
     def run_epoch(self, report: Report) -> None:
-        """Train and validate one epoch, and commit it."""
-        started = time.monotonic()
-        self.epoch, self.waited = self.epoch + 1, 0.0
-        loss = self._train(report)
-        trained = time.monotonic() - started
-        matrix, pictures = self._validate()
-        row = self._row(loss, scores(matrix), trained)
-        row["seconds"] = time.monotonic() - started
+        """Train and validate one epoch, and commit it beside the next."""
+        self.watch = Stopwatch()
+        self.watch.seconds.update(self.progress.seconds)
+        with self.watch.during(STEPS):
+            loss = self._train(report)
+        with self.watch.during(VALIDATION):
+            matrix, pictures = self._validate()
+        points, self.progress, self.epoch = self.progress.points, Progress(), self.epoch + 1
+        with self.watch.during(PUBLISHING):
+            copy = self._state() if self.place.rank == 0 else {}
+            self.publisher.wait()
+        row = self._row(loss, scores(matrix))
         self.history.append(row)
         if self.place.rank == 0:
-            self._publish(row, pictures)
+            self._publish(points, pictures, copy)
         report(row)
 
     def _train(self, report: Report) -> float:
-        """One pass over the crops; the mean loss of its valid pixels over all workers."""
-        job, settings = self.job, self.job.settings
-        torch.manual_seed(worker_seed(settings.seed, self.epoch, self.place.rank))
+        """The rest of an epoch's pass over the crops; the mean loss of its valid pixels over all workers."""
+        job, progress, epoch = self.job, self.progress, self.epoch + 1
         self.learner.parallel.train()
         sums = torch.zeros(3, dtype=torch.float64, device=self.place.device)
-        loss, pixels = 0.0, 0.0
-        for index, batch in zip(range(job.steps), self._batches()):
-            step = (self.epoch - 1) * job.steps + index
-            sums += self.learner.step(batch, epoch=self.epoch, index=index)
+        for index, batch in zip(range(progress.steps, job.steps), self._batches()):
+            step = self.epoch * job.steps + index
+            torch.manual_seed(worker_seed(job.settings.seed, step, self.place.rank))
+            sums += self.learner.step(batch, epoch=epoch, index=index)
             if (index + 1) % CHECK_EVERY == 0 or index + 1 == job.steps:
                 total = self._checked(sums, step)
                 sums.zero_()
-                loss, pixels = loss + total[LOSS], pixels + total[PIXELS]
-                report({"epoch": self.epoch, "step": step + 1, "loss": total[LOSS] / max(1.0, total[PIXELS])})
-        return loss / max(1.0, pixels)
+                progress.steps = index + 1
+                progress.loss, progress.pixels = progress.loss + total[LOSS], progress.pixels + total[PIXELS]
+                mean = total[LOSS] / max(1.0, total[PIXELS])
+                progress.points.append((step + 1, mean, time.time()))
+                if index + 1 < job.steps:
+                    self._save_now_and_then()
+                report({"epoch": epoch, "step": step + 1, "loss": mean})
+        return progress.loss / max(1.0, progress.pixels)
 
     def _batches(self) -> Iterator[Batch]:
-        """The epoch's batches; after an error void ones, until all workers stop together in `_checked`."""
-        settings, batches = self.job.settings, self.loader.batches(self.epoch, self.job.order(self.epoch))
+        """The rest of the epoch's batches; after an error void ones, until all workers stop together in `_checked`."""
+        settings, place, epoch = self.job.settings, self.place, self.epoch + 1
+        batches = self.loader.batches(epoch, self.job.order(epoch), first=self.progress.steps)
         batch = None
         while True:
-            started = time.monotonic()
-            try:
-                batch = next(batches)
-            except SegrayError as error:
-                if self.place.world_size == 1:
-                    raise
-                self.met = error
-                shape = (settings.batch_size // self.place.world_size, len(self.job.spec.bands), settings.crop)
-                batch = void_batch(*shape)
-            except StopIteration:  # an iterator that raised is over
-                if self.met is None:
-                    return
-            self.waited += time.monotonic() - started
+            with self.watch.during(WAITING):
+                try:
+                    batch = next(batches)
+                except SegrayError as error:
+                    if place.world_size == 1:
+                        raise
+                    self.met = error
+                    crops = share(0, batch_size=settings.batch_size, rank=place.rank, world_size=place.world_size)
+                    batch = void_batch(len(crops), len(self.job.spec.bands), settings.crop)
+                except StopIteration:  # an iterator that raised is over
+                    if self.met is None:
+                        return
             yield batch
 
     def _checked(self, sums: torch.Tensor, step: int) -> list[float]:
@@ -136,13 +166,13 @@ class Trainer:
             self.place.raise_everywhere(self.met)
         if not math.isfinite(total[LOSS] + total[NORM]):
             raise SegrayError(
-                f"the loss is no longer finite at step {step + 1} (epoch {self.epoch}); lower --lr, which is "
+                f"the loss is no longer finite at step {step + 1} (epoch {self.epoch + 1}); lower --lr, which is "
                 f"{self.job.settings.lr:g}"
             )
         return total
 
     def _validate(self) -> tuple[torch.Tensor, list[Picture]]:
-        """The confusion matrix over the whole validation split, and pictures of some of rank 0's images."""
+        """The confusion matrix over the whole validation split, and pictures of some of its images."""
         place, job = self.place, self.job
         segmenter = Segmenter(
             self.learner.model(),
@@ -152,15 +182,19 @@ class Trainer:
             precision=self.learner.precision,
             batch_size=1 if place.device.type == "cpu" else TILES_A_PASS,
         )
+        shown = spread(job.val, PICTURES)
         with place.together():
             samples = job.val[place.rank :: place.world_size]
-            matrix, pictures = validate(segmenter, samples, read=job.read, pool=self.pool)
+            matrix, pictures = validate(segmenter, samples, shown=shown, read=job.read, pool=self.pool)
+        titles = [title_of(sample) for sample in shown]
+        pictures = [picture for part in place.gather(pictures) for picture in part]
+        pictures.sort(key=lambda picture: titles.index(picture.title))  # the same whatever worker made them
         return place.sum(torch.from_numpy(matrix).to(place.device)).cpu().numpy(), pictures
 
-    def _row(self, loss: float, result: dict, trained: float) -> dict:
-        """The line of metrics.jsonl, but for its seconds."""
-        settings, steps = self.job.settings, self.job.steps
-        waited = self.place.sum(torch.tensor(self.waited, device=self.place.device)).item() / self.place.world_size
+    def _row(self, loss: float, result: dict) -> dict:
+        """The line of metrics.jsonl of the epoch that is done."""
+        settings, steps, seconds = self.job.settings, self.job.steps, self.watch.seconds
+        trained, waited = seconds[WAITING] + seconds[STEPS], torch.tensor(seconds[WAITING], device=self.place.device)
         return {
             "epoch": self.epoch,
             "step": self.epoch * steps,
@@ -171,30 +205,49 @@ class Trainer:
             "classes_in_mean": result["classes_in_mean"],
             "pixel_accuracy": result["pixel_accuracy"],
             "samples_per_s": steps * settings.batch_size / trained,
-            "data_wait_share": waited / trained,
+            "data_wait_share": self.place.sum(waited).item() / self.place.world_size / trained,
+            "stage_seconds": {stage: seconds[stage] for stage in STAGES},
+            "seconds": sum(seconds.values()),
         }
 
-    def _publish(self, row: dict, pictures: list[Picture]) -> None:
-        """Model, metrics and page of an epoch, and last the state, which commits them."""
-        output = self.job.settings.output
-        if row["val_miou"] is None or row["val_miou"] > self.best:
-            self.best = self.best if row["val_miou"] is None else row["val_miou"]
-            save_model(self.job.description(row, precision=self.learner.precision), self.learner.model())
-        write_history(output, self.history)
+    def _publish(self, points: list[Point], pictures: list[Picture], state: dict) -> None:
+        """Begin to publish the epoch that is done."""
         last = self.epoch == self.job.settings.epochs
-        if last or time.monotonic() - self.page_at > REPORT_EVERY_S:
-            self.page_at = time.monotonic()
-            publish(join(output, "report.html"), self._page(pictures))
-        progress = {"epoch": self.epoch, "best": self.best, "history": self.history}
-        save_state(output, {**progress, **self.learner.state()})
-
-    def _page(self, pictures: list[Picture]) -> bytes:
-        settings = self.job.settings
-        history = [{**row, "val_iou": list(row["val_iou"].values())} for row in self.history]
-        return training_page(
-            classes=self.job.dataset.classes,
-            history=history,
-            settings=compared(settings),
+        page = last or time.monotonic() - self.page_at > REPORT_EVERY_S
+        masks = dict(self.masks)
+        if self.epoch in pictured(self.job.settings.epochs):
+            self.masks[self.epoch] = masks_of(pictures)
+        self.page_at = time.monotonic() if page else self.page_at
+        self.saved_at = time.monotonic()
+        finished = Finished(
+            job=self.job,
+            history=tuple(self.history),
+            points=points,
             pictures=pictures,
-            title=f"Training of {settings.network}",
+            masks=masks,
+            state={**state, "history": list(self.history), "masks": dict(self.masks)},
+            page=page,
         )
+        self.publisher.submit(finished.publish)
+
+    def _save_now_and_then(self) -> None:
+        """Begin to publish a state within the epoch, when the last one is some minutes old and none is under way."""
+        late = time.monotonic() - self.saved_at > 60 * self.job.settings.save_minutes
+        if self.place.rank or not late or self.publisher.busy:
+            return
+        with self.watch.during(PUBLISHING):
+            state, self.saved_at = self._state(), time.monotonic()
+        output, keep = self.job.settings.output, self.job.settings.keep
+        self.publisher.submit(lambda: save_state(output, state, keep=keep))
+
+    def _state(self) -> dict:
+        """A copy of all that a training continues from."""
+        progress = {**asdict(self.progress), "seconds": dict(self.watch.seconds) if self.progress.steps else {}}
+        return {
+            "epoch": self.epoch,
+            "step": self.progress.steps,
+            "progress": progress,
+            "history": list(self.history),
+            "masks": dict(self.masks),
+            **copied(self.learner.state()),
+        }

@@ -29,11 +29,12 @@ from segray.inspection import Inspection, fingerprint, inspect
 from segray.settings import TrainSettings
 from segray.storage import absolute, join
 from segray.tasks import in_tasks
+from segray.tracking import Tracking, check_trackers
 from segray.trainer import run
 from segray.training_console import Console
 from segray.training_job import Job, initial_network
 from segray.training_remote import Board, weights_fit
-from segray.training_state import finished, read_history, read_run, write_run
+from segray.training_state import compared, finished, read_history, read_run, write_run
 from segray.workers import Place
 
 log = logging.getLogger("segray")
@@ -53,13 +54,14 @@ def train(settings: TrainSettings) -> dict:
     dataset = open_dataset(settings.data)
     train_samples, val_samples = dataset.samples("train"), dataset.samples("val")
     check(settings, dataset)
+    check_trackers(settings.trackers)
     data = fingerprint(dataset, [*train_samples, *val_samples])
     stored = read_run(settings, data)
     if stored and finished(settings):
         log.info("%s is already trained for all %d epochs; nothing to do", settings.output, settings.epochs)
         return _result(settings, already=True)
     cluster.start()
-    workers = worker_count(settings)
+    workers = worker_range(settings)
     if stored is None:
         inspection = _inspect(dataset, train_samples, val_samples, settings)
         write_run(settings, data, asdict(inspection))
@@ -73,7 +75,13 @@ def train(settings: TrainSettings) -> dict:
         inspection=inspection,
         data=data,
     )
-    _fit(job, workers)
+    tracking = Tracking(settings.trackers, settings=compared(settings), output=settings.output)
+    try:
+        for row in read_history(settings.output):  # of before; a tracker that failed then has not all of them
+            tracking.add(row)
+        _fit(job, workers, tracking)
+    finally:
+        tracking.close()
     return _result(settings, already=False)
 
 
@@ -85,19 +93,19 @@ def check(settings: TrainSettings, dataset: Dataset) -> None:
     initial_network(replace(settings, weights=None), bands=len(settings.bands or (0, 1, 2)), classes=classes)
 
 
-def worker_count(settings: TrainSettings) -> int:
-    """--num_workers, or one a GPU, or one; SegrayError when that is too many, or cannot share the batch."""
+def worker_range(settings: TrainSettings) -> tuple[int, int]:
+    """The least and the most workers: --num_workers, or one a GPU, or one; SegrayError when that is too many."""
     gpu = cluster.use_gpu(settings.device)
     room, unit = (cluster.gpus(), "GPU(s)") if gpu else (cluster.cpus(), "core(s)")
-    workers = settings.num_workers or (max(1, room) if gpu else 1)
-    if workers > room and not os.environ.get("RAY_ADDRESS"):  # a cluster may grow, this machine does not
-        raise SegrayError(f"--num_workers {workers} needs more than the {room} {unit} that there are; lower it")
-    if settings.batch_size % workers:
+    default = min(max(1, room), settings.batch_size) if gpu else 1
+    low, high = settings.worker_range or (default, default)
+    if os.environ.get("RAY_ADDRESS"):  # a cluster may grow
+        return low, high
+    if low > room:
         raise SegrayError(
-            f"--batch_size {settings.batch_size} cannot be shared equally among the cluster's {workers} GPUs; give a "
-            "multiple of that, or --num_workers"
+            f"--num_workers {settings.num_workers} needs more than the {room} {unit} that there are; lower it"
         )
-    return workers
+    return low, min(high, room)
 
 
 def _inspect(dataset: Dataset, train: list[Sample], val: list[Sample], settings: TrainSettings) -> Inspection:
@@ -110,22 +118,27 @@ def _inspect(dataset: Dataset, train: list[Sample], val: list[Sample], settings:
     return inspection
 
 
-def _fit(job: Job, workers: int) -> None:
+def _fit(job: Job, workers: tuple[int, int], tracking: Tracking) -> None:
     """Run the workers to the last epoch; SegrayError with the sentence of the worker that met one."""
     os.environ.setdefault(*HEALTH_CHECK)
     if not os.environ.get("RAY_ADDRESS"):
         os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")  # one process less on one's own machine
     gpu = cluster.use_gpu(job.settings.device)
-    cores = cluster.cores_each(cluster.nodes(), workers, gpu=gpu)
-    log.info("training %s on %d worker(s) of %d core(s)%s", job.settings.network, workers, cores, " and a GPU" * gpu)
+    low, high = workers
+    now = max(low, min(high, cluster.gpus() if gpu else cluster.cpus()))
+    cores = cluster.cores_each(cluster.nodes(), now, gpu=gpu)
+    count = f"{low} to {high}" if low < high else low
+    log.info("training %s on %s worker(s) of %d core(s)%s", job.settings.network, count, cores, " and a GPU" * gpu)
     board = ray.remote(num_cpus=0)(Board).remote()
     console = Console(epochs=job.settings.epochs, steps_per_epoch=job.steps)
-    with tempfile.TemporaryDirectory(prefix="segray-") as scratch, _shown(board, console):
+    with tempfile.TemporaryDirectory(prefix="segray-") as scratch, _shown(board, console, tracking):
         trainer = ray.train.torch.TorchTrainer(
             _worker,
             train_loop_config={"job": ray.put(job), "board": board, "cores": cores},
             scaling_config=ray.train.ScalingConfig(
-                num_workers=workers,
+                num_workers=workers if low < high else low,
+                # a group that grows or shrinks is started anew from the newest state
+                elastic_resize_monitor_interval_s=max(60.0, 60 * job.settings.save_minutes),
                 use_gpu=gpu,
                 resources_per_worker={"CPU": cores, "GPU": 1} if gpu else {"CPU": cores},
             ),
@@ -172,8 +185,8 @@ def _worker(config: dict) -> None:
 
 
 @contextmanager
-def _shown(board: ray.actor.ActorHandle, console: Console) -> Iterator[None]:
-    """Show the reports on the board while the block runs."""
+def _shown(board: ray.actor.ActorHandle, console: Console, tracking: Tracking) -> Iterator[None]:
+    """Show and log the reports on the board while the block runs."""
     done = threading.Event()
 
     def watch() -> None:
@@ -183,6 +196,7 @@ def _shown(board: ray.actor.ActorHandle, console: Console) -> Iterator[None]:
             try:
                 for report in ray.get(board.take.remote(), timeout=10 * POLL_S):
                     console.show(report)
+                    tracking.add(report)
             except RayError:  # the board's node is gone or slow: progress is lost, the training is not
                 continue
 

@@ -15,11 +15,12 @@ LINE_EVERY_S = 30.0  # within an epoch, where there is no bar
 class Console:
     """Shows what the training reports, in the order in which it happened.
 
-    Reports are those of `trainer.run`. Steps may run back: a training continues from the last epoch when a worker died.
+    Reports are those of `trainer.run`. Steps may run back: after a worker died, to the newest state.
     """
 
     def __init__(self, *, epochs: int, steps_per_epoch: int, bar: bool | None = None) -> None:
-        self._epochs, self._total, self._last = epochs, epochs * steps_per_epoch, time.monotonic()
+        self._epochs, self._steps, self._total = epochs, steps_per_epoch, epochs * steps_per_epoch
+        self._last = time.monotonic()
         self._bar: tqdm | None = None
         self._with_bar = sys.stdout.isatty() if bar is None else bar
         self._miou: float | None = None
@@ -27,7 +28,9 @@ class Console:
     def show(self, report: dict) -> None:
         """Show one report."""
         if "resumed" in report:
-            self._line(f"continuing after epoch {report['epoch']}/{self._epochs}")
+            within = report["step"] - report["epoch"] * self._steps
+            more = f" and {within} steps of the next" if within else ""
+            self._line(f"continuing after epoch {report['epoch']}/{self._epochs}{more}")
             return
         if "val_miou" in report:
             self._miou = report["val_miou"]

@@ -1,6 +1,7 @@
 """What a training leaves in OUTPUT to be continued from: state/run.json, which says what is trained, and its states.
 
 The state of an epoch is published last, after the model and metrics.jsonl of that epoch: its existence is the commit.
+Within long epochs there are states, too: epoch-0002-step-000480 is that after two epochs and 480 steps of the third.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ import json
 import pickle
 import posixpath
 import re
-from collections.abc import Iterator
+from collections.abc import Sequence
 from dataclasses import asdict
 
 import torch
@@ -19,11 +20,15 @@ from segray.errors import SegrayError
 from segray.settings import TrainSettings
 from segray.storage import exists, join, list_files, publish, read_bytes, read_text, remove
 
-KEPT = 2  # states: the newest, and one in case that it is damaged
-NOT_COMPARED = {"output", "device", "num_workers", "max_failures", "overwrite"}  # they change no step of the training
-OWN = ("state", "model", "metrics.jsonl", "report.html")
-STATE_NAME = re.compile(r"epoch-(\d{4,})\.pt")
+# what changes no step of the training
+NOT_COMPARED = {
+    "output", "device", "num_workers", "keep", "save_minutes", "max_failures", "mlflow", "wandb", "overwrite",
+}  # fmt: skip
+OWN = ("state", "model", "tensorboard", "metrics.jsonl", "report.html")
+STATE_NAME = re.compile(r"epoch-(\d{4,})(?:-step-(\d{6,}))?\.pt")
 BROKEN = (pickle.UnpicklingError, RuntimeError, ValueError, KeyError, EOFError, FileNotFoundError)
+
+Position = tuple[int, int]  # epochs done, and steps of the next one
 
 
 def compared(settings: TrainSettings) -> dict:
@@ -74,63 +79,65 @@ def write_run(settings: TrainSettings, data: str, inspection: dict) -> None:
 
 def finished(settings: TrainSettings) -> bool:
     """Whether the last epoch is committed."""
-    return settings.epochs in _epochs(settings.output)
+    return (settings.epochs, 0) in _positions(settings.output)
 
 
-def save_state(output: str, state: dict) -> None:
-    """Commit an epoch (state["epoch"]): one atomic put, then older states than the one before are removed."""
+def save_state(output: str, state: dict, *, keep: int) -> None:
+    """Commit a state of (state["epoch"], state["step"]) in one atomic put, then remove all but the newest `keep`."""
     buffer = io.BytesIO()
     torch.save(state, buffer)
-    publish(_state_uri(output, state["epoch"]), buffer.getvalue())
-    for epoch in sorted(_epochs(output))[:-KEPT]:
-        remove(_state_uri(output, epoch))
+    publish(_state_uri(output, (state["epoch"], state["step"])), buffer.getvalue())
+    for position in _positions(output)[:-keep]:
+        remove(_state_uri(output, position))
 
 
-def newest_epoch(output: str) -> int:
-    """The last epoch whose state can be read; 0 when there is none."""
-    return next((epoch for epoch in sorted(_epochs(output), reverse=True) if _loads(output, epoch)), 0)
+def newest_state(output: str) -> Position:
+    """Where the last state is that can be read; (0, 0) when there is none."""
+    return next((position for position in reversed(_positions(output)) if _loads(output, position)), (0, 0))
 
 
-def load_state(output: str, epoch: int) -> dict:
-    """The state of an epoch, its tensors on the CPU. Nothing in the file is executed."""
-    data = read_bytes(_state_uri(output, epoch))
+def load_state(output: str, epoch: int, step: int = 0) -> dict:
+    """The state of a position, its tensors on the CPU. Nothing in the file is executed."""
+    data = read_bytes(_state_uri(output, (epoch, step)))
     return torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
 
 
-def write_history(output: str, history: list[dict]) -> None:
+def write_history(output: str, history: Sequence[dict]) -> None:
     """metrics.jsonl: a line an epoch, the whole file in one atomic step."""
     publish(join(output, "metrics.jsonl"), "".join(json.dumps(row) + "\n" for row in history).encode())
 
 
 def read_history(output: str) -> list[dict]:
-    """The rows of metrics.jsonl."""
-    return [json.loads(line) for line in read_text(join(output, "metrics.jsonl")).splitlines()]
+    """The rows of metrics.jsonl; none before the first epoch is done."""
+    source = join(output, "metrics.jsonl")
+    if not exists(source):
+        return []
+    return [json.loads(line) for line in read_text(source).splitlines()]
 
 
 def _run_uri(output: str) -> str:
     return join(output, "state", "run.json")
 
 
-def _state_uri(output: str, epoch: int) -> str:
-    return join(output, "state", f"epoch-{epoch:04d}.pt")
+def _state_uri(output: str, position: Position) -> str:
+    epoch, step = position
+    return join(output, "state", f"epoch-{epoch:04d}-step-{step:06d}.pt" if step else f"epoch-{epoch:04d}.pt")
 
 
-def _epochs(output: str) -> set[int]:
-    return set(_listed_epochs(join(output, "state")))
-
-
-def _listed_epochs(folder: str) -> Iterator[int]:
+def _positions(output: str) -> list[Position]:
+    """Where the states are, the newest last."""
     try:
-        for file in list_files(folder):
-            if match := STATE_NAME.fullmatch(posixpath.basename(file.uri)):
-                yield int(match.group(1))
+        names = [posixpath.basename(file.uri) for file in list_files(join(output, "state"))]
     except FileNotFoundError:
-        return
+        return []
+    matches = filter(None, map(STATE_NAME.fullmatch, names))
+    return sorted((int(match[1]), int(match[2] or 0)) for match in matches)
 
 
-def _loads(output: str, epoch: int) -> bool:
+def _loads(output: str, position: Position) -> bool:
     try:
-        return load_state(output, epoch)["epoch"] == epoch
+        state = load_state(output, *position)
+        return (state["epoch"], state["step"]) == position
     except BROKEN:
         return False
 

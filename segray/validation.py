@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import partial
@@ -12,14 +12,13 @@ import numpy as np
 
 from segray.datasets import Labelled, Sample
 from segray.grid import Lattice, read_extent
-from segray.inspection import spread
 from segray.metrics import confusion_matrix
 from segray.reading import in_order
 from segray.regions import Region, whole_image
 from segray.report import Picture, for_eyes
 from segray.segmenter import Segmenter
 
-PICTURES = 4
+PICTURE_SIDE = 320  # pixels, at most: a page has several of each image
 AHEAD = 4  # images read ahead
 
 
@@ -33,22 +32,28 @@ class Truth:
 
 
 def validate(
-    segmenter: Segmenter, samples: Sequence[Sample], *, read: Callable[[Sample], Labelled], pool: ThreadPoolExecutor
+    segmenter: Segmenter,
+    samples: Sequence[Sample],
+    *,
+    shown: Collection[Sample],
+    read: Callable[[Sample], Labelled],
+    pool: ThreadPoolExecutor,
 ) -> tuple[np.ndarray, list[Picture]]:
-    """(K, K + 1) int64 confusion matrix over the samples, each once, and pictures of a few of them.
+    """(K, K + 1) int64 confusion matrix over the samples, each once, and small pictures of those that are shown.
 
     A sample with a window is a block of a large scene: its mask is that of the whole scene. read: gives the bands of
     the segmenter's input spec. Without samples the matrix is 0.
     """
     matrix = np.zeros((segmenter.num_classes, segmenter.num_classes + 1), np.int64)
-    shown, pictures = set(spread(samples, PICTURES)), []
+    pictures = []
     truths = in_order(partial(_truth, read=read, lattice=segmenter.lattice), samples, pool=pool, ahead=AHEAD)
     for truth, mask in masks(segmenter, truths):
         labelled, sample = truth.labelled, truth.sample
         matrix += confusion_matrix(labelled.mask, mask, segmenter.num_classes)
         if sample in shown:
             image = for_eyes(labelled.pixels, labelled.valid)
-            pictures.append(Picture(title=_title(sample), image=image, mask=mask, truth=labelled.mask))
+            picture = Picture(title=title_of(sample), image=image, mask=mask, truth=labelled.mask)
+            pictures.append(picture.shrunk(PICTURE_SIDE))
     return matrix, pictures
 
 
@@ -89,6 +94,7 @@ def _truth(sample: Sample, *, read: Callable[[Sample], Labelled], lattice: Latti
     return Truth(sample=sample, labelled=labelled, region=region)
 
 
-def _title(sample: Sample) -> str:
+def title_of(sample: Sample) -> str:
+    """The title of a sample's picture, of no other one's."""
     window = sample.window
     return sample.key if window is None else f"{sample.key}, from row {window.row_off}, column {window.col_off}"

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import TypeVar
 
 import torch
 import torch.distributed as dist
@@ -12,6 +13,8 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from segray.errors import SegrayError
+
+Value = TypeVar("Value")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,12 +41,16 @@ class Place:
         """The value that rank 0 has."""
         return int(self.sum(torch.tensor(value if self.rank == 0 else 0, device=self.device)))
 
+    def gather(self, value: Value) -> list[Value]:
+        """What each worker has, in the order of their ranks, on each of them; every worker must call this."""
+        values = [value] * self.world_size
+        if self.world_size > 1:
+            dist.all_gather_object(values, value)
+        return values
+
     def raise_everywhere(self, error: SegrayError | None) -> None:
         """SegrayError on every worker when one of them has an error: one that left alone would block the rest."""
-        sentences: list[str | None] = [str(error) if error else None]
-        if self.world_size > 1:
-            sentences = [None] * self.world_size
-            dist.all_gather_object(sentences, str(error) if error else None)
+        sentences = self.gather(str(error) if error else None)
         if error:
             raise error
         if first := next((sentence for sentence in sentences if sentence), None):

@@ -56,10 +56,11 @@ def network_of(text: str) -> nn.Module:
 
 
 def batch(rank: int) -> tuple[Tensor, Tensor]:
-    """Crops of a worker, darker and with more void than those of the other."""
+    """Crops of a worker; of the other one more, brighter and with more void."""
+    count = 2 + rank
     generator = torch.Generator().manual_seed(rank)
-    images = torch.randn(2, 3, 33, 40, generator=generator, dtype=torch.float64) * (1 + rank) + rank
-    mask = torch.randint(4, (2, 33, 40), generator=generator, dtype=torch.uint8)
+    images = torch.randn(count, 3, 33, 40, generator=generator, dtype=torch.float64) * (1 + rank) + rank
+    mask = torch.randint(4, (count, 33, 40), generator=generator, dtype=torch.uint8)
     mask[torch.rand(mask.shape, generator=generator) < VOID[rank]] = 255
     return images, mask
 

@@ -15,7 +15,8 @@ from PIL import Image
 
 from segray.masks import Classes, decode_png
 from segray.report import Picture, evaluation_page, segmentation_page, stage_shares, training_page
-from segray.report.charts import LEFT, RIGHT, SIDE, TOP, WIDTH, line_chart, reliability_chart, ticks
+from segray.report.charts import BOTTOM, HEIGHT, LEFT, RIGHT, SIDE, TOP, WIDTH, line_chart, reliability_chart, ticks
+from segray.report.progress import stage_plot
 from segray.report.wording import duration, number, percent, pixels, text
 
 VOID = {"meta", "img", "br"}
@@ -185,13 +186,30 @@ PAGES = {
     "evaluation of 254": (254, lambda c: evaluation_page(classes=c, metrics=metrics(254), pictures=[])),
     "training": (2, lambda c: training(c, history(4), [picture(truth=True)])),
     "training of one epoch": (2, lambda c: training(c, history(1), [])),
+    "training by epoch": (2, lambda c: training(c, staged(5), [picture(truth=True)], earlier={1: masks(), 3: masks()})),
+    "training of 254 classes": (254, lambda c: training(c, wide(254), [])),
     "no training": (2, lambda c: training(c, [], [])),
     "blown up": (2, lambda c: training(c, BLOWN_UP, [])),
 }
 
 
-def training(classes: Classes, rows: list[dict], pictures: list[Picture]) -> bytes:
-    return training_page(classes=classes, history=rows, settings=SETTINGS, pictures=pictures, title="Run " + NASTY)
+def training(classes: Classes, rows: list[dict], pictures: list[Picture], **more: object) -> bytes:
+    given = {"history": rows, "settings": SETTINGS, "pictures": pictures, "title": "Run " + NASTY}
+    return training_page(classes=classes, **given, **more)
+
+
+def staged(count: int) -> list[dict]:
+    """A history that tells where the time went: three times as long in steps as in validation."""
+    stages = {"waiting for data": 1.0, "steps": 6.0, "validation": 2.0, "publishing": 1.0}
+    return [{**row, "epoch": row["epoch"] + 1, "stage_seconds": stages} for row in history(count)]
+
+
+def wide(classes: int, count: int = 3) -> list[dict]:
+    return [{**row, "val_iou": [0.123 + row["epoch"] / 1000] * classes} for row in staged(count)]
+
+
+def masks() -> dict[str, np.ndarray]:
+    return {NASTY: np.full((8, 12), 1, np.uint8)}
 
 
 @pytest.fixture(params=PAGES, scope="module")
@@ -318,8 +336,34 @@ def test_the_numbers_of_a_training():
         "43.2%",
     ):
         assert said in page.text
-    assert "11.1%" not in page.text
-    assert len(page.all("polyline")) == 3
+    assert "class 1 <i>& 11.1%" in page.text  # of the last epoch, beside the curves
+    assert len(page.all("polyline")) == 3 + 1  # class 0 was never there
+
+
+def test_a_training_tells_its_stages_and_pictures_by_epoch():
+    page = Page(training(legend(2), staged(5), [picture(truth=True)], earlier={3: masks(), 1: masks(), 2: {}}))
+    assert "steps 60.0%, 30 s" in page.text and "waiting for data 10.0%, 5 s" in page.text
+    assert len(page.all("polygon")) == 4
+    labels = ("Image", "Truth", "Epoch 1", "Epoch 3", "Epoch 5", "Errors, epoch 5")
+    assert [page.text.count(f"{label} ") >= 1 for label in labels] == [True] * 6 and "Epoch 2 " not in page.text
+    _, truth, first, third, last, _ = page.images()
+    assert decode_png(first).max() == decode_png(third).max() == 1 and decode_png(truth)[0, 0] == 1
+    assert decode_png(last)[0].tolist() == [0] * 6 + [255] * 6
+
+
+def test_the_stages_lie_on_each_other_from_0():
+    span, up = HEIGHT - BOTTOM - TOP, {}
+    for points, _, hint in stage_plot(staged(2)).areas:
+        heights = [HEIGHT - BOTTOM - float(point.partition(",")[2]) for point in points.split()]
+        assert heights[0] == heights[-1] == 0 and len(set(heights[1:-1])) == 1
+        up[hint.partition(" ")[0]] = round(heights[1] / span, 2)
+    assert up == {"publishing": 1.0, "waiting": 0.9, "validation": 0.8, "steps": 0.6}
+    assert list(up)[-1] == "steps"  # drawn last, over the others
+
+
+def test_a_page_of_hundreds_of_epochs_stays_small():
+    sizes = [len(training(legend(12), wide(12, count), [])) for count in (5, 500)]
+    assert sizes[1] - sizes[0] < 400_000
 
 
 def test_pictures_keep_sizes_and_colours():
@@ -332,6 +376,13 @@ def test_pictures_keep_sizes_and_colours():
     np.testing.assert_allclose(overlay[100, 100, :3], (100, 50, 153), atol=3)
     np.testing.assert_allclose(overlay[100, 500, :3], (200, 100, 50), atol=3)
     assert mask[100, 100].tolist() == [0, 0, 255, 255] and mask[100, 500, 3] == 0
+
+
+def test_a_shrunk_picture_keeps_its_words_and_shape():
+    small = picture(40, 100, truth=True).shrunk(50)
+    assert small.image.shape == (20, 50, 3) and small.mask.shape == small.truth.shape == (20, 50)
+    assert (small.title, small.note) == (NASTY, "worst <b>") and set(np.unique(small.truth)) <= {0, 1, 255}
+    assert picture(8, 12).shrunk(50).truth is None
 
 
 def test_shrinking_invents_no_class():

@@ -13,6 +13,7 @@ import torch
 from conftest import png
 from gloo import run_two
 from scene_sets import raster, write_scenes
+from test_scalars import events
 from torch import nn
 
 from segray import inspection
@@ -22,13 +23,24 @@ from segray.inspection import inspect
 from segray.learner import Learner
 from segray.metrics import confusion_matrix, scores
 from segray.model_dir import load_network, read_description
+from segray.networks import NETWORKS
+from segray.publishing import Publisher
 from segray.segmenter import Segmenter
 from segray.settings import TrainSettings
 from segray.storage import list_files
 from segray.synthetic import CLASSES, scene
-from segray.trainer import run
+from segray.trainer import CHECK_EVERY, run
 from segray.training_job import Job
-from segray.training_state import compared, finished, load_state, newest_epoch, read_history, read_run, write_run
+from segray.training_state import (
+    compared,
+    finished,
+    load_state,
+    newest_state,
+    read_history,
+    read_run,
+    save_state,
+    write_run,
+)
 from segray.workers import Place
 
 EPOCHS = 3
@@ -83,6 +95,7 @@ def test_a_training_writes_model_metrics_page_and_state(job: Job) -> None:
     names = {file.uri.removeprefix(output + "/") for file in list_files(output)}
     assert names == {
         "model/model.json", "model/weights.safetensors", "metrics.jsonl", "report.html",
+        *(f"tensorboard/events.out.tfevents.epoch-000{epoch}" for epoch in (1, 2, 3)),
         "state/epoch-0002.pt", "state/epoch-0003.pt",
     }  # fmt: skip
     history = read_history(output)
@@ -141,8 +154,59 @@ def test_an_interrupted_training_ends_in_the_same_weights(
 
     with pytest.raises(Interrupted):
         run_job(job, interrupt)
-    assert newest_epoch(job.settings.output) == when // 2
+    assert newest_state(job.settings.output)[0] == when // 2
     assert same(run_job(job), undisturbed)
+
+
+def dropping(num_classes: int, in_channels: int) -> nn.Module:
+    """A network with randomness of its own."""
+    return nn.Sequential(nn.Conv2d(in_channels, 8, 3, padding=1), nn.Dropout(0.5), nn.Conv2d(8, num_classes, 1))
+
+
+def test_a_training_killed_within_an_epoch_continues_at_its_step(
+    labelled_folder: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(NETWORKS, "dropping", dropping)
+    monkeypatch.setattr(Publisher, "busy", False)  # else no state is begun while one is under way
+    recipe = {"network": "dropping", "batch_size": 2, "crop": 16, "save_minutes": 1e-9}
+    job = make_job(labelled_folder, str(tmp_path / "trained"), **recipe)
+    undisturbed = run_job(replace(job, settings=replace(job.settings, output=str(tmp_path / "other"))))
+    assert job.steps > 4 * CHECK_EVERY
+    reports = []
+
+    def interrupt(report: dict) -> None:
+        reports.append(report)
+        if report["step"] == job.steps + 3 * CHECK_EVERY:
+            raise Interrupted
+
+    with pytest.raises(Interrupted):
+        run_job(job, interrupt)
+    epoch, step = newest_state(job.settings.output)
+    assert (epoch, step) == (1, 3 * CHECK_EVERY)
+    continued = []
+    assert same(run_job(job, continued.append), undisturbed)
+    assert continued[0] == {"epoch": 1, "step": job.steps + step, "resumed": True}
+    assert continued[1]["step"] == job.steps + step + CHECK_EVERY
+    rows = [read_history(output) for output in (job.settings.output, str(tmp_path / "other"))]
+    for name in ("loss", "val_miou", "val_iou", "step"):
+        assert [row[name] for row in rows[0]] == [row[name] for row in rows[1]], name
+    for epoch in (1, 2, 3):
+        name = f"tensorboard/events.out.tfevents.epoch-000{epoch}"
+        losses = [
+            [(event.step, value.simple_value) for event in events(Path(output, name).read_bytes())
+             for value in event.summary.value if value.tag == "step_loss"]
+            for output in (job.settings.output, tmp_path / "other")
+        ]  # fmt: skip
+        assert losses[0] == losses[1] and len(losses[0]) == -(-job.steps // CHECK_EVERY)
+
+
+def test_only_the_newest_states_are_kept(store: str) -> None:
+    positions = [(1, 0), (1, 90), (1, 1000), (2, 0), (10, 0), (10, 5)]
+    for number, (epoch, step) in enumerate(positions, 1):
+        save_state(store, {"epoch": epoch, "step": step}, keep=3)
+        assert newest_state(store) == (epoch, step)
+        assert len(list(list_files(store))) == min(number, 3)
+    assert load_state(store, 10) == {"epoch": 10, "step": 0}
 
 
 def test_weights_after_steps_in_parts_are_those_of_whole_steps(labelled_folder: str, tmp_path: Path) -> None:
@@ -191,7 +255,7 @@ def test_two_workers_take_the_steps_of_one_with_batch_norm(labelled_folder: str,
     first = open_dataset(labelled_folder).samples("train")[0]
     Path(first.mask).write_bytes(png(np.full((96, 96), 255, np.uint8)))  # workers see unequal shares of void pixels
     recipe = {"network": "nano?width=4", "loss": "cross_entropy+dice", "optimizer": "sgd", "accumulate": 2, "epochs": 2}
-    one = make_job(labelled_folder, str(tmp_path / "one"), batch_size=8, **recipe)
+    one = make_job(labelled_folder, str(tmp_path / "one"), batch_size=7, **recipe)  # 4 crops and 3
     alone = run_job(one)
     two = replace(one, settings=replace(one.settings, output=str(tmp_path / "two")))
     torch.save(two, tmp_path / "job.pt")
@@ -200,6 +264,8 @@ def test_two_workers_take_the_steps_of_one_with_batch_norm(labelled_folder: str,
     for kind in ("network", "average"):
         for name, values in alone[kind].items():
             assert torch.allclose(values, shared[kind][name], rtol=1e-4, atol=1e-4), name
+    titles = [sample.key for sample in one.val]
+    assert [list(masks) for state in (alone, shared) for masks in state["masks"].values()] == [titles] * 2
     for row, other in zip(read_history(one.settings.output), read_history(two.settings.output), strict=True):
         assert row["loss"] == pytest.approx(other["loss"], rel=1e-5)
 
@@ -208,17 +274,17 @@ def test_a_damaged_state_is_passed_over(job: Job) -> None:
     undisturbed = run_job(job)
     newest = Path(job.settings.output, "state", f"epoch-{EPOCHS:04d}.pt")
     newest.write_bytes(newest.read_bytes()[:1000])
-    assert newest_epoch(job.settings.output) == EPOCHS - 1
+    assert newest_state(job.settings.output)[0] == EPOCHS - 1
     reports = []
     assert same(run_job(job, reports.append), undisturbed)
-    assert reports[0] == {"epoch": EPOCHS - 1, "resumed": True}
+    assert reports[0] == {"epoch": EPOCHS - 1, "step": (EPOCHS - 1) * job.steps, "resumed": True}
 
 
 def test_a_loss_that_is_no_number_ends_the_training(labelled_folder: str, tmp_path: Path) -> None:
     job = make_job(labelled_folder, str(tmp_path / "trained"), lr=1e30)
     with pytest.raises(SegrayError, match=r"no longer finite at step \d+ .*lower --lr"):
         run_job(job)
-    assert newest_epoch(job.settings.output) == 0
+    assert newest_state(job.settings.output)[0] == 0
 
 
 def test_validation_without_a_label_has_no_score_and_the_last_epoch_is_the_model(job: Job) -> None:
@@ -302,7 +368,9 @@ def test_another_training_is_refused_on_the_same_output(job: Job, changes: dict,
     with pytest.raises(SegrayError, match=sentence + "; start afresh with --overwrite"):
         read_run(other, data)
     assert read_run(replace(other, overwrite=True), data) is None
-    same_steps = replace(job.settings, num_workers=2, max_failures=9)
+    same_steps = replace(
+        job.settings, num_workers="1:3", max_failures=9, keep=5, save_minutes=1, mlflow="http://h", wandb="p"
+    )
     assert read_run(same_steps, job.data)["data"] == "mark"
 
 

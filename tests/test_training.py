@@ -32,7 +32,7 @@ from segray.settings import TrainSettings
 from segray.storage import list_files
 from segray.training import train
 from segray.training_job import Job
-from segray.training_state import finished, load_state, newest_epoch, read_history, write_run
+from segray.training_state import finished, load_state, newest_state, read_history, write_run
 
 ROOT = Path(__file__).parents[1]
 PATIENCE_S = 120.0
@@ -83,7 +83,7 @@ def test_killing_driver_and_worker_changes_nothing(cluster: str, labelled_folder
         cwd=ROOT,
         env={**os.environ, "RAY_ADDRESS": cluster, "PYTHONPATH": str(ROOT)},
     )
-    wait_for(lambda: newest_epoch(settings.output) >= 1)
+    wait_for(lambda: newest_state(settings.output)[0] >= 1)
     driver.send_signal(signal.SIGKILL)
     driver.wait()
     assert not finished(settings)
@@ -92,11 +92,11 @@ def test_killing_driver_and_worker_changes_nothing(cluster: str, labelled_folder
     killed_at = []
 
     def kill_worker() -> None:
-        start = newest_epoch(settings.output)
-        wait_for(lambda: newest_epoch(settings.output) >= start + 2)
+        start = newest_state(settings.output)[0]
+        wait_for(lambda: newest_state(settings.output)[0] >= start + 2)
         for process in training_workers():
             os.kill(process, signal.SIGKILL)
-            killed_at.append(newest_epoch(settings.output))
+            killed_at.append(newest_state(settings.output)[0])
 
     killer = threading.Thread(target=kill_worker)
     killer.start()
@@ -108,7 +108,7 @@ def test_killing_driver_and_worker_changes_nothing(cluster: str, labelled_folder
     assert result["epochs"] == settings.epochs
     assert [row["epoch"] for row in read_history(settings.output)] == list(range(1, settings.epochs + 1))
     assert {file.uri.removeprefix(settings.output).split("/")[1] for file in list_files(settings.output)} == {
-        "model", "metrics.jsonl", "report.html", "state",
+        "model", "metrics.jsonl", "report.html", "state", "tensorboard",
     }  # fmt: skip
 
 
@@ -117,9 +117,9 @@ def test_two_workers_take_the_steps_of_one(cluster: str, labelled_folder: str, t
     Path(first.mask).write_bytes(png(np.full((96, 96), 255, np.uint8)))  # workers see unequal shares of void pixels
     for kind in ("images", "masks"):
         Path(labelled_folder, "val", kind, "s1.png").unlink()  # fewer images than workers
-    one = make_job(labelled_folder, str(tmp_path / "one"))
+    one = make_job(labelled_folder, str(tmp_path / "one"), batch_size=5)  # 3 crops and 2
     alone = run_job(one)
-    two = replace(one.settings, output=str(tmp_path / "two"), num_workers=2)
+    two = replace(one.settings, output=str(tmp_path / "two"), num_workers="1:2")
     train(two)
     shared = load_state(two.output, two.epochs)
     for name, weights in alone["network"].items():
@@ -133,14 +133,14 @@ def test_two_workers_take_the_steps_of_one(cluster: str, labelled_folder: str, t
 
 
 def test_an_error_of_one_worker_ends_all_with_its_sentence(cluster: str, labelled_folder: str, tmp_path: Path) -> None:
-    job = make_job(labelled_folder, str(tmp_path / "trained"), num_workers=2, max_failures=0, batch_size=2)
+    job = make_job(labelled_folder, str(tmp_path / "trained"), num_workers="2", max_failures=0, batch_size=2)
     mask = job.train[-1].mask
     Path(mask).write_bytes(png(np.full((96, 96), 77, np.uint8)))
     # as if the inspection, which reads a part of large data, had not met that mask
     write_run(job.settings, fingerprint_of(job), asdict(job.inspection))
     with pytest.raises(SegrayError, match=rf"{mask} holds the id 77"):
         train(job.settings)
-    assert newest_epoch(job.settings.output) == 0
+    assert newest_state(job.settings.output)[0] == 0
 
 
 def fingerprint_of(job: Job) -> str:
@@ -181,7 +181,7 @@ def test_bad_settings_are_refused_before_ray_starts(
 def test_more_workers_than_the_machine_has_cores_are_refused(
     cluster: str, labelled_folder: str, tmp_path: Path
 ) -> None:
-    settings = TrainSettings(data=labelled_folder, output=str(tmp_path), batch_size=4, num_workers=4)
+    settings = TrainSettings(data=labelled_folder, output=str(tmp_path), batch_size=4, num_workers="4")
     with pytest.raises(SegrayError, match=r"--num_workers 4 needs more than the 2 core\(s\)"):
         train(settings)
 

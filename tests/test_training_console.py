@@ -15,7 +15,7 @@ ROW = {
 
 
 def show(console: Console) -> None:
-    console.show({"epoch": 1, "resumed": True})
+    console.show({"epoch": 1, "step": 6, "resumed": True})
     console.show({"epoch": 2, "step": 6, "loss": 0.6})
     console.show(ROW)
     console.close()
@@ -30,7 +30,7 @@ def test_a_line_tells_the_epoch() -> None:
 def test_lines_without_a_terminal(caplog: pytest.LogCaptureFixture, capsys: pytest.CaptureFixture) -> None:
     with caplog.at_level(logging.INFO, logger="segray"):
         show(Console(epochs=5, steps_per_epoch=4))
-    assert caplog.messages == ["continuing after epoch 1/5", epoch_line(ROW, 5)]
+    assert caplog.messages == ["continuing after epoch 1/5 and 2 steps of the next", epoch_line(ROW, 5)]
     assert "step" not in capsys.readouterr().out
 
 

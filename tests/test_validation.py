@@ -42,7 +42,7 @@ def segmenter(blend: str = "crop") -> Segmenter:
 
 def validated(dataset, units: list[Sample], blend: str = "crop"):
     with ThreadPoolExecutor(2) as pool:
-        return validate(segmenter(blend), units, read=lambda sample: read(dataset, sample), pool=pool)
+        return validate(segmenter(blend), units, shown=units, read=lambda sample: read(dataset, sample), pool=pool)
 
 
 @pytest.mark.parametrize("blend", ["crop", "taper"])

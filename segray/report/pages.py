@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from types import MappingProxyType
 from typing import Any
 
+import numpy as np
 from jinja2 import Environment
 
 from segray.masks import Classes
 from segray.report.charts import Reliability, line_chart, reliability_chart
 from segray.report.overview import Overview, viewer_data
 from segray.report.pictures import RIGHT, Picture
+from segray.report.progress import class_plot, stage_plot
 from segray.report.script import SCRIPT, SCRIPT_HASH
 from segray.report.sections import (
     bin_rows,
@@ -19,6 +22,7 @@ from segray.report.sections import (
     legend_entries,
     matrix_table,
     picture_rows,
+    progress_rows,
     rows,
     run_rows,
     score_rows,
@@ -113,12 +117,19 @@ def evaluation_page(*, classes: Classes, metrics: dict, pictures: list[Picture])
 
 
 def training_page(
-    *, classes: Classes, history: list[dict], settings: dict, pictures: list[Picture], title: str
+    *,
+    classes: Classes,
+    history: list[dict],
+    settings: dict,
+    pictures: list[Picture],
+    title: str,
+    earlier: Mapping[int, Mapping[str, np.ndarray]] = MappingProxyType({}),
 ) -> bytes:
     """The page of a training, UTF-8 HTML.
 
     history: one row an epoch with `epoch`, `step`, `loss`, `lr`, `val_miou` (None if not validated), `val_iou` (one
-    per class or empty), `seconds` (of that epoch) and `samples_per_s`. The best epoch has the highest `val_miou`.
+    per class or empty), `seconds` (of that epoch; `stage_seconds`, if there, by stage) and `samples_per_s`. The best
+    epoch has the highest `val_miou`. pictures: of the last epoch; earlier: their masks by title in epochs before.
     """
     validated = [row for row in history if is_number(row.get("val_miou"))]
     best = max(validated, key=lambda row: row["val_miou"], default={})
@@ -141,10 +152,11 @@ def training_page(
         lead="" if history else "No epoch is finished yet.",
         cards=cards,
         charts=[chart for chart in charts if chart],
+        plots=[plot for plot in (class_plot(classes, history), stage_plot(history)) if plot],
         scores=score_rows(classes, [best["val_iou"]]) if best.get("val_iou") else None,
         score_names=["IoU"],
         score_title=f"Classes at the best epoch, {best.get('epoch')}",
-        pictures=picture_rows(pictures, classes, compare=True),
+        pictures=progress_rows(pictures, earlier, classes, epoch=last.get("epoch", 0)),
         legend=legend_entries(classes),
         error_legend=ERRORS,
         tables=[("Settings", rows(settings))],

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import base64
 import io
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 
 import numpy as np
 from PIL import Image
@@ -39,6 +40,12 @@ class Picture:
                     f"it should be uint8 of shape {shape} with at least one pixel"
                 )
 
+    def shrunk(self, longest: int) -> Picture:
+        """The picture with sides of that many pixels at most; pixels of masks keep the ids of some that they cover."""
+        image = _shrink(self.image, Image.Resampling.BOX, longest)
+        ids = (None if a is None else _shrink(a, Image.Resampling.NEAREST, longest) for a in (self.mask, self.truth))
+        return replace(self, image=image, **dict(zip(("mask", "truth"), ids)))
+
 
 def for_eyes(pixels: np.ndarray, valid: np.ndarray) -> np.ndarray:
     """(H, W, 3) uint8 of (C, H, W) pixels of any type: the first three bands (or the first), other types stretched
@@ -65,15 +72,14 @@ class Pane:
 
 def panes(picture: Picture, classes: Classes, *, compare: bool) -> list[Pane]:
     """Image, overlay, mask; with `compare` and a truth: image, truth, prediction, errors."""
-    image = _shrink(picture.image, Image.Resampling.BOX)
-    mask = _shrink(picture.mask, Image.Resampling.NEAREST)
-    if not compare or picture.truth is None:
+    picture = picture.shrunk(LONGEST)
+    image, mask, truth = picture.image, picture.mask, picture.truth
+    if not compare or truth is None:
         return [
             _photograph("Image", image),
             _photograph("Overlay", _overlay(image, mask, classes)),
             _ids("Mask", mask, classes),
         ]
-    truth = _shrink(picture.truth, Image.Resampling.NEAREST)
     return [
         _photograph("Image", image),
         _ids("Truth", truth, classes),
@@ -82,9 +88,17 @@ def panes(picture: Picture, classes: Classes, *, compare: bool) -> list[Pane]:
     ]
 
 
-def _shrink(array: np.ndarray, method: Image.Resampling) -> np.ndarray:
+def panes_by_epoch(picture: Picture, masks: Mapping[int, np.ndarray], classes: Classes, *, epoch: int) -> list[Pane]:
+    """Image, truth, the predictions of earlier epochs and of the last one, and its errors."""
+    predictions = [_ids(f"Epoch {number}", mask, classes) for number, mask in sorted(masks.items())]
+    image, truth, prediction, errors = panes(picture, classes, compare=True)
+    predictions.append(replace(prediction, label=f"Epoch {epoch}"))
+    return [image, truth, *predictions, replace(errors, label=f"Errors, epoch {epoch}")]
+
+
+def _shrink(array: np.ndarray, method: Image.Resampling, longest: int) -> np.ndarray:
     height, width = array.shape[:2]
-    scale = min(1.0, LONGEST / max(height, width))
+    scale = min(1.0, longest / max(height, width))
     size = (max(1, round(width * scale)), max(1, round(height * scale)))
     return np.asarray(Image.fromarray(array).resize(size, method))
 

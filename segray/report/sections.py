@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+
+import numpy as np
 
 from segray.masks import Classes
-from segray.report.pictures import Picture, panes
+from segray.report.pictures import Picture, panes, panes_by_epoch
 from segray.report.wording import is_number, number, percent, pixels, text
 
 EXAMPLES = 20  # images named for one reason of failure
@@ -22,6 +24,18 @@ def legend_entries(classes: Classes) -> list[tuple[str, tuple[int, int, int]]]:
 def picture_rows(pictures: Iterable[Picture], classes: Classes, *, compare: bool) -> list[dict]:
     """Title, note and panes of every picture; `compare` puts truth, prediction and errors side by side."""
     return [{"title": p.title, "note": p.note, "panes": panes(p, classes, compare=compare)} for p in pictures]
+
+
+def progress_rows(
+    pictures: Iterable[Picture], earlier: Mapping[int, Mapping[str, np.ndarray]], classes: Classes, *, epoch: int
+) -> list[dict]:
+    """What a training made of each picture by epoch; earlier: masks by title, of epochs before the pictures' own."""
+    rows = []
+    for picture in pictures:
+        masks = {number: found[picture.title] for number, found in earlier.items() if picture.title in found}
+        parts = panes_by_epoch(picture, masks, classes, epoch=epoch)
+        rows.append({"title": picture.title, "note": picture.note, "panes": parts})
+    return rows
 
 
 def share_rows(classes: Classes, per_class: Sequence[int]) -> list[dict]:

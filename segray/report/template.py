@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from segray.report import quality, viewer
+from segray.report import progress, quality, viewer
 
 STYLE = """
 :root { color-scheme: light dark; --page: #fff; --panel: #f6f7f9; --line: #e2e5ea; --text: #1b2027; --quiet: #5a6472;
@@ -83,6 +83,15 @@ PAGE = (
 <span class="bar"><i{% if not length %} class="none"{% endif %}
  style="width: {{ "%.2f" | format(100 * length) }}%; background: {{ rgb(color) }}"></i></span>
 {% endmacro %}
+{% macro axes(chart) %}
+{% for y, label in chart.y_ticks %}
+<line class="grid" x1="{{ chart.left }}" x2="{{ chart.right }}" y1="{{ y }}" y2="{{ y }}"></line>
+<text x="{{ chart.left - 8 }}" y="{{ y + 4 }}" text-anchor="end">{{ label }}</text>
+{% endfor %}
+{% for x, label in chart.x_ticks %}
+<text x="{{ x }}" y="{{ chart.bottom + 18 }}" text-anchor="middle">{{ label }}</text>
+{% endfor %}
+{% endmacro %}
 {% macro legend_of(entries) %}
 {% for name, color in entries %}
 <li>{{ swatch(color) }}{{ name }}</li>
@@ -100,6 +109,7 @@ PAGE = (
     + STYLE
     + viewer.STYLE
     + quality.STYLE
+    + progress.STYLE
     + """</style>
 </head>
 <body>
@@ -126,13 +136,7 @@ PAGE = (
 <figure>
 <figcaption>{{ chart.title }}</figcaption>
 <svg viewBox="0 0 {{ chart.width }} {{ chart.height }}" role="img" aria-label="{{ chart.title }} by epoch">
-{% for y, label in chart.y_ticks %}
-<line class="grid" x1="{{ chart.left }}" x2="{{ chart.right }}" y1="{{ y }}" y2="{{ y }}"></line>
-<text x="{{ chart.left - 8 }}" y="{{ y + 4 }}" text-anchor="end">{{ label }}</text>
-{% endfor %}
-{% for x, label in chart.x_ticks %}
-<text x="{{ x }}" y="{{ chart.bottom + 18 }}" text-anchor="middle">{{ label }}</text>
-{% endfor %}
+{{ axes(chart) }}
 {% if chart.best %}
 <line class="best" x1="{{ chart.best[0] }}" x2="{{ chart.best[0] }}"
  y1="{{ chart.top }}" y2="{{ chart.bottom }}"></line>
@@ -147,6 +151,9 @@ PAGE = (
 </svg>
 </figure>
 {% endfor %}
+"""
+    + progress.PROGRESS
+    + """
 </div>
 <p class="quiet">By epoch. The dashed line marks the epoch of the best validation mean IoU.</p>
 </section>

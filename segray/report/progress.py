@@ -1,0 +1,126 @@
+"""How a training went, as its page shows it: curves of several classes, where the time went, and how they look."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from segray.masks import Classes
+from segray.report.charts import BOTTOM, HEIGHT, LEFT, RIGHT, TOP, WIDTH, ticks
+from segray.report.wording import duration, is_number, number, percent
+
+MOST_LINES = 30  # classes in one chart; with more, none could be told from another
+COLORS = {  # of the stages, the largest first in most trainings
+    "steps": (76, 120, 200),
+    "validation": (63, 156, 106),
+    "waiting for data": (224, 150, 40),
+    "publishing": (176, 92, 192),
+}
+Rows = Sequence[dict]
+
+STYLE = """
+svg .line { stroke-width: 1.6; }
+.charts .legend { margin: 6px 0 8px; font-size: 13px; }
+"""
+
+PROGRESS = """
+{% for chart in plots %}
+<figure>
+<figcaption>{{ chart.title }}</figcaption>
+<svg viewBox="0 0 {{ chart.width }} {{ chart.height }}" role="img" aria-label="{{ chart.title }} by epoch">
+{{ axes(chart) }}
+{% for points, color, hint in chart.areas %}
+<polygon points="{{ points }}" style="fill: {{ rgb(color) }}"><title>{{ hint }}</title></polygon>
+{% endfor %}
+{% for points, color, hint in chart.lines %}
+<polyline class="line" points="{{ points }}" style="stroke: {{ rgb(color) }}"><title>{{ hint }}</title></polyline>
+{% endfor %}
+</svg>
+<ul class="legend">
+{% for _, color, hint in chart.areas or chart.lines %}
+<li>{{ swatch(color) }}{{ hint }}</li>
+{% endfor %}
+</ul>
+</figure>
+{% endfor %}
+"""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plot:
+    """Lines or areas of several colours: (points in SVG units, colour, what it is). ticks: (place, label)."""
+
+    title: str
+    x_ticks: list[tuple[float, str]]
+    y_ticks: list[tuple[float, str]]
+    lines: Sequence[tuple[str, tuple[int, int, int], str]] = ()
+    areas: Sequence[tuple[str, tuple[int, int, int], str]] = ()
+    right: int = WIDTH - RIGHT
+    left: int = LEFT
+    top: int = TOP
+    bottom: int = HEIGHT - BOTTOM
+    width: int = WIDTH
+    height: int = HEIGHT
+
+
+def class_plot(classes: Classes, history: Rows) -> Plot | None:
+    """The IoU of each class by epoch, in the colours of the legend; None with too many classes, or one epoch alone."""
+    names = list(zip(classes.names, classes.colors))
+    rows = [row for row in history if row.get("val_iou")]
+    series = [
+        [(row["epoch"], row["val_iou"][k]) for row in rows if is_number(row["val_iou"][k])] for k in range(len(names))
+    ]
+    longest = max(map(len, series), default=0)
+    if longest < 2 or len(names) > MOST_LINES:
+        return None
+    epochs = [epoch for points in series for epoch, _ in points]
+    axes = _Axes(min(epochs), max(epochs), max(value for points in series for _, value in points))
+    lines = [
+        (axes.points(points), color, f"{name} {percent(points[-1][1])}")
+        for (name, color), points in zip(names, series)
+        if points
+    ]
+    return Plot(title="Validation IoU by class", x_ticks=axes.x_ticks, y_ticks=axes.y_ticks, lines=lines)
+
+
+def stage_plot(history: Rows) -> Plot | None:
+    """The seconds of each epoch, stage on stage, and the share of each in all of them; None without an epoch."""
+    rows = [row for row in history if row.get("stage_seconds")]
+    if not rows:
+        return None
+    axes = _Axes(
+        rows[0]["epoch"] - 0.5, rows[-1]["epoch"] + 0.5, max(sum(row["stage_seconds"].values()) for row in rows)
+    )
+    total = sum(sum(row["stage_seconds"].values()) for row in rows)
+    below, areas = [0.0] * len(rows), []
+    for stage, color in COLORS.items():
+        seconds = [row["stage_seconds"].get(stage, 0.0) for row in rows]
+        below = [low + more for low, more in zip(below, seconds)]
+        steps = [(row["epoch"] + side, top) for row, top in zip(rows, below) for side in (-0.5, 0.5)]
+        outline = [(steps[0][0], 0.0), *steps, (steps[-1][0], 0.0)]
+        share = percent(sum(seconds) / total if total else None)
+        areas.append((axes.points(outline), color, f"{stage} {share}, {duration(sum(seconds))}"))
+    # each reaches down to 0, and those drawn later cover it
+    return Plot(title="Seconds an epoch", x_ticks=axes.x_ticks, y_ticks=axes.y_ticks, areas=areas[::-1])
+
+
+class _Axes:
+    """Epochs from left to right, values from 0 up, in SVG units."""
+
+    def __init__(self, first: float, last: float, highest: float) -> None:
+        self.first, self.span = first, last - first
+        y_ticks = ticks(0.0, highest or 1.0, count=4)
+        self.top = y_ticks[-1]
+        whole = ticks(round(first + 0.25), round(last - 0.25), count=6, whole=True)
+        self.x_ticks = [(self._x(x), number(x)) for x in whole if first <= x <= last]
+        self.y_ticks = [(self._y(y), number(y)) for y in y_ticks]
+
+    def points(self, values: Rows) -> str:
+        """(epoch, value) pairs as the points of a line."""
+        return " ".join(f"{self._x(x)},{self._y(y)}" for x, y in values)
+
+    def _x(self, x: float) -> float:
+        return round(LEFT + (x - self.first) / self.span * (WIDTH - LEFT - RIGHT), 1)
+
+    def _y(self, y: float) -> float:
+        return round(HEIGHT - BOTTOM - y / self.top * (HEIGHT - TOP - BOTTOM), 1)

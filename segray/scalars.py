@@ -1,0 +1,41 @@
+"""What a training reports, as numbers by name: for TensorBoard event files, and for experiment trackers."""
+
+from __future__ import annotations
+
+import math
+import os
+import tempfile
+from collections.abc import Iterable
+
+Point = tuple[int, float, float]  # step, loss since the point before, seconds since 1970
+GROUPS = {"val_iou": "val_iou", "stage_seconds": "time"}  # what of a row holds numbers by name: their prefix
+
+
+def is_row(report: dict) -> bool:
+    """Whether a report is the row of an epoch, not that of a step."""
+    return "val_miou" in report
+
+
+def scalars(report: dict) -> dict[str, float]:
+    """The numbers in a row of metrics.jsonl or in a report of a step; without what is missing or not finite."""
+    if not is_row(report):
+        return {"step": report["step"], "step_loss": report["loss"]}
+    flat = {name: value for name, value in report.items() if name not in ("step", *GROUPS)}
+    for group, prefix in GROUPS.items():
+        flat |= {f"{prefix}/{name}": value for name, value in report.get(group, {}).items()}
+    return {name: value for name, value in flat.items() if value is not None and math.isfinite(value)}
+
+
+def event_file(row: dict, points: Iterable[Point]) -> bytes:
+    """A TensorBoard event file of one epoch, all of it by global step: its row, and the losses of its steps."""
+    from tensorboardX import SummaryWriter
+
+    with tempfile.TemporaryDirectory(prefix="segray-") as folder:
+        with SummaryWriter(folder) as writer:
+            at = None
+            for step, loss, at in points:
+                writer.add_scalar("step_loss", loss, step, walltime=at)
+            for name, value in scalars(row).items():
+                writer.add_scalar(name, value, row["step"], walltime=at)
+        with os.scandir(folder) as files, open(next(files), "rb") as file:
+            return file.read()
