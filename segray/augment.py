@@ -98,17 +98,31 @@ def _resize(pixels_CHW: np.ndarray, valid_HW: np.ndarray, size: int) -> np.ndarr
     """Pixels interpolated as sum(weight * pixel) / sum(weight) over valid pixels: no-data values and NaN never leak."""
     dtype = pixels_CHW.dtype
     if valid_HW.all() and dtype == np.uint8:
-        return _bilinear(pixels_CHW, size)  # torch has a several times faster kernel for bytes
-    working = np.result_type(dtype, np.float32)  # float64 where float32 does not hold every value
-    weight = _bilinear(valid_HW[None].astype(working), size)
-    total = _bilinear(np.where(valid_HW, pixels_CHW, 0).astype(working), size)
-    resized = np.divide(total, weight, out=np.zeros_like(total), where=weight > 0)
+        return _bilinear(pixels_CHW, (size, size))  # torch has a several times faster kernel for bytes
+    resized = np.zeros((len(pixels_CHW), size, size), np.result_type(dtype, np.float32))
+    rows = np.flatnonzero(valid_HW.any(axis=1))
+    if not len(rows):
+        return resized.astype(dtype)
+    # Across, then down, as torch does it by itself; but only the rows, and then the columns, that hold anything: of a
+    # small image in a large square those are few. float64 where float32 does not hold every value.
+    rows = slice(rows[0], rows[-1] + 1)
+    values = np.zeros((len(pixels_CHW) + 1, rows.stop - rows.start, valid_HW.shape[1]), resized.dtype)
+    np.copyto(values[:-1], pixels_CHW[:, rows], where=valid_HW[rows])
+    values[-1] = valid_HW[rows]
+    values = _bilinear(values, (values.shape[1], size))
+    cols = np.flatnonzero(values[-1].any(axis=0))
+    cols = slice(cols[0], cols[-1] + 1)
+    # One column more: of arrays that are one column wide torch 2.15 takes the bands for columns.
+    high = np.zeros((len(values), len(valid_HW), cols.stop - cols.start + 1), resized.dtype)
+    high[:, rows, :-1] = values[..., cols]
+    high = _bilinear(high, (size, high.shape[2]))[..., :-1]
+    np.divide(high[:-1], high[-1], out=resized[..., cols], where=high[-1] > 0)
     return (np.rint(resized) if dtype.kind in "iu" else resized).astype(dtype)
 
 
-def _bilinear(array_CHW: np.ndarray, size: int) -> np.ndarray:
+def _bilinear(array_CHW: np.ndarray, size: tuple[int, int]) -> np.ndarray:
     batch = torch.from_numpy(array_CHW)[None]
-    return functional.interpolate(batch, (size, size), mode="bilinear", antialias=True)[0].numpy()
+    return functional.interpolate(batch, size, mode="bilinear", antialias=True)[0].numpy()
 
 
 def _orient(array: np.ndarray, *, mirrored: bool, turns: int) -> np.ndarray:

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch.nn import functional
 
-from segray.augment import Augment, crop_sample
+from segray.augment import Augment, _resize, crop_sample
 
 Sample = tuple[np.ndarray, np.ndarray, np.ndarray]
 
@@ -165,6 +167,37 @@ def test_no_data_never_leaks_into_valid_pixels(nodata: float, scale: float) -> N
     assert np.array_equal(labels != 255, kept)
     assert (found[0][kept] >= 5 - 1e-3).all()
     assert (found[0][kept] <= 6 + 1e-3).all()
+
+
+@settings(deadline=None)
+@given(
+    side=st.integers(2, 40),
+    size=st.integers(2, 40),
+    dtype=st.sampled_from(["uint8", "uint16", "int16", "float32", "float64"]),
+    box=st.tuples(*[st.integers(0, 40)] * 4),
+    holes=st.sampled_from([0.0, 0.3, 1.0]),
+)
+def test_resizing_is_one_weighted_mean_of_the_square(
+    side: int, size: int, dtype: str, box: tuple, holes: float
+) -> None:
+    """To the bit: leaving out the rows and columns that hold nothing changes nothing."""
+    rng = np.random.default_rng(side * 41 + size)
+    pixels = (rng.random((3, side, side)) * 200).astype(dtype)
+    valid = rng.random((side, side)) >= holes
+    valid[: box[0]] = valid[side - box[1] :] = False
+    valid[:, : box[2]] = valid[:, side - box[3] :] = False
+    working = np.float64 if dtype == "float64" else np.float32
+    weight, total = (
+        functional.interpolate(
+            torch.from_numpy(array.astype(working))[None], (size, size), mode="bilinear", antialias=True
+        )
+        for array in (valid[None], np.where(valid, pixels, 0))
+    )
+    expected = np.where(weight[0] > 0, total[0] / weight[0], 0).astype(working)
+    if np.dtype(dtype).kind in "iu":
+        expected = np.rint(expected)
+    if not (valid.all() and dtype == "uint8"):
+        assert np.array_equal(_resize(pixels, valid, size), expected.astype(dtype))
 
 
 def test_the_seed_decides_and_the_sample_is_left_alone() -> None:
