@@ -23,7 +23,17 @@ from segray.exports.names import ending_of
 from segray.exports.scenes import Masks, Scene, open_masks, pieces_of, whole
 from segray.pipeline import DEATHS
 from segray.settings import ExportSettings
-from segray.storage import exists, join, list_files, local_path, publish, publish_file, read_text, remove
+from segray.storage import (
+    exists,
+    join,
+    list_files,
+    local_path,
+    publish,
+    publish_file,
+    read_text,
+    remove,
+    remove_leftovers,
+)
 
 log = logging.getLogger("segray")
 FORMAT_VERSION = 1
@@ -76,6 +86,7 @@ def export(settings: ExportSettings) -> dict:
         path = os.path.join(folder, COLLECTION)
         with open(path, "w", encoding="utf-8") as file:
             _collect(outcomes_of(exporter), counts, file)
+        remove_leftovers(settings.output)
         summary_uri = join(settings.output, SUMMARY)
         if not counts.written and exists(summary_uri):
             log.info("nothing to do: all of %d scenes that can be exported is there", counts.scenes - counts.failed)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import posixpath
+import re
 import shutil
 import time
 import uuid
@@ -24,6 +25,7 @@ ATTEMPTS = 4
 COPY_BYTES = 2**20
 # Stores on which a finished put is atomic: a reader sees the old object or the whole new one, never a part.
 ATOMIC_PUT = {"s3", "s3a", "gs", "gcs", "az", "abfs", "abfss", "adl", "oss", "memory"}
+LEFTOVER = re.compile(r"\..*\.[0-9a-f]{32}\.tmp")  # what `_temporary` names files
 PLAIN_STORES = ATOMIC_PUT | {"file", "local"}  # nothing lies inside anything else here
 FINAL_ERRORS = (FileNotFoundError, FileExistsError, PermissionError, IsADirectoryError, NotADirectoryError)
 
@@ -195,12 +197,11 @@ def remove(uri: str) -> None:
 
 
 def remove_leftovers(folder: str) -> None:
-    """Remove the temporary files that a killed process left directly in a folder (see `publish`)."""
+    """Remove the temporary files that a killed process left below a folder (see `publish`)."""
     fs, path = filesystem(folder)
     if _protocol(fs) not in ATOMIC_PUT and fs.exists(path):
-        for name in fs.ls(path, detail=False):
-            base = posixpath.basename(name)
-            if base.startswith(".") and base.endswith(".tmp"):
+        for name in fs.find(path):
+            if LEFTOVER.fullmatch(posixpath.basename(name)):
                 fs.rm_file(name)
 
 

@@ -27,7 +27,7 @@ from segray.datasets import Dataset, Sample, open_dataset
 from segray.errors import SegrayError
 from segray.inspection import Inspection, fingerprint, inspect
 from segray.settings import TrainSettings
-from segray.storage import absolute, join
+from segray.storage import absolute, join, remove_leftovers
 from segray.tasks import in_tasks
 from segray.tracking import Tracking, check_trackers
 from segray.trainer import run
@@ -80,6 +80,7 @@ def train(settings: TrainSettings) -> dict:
         for row in read_history(settings.output):  # of before; a tracker that failed then has not all of them
             tracking.add(row)
         _fit(job, workers, tracking)
+        remove_leftovers(settings.output)
     finally:
         tracking.close()
     return _result(settings, already=False)

@@ -172,7 +172,9 @@ def test_a_writer_killed_before_its_rename_leaves_only_what_listing_ignores(tmp_
     assert len([name for name in os.listdir(tmp_path / "out") if name.endswith(".tmp")]) == 1
     assert exists(uri) == bool(before)
     assert names(str(tmp_path / "out")) == (["other", "shard"] if before else ["other"])
-    remove_leftovers(str(tmp_path / "out"))
+    (tmp_path / ".of another.tmp").write_bytes(b"")
+    remove_leftovers(str(tmp_path))
+    assert (tmp_path / ".of another.tmp").exists()
     assert sorted(os.listdir(tmp_path / "out")) == (["other", "shard"] if before else ["other"])
     remove_leftovers(str(tmp_path / "nowhere"))
 
