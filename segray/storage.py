@@ -11,7 +11,8 @@ import uuid
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from datetime import datetime
-from functools import partial
+from functools import cache, partial
+from inspect import signature
 from typing import TypeVar
 
 from botocore.exceptions import BotoCoreError
@@ -124,7 +125,7 @@ def retry(call: Callable[[], Result]) -> Result:
 def read_bytes(uri: str) -> bytes:
     """The whole content of a file; FileNotFoundError or OSError as the store says."""
     fs, path = filesystem(uri)
-    return retry(lambda: fs.cat_file(path))  # one request, where opening a file costs two
+    return retry(lambda: fs.cat_file(path, **_in_one_request(type(fs))))  # opening a file costs two
 
 
 def read_text(uri: str) -> str:
@@ -240,6 +241,13 @@ def describe(error: BaseException) -> str:
     text = " ".join(str(error).split()) or type(error).__name__
     text = text.split(" at 0x")[0]
     return text[1:-1] if len(text) > 1 and text[0] == text[-1] and text[0] in "'\"" else text
+
+
+@cache
+def _in_one_request(kind: type[AbstractFileSystem]) -> dict[str, int]:
+    """What makes `cat_file` of a kind of store ask once: s3fs of 2026 asks for the size first, to fetch in parts."""
+    parameters = signature(getattr(kind, "_cat_file", kind.cat_file)).parameters
+    return {"max_concurrency": 1} if "max_concurrency" in parameters else {}
 
 
 def _temporary(fs: AbstractFileSystem, path: str) -> str:

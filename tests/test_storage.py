@@ -144,6 +144,21 @@ def test_an_s3_listing_of_many_pages_has_every_key_once_and_in_order(s3):
         list(list_files(join(s3, "many")))
 
 
+def test_a_file_is_read_with_one_request(s3, monkeypatch):
+    uri = join(s3, "one-request")
+    publish(uri, b"content")
+    kind, asked = type(filesystem(uri)[0]), []
+    call = kind._call_s3
+
+    async def noted(self, method, *args, **options):
+        asked.append(method)
+        return await call(self, method, *args, **options)
+
+    monkeypatch.setattr(kind, "_call_s3", noted)
+    assert read_bytes(uri) == b"content"
+    assert asked == ["get_object"]
+
+
 def test_what_is_published_after_a_look_is_seen(s3):
     folder = join(s3, "fresh")
     for number in range(3):
