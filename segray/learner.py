@@ -54,7 +54,7 @@ class Learner:
     def model(self) -> nn.Module:
         """The network to validate and publish, in eval mode: the weights' average with --ema, else the last weights."""
         if not self.job.settings.ema:
-            self.average.update(self.network, step=0)
+            self.average.update(step=0)
         return self.average.network
 
     def state(self) -> dict:
@@ -98,7 +98,7 @@ class Learner:
         norm = nn.utils.clip_grad_norm_(self.network.parameters(), settings.clip or math.inf)
         self.optimizer.step()
         if settings.ema:
-            self.average.update(self.network, step)
+            self.average.update(step)
         return torch.stack([loss_sum.double(), count.double(), norm.double()])
 
     def rate(self, step: int) -> float:

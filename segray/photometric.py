@@ -23,14 +23,11 @@ def draw(positions: Iterable[int], *, bands: int, strength: float, seed: int, ep
     saturation, gamma, then a gain and a shift for each band: factors are exp of uniform(-strength, strength), so that
     one is as likely as its inverse; shifts are uniform(-strength, strength).
     """
-    rows = []
-    for position in positions:
-        rng = np.random.default_rng([seed, epoch, STREAM, position])
-        saturation, gamma, contrast, brightness = rng.uniform(-strength, strength, 4)
-        gains, shifts = BAND_SHARE * rng.uniform(-strength, strength, (2, bands))
-        factors = np.exp([saturation, gamma, *(contrast + gains)])
-        rows.append(np.concatenate([factors, brightness + shifts]))
-    return torch.from_numpy(np.stack(rows).astype(np.float32))
+    generators = (np.random.default_rng([seed, epoch, STREAM, position]) for position in positions)
+    numbers = np.stack([rng.uniform(-strength, strength, 4 + 2 * bands) for rng in generators])
+    of_all, contrast, brightness, gains, shifts = np.split(numbers, np.cumsum([2, 1, 1, bands]), axis=1)
+    factors = np.exp(np.concatenate([of_all, contrast + BAND_SHARE * gains], axis=1))
+    return torch.from_numpy(np.concatenate([factors, brightness + BAND_SHARE * shifts], axis=1).astype(np.float32))
 
 
 def distort(x_NCHW: Tensor, valid_NHW: Tensor, drawn: Tensor) -> Tensor:

@@ -32,7 +32,7 @@ def test_it_is_an_exponential_average_of_parameters_and_statistics() -> None:
     expected = {name: tensor.clone() for name, tensor in network.state_dict().items()}
     for step in range(12):
         change(network, step)
-        average.update(network, step)
+        average.update(step)
         decay = average_decay(step, 0.5)
         for name, tensor in network.state_dict().items():
             expected[name] = decay * expected[name] + (1 - decay) * tensor if tensor.is_floating_point() else tensor
@@ -45,7 +45,7 @@ def test_without_decay_it_is_the_network_to_the_bit() -> None:
     network = small()
     average = WeightAverage(network, decay=0.0)
     change(network, 1)
-    average.update(network, 0)
+    average.update(0)
     assert all(torch.equal(a, b) for a, b in zip(average.network.state_dict().values(), network.state_dict().values()))
 
 
