@@ -10,6 +10,7 @@ import pytest
 import torch
 import torchvision
 from torch import Tensor, nn
+from torch.nn import functional
 
 from segray.networks import NETWORKS, build_network, load_backbone, parse_network
 from segray.networks.any_size import pad_to_multiple
@@ -134,7 +135,13 @@ def test_one_image_of_one_pixel_trains(network):
 
 
 @pytest.mark.parametrize(
-    ("name", "options"), [("encoder_decoder", {"width": 4}), ("unet", {"width": 2, "depth": 2}), ("nano", {"width": 4})]
+    ("name", "options"),
+    [
+        ("encoder_decoder", {"width": 4}),
+        ("unet", {"width": 2, "depth": 2}),
+        ("nano", {"width": 4}),
+        ("nano", {"width": 4, "reduce": 2}),
+    ],
 )
 def test_exports_with_a_dynamic_batch(name, options):
     network = build_network(name, options, num_classes=3, in_channels=2).eval()
@@ -142,6 +149,23 @@ def test_exports_with_a_dynamic_batch(name, options):
     with torch.no_grad():
         expected_NKHW = network(pixels(5, 2, 32, 36))
         assert torch.allclose(program.module()(pixels(5, 2, 32, 36)), expected_NKHW, atol=1e-5)
+
+
+@pytest.mark.parametrize("training", [False, True])
+def test_a_reduced_nano_sees_a_smaller_image_and_gives_logits_of_the_whole(training):
+    whole, reduced = (
+        build_network("nano", {"width": 8, "reduce": reduce}, num_classes=CLASSES, in_channels=3).train(training)
+        for reduce in (1, 3)
+    )
+    reduced.load_state_dict(whole.state_dict())
+    x_NCHW = pixels(2, 3, 96, 144)
+    with torch.no_grad():
+        found, small = reduced(x_NCHW), whole(functional.avg_pool2d(x_NCHW, 3))
+    for name in ("out", "aux") if training else ():
+        assert found[name].shape == (2, CLASSES, 96, 144)
+    found, small = (output["out"] if training else output for output in (found, small))
+    expected = functional.interpolate(small, scale_factor=3, mode="bilinear", align_corners=False)
+    torch.testing.assert_close(found, expected)
 
 
 def test_default_sizes():
@@ -249,6 +273,7 @@ def test_parse_network_refuses(text, sentence):
         ("unet", {"depth": 9}, "but they are 16 and 9"),
         ("encoder_decoder", {"width": -1}, "must be at least 1, but is -1"),
         ("nano", {"width": 7}, "must be even and at least 2, but is 7"),
+        ("nano", {"reduce": 0}, "must be at least 1, but is 0"),
         ("smp", {"allow_noncommercial": "please"}, "must be of type bool"),
     ],
 )

@@ -1,7 +1,8 @@
 """nano: a residual U-shaped network for training from random weights, with context from far away; 3.8 M parameters.
 
 Most of its work is at 1/4 to 1/16 of the resolution, so an image costs about what it costs in `unet`, while a pixel
-sees hundreds of pixels around it and, through the pooled features, the whole tile.
+sees hundreds of pixels around it and, through the pooled features, the whole tile. With `reduce` it works on an image
+that many times smaller: a tile that covers as many times more costs the same, but fine detail is lost.
 """
 
 from __future__ import annotations
@@ -19,8 +20,9 @@ DILATIONS = (1, 2, 4)  # of the blocks there: Yu & Koltun 2016
 class Nano(nn.Module):
     """Float (N, C, H, W) -> logits (N, K, H, W); in train mode {"out", "aux"} of such, the latter from the encoder."""
 
-    def __init__(self, *, num_classes: int, in_channels: int, width: int) -> None:
+    def __init__(self, *, num_classes: int, in_channels: int, width: int, reduce: int) -> None:
         super().__init__()
+        self.reduce = reduce
         half, deep = width // 2, 3 * width
         self.stem = nn.Sequential(_unit(in_channels, half, stride=2), _unit(half, half))
         self.stage4 = nn.Sequential(Block(half, width, stride=2), Block(width, width))
@@ -40,7 +42,9 @@ class Nano(nn.Module):
         """Logits of the input's H and W, any size >= 1 px."""
         height, width = x_NCHW.shape[-2:]
         # at least 2 x 2 at the bottom, so that one small image is a batch that BatchNorm can train on
-        padded_NCHW = pad_to_multiple(x_NCHW, STRIDE, least=2 * STRIDE)
+        padded_NCHW = pad_to_multiple(x_NCHW, STRIDE * self.reduce, least=2 * STRIDE * self.reduce)
+        if self.reduce > 1:
+            padded_NCHW = F.avg_pool2d(padded_NCHW, self.reduce)
         skips = [x := self.stem(padded_NCHW)]
         for stage in (self.stage4, self.stage8, self.stage16):
             skips.append(x := stage(x))
@@ -48,10 +52,13 @@ class Nano(nn.Module):
         x = deep + F.relu(self.pooled(deep.mean(dim=(2, 3), keepdim=True)))
         for up, unit in zip(self.up, self.decoder, strict=True):
             x = unit(torch.cat([skips.pop(), up(x)], dim=1))
-        logits_NKHW = self.head(x)[..., :height, :width]
+        logits_NKHW = self.head(x)
+        if self.reduce > 1:
+            logits_NKHW = _enlarge(logits_NKHW, self.reduce)
+        logits_NKHW = logits_NKHW[..., :height, :width]
         if not self.training:
             return logits_NKHW
-        aux_NKHW = F.interpolate(self.aux_head(deep), scale_factor=STRIDE, mode="bilinear", align_corners=False)
+        aux_NKHW = _enlarge(self.aux_head(deep), STRIDE * self.reduce)
         return {"out": logits_NKHW, "aux": aux_NKHW[..., :height, :width]}
 
 
@@ -76,11 +83,20 @@ class Block(nn.Module):
         return F.relu(self.second(self.first(x)) + self.shortcut(x))
 
 
-def build(*, num_classes: int, in_channels: int, width: int = 64) -> nn.Module:
-    """A Nano of `width` channels at a quarter of the resolution, half as many at half, three times as many at 1/16."""
+def build(*, num_classes: int, in_channels: int, width: int = 64, reduce: int = 1) -> nn.Module:
+    """A Nano of `width` channels at a quarter of the resolution, half as many at half, three times as many at 1/16.
+
+    reduce: how many times smaller the image is made first; the logits are enlarged again, bilinearly.
+    """
+    if reduce < 1:
+        raise ValueError(f"option reduce of network nano must be at least 1, but is {reduce}")
     if width < 2 or width % 2:
         raise ValueError(f"option width of network nano must be even and at least 2, but is {width}")
-    return Nano(num_classes=num_classes, in_channels=in_channels, width=width)
+    return Nano(num_classes=num_classes, in_channels=in_channels, width=width, reduce=reduce)
+
+
+def _enlarge(x_NCHW: Tensor, times: int) -> Tensor:
+    return F.interpolate(x_NCHW, scale_factor=times, mode="bilinear", align_corners=False)
 
 
 def _unit(in_channels: int, out_channels: int, *, stride: int = 1, dilation: int = 1) -> nn.Sequential:
