@@ -18,7 +18,7 @@ from itertools import chain
 
 import numpy as np
 import ray
-from ray.data import DataContext, Dataset
+from ray.data import ActorPoolStrategy, DataContext, Dataset
 from ray.util.annotations import RayDeprecationWarning
 
 from segray import plan as plans
@@ -27,7 +27,7 @@ from segray.errors import SegrayError
 from segray.packing import batch_of, pack, unpack
 from segray.reading import in_order
 from segray.summary import Totals
-from segray.work import STAGES, Costs, Work, make_segmenter
+from segray.work import STAGES, Costs, Work
 
 log = logging.getLogger("segray")
 # Ray keeps some 14 KB a shard on the driver, here bounded at any archive size; a wave costs the start of its actors.
@@ -38,6 +38,7 @@ NO_PROGRESS_S = 6 * 3600.0  # a hang; waiting for nodes and the largest of shard
 READ_BYTES = 2**29  # of pixels that a reading stage hands over at once; what a shard has beyond, the actor reads itself
 ADVICE = "give the workers more memory, or lower --batch_size, --tile or --shard_mpx"
 SHARDS_AN_ACTOR = 4  # shards waiting at an actor; measured: the default of 2 leaves it idle between them
+SHARDS_A_GPU = 2  # at the same time
 
 
 DEATHS = (
@@ -68,29 +69,6 @@ class SegmentActor:
         items = plans.read_shard(self.work.plan, shard)
         results = costs.segmented(self.work.readings(items), self.segmenter)
         return batch_of(self.work.publish(shard, results, costs))
-
-
-def probe(work: Work) -> str:
-    """The precision to use (the work's own, or what a worker's device computes fast), once a worker tried it on a tile.
-
-    ModelError when the model cannot be loaded or compiled, or takes no such tiles.
-    """
-    options = {"num_cpus": 0, "num_gpus": 1} if work.on_gpu else {"num_cpus": 1}
-    try:
-        return ray.get(_probe.options(**options).remote(work))
-    except ray.exceptions.RayTaskError as error:
-        if isinstance(error.cause, SegrayError):
-            raise error.cause from None
-        raise
-
-
-@ray.remote
-def _probe(work: Work) -> str:
-    from segray.inference import default_precision
-
-    precision = work.precision or default_precision("cuda" if work.on_gpu else "cpu")
-    make_segmenter(replace(work, precision=precision))
-    return precision
 
 
 def run(work: Work, shards: list[int], *, actors: tuple[int, int], on_result: Callable[[Totals], None]) -> None:
@@ -161,10 +139,18 @@ def _segment(rows: Dataset, work: Work, actors: tuple[int, int], *, staged: bool
             SegmentActor,
             fn_constructor_args=(work, staged),
             batch_size=1,
-            compute=work.pool(actors, SHARDS_AN_ACTOR if staged else 2),
+            compute=_pool(work, actors, SHARDS_AN_ACTOR if staged else 2),
             max_task_retries=1,
             **work.actor_options(staged=staged),
         )
+
+
+def _pool(work: Work, actors: tuple[int, int], in_flight: int) -> ActorPoolStrategy:
+    """The actors that hold the network, from fewest to most, with so many shards in flight each."""
+    options = {"max_tasks_in_flight_per_actor": in_flight}
+    if work.on_gpu:  # what one shard waits for, on its way to the device and back, another one hides
+        options |= {"max_concurrent_calls_per_actor": SHARDS_A_GPU, "enable_true_multi_threading": True}
+    return ActorPoolStrategy(min_size=actors[0], max_size=actors[1], **options)
 
 
 @contextmanager

@@ -14,7 +14,7 @@ from importlib.metadata import version
 import numpy as np
 from tqdm import tqdm
 
-from segray import cluster, pipeline
+from segray import cluster
 from segray import plan as plans
 from segray.archives.images import read_for
 from segray.errors import ImageError, SegrayError
@@ -29,7 +29,7 @@ from segray.shards import OK, read_masks
 from segray.stopwatch import peak_memory
 from segray.storage import exists, join, publish, remove_leftovers
 from segray.summary import Totals
-from segray.work import Work
+from segray.work import Work, probe
 
 log = logging.getLogger("segray")
 PICTURES = 6  # on the page
@@ -119,7 +119,7 @@ def with_devices(work: Work, settings: PathSettings) -> Work:
         batch_size=settings.batch_size or batch_size,
         shard_pixels=int((getattr(settings, "shard_mpx", None) or shard_mpx) * 1e6),
     )
-    return replace(work, precision=pipeline.probe(work))
+    return replace(work, precision=probe(work))
 
 
 def actor_range(settings: PathSettings, work: Work, shards: int) -> tuple[int, int]:
@@ -144,6 +144,8 @@ def with_threads(work: Work, actors: int) -> Work:
 
 def _run(settings: SegmentSettings, work: Work, missing: list[int]) -> tuple[Totals, float]:
     """Segment the missing shards; their totals and the seconds it took."""
+    from segray import pipeline  # Ray Data takes 64 MB, which planning does without
+
     totals, start = Totals(), time.monotonic()
     progress = _Progress(len(missing))
 

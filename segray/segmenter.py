@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections import deque
 from collections.abc import Iterable, Iterator
 from itertools import groupby
@@ -25,6 +26,8 @@ Tile = tuple[Canvas, int, int]  # row and column on the lattice
 
 class Segmenter:
     """Segments regions tile by tile; a pixel's class depends on its image and the model, and on nothing else.
+
+    Several threads may segment at once: on a GPU what one of them waits for is hidden behind what the others compute.
 
     network: (N, C, H, W) float -> (N, K, H, W) logits; it is copied. precision: bf16 or fp32. batch_size: tiles a
     forward pass. static_batch: the one batch size that the network takes, if any. compiled: see Inference. temperature:
@@ -55,14 +58,15 @@ class Segmenter:
         self.pad_batch = self.device.type != "cpu" or static_batch is not None
         self.copies = torch.cuda.Stream(self.device) if self.device.type == "cuda" else None
         self.behind = BATCHES_BEHIND if self.device.type == "cuda" else 0
-        self.batches = 0
         self.temperature, self.detailed = temperature, detailed
+        self.turn = threading.Lock()  # of a batch: two at once would take twice the memory
 
     def segment(self, regions: Iterable[Region]) -> Iterator[list[WindowMask]]:
         """The masks of each region's windows, in order; batches run across regions, so that small images fill them."""
         waiting: deque[Canvas] = deque()
         finished: deque[tuple[int, Canvas]] = deque()
         batch: list[Tile] = []
+        batches = 0
         options = {"num_classes": self.num_classes, "device": self.device, "copies": self.copies}
         options["detailed"] = self.detailed
         for region in regions:
@@ -71,15 +75,15 @@ class Segmenter:
                 batch.append((canvas, row, col))
                 if len(batch) == self.batch_size:
                     self._run(batch)
-                    batch = []
+                    batch, batches = [], batches + 1
             if len(waiting) > WAITING_BATCHES * self.batch_size:  # images without data fill no batch
                 self._run(batch)
-                batch = []
-            self._finish(waiting, finished)
-            while finished and self.batches - finished[0][0] >= self.behind:
+                batch, batches = [], batches + 1
+            finished.extend((batches, canvas) for canvas in _finished(waiting))
+            while finished and batches - finished[0][0] >= self.behind:
                 yield finished.popleft()[1].results()
         self._run(batch)
-        self._finish(waiting, finished)
+        finished.extend((batches, canvas) for canvas in _finished(waiting))
         for _, canvas in finished:
             yield canvas.results()
 
@@ -122,9 +126,11 @@ class Segmenter:
             raise ModelError(f"the network takes no tiles of {shape}: {reason}; give another --tile") from error
 
     def _run(self, batch: list[Tile]) -> None:
-        if not batch:
-            return
-        self.batches += 1
+        if batch:
+            with self.turn:
+                self._take_turn(batch)
+
+    def _take_turn(self, batch: list[Tile]) -> None:
         pixels, valid = zip(*(canvas.tile(row, col) for canvas, row, col in batch))
         missing = self.batch_size - len(batch) if self.pad_batch else 0
         logits = self.logits(_stack(pixels, missing), self._validity(valid, missing))
@@ -150,10 +156,12 @@ class Segmenter:
         everywhere = torch.ones((self.spec.tile, self.spec.tile), dtype=torch.bool, device=self.device)
         return _stack([everywhere if part is None else part for part in valid], missing)
 
-    def _finish(self, waiting: deque[Canvas], finished: deque[tuple[int, Canvas]]) -> None:
-        while waiting and waiting[0].missing == 0:
-            waiting[0].finish()
-            finished.append((self.batches, waiting.popleft()))
+
+def _finished(waiting: deque[Canvas]) -> Iterator[Canvas]:
+    """The first canvases of those waiting, as far as they lack nothing, taken out and finished."""
+    while waiting and waiting[0].missing == 0:
+        waiting[0].finish()
+        yield waiting.popleft()
 
 
 def _stack(tensors: Iterable[torch.Tensor], missing: int) -> torch.Tensor:

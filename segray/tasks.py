@@ -15,19 +15,22 @@ Part, Result = TypeVar("Part"), TypeVar("Result")
 IN_FLIGHT = 256  # tasks: bounds what the driver holds, and keeps a cluster busy
 
 
-def in_tasks(function: Callable[[Part], Result], parts: Iterable[Part]) -> Iterator[Result]:
+def in_tasks(
+    function: Callable[[Part], Result], parts: Iterable[Part], *, num_cpus: int = 1, num_gpus: int = 0
+) -> Iterator[Result]:
     """function(part) of each part, in their order; a SegrayError of a task is raised in its turn."""
+    call = _call.options(num_cpus=num_cpus, num_gpus=num_gpus)
     shared = ray.put(function)  # what it holds travels once, not with every part
     running: deque[ray.ObjectRef] = deque()
     for part in parts:
-        running.append(_call.remote(shared, part))
+        running.append(call.remote(shared, part))
         if len(running) == IN_FLIGHT:
             yield _result(running.popleft())
     while running:
         yield _result(running.popleft())
 
 
-@ray.remote(num_cpus=1)
+@ray.remote
 def _call(function: Callable[[Part], Result], part: Part) -> Result:
     return function(part)
 

@@ -5,9 +5,7 @@ from __future__ import annotations
 import pickle
 import time
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
-
-from ray.data import ActorPoolStrategy
+from dataclasses import dataclass, replace
 
 from segray import plan as plans
 from segray import walk
@@ -17,6 +15,7 @@ from segray.model_dir import load_network, read_description
 from segray.shards import MaskRow, write_shard
 from segray.stopwatch import Stopwatch, peak_memory
 from segray.summary import Totals, summarise
+from segray.tasks import in_tasks
 
 STAGES = "segray_stages"  # a Ray resource: where it is, the stages of a GPU cluster run on CPUs too
 # Ray calls actors in a thread, to which malloc gives a heap of 64 MB pieces that go back whenever one is empty: half of
@@ -55,10 +54,6 @@ class Work:
     def segmenter(self) -> walk.Segmenter:
         """The segmenter of this process's device."""
         return make_segmenter(self)
-
-    def pool(self, actors: tuple[int, int], in_flight: int) -> ActorPoolStrategy:
-        """The actors that hold the network, from fewest to most, with so many shards in flight each."""
-        return ActorPoolStrategy(min_size=actors[0], max_size=actors[1], max_tasks_in_flight_per_actor=in_flight)
 
     def actor_options(self, *, staged: bool = False) -> dict:
         """What an actor that holds the network asks of Ray."""
@@ -131,3 +126,20 @@ def make_segmenter(work: Work) -> walk.Segmenter:
     )
     segmenter.try_a_tile()  # the first one takes several times as long
     return segmenter
+
+
+def probe(work: Work) -> str:
+    """The precision to use (the work's own, or what a worker's device computes fast), once a worker tried it on a tile.
+
+    ModelError when the model cannot be loaded or compiled, or takes no such tiles.
+    """
+    (precision,) = in_tasks(_probe, [work], **({"num_cpus": 0, "num_gpus": 1} if work.on_gpu else {}))
+    return precision
+
+
+def _probe(work: Work) -> str:
+    from segray.inference import default_precision
+
+    precision = work.precision or default_precision("cuda" if work.on_gpu else "cpu")
+    make_segmenter(replace(work, precision=precision))
+    return precision

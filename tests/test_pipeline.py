@@ -26,7 +26,7 @@ from segray.plan import whole, write_files
 from segray.storage import list_files
 from segray.summary import Totals
 from segray.synthetic import scene
-from segray.work import STAGES, Work
+from segray.work import STAGES, Work, probe
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -108,8 +108,8 @@ def test_what_travels_between_stages_arrives_as_it_was(size):
 
 
 def test_the_precision_is_that_of_the_work_or_what_is_fast_here(work):
-    assert pipeline.probe(Work(**work)) == "fp32"
-    assert pipeline.probe(Work(**{**work, "precision": ""})) == default_precision("cpu")
+    assert probe(Work(**work)) == "fp32"
+    assert probe(Work(**{**work, "precision": ""})) == default_precision("cpu")
 
 
 def test_a_model_that_gives_other_logits_than_its_classes_is_refused_before_anything_is_segmented(work):
@@ -119,13 +119,13 @@ def test_a_model_that_gives_other_logits_than_its_classes_is_refused_before_anyt
     source.write_text(json.dumps(document))
     four = read_description(work["model"]).classes
     with pytest.raises(ModelError, match=r"gives \(1, 3, 32, 32\).*\(N, 4, H, W\)"):
-        pipeline.probe(Work(**{**work, "classes": four}))
+        probe(Work(**{**work, "classes": four}))
 
 
 def test_a_tile_that_the_program_does_not_take_is_refused(work):
     larger = work["spec"].with_overrides(tile=64)
     with pytest.raises(ModelError, match="give another --tile"):
-        pipeline.probe(Work(**{**work, "spec": larger}))
+        probe(Work(**{**work, "spec": larger}))
 
 
 def test_what_a_shard_cost_is_told(work):

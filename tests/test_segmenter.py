@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
+
 import numpy as np
 import pytest
 import torch
@@ -102,6 +104,17 @@ def test_two_threads_and_a_real_network_give_the_same_bits():
         masks.append(mosaic(segmenter, pixels, valid, window=64, shard_pixels=64**2))
     torch.set_num_threads(1)
     assert all((mask == masks[0][0]).all() and total == masks[0][1] for mask, total in masks)
+
+
+def test_threads_that_share_a_segmenter_do_not_mix_their_images():
+    segmenter = adversary(batch_size=3)
+    scenes = [scene(seed=seed) for seed in range(4)]
+    expected = [mosaic(segmenter, *found, window=64, shard_pixels=4000) for found in scenes]
+    with ThreadPoolExecutor(4) as pool:
+        together = list(pool.map(lambda found: mosaic(segmenter, *found, window=64, shard_pixels=4000), scenes))
+    for (one, total), (other, summed) in zip(expected, together):
+        assert (one == other).all()
+        assert total == summed
 
 
 def brute_force(segmenter: Segmenter, pixels: np.ndarray, valid: np.ndarray) -> np.ndarray:
