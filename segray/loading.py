@@ -22,7 +22,7 @@ from segray.masks import IGNORE
 from segray.reading import in_order, memory_of
 from segray.sampling import ANY, crop_generator, pixel_of, share
 
-MAX_READERS = 16
+MAX_READERS = 8  # of 16 cores too: with 16 threads they wait for the interpreter, and cut a fifth fewer crops
 BATCHES_AHEAD = 2  # cut ahead of their use
 IMAGES_AHEAD = 512  # crops ahead of which the images are read: one of 4 Mpx takes half a second from a store
 READERS_AHEAD = 4
