@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Sequence
+from functools import lru_cache
 from itertools import product
 
 import numpy as np
@@ -21,6 +22,8 @@ from segray.seams import AGREE, ALONE, DISAGREE, meet, place
 
 # What torch can move but not index, and the type of the same bytes that it can.
 SIGNED = {torch.uint16: torch.int16, torch.uint32: torch.int32, torch.uint64: torch.int64}
+
+CLASSES_AT_ONCE = 32  # that are counted: a byte a pixel each
 
 warnings.filterwarnings("ignore", message="The given NumPy array is not writable")  # nothing writes to pixels
 
@@ -198,8 +201,9 @@ class Canvas:
                 self.tallies[number] += self._tally(label[inside], steps[inside], seam[inside])
 
     def _tally(self, label: torch.Tensor, steps: torch.Tensor, seam: torch.Tensor) -> torch.Tensor:
-        counts, seams = _counts(label[None], self.num_classes)[0], _counts(seam[None], DISAGREE + 1)[0]
-        return torch.cat([counts, steps.sum(dtype=torch.float64)[None], seams[AGREE:]])
+        counts, seams = _counts(torch.stack([label, seam]), max(self.num_classes, DISAGREE + 1))
+        total = steps.sum(dtype=torch.float64)[None]
+        return torch.cat([counts[: self.num_classes], total, seams[AGREE : DISAGREE + 1]])
 
     def _result(self, window: Window, mask: np.ndarray, tally: np.ndarray) -> WindowMask:
         counts = tally[: self.num_classes].astype(np.int64)
@@ -247,8 +251,20 @@ def _counts(label_NHW: torch.Tensor, num_classes: int) -> torch.Tensor:
     if label_NHW.device.type == "cpu":
         counts = [torch.bincount(label.flatten(), minlength=IGNORE + 1)[:num_classes] for label in label_NHW]
         return torch.stack(counts).double()
-    # bincount would wait for the GPU
-    return torch.stack([(label_NHW == k).sum(dim=(1, 2)) for k in range(num_classes)], dim=1).double()
+    return compared_counts(label_NHW, num_classes)  # bincount would wait for the GPU
+
+
+def compared_counts(label_NHW: torch.Tensor, num_classes: int) -> torch.Tensor:
+    """(N, K) float64: the pixels of each class, by comparisons that a GPU starts in a few steps."""
+    parts = _numbers(num_classes, label_NHW.device).split(CLASSES_AT_ONCE)
+    counts = [(label_NHW == part).sum(dim=(2, 3), dtype=torch.float64) for part in parts]
+    return (counts[0] if len(counts) == 1 else torch.cat(counts)).T
+
+
+@lru_cache(maxsize=16)
+def _numbers(count: int, device: torch.device) -> torch.Tensor:
+    """(K, 1, 1, 1) uint8 0, 1, 2, ..."""
+    return torch.arange(count, dtype=torch.uint8, device=device).view(-1, 1, 1, 1)
 
 
 def _steps(confidence: torch.Tensor) -> torch.Tensor:

@@ -24,9 +24,8 @@ def meet(label: torch.Tensor, seam: torch.Tensor, other: torch.Tensor, other_sea
     the further tiles among themselves. Where labels differ the lower one goes on: it is compared with others, but the
     pixel counts as disputed already.
     """
-    both = (label != IGNORE) & (other != IGNORE)
-    differ = both & (label != other)
-    for found in (other_seam, both.view(torch.uint8), differ.view(torch.uint8).mul_(DISAGREE)):
-        if found is not None:
-            seam.copy_(torch.maximum(seam, found))
-    label.copy_(torch.minimum(label, other))
+    both = torch.maximum(label, other) != IGNORE  # which is the largest of all
+    found = both.view(torch.uint8) + (both & (label != other)).view(torch.uint8)
+    for noted in (found,) if other_seam is None else (found, other_seam):
+        torch.maximum(seam, noted, out=seam)
+    torch.minimum(label, other, out=label)
