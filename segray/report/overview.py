@@ -105,7 +105,7 @@ def _pack(overview: Overview, most: int) -> tuple[np.ndarray, int, bytes]:
     mask, factor = overview.mask, overview.factor
     while True:
         above = np.vstack([np.zeros_like(mask[:1]), mask[:-1]])
-        packed = zlib.compress((mask ^ above).tobytes(), 6)  # 9 takes ten times as long on noise
+        packed = zlib.compress((mask ^ above).tobytes(), 6)  # 9: a seventh less, in ten times as long
         if len(packed) <= most or max(mask.shape) <= 256:
             return mask, factor, packed
         mask, factor = majority(mask, 2), factor * 2
