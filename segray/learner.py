@@ -32,6 +32,7 @@ class Learner:
         self.precision = settings.precision or ("bf16" if fast else "fp32")
         with place.together():
             network = job.network()
+        self.reduce = getattr(network, "reduce", 1)  # it has logits of every so many pixels alone
         self.network = network.to(place.device, memory_format=torch.channels_last)
         self.average = WeightAverage(self.network, decay=settings.ema)
         if place.world_size > 1:
@@ -81,7 +82,7 @@ class Learner:
         device.
         """
         settings, step = self.job.settings, (epoch - 1) * self.job.steps + index
-        mask = self._to_device(batch.mask)
+        mask = self._to_device(batch.mask)[:, self.reduce // 2 :: self.reduce, self.reduce // 2 :: self.reduce]
         count = valid_count(mask)
         for group in self.optimizer.param_groups:
             group["lr"] = self.rate(step)

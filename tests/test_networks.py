@@ -151,21 +151,35 @@ def test_exports_with_a_dynamic_batch(name, options):
         assert torch.allclose(program.module()(pixels(5, 2, 32, 36)), expected_NKHW, atol=1e-5)
 
 
-@pytest.mark.parametrize("training", [False, True])
-def test_a_reduced_nano_sees_a_smaller_image_and_gives_logits_of_the_whole(training):
-    whole, reduced = (
-        build_network("nano", {"width": 8, "reduce": reduce}, num_classes=CLASSES, in_channels=3).train(training)
-        for reduce in (1, 3)
+def reduced_and_whole(times: int) -> tuple[nn.Module, nn.Module]:
+    reduced, whole = (
+        build_network("nano", {"width": 8, "reduce": reduce}, num_classes=CLASSES, in_channels=3)
+        for reduce in (times, 1)
     )
     reduced.load_state_dict(whole.state_dict())
+    return reduced, whole
+
+
+def test_a_reduced_nano_sees_a_smaller_image_and_gives_logits_of_the_whole():
+    reduced, whole = reduced_and_whole(3)
     x_NCHW = pixels(2, 3, 96, 144)
     with torch.no_grad():
-        found, small = reduced(x_NCHW), whole(functional.avg_pool2d(x_NCHW, 3))
-    for name in ("out", "aux") if training else ():
-        assert found[name].shape == (2, CLASSES, 96, 144)
-    found, small = (output["out"] if training else output for output in (found, small))
-    expected = functional.interpolate(small, scale_factor=3, mode="bilinear", align_corners=False)
-    torch.testing.assert_close(found, expected)
+        small_NKHW = whole.eval()(functional.avg_pool2d(x_NCHW, 3))
+        expected_NKHW = functional.interpolate(small_NKHW, scale_factor=3, mode="bilinear", align_corners=False)
+        torch.testing.assert_close(reduced.eval()(x_NCHW), expected_NKHW)
+
+
+@pytest.mark.parametrize("size", [(96, 192), (97, 143), (1, 2), (31, 50)])
+@pytest.mark.parametrize("times", [2, 3, 4])
+def test_a_reduced_nano_trains_on_every_so_many_pixels(times, size):
+    reduced, whole = reduced_and_whole(times)
+    found = reduced.train()(pixels(2, 3, *size))
+    mask = torch.zeros(2, *size)[:, times // 2 :: times, times // 2 :: times]
+    assert {tuple(logits.shape) for logits in found.values()} == {(2, CLASSES, *mask.shape[1:])}
+    if size[0] % (16 * times) == size[1] % (16 * times) == 0:  # else it is padded
+        expected = whole.train()(functional.avg_pool2d(pixels(2, 3, *size), times))
+        for name, logits in found.items():
+            torch.testing.assert_close(logits, expected[name])
 
 
 def test_default_sizes():

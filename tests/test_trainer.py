@@ -123,8 +123,10 @@ def test_the_model_scores_what_validation_said(job: Job) -> None:
     assert scores(matrix)["miou"] == best["val_miou"]
 
 
-def test_it_learns(labelled_folder: str, tmp_path: Path) -> None:
-    job = make_job(labelled_folder, str(tmp_path / "trained"), epochs=25, lr=0.01, augment="none")
+@pytest.mark.parametrize("network", ["encoder_decoder?width=8", "nano?width=8&reduce=2"])
+def test_it_learns(labelled_folder: str, tmp_path: Path, network: str) -> None:
+    output = str(tmp_path / "trained")
+    job = make_job(labelled_folder, output, network=network, epochs=25, lr=0.01, augment="none", crop=48)
     run_job(job)
     history = read_history(job.settings.output)
     assert history[-1]["loss"] < 0.6 * history[0]["loss"]

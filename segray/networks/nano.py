@@ -18,7 +18,12 @@ DILATIONS = (1, 2, 4)  # of the blocks there: Yu & Koltun 2016
 
 
 class Nano(nn.Module):
-    """Float (N, C, H, W) -> logits (N, K, H, W); in train mode {"out", "aux"} of such, the latter from the encoder."""
+    """Float (N, C, H, W) -> logits (N, K, H, W); in train mode {"out", "aux"} of such, the latter from the encoder.
+
+    reduce: how many times smaller the image is made first. In train mode the logits stay so small: they are those of
+    every `reduce`-th pixel, the first one `reduce // 2` pixels from the edge, and to enlarge them would cost as much as
+    the network. In eval mode they are enlarged bilinearly.
+    """
 
     def __init__(self, *, num_classes: int, in_channels: int, width: int, reduce: int) -> None:
         super().__init__()
@@ -53,13 +58,13 @@ class Nano(nn.Module):
         for up, unit in zip(self.up, self.decoder, strict=True):
             x = unit(torch.cat([skips.pop(), up(x)], dim=1))
         logits_NKHW = self.head(x)
-        if self.reduce > 1:
-            logits_NKHW = _enlarge(logits_NKHW, self.reduce)
-        logits_NKHW = logits_NKHW[..., :height, :width]
         if not self.training:
-            return logits_NKHW
-        aux_NKHW = _enlarge(self.aux_head(deep), STRIDE * self.reduce)
-        return {"out": logits_NKHW, "aux": aux_NKHW[..., :height, :width]}
+            if self.reduce > 1:
+                logits_NKHW = _enlarge(logits_NKHW, self.reduce)
+            return logits_NKHW[..., :height, :width]
+        aux_NKHW = _enlarge(self.aux_head(deep), STRIDE)
+        rows, cols = ((side + self.reduce - 1 - self.reduce // 2) // self.reduce for side in (height, width))
+        return {"out": logits_NKHW[..., :rows, :cols], "aux": aux_NKHW[..., :rows, :cols]}
 
 
 class Block(nn.Module):
@@ -86,7 +91,7 @@ class Block(nn.Module):
 def build(*, num_classes: int, in_channels: int, width: int = 64, reduce: int = 1) -> nn.Module:
     """A Nano of `width` channels at a quarter of the resolution, half as many at half, three times as many at 1/16.
 
-    reduce: how many times smaller the image is made first; the logits are enlarged again, bilinearly.
+    reduce: see Nano.
     """
     if reduce < 1:
         raise ValueError(f"option reduce of network nano must be at least 1, but is {reduce}")
