@@ -287,7 +287,7 @@ def test_parse_network_refuses(text, sentence):
         ("unet", {"depth": 9}, "but they are 16 and 9"),
         ("encoder_decoder", {"width": -1}, "must be at least 1, but is -1"),
         ("nano", {"width": 7}, "must be even and at least 2, but is 7"),
-        ("nano", {"reduce": 0}, "must be at least 1, but is 0"),
+        ("nano", {"reduce": 9}, "must be 1 to 8, but is 9"),
         ("smp", {"allow_noncommercial": "please"}, "must be of type bool"),
     ],
 )

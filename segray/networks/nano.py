@@ -93,8 +93,8 @@ def build(*, num_classes: int, in_channels: int, width: int = 64, reduce: int = 
 
     reduce: see Nano.
     """
-    if reduce < 1:
-        raise ValueError(f"option reduce of network nano must be at least 1, but is {reduce}")
+    if not 1 <= reduce <= 8:
+        raise ValueError(f"option reduce of network nano must be 1 to 8, but is {reduce}")
     if width < 2 or width % 2:
         raise ValueError(f"option width of network nano must be even and at least 2, but is {width}")
     return Nano(num_classes=num_classes, in_channels=in_channels, width=width, reduce=reduce)
