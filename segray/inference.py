@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 import copy
-import ctypes
-import sys
 
 import torch
 from torch import nn
 
 from segray.folding import fold_batch_norms
 
-M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # of glibc's malloc.h
 PRECISIONS = {"bf16": torch.bfloat16, "fp32": torch.float32}
 
 
@@ -21,17 +18,6 @@ def default_precision(device_type: str) -> str:
         return "bf16"
     capabilities = torch.cpu.get_capabilities()
     return "bf16" if capabilities.get("avx512_bf16") or capabilities.get("amx_bf16") else "fp32"
-
-
-def keep_memory() -> None:
-    """Let this process keep the memory of tensors that it frees.
-
-    glibc gives large blocks back at once, and paging them in anew takes 13% of the time of a U-Net on CPUs.
-    """
-    if sys.platform == "linux":
-        mallopt = getattr(ctypes.CDLL(None), "mallopt", None)  # musl has none
-        for parameter in (M_TRIM_THRESHOLD, M_MMAP_THRESHOLD) if mallopt else ():
-            mallopt(parameter, 2**30)
 
 
 class Inference:

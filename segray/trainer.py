@@ -11,6 +11,7 @@ from dataclasses import asdict, dataclass, field
 import torch
 
 from segray.errors import SegrayError
+from segray.heap import keep_memory
 from segray.inspection import spread
 from segray.learner import Learner
 from segray.loading import Batch, CropLoader, ImageCache, reader_count, reading_threads, void_batch
@@ -43,6 +44,8 @@ def run(job: Job, place: Place, *, report: Report) -> None:
     cannot be used or the loss is no longer finite.
     """
     torch.set_num_threads(place.cores)  # before the loader's threads begin: each thread has a number of its own
+    if place.device.type == "cpu":
+        keep_memory()
     with reading_threads(reader_count(place.cores)) as pool, Publisher() as publisher:
         trainer = Trainer(job, place, pool=pool, publisher=publisher)
         if trainer.resume():

@@ -25,6 +25,7 @@ from ray.exceptions import RayError
 from segray import cluster
 from segray.datasets import Dataset, Sample, open_dataset
 from segray.errors import SegrayError
+from segray.heap import ONE_ARENA
 from segray.inspection import Inspection, fingerprint, inspect
 from segray.settings import TrainSettings
 from segray.storage import absolute, join, remove_leftovers
@@ -146,6 +147,7 @@ def _fit(job: Job, workers: tuple[int, int], tracking: Tracking) -> None:
             run_config=ray.train.RunConfig(
                 name=uuid.uuid4().hex,
                 storage_path=scratch,
+                worker_runtime_env={} if gpu else ONE_ARENA,
                 failure_config=ray.train.FailureConfig(max_failures=job.settings.max_failures),
             ),
         )

@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 
 from segray import plan as plans
 from segray import walk
+from segray.heap import ONE_ARENA, keep_memory
 from segray.inputs import InputSpec
 from segray.masks import Classes
 from segray.model_dir import load_network, read_description
@@ -18,9 +19,6 @@ from segray.summary import Totals, summarise
 from segray.tasks import in_tasks
 
 STAGES = "segray_stages"  # a Ray resource: where it is, the stages of a GPU cluster run on CPUs too
-# Ray calls actors in a thread, to which malloc gives a heap of 64 MB pieces that go back whenever one is empty: half of
-# the processes spent 15% of their time on paging tensors in anew, until threads shared the heap of `keep_memory`.
-ONE_ARENA = {"env_vars": {"MALLOC_ARENA_MAX": "1"}}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -103,7 +101,6 @@ def make_segmenter(work: Work) -> walk.Segmenter:
     """The segmenter of a model directory on this process's device, once it took a tile; ModelError when it does not."""
     import torch
 
-    from segray.inference import keep_memory
     from segray.segmenter import Segmenter
 
     if not work.on_gpu:

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from segray.inference import Inference, default_precision, keep_memory
+from segray.inference import Inference, default_precision
 from segray.networks import NETWORKS, build_network
 
 CPU = torch.device("cpu")
@@ -66,8 +66,3 @@ def test_wrong_precision_is_refused_and_the_default_is_one_of_both():
         Inference(nn.Conv2d(3, 4, 1), device=CPU, precision="fp16")
     assert default_precision("cpu") in ("bf16", "fp32")
     assert default_precision("cuda") == "bf16"
-
-
-def test_keeping_memory_harms_nothing():
-    keep_memory()
-    assert torch.ones(1000, 1000).sum() == 10**6
