@@ -1,7 +1,7 @@
 """Random crops of labelled images for training: pixels, validity and mask are cut, scaled and turned as one.
 
 All arrays are numpy on the host and stay in the source type, so that what travels to the device is small. What a crop
-lacks beyond the image's edge is pixels 0, valid False, mask 255: never class 0.
+lacks beyond the image's edge is the image reflected, as in segmentation, with mask 255: seen, but not learnt from.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from torch.nn import functional
 
+from segray.grid import reflect
 from segray.masks import IGNORE
 
 
@@ -69,9 +70,10 @@ def crop_sample(
     if around is not None:
         ranges = [(max(low, at - side + 1), min(high, at)) for (low, high), at in zip(ranges, around)]
     offsets = [int(rng.integers(low, high, endpoint=True)) for low, high in ranges]
-    pixels = _cut(pixels_CHW, offsets, side=side, fill=0)
-    valid = _cut(valid_HW, offsets, side=side, fill=False)
-    mask = _cut(mask_HW, offsets, side=side, fill=IGNORE)
+    pixels, valid, seen = (_cut(array, offsets, side=side) for array in (pixels_CHW, valid_HW, mask_HW))
+    inside = tuple(slice(max(0, -off), n - off) for off, n in zip(offsets, mask_HW.shape))
+    mask = np.full_like(seen, IGNORE)
+    mask[inside] = seen[inside]
     if side != augment.crop:
         pixels = _resize(pixels, valid, augment.crop)
         valid, mask = _nearest(valid, augment.crop), _nearest(mask, augment.crop)
@@ -80,13 +82,15 @@ def crop_sample(
     return tuple(_orient(array, mirrored=mirrored, turns=turns) for array in (pixels, valid, mask))
 
 
-def _cut(array: np.ndarray, offsets: list[int], *, side: int, fill: int) -> np.ndarray:
-    """The (..., side, side) square at (row, column) offsets, which may lie outside, of an (..., H, W) array."""
-    square = np.full((*array.shape[:-2], side, side), fill, array.dtype)
-    source = [slice(max(0, off), min(n, off + side)) for off, n in zip(offsets, array.shape[-2:])]
-    target = [slice(part.start - off, part.stop - off) for part, off in zip(source, offsets)]
-    square[..., target[0], target[1]] = array[..., source[0], source[1]]
-    return square
+def _cut(array: np.ndarray, offsets: list[int], *, side: int) -> np.ndarray:
+    """The (..., side, side) square at (row, column) offsets of an (..., H, W) array, reflected beyond its edges."""
+    for axis, off in zip((-2, -1), offsets):
+        size = array.shape[axis]
+        if off < 0 or off + side > size:
+            array = array.take(reflect(off, off + side, size), axis)
+        else:
+            array = array[..., off : off + side, :] if axis == -2 else array[..., off : off + side]
+    return array if array.flags.writeable else array.copy()  # torch warns of what it must not write to
 
 
 def _nearest(array_HW: np.ndarray, size: int) -> np.ndarray:

@@ -38,19 +38,23 @@ def test_shapes_types_and_fill(sample: Sample, size: int, seed: int, name: str) 
     pixels, valid, mask = crop(sample, Augment.named(name, crop=size, nadir=True), seed)
     assert (pixels.shape, valid.shape, mask.shape) == ((2, size, size), (size, size), (size, size))
     assert (pixels.dtype, valid.dtype, mask.dtype) == (sample[0].dtype, bool, np.uint8)
-    assert np.array_equal(mask == 255, ~valid)  # all of the source is labelled, so the fill alone is 255
+    assert valid.all()  # what lies beyond is the image reflected
     assert set(np.unique(mask)) <= {*np.unique(sample[2]), 255}
-    assert valid.any() or name == "auto"  # one pixel, made smaller, may vanish
-    assert (pixels[:, valid] >= 20 - 1e-3).all(), "the fill has leaked into the image"
+    assert (mask != 255).any() or name == "auto"  # one pixel, made smaller, may vanish
+    assert (pixels >= 20 - 1e-3).all(), "something has leaked into the image"
 
 
 @pytest.mark.parametrize("seed", range(5))
-def test_small_images_are_padded_with_ignore(seed: int) -> None:
-    sample = blobs(20, 30)
-    pixels, valid, mask = crop(sample, Augment.named("none", crop=64, nadir=True), seed)
-    assert valid.sum() == (mask != 255).sum() == 20 * 30
-    assert np.array_equal(np.sort(mask[valid]), np.sort(sample[2].ravel()))
-    assert not pixels[:, ~valid].any()
+def test_beyond_the_image_is_its_reflection_without_a_label(seed: int) -> None:
+    sample = blobs(20, 30, cell=1)
+    pixels, valid, mask = crop(sample, Augment.named("none", crop=70, nadir=True), seed)
+    rows, cols = (np.flatnonzero((mask != 255).any(axis=axis)) for axis in (1, 0))
+    assert (len(rows), len(cols)) == (20, 30)
+    assert np.array_equal(mask[np.ix_(rows, cols)], sample[2])
+    assert (mask != 255).sum() == 20 * 30
+    width = ((rows[0], 69 - rows[-1]), (cols[0], 69 - cols[-1]))
+    assert np.array_equal(pixels, np.pad(sample[0], ((0, 0), *width), mode="reflect"))
+    assert valid.all()
 
 
 @pytest.mark.parametrize("scale", [0.5, 0.7, 1.3, 2.0])
@@ -69,7 +73,7 @@ def test_image_and_mask_stay_aligned(seed: int, dtype: str) -> None:
     inner = np.zeros(mask.shape, bool)  # pixels whose 7 x 7 neighbourhood is of one class: no edge is averaged there
     around = np.lib.stride_tricks.sliding_window_view(mask, (7, 7))
     inner[3:-3, 3:-3] = around.min(axis=(2, 3)) == around.max(axis=(2, 3))
-    inner &= valid
+    inner &= mask != 255
     assert inner.sum() > 200
     assert np.abs(pixels[:, inner] - expected[inner]).max() < 1e-3
 
@@ -124,9 +128,9 @@ def test_a_crop_holds_the_pixel_that_it_must(shape: tuple[int, int], size: int, 
     mask[around] = 1
     sample = (mask[None], np.ones(shape, bool), mask)
     augment, rng = Augment.named("none", crop=size, nadir=True), np.random.default_rng(seed)
-    _, valid, cut = crop_sample(*sample, augment=augment, rng=rng, around=around)
+    cut = crop_sample(*sample, augment=augment, rng=rng, around=around)[2]
     assert (cut == 1).sum() == 1
-    assert valid.sum() == np.prod([min(size, n) for n in shape])  # no more lies outside than must
+    assert (cut != 255).sum() == np.prod([min(size, n) for n in shape])  # no more lies outside than must
 
 
 def test_a_pixel_that_a_crop_must_hold_may_be_anywhere_in_it() -> None:
