@@ -107,8 +107,8 @@ def _resize(pixels_CHW: np.ndarray, valid_HW: np.ndarray, size: int) -> np.ndarr
     rows = np.flatnonzero(valid_HW.any(axis=1))
     if not len(rows):
         return resized.astype(dtype)
-    # Across, then down, as torch does it by itself; but only the rows, and then the columns, that hold anything: of a
-    # small image in a large square those are few. float64 where float32 does not hold every value.
+    # Across, then down, as torch does it by itself; but only the rows, and then the columns, that hold anything: at the
+    # edge of a scene's data those are few. float64 where float32 does not hold every value.
     rows = slice(rows[0], rows[-1] + 1)
     values = np.zeros((len(pixels_CHW) + 1, rows.stop - rows.start, valid_HW.shape[1]), resized.dtype)
     np.copyto(values[:-1], pixels_CHW[:, rows], where=valid_HW[rows])
