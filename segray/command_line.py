@@ -15,7 +15,7 @@ import yaml
 from botocore.exceptions import BotoCoreError
 
 from segray.errors import SegrayError
-from segray.storage import absolute, describe, exists, read_text
+from segray.storage import FINAL_ERRORS, absolute, describe, exists, local_path, read_text
 
 Settings = TypeVar("Settings")
 DONE, FAILED, BAD_INPUT, TOO_MANY_FAILED = 0, 1, 2, 3  # exit statuses
@@ -72,9 +72,29 @@ def _run(main: Callable[[Settings], int], settings_class: type[Settings]) -> int
     except SegrayError as error:
         sys.stderr.write(f"{sys.argv[0]}: {error}\n")
         return BAD_INPUT
+    except FINAL_ERRORS as error:
+        if (sentence := _refusal(error, settings.output)) is None:
+            raise
+        sys.stderr.write(f"{sys.argv[0]}: {sentence}\n")
+        return BAD_INPUT
     except BotoCoreError as error:
         sys.stderr.write(f"{sys.argv[0]}: the object store does not answer: {describe(error)}\n")
         return FAILED
+
+
+def _refusal(error: OSError, output: str) -> str | None:
+    """What to say where OUTPUT cannot be written; None where the error is of another file.
+
+    Object stores name no file in their errors: there it is taken to be of OUTPUT, since what cannot be read is a
+    SegrayError.
+    """
+    error = getattr(error, "cause", error)  # of a Ray task
+    path, named = local_path(output), error.filename and str(error.filename)
+    if path is None and named is None:
+        return f"--output {output} cannot be used: {describe(error)}; correct it, or the rights on it"
+    if path and named and (f"{named}/".startswith(f"{path}/") or f"{path}/".startswith(f"{named}/")):
+        return f"--output {output} cannot be written: {describe(error)}; give another folder"
+    return None
 
 
 class _Parser(argparse.ArgumentParser):

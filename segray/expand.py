@@ -15,11 +15,11 @@ from segray.archives.members import CONTAINERS, kind_of
 from segray.archives.options import ArchiveOptions
 from segray.archives.raster import Header
 from segray.archives.rasters import scaling_of
-from segray.errors import ImageError, MismatchError, SegrayError
+from segray.errors import ImageError, SegrayError
 from segray.grid import Lattice
 from segray.inputs import InputSpec, check_pixels
 from segray.plan import Item, cut, whole
-from segray.storage import File, stat
+from segray.storage import FINAL_ERRORS, File, describe, stat
 
 MAX_BLOCK_BYTES = 2**29  # of a block of many bands or wide types: an actor holds it whole
 # A picture up to this size is planned from its listing alone: no request per object. Larger ones may need cutting.
@@ -59,11 +59,12 @@ def expand(files: tuple[File, ...], cutting: Cutting) -> Iterator[Found]:
         yield Found(items=_measured(files, cutting))
         return
     try:
+        file = _known(files[0])
         if kind in mosaic.TILESETS:
-            level = mosaic.level(kind, files[0].uri, etag=files[0].etag, zoom=cutting.options.zoom)
+            level = mosaic.level(kind, file.uri, etag=file.etag, zoom=cutting.options.zoom)
             yield Found(items=_measured([level], cutting))
         else:
-            yield from _members(files[0], kind, cutting)
+            yield from _members(file, kind, cutting)
     except SegrayError as error:
         yield Found(items=[_failed(files[0], str(error))])
 
@@ -90,13 +91,10 @@ def _items(file: File, cutting: Cutting) -> list[Item]:
     if file.error is not None:
         return [_failed(file, file.error)]
     try:
-        if file.size < 0:  # a list names files without a word about them
-            file = stat(file)
+        file = _known(file)
         header = read_header(file.uri, part=file.part)
         _check(file, header, cutting)
-    except FileNotFoundError:
-        return [_failed(file, f"{file.uri} cannot be read: it does not exist")]
-    except (ImageError, MismatchError) as error:
+    except SegrayError as error:
         return [_failed(file, str(error))]
     most = MAX_BLOCK_BYTES // (header.bands * np.dtype(header.dtype).itemsize)
     size = {"height": header.height, "width": header.width}
@@ -108,6 +106,17 @@ def _items(file: File, cutting: Cutting) -> list[Item]:
     scaling = scaling_of(header, cutting.spec.resolution)
     options = {"lattice": cutting.lattice, "shard_pixels": shard_pixels, "scaling": scaling, "blocks": blocks}
     return list(cut(file, **size, **options))
+
+
+def _known(file: File) -> File:
+    """The file with its size and tag, of which a list says nothing; SegrayError when its store does not give them."""
+    if file.size >= 0:
+        return file
+    try:
+        return stat(file)
+    except (ValueError, *FINAL_ERRORS) as error:
+        missing = isinstance(error, FileNotFoundError)
+        raise ImageError(f"{file.uri} cannot be read: {'it does not exist' if missing else describe(error)}") from error
 
 
 def _check(file: File, header: Header, cutting: Cutting) -> None:

@@ -27,10 +27,10 @@ from segray.storage import (
     exists,
     join,
     list_files,
-    local_path,
     publish,
     publish_file,
     read_text,
+    real,
     remove,
     remove_leftovers,
 )
@@ -209,17 +209,11 @@ def _usual_ending(masks: Masks) -> str:
 
 def _check_place(settings: ExportSettings, masks: Masks) -> None:
     """SegrayError where the output would overwrite what it is made of, or become a part of it."""
-    output, source, archive = map(_real, (settings.output, settings.masks, masks.archive.split("::")[-1]))
+    output, source, archive = map(real, (settings.output, settings.masks, masks.archive.split("::")[-1]))
     kept = (archive, join(source, "masks"), join(source, "plan"))
     inside = any(f"{output}/".startswith(f"{folder}/") for folder in kept)
     if inside or output == source or archive.startswith(f"{output}/"):
         raise SegrayError(f"--output {settings.output} holds the masks or their imagery; give a folder of its own")
-
-
-def _real(uri: str) -> str:
-    """The one name of a folder, whatever links and dots lead to it."""
-    path = local_path(uri)
-    return os.path.realpath(path) if path else uri.rstrip("/")
 
 
 def _claim(settings: ExportSettings, masks: Masks, exporter: Exporter) -> None:

@@ -20,13 +20,20 @@ from segray.model_dir import Description
 from segray.planning import finish_plan, make_plan
 from segray.settings import SegmentSettings
 from segray.shards import EXTENSIONS, read_statistics
-from segray.storage import exists, join, list_files, remove
+from segray.storage import exists, join, list_files, real, remove
 from segray.summary import Totals, summarise
 from segray.work import Work
 
 PLAIN = ArchiveOptions()
 STATISTICS_A_TASK = 64
 STATISTICS_IN_FLIGHT = 256  # tasks
+
+
+def check_place(settings: SegmentSettings) -> None:
+    """SegrayError where OUTPUT lies in the archive: the next listing would take masks for imagery."""
+    output, archive = real(settings.output), real(settings.archive.split("::")[-1])
+    if f"{output}/".startswith(f"{archive}/"):
+        raise SegrayError(f"--output {settings.output} lies in the archive {settings.archive}; give a folder beside it")
 
 
 def plan_of(settings: SegmentSettings, description: Description, work: Work) -> plans.Plan:
@@ -126,7 +133,7 @@ def _remove_results(settings: SegmentSettings) -> None:
     for uri in _mask_files(settings.output):
         if not re.search(r"/shard-\d{8}\.(parquet|tar)$", uri):
             raise SegrayError(f"{uri} is no mask shard, so nothing is overwritten; give another --output")
-    for name in ("plan", "masks", "summary.json", "report.html"):
+    for name in ("plan/plan.json", "plan", "masks", "summary.json", "report.html"):  # no plan without its files
         remove(join(settings.output, name))
 
 

@@ -191,7 +191,11 @@ def _write(row: dict, work: Work) -> dict:
 
 
 def _rescue(work: Work, shard: int) -> dict:
-    """Find the images of a shard that kill their process, and publish the shard with failed rows for them."""
+    """Find the images of a shard that kill their process, and publish the shard with failed rows for them.
+
+    They are read one at a time here: that several are too much together is the fault of none of them.
+    """
+    work = replace(work, ahead=1)
     items = plans.read_shard(work.plan, shard)
     found = _poisonous(work, items)
     if len(found) == len(items) > 1:
@@ -200,7 +204,10 @@ def _rescue(work: Work, shard: int) -> dict:
     log.info("shard %d: %d image(s) kill their process and are recorded as failed", shard, len(poisonous))
     reason = "reading or segmenting it killed its process (out of memory, or a fault in a decoder)"
     safe = [_fail(item, f"{item.image}: {reason}") if item.image in poisonous else item for item in items]
-    return ray.get(_publish_items.options(**_resources(work)).remote(work, shard, safe))
+    try:
+        return ray.get(_publish_items.options(**_resources(work)).remote(work, shard, safe))
+    except DEATHS as error:
+        raise SegrayError(f"shard {shard} kills its process, though none of its images alone does; {ADVICE}") from error
 
 
 def _poisonous(work: Work, items: list[plans.Item]) -> list[plans.Item]:

@@ -21,7 +21,7 @@ from segray.errors import ImageError, SegrayError
 from segray.grid import Window
 from segray.masks import decode_png
 from segray.model_dir import Description, read_description
-from segray.outputs import earlier, metadata, missing_shards, plan_of
+from segray.outputs import check_place, earlier, metadata, missing_shards, plan_of
 from segray.overviews import overviews
 from segray.report import Picture, for_eyes, segmentation_page
 from segray.settings import PathSettings, SegmentSettings
@@ -45,6 +45,7 @@ def segment(settings: SegmentSettings) -> dict:
 
     SegrayError on bad input: a damaged model, an archive without a usable image, an output of another job.
     """
+    check_place(settings)
     description = read_description(settings.model)
     work = make_work(settings, description)
     cluster.start()

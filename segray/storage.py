@@ -64,8 +64,13 @@ def is_chain(uri: str) -> bool:
 
 
 def ending(uri: str) -> str:
-    """The ending of a file's name in lower case, as in .tif; of the first name in a chained URI."""
+    """The ending of a file's name in lower case, as in .tif; of the first name in a chained URI.
+
+    What follows "?" or "#" in the address of a web server, as in one that is signed, is no part of the name.
+    """
     name = uri.split("::", maxsplit=1)[0] if is_chain(uri) else uri
+    if split_protocol(name)[0] in ("http", "https"):
+        name = re.split("[?#]", name, maxsplit=1)[0]
     return posixpath.splitext(name)[1].lower()
 
 
@@ -102,6 +107,12 @@ def local_path(uri: str) -> str | None:
     return filesystem(uri)[1] if is_local(uri) else None
 
 
+def real(uri: str) -> str:
+    """The one name of a folder, whatever links and dots lead to it."""
+    path = local_path(uri)
+    return os.path.realpath(path) if path else uri.rstrip("/")
+
+
 def absolute(uri: str) -> str:
     """A local path made absolute, since workers run in other directories; any other URI as it is."""
     return local_path(uri) or uri.rstrip("/")
@@ -129,9 +140,9 @@ def read_bytes(uri: str) -> bytes:
 
 
 def read_text(uri: str) -> str:
-    """The whole content of a UTF-8 text file; SegrayError when it is missing or cannot be read."""
+    """The whole content of a UTF-8 text file, less a byte order mark; SegrayError when it cannot be read."""
     try:
-        return read_bytes(uri).decode("utf-8")
+        return read_bytes(uri).decode("utf-8-sig")
     except FileNotFoundError as error:
         raise SegrayError(f"{uri} does not exist") from error
     except (OSError, UnicodeDecodeError) as error:
@@ -261,8 +272,11 @@ def _protocol(fs: AbstractFileSystem) -> str:
     return fs.protocol if isinstance(fs.protocol, str) else fs.protocol[0]
 
 
-def _walk(fs: AbstractFileSystem, path: str) -> Iterator[tuple[str, dict]]:
-    """Depth first, one folder listing in memory at a time. Sorted by whole path, as object stores sort keys."""
+def _walk(fs: AbstractFileSystem, path: str, above: tuple[str, ...] = ()) -> Iterator[tuple[str, dict]]:
+    """Depth first, one folder listing in memory at a time. Sorted by whole path, as object stores sort keys.
+
+    Links to folders are followed, but for those that lead back to one that they lie in. above: the latter.
+    """
     if fs.isfile(path):
         yield path, fs.info(path)
         return
@@ -270,13 +284,20 @@ def _walk(fs: AbstractFileSystem, path: str) -> Iterator[tuple[str, dict]]:
         entries = retry(lambda: fs.ls(path, detail=True))
     except (FileNotFoundError, NotADirectoryError):
         return
-    for info in sorted(entries, key=lambda info: info["name"] + "/" * (info["type"] == "directory")):
+    above = (*above, os.path.realpath(path))
+    for info in sorted(entries, key=lambda info: info["name"] + "/" * _is_folder(info)):
         if info["name"].rstrip("/") == path.rstrip("/"):
             continue
-        if info["type"] == "directory":
-            yield from _walk(fs, info["name"])
+        if _is_folder(info):
+            if not (info.get("islink") and os.path.realpath(info["name"]) in above):
+                yield from _walk(fs, info["name"], above)
         else:
             yield info["name"], info
+
+
+def _is_folder(info: dict) -> bool:
+    """Whether an entry of a folder is one; a link to a folder has another type."""
+    return info["type"] == "directory" or bool(info.get("islink")) and os.path.isdir(info["name"])
 
 
 def _walk_s3(fs: AbstractFileSystem, path: str) -> Iterator[tuple[str, dict]]:

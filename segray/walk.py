@@ -64,15 +64,22 @@ class Segmented:
 
 
 def read_items(
-    items: Iterable[Item], spec: InputSpec, *, blend: str, window: int, explicit_bands: bool, enlarge: bool = True
+    items: Iterable[Item],
+    spec: InputSpec,
+    *,
+    blend: str,
+    window: int,
+    explicit_bands: bool,
+    enlarge: bool = True,
+    ahead: int = READ_THREADS,
 ) -> Iterator[Reading]:
-    """The items read concurrently and given in their order; a few images are in memory at a time.
+    """The items read concurrently, at most `ahead` of them, and given in their order.
 
     enlarge: masks of images that are segmented on a coarser grid are to be on their own.
     """
     options = {"blend": blend, "window": window, "explicit_bands": explicit_bands, "enlarge": enlarge}
     read = partial(_timed, spec=spec, **options)
-    yield from in_order(read, items, pool=_readers, ahead=READ_THREADS)
+    yield from in_order(read, items, pool=_readers, ahead=ahead)
 
 
 def read_item(item: Item, *, spec: InputSpec, blend: str, window: int, explicit_bands: bool, enlarge: bool) -> Reading:

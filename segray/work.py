@@ -23,7 +23,10 @@ STAGES = "segray_stages"  # a Ray resource: where it is, the stages of a GPU clu
 
 @dataclass(frozen=True, kw_only=True)
 class Work:
-    """What the workers must know to turn shards of a plan into published masks. detailed: see `canvas.Canvas`."""
+    """What the workers must know to turn shards of a plan into published masks.
+
+    detailed: see `canvas.Canvas`. ahead: images that are read at the same time.
+    """
 
     plan: str
     output: str
@@ -43,11 +46,12 @@ class Work:
     shard_pixels: int = 0
     enlarge: bool = True
     detailed: bool = False
+    ahead: int = walk.READ_THREADS
 
     def readings(self, items: list[plans.Item]) -> Iterator[walk.Reading]:
         """The items of a shard read."""
         options = {"blend": self.blend, "window": self.window, "explicit_bands": self.explicit_bands}
-        return walk.read_items(items, self.spec, **options, enlarge=self.enlarge)
+        return walk.read_items(items, self.spec, **options, enlarge=self.enlarge, ahead=self.ahead)
 
     def segmenter(self) -> walk.Segmenter:
         """The segmenter of this process's device."""

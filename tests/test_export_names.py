@@ -35,6 +35,9 @@ IMAGES = [
         ("xyz://17::s3://b/tiles", "s3://b/tiles", "17.tif"),
         ("mbtiles://9::s3://b/in/x.mbtiles", "s3://b/in", "x.mbtiles/9.tif"),
         ("xyz://17::s3://b/tiles", "xyz://17::s3://b/tiles", "17.tif"),
+        ("s3://b/in/x//a.tif", "s3://b/in", "x/a-9c6277f8f2.tif"),
+        ("s3://b/in//a.tif", "s3://b/in", "a-41656bc418.tif"),
+        ("zip://./d/a.jpg::s3://b/in/x.zip", "s3://b/in", "x.zip/d/a-6bcdbf4655.tif"),
     ],
 )
 def test_the_tree_of_the_archive_is_mirrored(image, archive, expected):

@@ -100,6 +100,14 @@ def test_an_asset_is_chosen_by_role_or_name(tmp_path: Path, assets: dict, name: 
             assert [file.uri for file in archive.images()] == [uri] * count
 
 
+@pytest.mark.parametrize("href", ["./a%20b.tif", "a b.tif", "file://{folder}/a%20b.tif", "{folder}/a%20b.tif"])
+def test_a_local_asset_is_named_in_the_words_of_a_uri(tmp_path: Path, href: str) -> None:
+    item = {"type": "Feature", "id": "i", "assets": {"image": asset(href.format(folder=tmp_path))}}
+    (tmp_path / "item.json").write_text(json.dumps(item))
+    (file,) = open_archive(str(tmp_path / "item.json")).images()
+    assert file.uri.removeprefix("file://") == str(tmp_path / "a b.tif")
+
+
 def test_stat_asks_the_store(store: str) -> None:
     publish(join(store, "a.bin"), b"12345")
     file = stat(File(join(store, "a.bin"), -1, ""))

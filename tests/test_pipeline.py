@@ -18,7 +18,7 @@ from models import write_model
 from PIL import Image
 
 from segray import pipeline
-from segray.errors import ModelError
+from segray.errors import ModelError, SegrayError
 from segray.inference import default_precision
 from segray.model_dir import read_description
 from segray.packing import batch_of, pack, unpack
@@ -36,6 +36,19 @@ class PoisonedWork(Work):
     def readings(self, items):
         """Die as of a fault in a decoder."""
         if any("-poison" in item.image and not item.error for item in items):
+            os.kill(os.getpid(), signal.SIGKILL)
+        return super().readings(items)
+
+
+@dataclass(frozen=True, kw_only=True)
+class CrowdedWork(Work):
+    """As every work, but that several images at the same time, or in any case, are too much for its process."""
+
+    at_the_same_time: bool
+
+    def readings(self, items):
+        """Die as of too little memory."""
+        if len(items) > 1 and (self.ahead > 1 or not self.at_the_same_time):
             os.kill(os.getpid(), signal.SIGKILL)
         return super().readings(items)
 
@@ -85,6 +98,17 @@ def test_a_poisonous_image_is_a_failed_row_and_nothing_else_is_lost(work, tmp_pa
     (failed,) = [row for row in rows if row["status"] == "failed"]
     assert "03-poison.png" in failed["image"]
     assert "killed its process" in failed["error"]
+
+
+def test_images_that_are_too_much_together_are_read_one_at_a_time(work):
+    totals = Totals()
+    pipeline.run(CrowdedWork(**work, at_the_same_time=True), [0], actors=(1, 1), on_result=totals.add)
+    assert totals.image_counts() == {"ok": 2, "nodata": 0, "failed": 0}
+
+
+def test_a_shard_that_kills_its_process_although_no_image_does_is_one_sentence(work):
+    with pytest.raises(SegrayError, match="shard 0 kills its process, though none of its images alone does; give"):
+        pipeline.run(CrowdedWork(**work, at_the_same_time=False), [0], actors=(1, 1), on_result=lambda totals: None)
 
 
 def test_an_error_that_is_no_death_ends_the_job_with_its_cause(work):

@@ -11,6 +11,7 @@ import zipfile
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from conftest import png
@@ -105,6 +106,25 @@ def test_a_list_may_name_what_is_not_there(local_ray, tmp_path: Path) -> None:
     assert np.isclose(summary["failed_share"], 0.5)
     with pytest.raises(SegrayError, match="--column was None|--column was"):
         segment(SegmentSettings(**settings, column="other"))
+
+
+def test_one_bad_line_of_a_list_is_one_failed_row(local_ray, tmp_path: Path) -> None:
+    model = write_model(str(tmp_path / "model"))
+    (tmp_path / "x.png").write_bytes(image(1))
+    (tmp_path / "empty.png").write_bytes(b"")
+    pq.write_table(pa.table({"image": [image(number) for number in range(3)]}), tmp_path / "some.parquet")
+    bad = {
+        "nosuch://x/y.jpg": "cannot be opened",
+        "x.png/z.jpg": "cannot be read",
+        "a\0b.png": "cannot be read",
+        "empty.png": "the file is empty",
+    }
+    (tmp_path / "list.txt").write_text("\n".join(["x.png", *bad, "some.parquet"]))
+    summary = segment(SegmentSettings(model=model, archive=str(tmp_path / "list.txt"), output=str(tmp_path / "out")))
+    assert summary["images"] == {"ok": 1 + 3, "nodata": 0, "failed": len(bad)}
+    for name, reason in bad.items():
+        (error,) = [row["error"] for row in summary["failures"] if row["image"].endswith(name)]
+        assert reason in error
 
 
 def test_the_driver_plans_without_torch_and_ray_data():

@@ -15,7 +15,7 @@ from rasterio.control import GroundControlPoint
 from rasterio.enums import ColorInterp
 from rasterio.transform import Affine
 
-from segray.archives import open_archive
+from segray.archives import open_archive, rasters
 from segray.archives.images import read_for, read_header, read_image
 from segray.archives.rasters import read
 from segray.errors import ImageError, MismatchError
@@ -280,6 +280,32 @@ def test_bands_can_be_named(tmp_path):
         read_for(uri, replace(spec, band_names=("nir", "red")), explicit_bands=True)
     with pytest.raises(MismatchError, match="names no band"):
         read_for(tiff(tmp_path, RGB), spec, explicit_bands=True)
+
+
+def test_overviews_have_the_names_of_the_bands(tmp_path):
+    place = {"crs": "EPSG:32633", "transform": Affine(0.5, 0, 500000, 0, -0.5, 5800000)}
+    uri = tiff(tmp_path, RGB, **place)
+    with rasterio.open(uri, "r+") as target:
+        target.descriptions = ("red", "green", "blue")
+        target.build_overviews([2, 4])
+    for resolution in (0.5, 0.8, 1.0, 2.0, 3.0):
+        assert read(uri, None, resolution=resolution).names == ("red", "green", "blue")
+
+
+def test_what_is_much_finer_is_read_in_parts_with_the_same_pixels(tmp_path, monkeypatch):
+    uri = tiff(tmp_path, RGB, crs="EPSG:32633", transform=Affine(0.5, 0, 500000, 0, -0.5, 5800000))
+    whole = read(uri, None, resolution=1.7)
+    asked = []
+    plain = rasters._read
+    monkeypatch.setattr(rasters, "_read", lambda source, window: asked.append(window) or plain(source, window))
+    monkeypatch.setattr(rasters, "SHRUNK_PIXELS", 900)
+    for window in (None, Window(3, 2, 14, 20)):
+        parts = read(uri, window, resolution=1.7)
+        rows, cols = (window or whole.window).rows, (window or whole.window).cols
+        assert (parts.pixels == whole.pixels[:, rows, cols]).all()
+        assert (parts.valid == whole.valid[rows, cols]).all()
+    assert len(asked) > 6
+    assert max(window.pixels for window in asked) <= 1000
 
 
 def test_ground_control_points_are_no_affine(tmp_path):

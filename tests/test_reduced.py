@@ -33,11 +33,11 @@ def gradient(height: int, width: int) -> np.ndarray:
     return np.stack([rows % 256, cols % 256, (rows + cols) % 256]).astype(np.uint8)
 
 
-@pytest.mark.parametrize("ending", ["tif", "png"])
-def test_a_small_image_is_read_and_averaged(tmp_path, ending):
+@pytest.mark.parametrize("name", ["a.tif", "a.png", "scene", "a.2024"])
+def test_a_small_image_is_read_and_averaged(tmp_path, name):
     pixels = gradient(240, 200)
-    uri = str(tmp_path / f"a.{ending}")
-    if ending == "tif":
+    uri = str(tmp_path / name)
+    if name != "a.png":
         write(uri, pixels)
     else:
         Image.fromarray(pixels.transpose(1, 2, 0)).save(uri)

@@ -11,7 +11,7 @@ import yaml
 from segray.command_line import BAD_INPUT, DONE, TOO_MANY_FAILED, parse, run_job
 from segray.errors import SegrayError
 from segray.settings import EvaluateSettings, ExportSettings, SegmentSettings, TrainSettings
-from segray.storage import publish
+from segray.storage import join, publish
 
 SEGMENT = ["--model", "/m", "--archive", "s3://b/a/", "--output", "out"]
 TRAIN = ["--data", "/d", "--output", "/o"]
@@ -299,6 +299,33 @@ def test_exit_statuses(monkeypatch, capsys, flags, outcome, status):
     said = capsys.readouterr().err
     assert said.count("\n") == (status == BAD_INPUT)
     assert said == "" or said.startswith("jobs/train.py: ")
+
+
+def test_an_output_that_cannot_be_written_is_bad_input(monkeypatch, capsys, tmp_path):
+    (tmp_path / "file").write_text("x")
+    output = str(tmp_path / "file" / "out")
+    monkeypatch.setattr(sys, "argv", ["jobs/train.py", "--data", "labelled", "--output", output])
+    assert (
+        run_job(lambda settings: publish(join(settings.output, "state", "run.json"), b""), TrainSettings) == BAD_INPUT
+    )
+    said = capsys.readouterr().err
+    assert said.count("\n") == 1
+    assert f"--output {output} cannot be written: " in said
+
+    def main(settings: TrainSettings) -> int:
+        raise FileNotFoundError(2, "No such file or directory", "/elsewhere")
+
+    with pytest.raises(FileNotFoundError):
+        run_job(main, TrainSettings)
+
+
+def test_a_store_that_refuses_the_output_is_bad_input(monkeypatch, capsys):
+    def main(settings: TrainSettings) -> int:
+        raise PermissionError("Access Denied")  # as s3fs says it, without the name of the object
+
+    monkeypatch.setattr(sys, "argv", ["jobs/train.py", "--data", "labelled", "--output", "s3://bucket/x"])
+    assert run_job(main, TrainSettings) == BAD_INPUT
+    assert "--output s3://bucket/x cannot be used: Access Denied; correct it" in capsys.readouterr().err
 
 
 def test_a_fault_of_the_program_is_no_bad_input(monkeypatch):

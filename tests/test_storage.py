@@ -16,6 +16,7 @@ from segray.errors import SegrayError
 from segray.storage import (
     absolute,
     describe,
+    ending,
     exists,
     filesystem,
     is_chain,
@@ -283,3 +284,33 @@ def test_a_local_file_is_published_whole_under_any_name(store, tmp_path):
     with pytest.raises(FileNotFoundError):
         publish_file(join(store, "b.tif"), str(tmp_path / "none"))
     assert not exists(join(store, "b.tif"))
+
+
+def test_links_to_folders_are_followed_once(tmp_path):
+    (tmp_path / "far").mkdir()
+    (tmp_path / "far" / "x.png").write_bytes(b"x")
+    (tmp_path / "near" / "deep").mkdir(parents=True)
+    (tmp_path / "near" / "a.png").write_bytes(b"a")
+    (tmp_path / "near" / "link").symlink_to(tmp_path / "far")
+    (tmp_path / "near" / "deep" / "back").symlink_to(tmp_path / "near")
+    (tmp_path / "near" / "dangling").symlink_to(tmp_path / "none")
+    assert [name for name in names(str(tmp_path / "near")) if name != "dangling"] == ["a.png", "link/x.png"]
+
+
+@pytest.mark.parametrize(
+    ("uri", "expected"),
+    [
+        ("https://host/a/T1.TIF?sig=abc.def&x=1", ".tif"),
+        ("http://host/a.jpg#b.c", ".jpg"),
+        ("/data/a.tif?b", ".tif?b"),
+        ("s3://b/a.tif#1.png", ".png"),
+        ("/data/scene", ""),
+    ],
+)
+def test_the_ending_of_an_address_is_that_of_its_name(uri, expected):
+    assert ending(uri) == expected
+
+
+def test_a_byte_order_mark_is_no_text(tmp_path):
+    (tmp_path / "list.txt").write_text("a.png\n", encoding="utf-8-sig")
+    assert read_text(str(tmp_path / "list.txt")) == "a.png\n"

@@ -12,17 +12,18 @@ from typing import IO, TypeVar
 import numpy as np
 from PIL import ExifTags, Image
 
+from segray.archives.ranges import read_range
 from segray.archives.raster import Header, Raster
 from segray.errors import ImageError
 from segray.grid import Window
-from segray.storage import FINAL_ERRORS, describe, filesystem, read_bytes
+from segray.storage import FINAL_ERRORS, describe, read_bytes
 
 Source, Result = TypeVar("Source"), TypeVar("Result")
 ENDINGS = {".png", ".jpg", ".jpeg", ".webp", ".bmp"}
 FORMATS = ("PNG", "JPEG", "WEBP", "BMP")  # nothing else is tried, whatever a file's content says
 BROKEN = (OSError, SyntaxError, ValueError, EOFError, struct.error, zlib.error, Image.DecompressionBombError)
 SIXTEEN_BIT = ("I;16", "I;16B", "I;16L", "I;16N", "I")
-HEADER_BYTES = 2**16  # a request; s3fs by itself takes 50 MB at a time
+HEADER_BYTES = 2**16  # a request
 UPRIGHT = {  # EXIF orientation -> what undoes it
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
@@ -36,13 +37,15 @@ SIDEWAYS = (5, 6, 7, 8)  # EXIF orientations that swap height and width
 
 
 def read_header(uri: str) -> Header:
-    """Size and bands from the first bytes of a picture; ImageError when it is none."""
-    fs, path = filesystem(uri)
+    """Size and bands from the first bytes of a picture; ImageError when it is none, a store's own error goes on."""
+    head = _bytes(uri, lambda: read_range(uri, 0, HEADER_BYTES))
+    if not head:
+        raise ImageError(f"{uri} cannot be read: the file is empty")
     try:
-        with fs.open(path, "rb", block_size=HEADER_BYTES) as file:
-            return of_bytes(uri, header_of, file)
-    except OSError as error:
-        raise ImageError(f"{uri} cannot be read: {reason(error)}") from error
+        return header_of(io.BytesIO(head))
+    except BROKEN:  # what comes before the size may be long: a colour profile, a preview
+        data = head if len(head) < HEADER_BYTES else _bytes(uri, lambda: read_bytes(uri))
+        return of_bytes(uri, header_of, io.BytesIO(data))
 
 
 def header_of(file: IO[bytes]) -> Header:
@@ -61,11 +64,7 @@ def read(uri: str) -> Raster:
 
     ImageError when it is missing, damaged, truncated, or larger than Pillow's limit against decompression bombs.
     """
-    try:
-        data = read_bytes(uri)  # a store that fails is no fault of the image: its error goes on
-    except FINAL_ERRORS as error:
-        raise ImageError(f"{uri} cannot be read: {reason(error)}") from error
-    return of_bytes(uri, decode, data)
+    return of_bytes(uri, decode, _bytes(uri, lambda: read_bytes(uri)))
 
 
 def of_bytes(uri: str, call: Callable[[Source], Result], data: Source) -> Result:
@@ -94,6 +93,14 @@ def decode(data: bytes) -> Raster:
         pixels, valid = _arrays(picture if method is None else picture.transpose(method))
     height, width = valid.shape
     return Raster(pixels=pixels, valid=valid, window=Window(0, 0, height, width), height=height, width=width)
+
+
+def _bytes(uri: str, ask: Callable[[], bytes]) -> bytes:
+    """What a store answers; a store that fails is no fault of the picture, so that its error goes on."""
+    try:
+        return ask()
+    except FINAL_ERRORS as error:
+        raise ImageError(f"{uri} cannot be read: {reason(error)}") from error
 
 
 def _open(file: IO[bytes]) -> Image.Image:

@@ -29,6 +29,7 @@ Result = TypeVar("Result")
 # The one GDAL driver that may open a file of an ending: never VRT and its like, which name other files and run code.
 DRIVERS = {".tif": "GTiff", ".tiff": "GTiff", ".jp2": "JP2OpenJPEG"}
 ENDINGS = set(DRIVERS)
+SHRUNK_PIXELS = 2**23  # that are read at a time to make a coarser grid of them; 13 bytes each
 MAX_BLOCK_PIXELS = 2**28  # a block is decoded whole: a larger one is a decompression bomb, or is not worth its memory
 
 
@@ -39,7 +40,7 @@ def read_header(uri: str, *, file: str | None = None, span: Span = None) -> Head
     """
     file = file or uri
     with _one_sentence(uri, file):
-        raster = OpenRaster(file, driver=_driver(uri), header_only=True, span=span)
+        raster = OpenRaster(file, driver=driver_of(uri), header_only=True, span=span)
         try:
             return raster.run(lambda: _header(uri, raster.source))
         finally:
@@ -62,7 +63,7 @@ def read(
     (see `resample`), read from the overview that is just fine enough.
     """
     file = file or uri
-    driver = _driver(uri)
+    driver = driver_of(uri)
     with _one_sentence(uri, file), borrow(file, driver=driver, span=span) as raster:
         _check(uri, raster.source)
         header = raster.run(lambda: _header(uri, raster.source))
@@ -74,7 +75,8 @@ def read(
             return raster.run(lambda: _read_scaled(raster.source, window, scaling))
         with borrow(file, driver=driver, span=span, overview=level) as smaller:
             found = smaller.run(lambda: _read_scaled(smaller.source, window, scaling))
-        return replace(found, transform=header.transform)  # an overview has longer pixels
+        # an overview has longer pixels, and no names of its bands
+        return replace(found, transform=header.transform, names=header.names)
 
 
 def scaling_of(header: Header, resolution: float | None) -> Scaling | None:
@@ -99,8 +101,13 @@ def header_of_bytes(uri: str, data: bytes) -> Header:
     return _in_memory(uri, data, lambda source: _header(uri, source))
 
 
+def driver_of(uri: str) -> str:
+    """The GDAL driver that may open a raster: that of its ending; what has no such ending must be a TIFF."""
+    return DRIVERS.get(ending(uri), "GTiff")
+
+
 def _in_memory(uri: str, data: bytes, call: Callable[[rasterio.DatasetReader], Result]) -> Result:
-    with _one_sentence(uri, None), MemoryFile(data) as memory, memory.open(driver=_driver(uri)) as source:
+    with _one_sentence(uri, None), MemoryFile(data) as memory, memory.open(driver=driver_of(uri)) as source:
         _check(uri, source)
         return call(source)
 
@@ -152,15 +159,21 @@ def _read(source: rasterio.DatasetReader, window: Window | None) -> Raster:
 def _read_scaled(source: rasterio.DatasetReader, window: Window | None, scaling: Scaling) -> Raster:
     """A window of the coarse grid of a raster, or of an overview of it: that covers the same area, in fewer pixels.
 
-    The transform is that of `source`.
+    Made of some rows at a time, so that memory does not grow with how much finer the raster is. The transform is that
+    of `source`.
     """
     size = {"height": scaling.to_height, "width": scaling.to_width}
     window = window or Window(0, 0, **size)
     here = replace(scaling, height=source.height, width=source.width)
-    raster = _read(source, here.source(window))
-    pixels, valid = here.shrink(raster.pixels, raster.valid, window)
+    rows = max(1, int(SHRUNK_PIXELS / (here.factors[0] * here.source(window).width)))
+    parts = []
+    for top in range(0, window.height, rows):
+        part = replace(window, row_off=window.row_off + top, height=min(rows, window.height - top))
+        raster = _read(source, here.source(part))
+        parts.append(here.shrink(raster.pixels, raster.valid, part))
+    pixels, valid = (np.concatenate(arrays, axis=-2) for arrays in zip(*parts))
     crs, transform = _georeference(source)
-    place = {"crs": crs, "transform": transform, "names": raster.names}
+    place = {"crs": crs, "transform": transform, "names": _names(source)}
     return Raster(pixels=pixels, valid=valid, window=window, **size, **place, scaling=scaling)
 
 
@@ -239,10 +252,6 @@ def _check(uri: str, source: rasterio.DatasetReader) -> None:
     for height, width in source.block_shapes:
         if height * width > MAX_BLOCK_PIXELS:
             raise ImageError(f"{uri} is stored in blocks of {height} x {width} pixels; rewrite it as tiled GeoTIFF")
-
-
-def _driver(uri: str) -> str:
-    return DRIVERS.get(ending(uri), "GTiff")
 
 
 def _data_bands(source: rasterio.DatasetReader) -> list[int]:

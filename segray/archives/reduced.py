@@ -12,7 +12,7 @@ from segray.archives import rasters
 from segray.archives.images import is_picture, read_header, read_image
 from segray.archives.opened import borrow
 from segray.errors import ImageError
-from segray.storage import describe, ending
+from segray.storage import describe
 
 WHOLE_PIXELS = 2**24  # of what is read whole: a picture, a member of a container, a level of a tile set
 RASTER_PIXELS = 2**25  # of a raster, or of the overview that stands for it: some seconds
@@ -32,7 +32,7 @@ def read_reduced(uri: str, *, longest: int, part: str = "") -> tuple[np.ndarray,
         factor = -(-max(header.height, header.width) // longest)
         return means(raster.pixels, factor), raster.valid[::factor, ::factor]
     try:
-        with borrow(uri, driver=rasters.DRIVERS[ending(uri)]) as raster:
+        with borrow(uri, driver=rasters.driver_of(uri)) as raster:
             return raster.run(lambda: _read(raster.source, longest))
     except (RasterioError, CPLE_BaseError, OSError, ValueError) as error:
         raise ImageError(f"{uri} cannot be read: {describe(error.__cause__ or error)}") from error

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from urllib.parse import unquote
 
 from segray.archives.images import is_image
 from segray.archives.lists import listed
@@ -35,7 +36,10 @@ class StacArchive:
         if not items:
             raise SegrayError(f"{self.uri} holds no STAC item")
         for item in items:
-            yield listed(self.uri, self._href(item))
+            href = self._href(item)
+            # a local one is a file's name in the words of a URI; a store's own URI is taken as it is
+            local = href.startswith("file://") or "://" not in href
+            yield listed(self.uri, unquote(href) if local else href)
 
     def _items(self) -> list[dict]:
         try:

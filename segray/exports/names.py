@@ -29,8 +29,9 @@ def mirror(image: str, archive: str, ending: str) -> str:
     path = _below(outer, _taken_apart(archive)[1])
     if not path and not members:
         path = posixpath.basename(outer)
-    raw = [part for name in (path, *members) for part in name.split("/") if part not in ("", ".")]
-    parts = [_safe(part) for part in raw]
+    names = [path, *members] if path else members
+    raw = [part for name in names for part in name.split("/")]
+    parts = [_safe(part) for part in raw if part not in ("", ".")]
     stem = _without_ending(parts[-1]) if parts else "image"
     if parts != raw:
         stem += f"-{_hash(image)}"
@@ -71,7 +72,7 @@ def _taken_apart(uri: str) -> tuple[list[str], str]:
     if not is_chain(uri):
         return [], uri
     *members, outer = uri.split("::")
-    return [member.partition("://")[2] for member in reversed(members)], outer
+    return [member.partition("://")[2].removeprefix("/") for member in reversed(members)], outer
 
 
 def _below(uri: str, archive: str) -> str:
@@ -79,7 +80,9 @@ def _below(uri: str, archive: str) -> str:
     archive = archive.rstrip("/")
     if uri == archive:
         return ""
-    return uri[len(archive) + 1 :] if uri.startswith(f"{archive}/") else uri.partition("://")[2] or uri
+    if uri.startswith(f"{archive}/"):
+        return uri[len(archive) + 1 :]
+    return (uri.partition("://")[2] or uri).removeprefix("/")
 
 
 def _safe(part: str) -> str:
