@@ -25,10 +25,10 @@ from segray.datasets.large import Size, cut, is_measured, large_ones, pieces, si
 from segray.errors import SegrayError
 from segray.grid import blocks
 from segray.inputs import InputSpec
+from segray.listing import list_files
 from segray.masks import IGNORE
 from segray.reading import in_order, memory_of, read_labelled
 from segray.settings import TrainSettings
-from segray.storage import list_files
 
 IMAGES = 200  # whose pixels are read, evenly spread; mean and deviation are then good to a percent
 COUNTED = 20_000  # whose classes are counted, evenly spread

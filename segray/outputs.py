@@ -15,12 +15,13 @@ from segray.archives import open_archive
 from segray.archives.options import ArchiveOptions
 from segray.errors import SegrayError
 from segray.expand import Cutting
+from segray.listing import list_files
 from segray.masks import IGNORE
 from segray.model_dir import Description
 from segray.planning import finish_plan, make_plan
 from segray.settings import SegmentSettings
 from segray.shards import EXTENSIONS, read_statistics
-from segray.storage import exists, join, list_files, real, remove
+from segray.storage import exists, join, real, remove
 from segray.summary import Totals, summarise
 from segray.work import Work
 

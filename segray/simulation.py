@@ -22,6 +22,7 @@ from segray.archives.options import ArchiveOptions
 from segray.expand import Cutting
 from segray.grid import Lattice
 from segray.inputs import InputSpec
+from segray.listing import list_files
 from segray.masks import Classes
 from segray.plan import Item, ListingDigest, read_shard, write_files
 from segray.planning import make_plan
@@ -29,7 +30,7 @@ from segray.regions import Region, WindowMask, whole_image
 from segray.settings import BenchmarkSettings
 from segray.shards import OK, Place
 from segray.stopwatch import peak_memory
-from segray.storage import File, join, list_files
+from segray.storage import File, join
 from segray.summary import Totals
 from segray.walk import Reading, Segmented
 from segray.work import Costs, Work

@@ -1,4 +1,4 @@
-"""Files on any fsspec store: read, list without a request per object, publish atomically, retry what is transient."""
+"""Files on any fsspec store: read, publish atomically, remove, retry what is transient."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ import re
 import shutil
 import time
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from datetime import datetime
-from functools import cache, partial
+from functools import cache
 from inspect import signature
 from typing import TypeVar
 
@@ -76,7 +76,7 @@ def ending(uri: str) -> str:
 
 def is_local(uri: str) -> bool:
     """Whether the URI names the local file system."""
-    return _protocol(filesystem(uri)[0]) in ("file", "local")
+    return protocol_of(filesystem(uri)[0]) in ("file", "local")
 
 
 def join(uri: str, *parts: str) -> str:
@@ -99,7 +99,7 @@ def stat(file: File) -> File:
     """The file with its size and etag asked from its store; FileNotFoundError or the store's error."""
     fs, path = filesystem(file.uri)
     info = retry(lambda: fs.info(path))
-    return replace(file, size=int(info["size"] or 0), etag=_etag(info))
+    return replace(file, size=int(info["size"] or 0), etag=etag_of(info))
 
 
 def local_path(uri: str) -> str | None:
@@ -162,11 +162,11 @@ def publish(uri: str, data: bytes) -> None:
     Object stores do that by themselves; elsewhere a temporary file beside it is renamed.
     """
     fs, path = filesystem(uri)
-    if _protocol(fs) in ATOMIC_PUT:
+    if protocol_of(fs) in ATOMIC_PUT:
         retry(lambda: fs.pipe_file(path, data))
         return
     temporary = _temporary(fs, path)
-    if _protocol(fs) in ("file", "local"):
+    if protocol_of(fs) in ("file", "local"):
         with open(temporary, "wb") as file:
             file.write(data)
             file.flush()
@@ -180,11 +180,11 @@ def publish(uri: str, data: bytes) -> None:
 def publish_file(uri: str, source: str) -> None:
     """Put the content of a local file in one atomic step, as `publish` does, without holding it in memory."""
     fs, path = filesystem(uri)
-    if _protocol(fs) in ATOMIC_PUT:
+    if protocol_of(fs) in ATOMIC_PUT:
         retry(lambda: fs.put_file(source, path))
         return
     temporary = _temporary(fs, path)
-    if _protocol(fs) in ("file", "local"):
+    if protocol_of(fs) in ("file", "local"):
         with open(source, "rb") as content, open(temporary, "wb") as file:
             shutil.copyfileobj(content, file, COPY_BYTES)
             file.flush()
@@ -211,40 +211,10 @@ def remove(uri: str) -> None:
 def remove_leftovers(folder: str) -> None:
     """Remove the temporary files that a killed process left below a folder (see `publish`)."""
     fs, path = filesystem(folder)
-    if _protocol(fs) not in ATOMIC_PUT and fs.exists(path):
+    if protocol_of(fs) not in ATOMIC_PUT and fs.exists(path):
         for name in fs.find(path):
             if LEFTOVER.fullmatch(posixpath.basename(name)):
                 fs.rm_file(name)
-
-
-def list_files(uri: str) -> Iterator[File]:
-    """Every file below a prefix (or the one file that the URI names), in the order of their paths.
-
-    Hidden files and folders (leading dot) are left out. No request is made per object, and an S3 listing is streamed
-    page by page, so that memory does not grow with it. FileNotFoundError when nothing is there.
-    """
-    fs, path = filesystem(uri)
-    fs.invalidate_cache()
-    found, local = False, is_local(uri)
-    chain = uri[uri.index("::") :] if is_chain(uri) else ""
-    for name, info in _walk_s3(fs, path) if _protocol(fs) in ("s3", "s3a") else _walk(fs, path):
-        found = True
-        relative = name[len(path) :]
-        if not any(part.startswith(".") for part in relative.split("/")):
-            yield File(name if local else fs.unstrip_protocol(name) + chain, int(info["size"]), _etag(info))
-    if not found:
-        raise FileNotFoundError(f"{uri} holds nothing")
-
-
-def names(uri: str) -> set[str]:
-    """The names of what lies directly in a folder; none when it is not there. One listing, asked anew."""
-    fs, path = filesystem(uri)
-    fs.invalidate_cache()
-    try:
-        entries = retry(lambda: fs.ls(path, detail=False))
-    except (FileNotFoundError, NotADirectoryError):
-        return set()
-    return {posixpath.basename(entry.rstrip("/")) for entry in entries}
 
 
 def describe(error: BaseException) -> str:
@@ -268,54 +238,13 @@ def _temporary(fs: AbstractFileSystem, path: str) -> str:
     return posixpath.join(parent, f".{name}.{uuid.uuid4().hex}.tmp")
 
 
-def _protocol(fs: AbstractFileSystem) -> str:
+def protocol_of(fs: AbstractFileSystem) -> str:
+    """The scheme of the URIs of a file system."""
     return fs.protocol if isinstance(fs.protocol, str) else fs.protocol[0]
 
 
-def _walk(fs: AbstractFileSystem, path: str, above: tuple[str, ...] = ()) -> Iterator[tuple[str, dict]]:
-    """Depth first, one folder listing in memory at a time. Sorted by whole path, as object stores sort keys.
-
-    Links to folders are followed, but for those that lead back to one that they lie in. above: the latter.
-    """
-    if fs.isfile(path):
-        yield path, fs.info(path)
-        return
-    try:
-        entries = retry(lambda: fs.ls(path, detail=True))
-    except (FileNotFoundError, NotADirectoryError):
-        return
-    above = (*above, os.path.realpath(path))
-    for info in sorted(entries, key=lambda info: info["name"] + "/" * _is_folder(info)):
-        if info["name"].rstrip("/") == path.rstrip("/"):
-            continue
-        if _is_folder(info):
-            if not (info.get("islink") and os.path.realpath(info["name"]) in above):
-                yield from _walk(fs, info["name"], above)
-        else:
-            yield info["name"], info
-
-
-def _is_folder(info: dict) -> bool:
-    """Whether an entry of a folder is one; a link to a folder has another type."""
-    return info["type"] == "directory" or bool(info.get("islink")) and os.path.isdir(info["name"])
-
-
-def _walk_s3(fs: AbstractFileSystem, path: str) -> Iterator[tuple[str, dict]]:
-    """The pages of ListObjectsV2 as they come: s3fs's own listing would hold all of them in memory."""
-    bucket, _, key = path.partition("/")
-    token: dict[str, str] = {}
-    while True:
-        page = retry(partial(fs.call_s3, "list_objects_v2", Bucket=bucket, Prefix=key, **token))
-        for entry in page.get("Contents", []):
-            rest = entry["Key"][len(key) :]
-            if not entry["Key"].endswith("/") and (not key or not rest or rest.startswith("/") or key.endswith("/")):
-                yield f"{bucket}/{entry['Key']}", {"size": entry["Size"], "ETag": entry["ETag"]}
-        if not page.get("IsTruncated"):
-            return
-        token = {"ContinuationToken": page["NextContinuationToken"]}
-
-
-def _etag(info: dict) -> str:
+def etag_of(info: dict) -> str:
+    """What changes when a file does, in what a store says of it."""
     for key in ("ETag", "etag", "md5Hash", "content_md5", "CRC", "mtime", "last_modified", "created"):
         if value := info.get(key):
             value = value.timestamp() if isinstance(value, datetime) else value

@@ -17,8 +17,9 @@ from dataclasses import asdict
 import torch
 
 from segray.errors import SegrayError
+from segray.listing import list_files
 from segray.settings import TrainSettings
-from segray.storage import exists, join, list_files, publish, read_bytes, read_text, remove
+from segray.storage import exists, join, publish, read_bytes, read_text, remove
 
 # what changes no step of the training
 NOT_COMPARED = {

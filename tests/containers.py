@@ -12,7 +12,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from segray.archives.members import CONTAINERS, Container, kind_of
-from segray.storage import File, list_files, publish
+from segray.listing import list_files
+from segray.storage import File, publish
 
 CHANCE = np.random.default_rng(0)
 BODIES = {name: CHANCE.bytes(size) for name, size in {"a.png": 3000, "b/ü 水.JPG": 70_000, "c.tif": 1}.items()}

@@ -16,8 +16,9 @@ import pyarrow.parquet as pq
 import pytest
 from running import ROOT, wait_for
 
+from segray.listing import list_files
 from segray.masks import decode_png
-from segray.storage import filesystem, join, list_files, publish, read_bytes
+from segray.storage import filesystem, join, publish, read_bytes
 from segray.synthetic import CLASSES
 
 RAY = str(Path(sys.executable).with_name("ray"))

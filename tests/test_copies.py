@@ -18,7 +18,8 @@ from fsspec.implementations.memory import MemoryFileSystem
 from segray.archives import copies
 from segray.archives.copies import local_copy
 from segray.errors import ImageError, SegrayError
-from segray.storage import File, join, list_files, publish
+from segray.listing import list_files
+from segray.storage import File, join, publish
 
 DATA = np.random.default_rng(0).bytes(100_000)
 

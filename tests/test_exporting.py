@@ -24,9 +24,10 @@ from segray.export_tasks import Exporter, Outcome
 from segray.exporting import export, outcomes_of
 from segray.exports import EXPORTS
 from segray.exports.scenes import Scene, open_masks
+from segray.listing import list_files
 from segray.settings import ExportSettings
 from segray.shards import shard_uri
-from segray.storage import exists, join, list_files, read_bytes, read_text
+from segray.storage import exists, join, read_bytes, read_text
 
 pytestmark = [
     pytest.mark.usefixtures("s3"),  # before Ray, whose workers know the environment that Ray was started in

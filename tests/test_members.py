@@ -16,7 +16,8 @@ from containers import BODIES, WITHOUT, WRITERS, body, container_of, listed, put
 from segray.archives import tars
 from segray.archives.members import CONTAINERS
 from segray.errors import ImageError, SegrayError
-from segray.storage import File, join, list_files, publish
+from segray.listing import list_files
+from segray.storage import File, join, publish
 
 
 @pytest.fixture(autouse=True)

@@ -17,6 +17,7 @@ from torch import nn
 
 from segray.errors import ModelError
 from segray.inputs import InputSpec
+from segray.listing import list_files
 from segray.masks import Classes
 from segray.model_dir import (
     Description,
@@ -27,7 +28,7 @@ from segray.model_dir import (
     write_temperature,
 )
 from segray.networks import build_network
-from segray.storage import join, list_files, publish, read_bytes
+from segray.storage import join, publish, read_bytes
 
 SPEC = InputSpec(
     bands=(3, 0, 1), scale=1 / 255, mean=(0.1, 0.2, 0.3), std=(0.4, 0.5, 0.6), tile=64, overlap=16, resolution=0.5

@@ -16,7 +16,8 @@ from segray.archives import mosaic
 from segray.archives.mosaic import header, is_level, level, occupied, occupied_blocks, parse, read
 from segray.errors import ImageError, SegrayError
 from segray.grid import BLENDS, Lattice, Window, blocks
-from segray.storage import File, join, list_files, publish, remove
+from segray.listing import list_files
+from segray.storage import File, join, publish, remove
 
 ZOOM, X, Y = 6, 33, 20
 ROWS, COLS = 3, 4

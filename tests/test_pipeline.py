@@ -20,10 +20,10 @@ from PIL import Image
 from segray import pipeline
 from segray.errors import ModelError, SegrayError
 from segray.inference import default_precision
+from segray.listing import list_files
 from segray.model_dir import read_description
 from segray.packing import batch_of, pack, unpack
 from segray.plan import whole, write_files
-from segray.storage import list_files
 from segray.summary import Totals
 from segray.synthetic import scene
 from segray.work import STAGES, Work, probe

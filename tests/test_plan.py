@@ -9,6 +9,7 @@ import pytest
 
 from segray.errors import SegrayError
 from segray.grid import Lattice, Window
+from segray.listing import list_files
 from segray.plan import (
     IMAGES_A_SHARD,
     SHARDS_A_FILE,
@@ -25,7 +26,7 @@ from segray.plan import (
     whole,
     write_files,
 )
-from segray.storage import File, join, list_files, publish
+from segray.storage import File, join, publish
 
 LATTICE = Lattice(64, 8)
 FILE = File("s3://b/scène 1.tif", 1000, "tag")

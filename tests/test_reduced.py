@@ -14,7 +14,7 @@ from rasterio.transform import from_origin
 from segray.archives import mosaic, reduced, tars
 from segray.archives.reduced import means, read_reduced
 from segray.errors import ImageError
-from segray.storage import list_files
+from segray.listing import list_files
 
 
 def write(path, pixels: np.ndarray, **options: object) -> str:

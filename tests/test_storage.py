@@ -13,6 +13,7 @@ import pytest
 
 from segray import storage
 from segray.errors import SegrayError
+from segray.listing import list_files
 from segray.storage import (
     absolute,
     describe,
@@ -22,7 +23,6 @@ from segray.storage import (
     is_chain,
     is_local,
     join,
-    list_files,
     local_path,
     publish,
     publish_file,

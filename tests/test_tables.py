@@ -13,7 +13,8 @@ from containers import CHANCE, body, put, table_of
 
 from segray.archives import tables
 from segray.errors import ImageError, SegrayError
-from segray.storage import File, list_files
+from segray.listing import list_files
+from segray.storage import File
 
 
 def write_table(path: Path, **columns: pa.Array) -> File:

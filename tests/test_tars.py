@@ -13,7 +13,8 @@ from containers import CHANCE, WRITERS, body, listed, put, tar_of
 from segray.archives import tars
 from segray.archives.entries import MAX_MEMBER_BYTES
 from segray.errors import ImageError
-from segray.storage import join, list_files, publish
+from segray.listing import list_files
+from segray.storage import join, publish
 
 
 @pytest.fixture(autouse=True)

@@ -29,7 +29,8 @@ from segray.archives.pmtiles import PMTiles
 from segray.archives.tilesets import TILESETS
 from segray.archives.xyz import TMS, XYZ, tile_tree
 from segray.errors import ImageError
-from segray.storage import filesystem, join, list_files, publish
+from segray.listing import list_files
+from segray.storage import filesystem, join, publish
 
 # not square, not symmetric, with a hole; other places at each zoom
 PLACES = [(3, 1, 2), (3, 2, 2), (3, 4, 3), (5, 9, 11), (5, 9, 12), (5, 12, 11)]

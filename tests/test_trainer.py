@@ -21,13 +21,13 @@ from segray.datasets import large, open_dataset
 from segray.errors import SegrayError
 from segray.inspection import inspect
 from segray.learner import Learner
+from segray.listing import list_files
 from segray.metrics import confusion_matrix, scores
 from segray.model_dir import load_network, read_description
 from segray.networks import NETWORKS
 from segray.publishing import Publisher
 from segray.segmenter import Segmenter
 from segray.settings import TrainSettings
-from segray.storage import list_files
 from segray.synthetic import CLASSES, scene
 from segray.trainer import CHECK_EVERY, run
 from segray.training_job import Job

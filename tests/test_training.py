@@ -28,8 +28,8 @@ from segray.command_line import BAD_INPUT
 from segray.datasets import open_dataset
 from segray.errors import SegrayError
 from segray.inspection import fingerprint
+from segray.listing import list_files
 from segray.settings import TrainSettings
-from segray.storage import list_files
 from segray.training import train
 from segray.training_job import Job
 from segray.training_state import finished, load_state, newest_state, read_history, write_run

@@ -19,7 +19,8 @@ from contextlib import contextmanager
 
 from segray.archives.entries import stored_range
 from segray.errors import ImageError, SegrayError
-from segray.storage import list_files, local_path
+from segray.listing import list_files
+from segray.storage import local_path
 
 MAX_COPIES = max(8, 2 * (os.cpu_count() or 1))  # kept at a time; as many as a machine may read at once
 GRACE_S = 60.0  # a copy used since then stays, since its reader may be about to open it

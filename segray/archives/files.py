@@ -8,7 +8,8 @@ from segray.archives.images import is_image
 from segray.archives.members import kind_of
 from segray.archives.options import ArchiveOptions
 from segray.errors import SegrayError
-from segray.storage import File, describe, list_files
+from segray.listing import list_files
+from segray.storage import File, describe
 
 
 class FilesArchive:

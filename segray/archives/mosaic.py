@@ -24,7 +24,8 @@ from segray.archives.tilesets import TILESETS, TileSet
 from segray.archives.xyz import XYZ
 from segray.errors import ImageError, SegrayError
 from segray.grid import Lattice, Window, block_cuts
-from segray.storage import FINAL_ERRORS, File, absolute, describe, list_files
+from segray.listing import list_files
+from segray.storage import FINAL_ERRORS, File, absolute, describe
 
 TREES = {kind: tiles for kind, tiles in TILESETS.items() if issubclass(tiles, XYZ)}
 TILE_SIZES = (256, 512)

@@ -9,7 +9,16 @@ from functools import cached_property
 from itertools import islice
 
 from segray.archives import pictures, rasters
-from segray.storage import File, exists, filesystem, is_local, join, list_files, read_bytes, retry
+from segray.listing import list_files
+from segray.storage import (
+    File,
+    exists,
+    filesystem,
+    is_local,
+    join,
+    read_bytes,
+    retry,
+)
 
 ENDINGS = ("png", "jpg", "jpeg", "webp")
 MAX_ZOOM = 30  # beyond, a tile is smaller than a coin
@@ -45,7 +54,7 @@ class XYZ:
         return ((x, y) for x, y, _, _ in self.files(zoom))
 
     def files(self, zoom: int) -> Iterator[tuple[int, int, str, File]]:
-        """(x, y, path below the zoom folder, file) of the level's tiles as `storage.list_files` gives them."""
+        """(x, y, path below the zoom folder, file) of the level's tiles as `listing.list_files` gives them."""
         for name, file in _below(join(self.uri, str(zoom))):
             if place := _TILE.fullmatch(name):
                 yield int(place[1]), self._row(zoom, int(place[2])), name, file

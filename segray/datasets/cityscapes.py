@@ -11,8 +11,9 @@ import numpy as np
 from segray.datasets.labels import read_labels
 from segray.datasets.sample import Sample
 from segray.errors import LabelError, SegrayError
+from segray.listing import list_files
 from segray.masks import IGNORE, Classes
-from segray.storage import exists, filesystem, join, list_files
+from segray.storage import exists, filesystem, join
 
 IMAGES, IMAGE_END = "leftImg8bit", "_leftImg8bit.png"
 LABELS = {"fine": "gtFine", "coarse": "gtCoarse"}

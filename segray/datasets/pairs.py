@@ -7,7 +7,8 @@ from collections.abc import Callable, Iterator
 
 from segray.archives.images import is_image
 from segray.errors import SegrayError
-from segray.storage import File, filesystem, join, list_files, names
+from segray.listing import list_files, names
+from segray.storage import File, filesystem, join
 
 LEGEND = "classes.json"
 SPLITS = ("train", "val", "test")

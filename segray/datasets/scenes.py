@@ -23,8 +23,9 @@ from segray.datasets.sample import Sample
 from segray.datasets.vectors import VectorFile, burn
 from segray.errors import LabelError, SegrayError
 from segray.grid import Window
+from segray.listing import list_files, names
 from segray.masks import IGNORE, Classes
-from segray.storage import ending, exists, join, list_files, names, read_text
+from segray.storage import ending, exists, join, read_text
 
 STRIPE_PIXELS = 2**20  # brought to the image's grid at a time: it takes some 50 bytes each
 

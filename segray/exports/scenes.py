@@ -17,9 +17,10 @@ import pyarrow as pa
 from segray.archives.raster import Affine6
 from segray.errors import SegrayError
 from segray.grid import Window
+from segray.listing import list_files
 from segray.masks import IGNORE, Classes, decode_png
 from segray.shards import EXTENSIONS, OK, read_masks, read_metadata, read_statistics, window_transform
-from segray.storage import describe, exists, join, list_files, read_text
+from segray.storage import describe, exists, join, read_text
 
 SHARDS_KEPT = 4  # in a process: as many meet in a corner, and small scenes follow each other in one
 WINDOWS_KEPT = 16  # decoded, 4 MB each

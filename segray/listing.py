@@ -1,0 +1,85 @@
+"""Listing what lies below a prefix of any fsspec store, in order and without a request an object."""
+
+from __future__ import annotations
+
+import os
+import posixpath
+from collections.abc import Iterator
+from functools import partial
+
+from fsspec import AbstractFileSystem
+
+from segray.storage import File, etag_of, filesystem, is_chain, is_local, protocol_of, retry
+
+
+def list_files(uri: str) -> Iterator[File]:
+    """Every file below a prefix (or the one file that the URI names), in the order of their paths.
+
+    Hidden files and folders (leading dot) are left out. No request is made per object, and an S3 listing is streamed
+    page by page, so that memory does not grow with it. FileNotFoundError when nothing is there.
+    """
+    fs, path = filesystem(uri)
+    fs.invalidate_cache()
+    found, local = False, is_local(uri)
+    chain = uri[uri.index("::") :] if is_chain(uri) else ""
+    for name, info in _walk_s3(fs, path) if protocol_of(fs) in ("s3", "s3a") else _walk(fs, path):
+        found = True
+        relative = name[len(path) :]
+        if not any(part.startswith(".") for part in relative.split("/")):
+            yield File(name if local else fs.unstrip_protocol(name) + chain, int(info["size"]), etag_of(info))
+    if not found:
+        raise FileNotFoundError(f"{uri} holds nothing")
+
+
+def names(uri: str) -> set[str]:
+    """The names of what lies directly in a folder; none when it is not there. One listing, asked anew."""
+    fs, path = filesystem(uri)
+    fs.invalidate_cache()
+    try:
+        entries = retry(lambda: fs.ls(path, detail=False))
+    except (FileNotFoundError, NotADirectoryError):
+        return set()
+    return {posixpath.basename(entry.rstrip("/")) for entry in entries}
+
+
+def _walk(fs: AbstractFileSystem, path: str, above: tuple[str, ...] = ()) -> Iterator[tuple[str, dict]]:
+    """Depth first, one folder listing in memory at a time. Sorted by whole path, as object stores sort keys.
+
+    Links to folders are followed, but for those that lead back to one that they lie in. above: the latter.
+    """
+    if fs.isfile(path):
+        yield path, fs.info(path)
+        return
+    try:
+        entries = retry(lambda: fs.ls(path, detail=True))
+    except (FileNotFoundError, NotADirectoryError):
+        return
+    above = (*above, os.path.realpath(path))
+    for info in sorted(entries, key=lambda info: info["name"] + "/" * _is_folder(info)):
+        if info["name"].rstrip("/") == path.rstrip("/"):
+            continue
+        if _is_folder(info):
+            if not (info.get("islink") and os.path.realpath(info["name"]) in above):
+                yield from _walk(fs, info["name"], above)
+        else:
+            yield info["name"], info
+
+
+def _is_folder(info: dict) -> bool:
+    """Whether an entry of a folder is one; a link to a folder has another type."""
+    return info["type"] == "directory" or bool(info.get("islink")) and os.path.isdir(info["name"])
+
+
+def _walk_s3(fs: AbstractFileSystem, path: str) -> Iterator[tuple[str, dict]]:
+    """The pages of ListObjectsV2 as they come: s3fs's own listing would hold all of them in memory."""
+    bucket, _, key = path.partition("/")
+    token: dict[str, str] = {}
+    while True:
+        page = retry(partial(fs.call_s3, "list_objects_v2", Bucket=bucket, Prefix=key, **token))
+        for entry in page.get("Contents", []):
+            rest = entry["Key"][len(key) :]
+            if not entry["Key"].endswith("/") and (not key or not rest or rest.startswith("/") or key.endswith("/")):
+                yield f"{bucket}/{entry['Key']}", {"size": entry["Size"], "ETag": entry["ETag"]}
+        if not page.get("IsTruncated"):
+            return
+        token = {"ContinuationToken": page["NextContinuationToken"]}
