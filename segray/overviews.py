@@ -15,6 +15,7 @@ import ray
 
 from segray.archives.reduced import read_reduced
 from segray.errors import ImageError
+from segray.footprints import window_transform
 from segray.grid import Window
 from segray.masks import IGNORE, decode_png
 from segray.plan import Plan
@@ -22,7 +23,7 @@ from segray.reduction import cells, window_majority
 from segray.report import Overview, for_eyes
 from segray.report.overview import LONGEST, factor_of
 from segray.report.pictures import LONGEST as PICTURE_SIDE
-from segray.shards import OK, read_masks, read_statistics, window_transform
+from segray.shards import OK, read_masks, read_statistics
 from segray.storage import filesystem, join, retry
 
 SCENES = 4  # on a page

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import io
 import json
-import math
 import re
-import struct
 import tarfile
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -14,11 +12,9 @@ from dataclasses import asdict, dataclass
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-from rasterio._err import CPLE_BaseError  # raised as it is by transform, not as one of rasterio.errors
-from rasterio.errors import CRSError, RasterioError
-from rasterio.warp import transform as transform_points
 
 from segray.archives.raster import Affine6
+from segray.footprints import footprint, geometry_type, window_transform
 from segray.grid import Window
 from segray.masks import Classes, encode_png
 from segray.regions import WindowMask
@@ -125,8 +121,8 @@ def encode_parquet(rows: Sequence[MaskRow], metadata: dict) -> bytes:
     """The bytes of a Parquet shard; the same rows give the same bytes."""
     table = pa.Table.from_pylist([asdict(row) for row in rows], schema=SCHEMA)
     keys = {"segray": json.dumps(metadata, sort_keys=True)}
-    if any(row.geometry for row in rows):
-        geometry = {"encoding": "WKB", "geometry_types": ["Polygon"]}  # no crs: OGC:CRS84, the default of GeoParquet
+    if types := sorted({geometry_type(row.geometry) for row in rows if row.geometry}):
+        geometry = {"encoding": "WKB", "geometry_types": types}  # no crs: OGC:CRS84, the default of GeoParquet
         keys["geo"] = json.dumps({"version": "1.1.0", "primary_column": "geometry", "columns": {"geometry": geometry}})
     buffer = io.BytesIO()
     compression = {name: "none" if name == "mask" else "zstd" for name in SCHEMA.names}
@@ -180,33 +176,6 @@ def read_masks(output: str, shard: int, fmt: str) -> list[tuple[dict, bytes | No
         members = {member.name: tar.extractfile(member).read() for member in tar}
     names = [name[: -len(".json")] for name in members if name.endswith(".json")]
     return [(json.loads(members[f"{name}.json"]), members.get(f"{name}.png")) for name in names]
-
-
-def window_transform(transform: Affine6, window: Window) -> Affine6:
-    """The affine of a window: that of its image moved to the window's first pixel, untouched at (0, 0)."""
-    a, b, c, d, e, f = transform
-    row, col = window.row_off, window.col_off
-    return (a, b, c + a * col + b * row, d, e, f + d * col + e * row) if row or col else transform
-
-
-def footprint(crs: str, transform: Affine6, window: Window) -> bytes | None:
-    """WKB polygon (OGC 06-103r4, section 8) of a window's corners in longitude and latitude, degrees.
-
-    None where the CRS has no way to longitude and latitude (an engineering CRS, or a point outside its domain).
-    """
-    a, b, c, d, e, f = window_transform(transform, window)
-    corners = ((0, window.height), (window.width, window.height), (window.width, 0), (0, 0), (0, window.height))
-    xs = [a * col + b * row + c for col, row in corners]
-    ys = [d * col + e * row + f for col, row in corners]
-    try:
-        longitudes, latitudes = transform_points(crs, "OGC:CRS84", xs, ys)
-    except (RasterioError, CRSError, CPLE_BaseError):
-        return None
-    points = [value for point in zip(longitudes, latitudes) for value in point]
-    # PROJ passes metres through a vertical CRS; a global raster may reach a little beyond 360 and 90 degrees.
-    if not all(math.isfinite(value) and abs(value) <= 400 for value in points):
-        return None
-    return struct.pack("<BIII10d", 1, 3, 1, 5, *points)
 
 
 def _float32(value: float | None) -> float | None:

@@ -3,18 +3,14 @@
 from __future__ import annotations
 
 import math
-import struct
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
-import numpy as np
-
+from segray.footprints import area_m2, outline
 from segray.grid import Window
-from segray.shards import FAILED, NODATA, OK, footprint
+from segray.shards import FAILED, NODATA, OK
 
-EARTH_RADIUS_M = 6_371_007.181  # of the sphere of the surface area of WGS 84 (authalic radius)
-ECCENTRICITY = 0.0818191908426215  # of WGS 84
 MAX_FAILURES = 100  # failures that summary.json lists; the mask shards have all of them
 
 
@@ -111,21 +107,6 @@ def summarise(rows: Iterable[dict]) -> Totals:
     return totals
 
 
-def polygon_area_m2(wkb: bytes) -> float:
-    """Area on the authalic sphere of a WKB polygon of four corners in degrees (Chamberlain, Duquette 2007, eq. 4)."""
-    points = np.radians(np.array(struct.unpack_from("<10d", wkb, 13)).reshape(5, 2))
-    longitude, latitude = points[:, 0], points[:, 1]
-    step = (np.diff(longitude) + math.pi) % (2 * math.pi) - math.pi  # the short way round, also over the antimeridian
-    sine = _authalic(np.sin(latitude)) / _authalic(np.float64(1))
-    return abs(float((step * (2 + sine[:-1] + sine[1:])).sum())) * EARTH_RADIUS_M**2 / 2
-
-
-def _authalic(sine: np.ndarray) -> np.ndarray:
-    """q of the sine of a geodetic latitude; q / q(1) is the sine of the authalic latitude (Snyder 1987, eq. 3-12)."""
-    e = ECCENTRICITY
-    return (1 - e**2) * (sine / (1 - (e * sine) ** 2) + np.arctanh(e * sine) / e)
-
-
 def _add_row(totals: Totals, row: dict) -> None:
     totals.windows += 1
     totals.pixels += row["height"] * row["width"]
@@ -139,9 +120,9 @@ def _add_row(totals: Totals, row: dict) -> None:
         totals.seam_sum += row["seam_disagreement"] * row["valid_pixels"]
         totals.seam_pixels += row["valid_pixels"]
     if row["crs"] and row["transform"] and row["valid_pixels"]:
-        area = footprint(row["crs"], tuple(row["transform"]), Window(0, 0, row["height"], row["width"]))
+        found = outline(row["crs"], tuple(row["transform"]), Window(0, 0, row["height"], row["width"]))
         share = row["valid_pixels"] / (row["height"] * row["width"])
-        totals.area_m2 += polygon_area_m2(area) * share if area else 0.0
+        totals.area_m2 += 0.0 if found is None else area_m2(found) * share
 
 
 def _worst(statuses: list[str]) -> str:

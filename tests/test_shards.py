@@ -12,8 +12,10 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import shapely
 from PIL import Image
 
+from segray.footprints import window_transform
 from segray.grid import Window
 from segray.masks import Classes, decode_png
 from segray.regions import WindowMask
@@ -32,7 +34,6 @@ from segray.shards import (
     read_masks,
     read_statistics,
     shard_uri,
-    window_transform,
     write_shard,
 )
 from segray.storage import exists
@@ -139,6 +140,46 @@ def test_footprints_are_where_the_window_lies():
     assert corner[1] == pytest.approx(np.degrees(2 * np.arctan(np.exp(0.5)) - np.pi / 2), abs=1e-9)
     # the central meridian of UTM zone 33 is 15 degrees east
     assert points(footprint("EPSG:32633", (1, 0, 500000, 0, -1, 0), Window(0, 0, 1, 1)))[3] == pytest.approx([15, 0])
+
+
+WINDOW = Window(0, 0, 100, 100)
+
+
+def parts(wkb: bytes) -> list[list[tuple[float, float]]]:
+    geometry = shapely.from_wkb(wkb)
+    assert geometry.is_valid
+    polygons = geometry.geoms if geometry.geom_type == "MultiPolygon" else [geometry]
+    assert all(shapely.is_ccw(polygon.exterior) for polygon in polygons)
+    return [list(polygon.exterior.coords) for polygon in polygons]
+
+
+@pytest.mark.parametrize(
+    ("crs", "transform", "sides"),
+    [
+        ("OGC:CRS84", (0.01, 0, 179.5, 0, -0.01, 10), [(179.5, 180), (-180, -179.5)]),
+        ("OGC:CRS84", (0.01, 0, -180.5, 0, -0.01, 10), [(179.5, 180), (-180, -179.5)]),
+        ("OGC:CRS84", (0.01, 0, 180, 0, -0.01, 10), [(-180, -179)]),
+        ("OGC:CRS84", (0.01, 0, 190, 0, 0.01, 10), [(-170, -169)]),
+        ("OGC:CRS84", (0.01, 0, 179, 0, -0.01, 10), [(179, 180)]),
+        ("OGC:CRS84", (3.6, 0, -180, 0, -1.8, 90), [(-180, 180)]),
+        ("OGC:CRS84", (3.6, 0, 0, 0, -1.8, 90), [(-180, 180)]),
+        ("OGC:CRS84", (3.6, 0, -180.1, 0, -1.8, 90), [(-180, 180)]),
+        ("EPSG:32601", (100, 0, 165000, 0, -100, 1110000), [(179.945, 180), (-180, -179.964)]),
+        ("EPSG:32760", (100, 0, 825000, 0, -100, 9000000), [(179.956, 180), (-180, -179.952)]),
+    ],
+)
+def test_footprints_are_cut_at_the_antimeridian(crs, transform, sides):
+    found = [sorted(x for x, _ in ring)[:: len(ring) - 1] for ring in parts(footprint(crs, transform, WINDOW))]
+    assert np.allclose(found, sides, atol=2e-3)
+    assert all(-180 <= x <= 180 for side in found for x in side)
+
+
+def test_geoparquet_names_the_types_of_its_geometries():
+    transform = (0.01, 0, 179.85, 0, -0.01, 9)
+    place = Place(image="a.tif", etag="", height=10, width=100, crs="OGC:CRS84", transform=transform)
+    rows = [mask_row(place, result(window), CLASSES) for window in (Window(0, 0, 10, 20), Window(0, 40, 10, 20))]
+    geo = json.loads(pq.read_metadata(io.BytesIO(encode_parquet(rows, METADATA))).metadata[b"geo"])
+    assert geo["columns"]["geometry"]["geometry_types"] == ["MultiPolygon", "Polygon"]
 
 
 @pytest.mark.parametrize(

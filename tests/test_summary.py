@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import itertools
 import math
-import struct
 from collections import Counter
 
 import numpy as np
 import pytest
 
+from segray.footprints import area_m2, outline
+from segray.grid import Window
 from segray.shards import FAILED, NODATA, OK
-from segray.summary import MAX_FAILURES, Totals, polygon_area_m2, summarise
+from segray.summary import MAX_FAILURES, Totals, summarise
 
 
 def row(image: str, status: str = OK, *, height: int = 10, width: int = 10, of: tuple[int, int] = (10, 10), **values):
@@ -102,13 +103,8 @@ def test_failures_are_listed_up_to_a_number_and_counted_beyond():
     assert totals.image_counts()[FAILED] == MAX_FAILURES + 8
 
 
-def wkb(*corners: tuple[float, float]) -> bytes:
-    return struct.pack("<BIII10d", 1, 3, 1, 5, *(value for point in (*corners, corners[0]) for value in point))
-
-
-def cell(west: float, south: float, degrees: float = 1.0) -> bytes:
-    east, north = west + degrees, south + degrees
-    return wkb((west, south), (east, south), (east, north), (west, north))
+def cell(west: float, south: float, degrees: float = 1.0) -> np.ndarray:
+    return outline("OGC:CRS84", (degrees, 0.0, west, 0.0, -degrees, south + degrees), Window(0, 0, 1, 1))
 
 
 def zone_m2(south: float, north: float) -> float:
@@ -125,15 +121,19 @@ def zone_m2(south: float, north: float) -> float:
 @pytest.mark.parametrize("south", [-90, -45, -1, 0, 45, 60, 80, 89])
 def test_areas_of_cells_of_one_degree(south):
     for west in (-180, -1, 0, 179):
-        assert polygon_area_m2(cell(west, south)) == pytest.approx(zone_m2(south, south + 1), rel=1e-6)
+        assert area_m2(cell(west, south)) == pytest.approx(zone_m2(south, south + 1), rel=1e-6)
 
 
 def test_a_cell_at_the_equator_and_one_across_the_antimeridian():
-    assert polygon_area_m2(cell(0, 0)) / 1e6 == pytest.approx(12308.46, abs=0.1)  # square kilometres
-    across = wkb((179.5, 0), (-179.5, 0), (-179.5, 1), (179.5, 1))
-    assert polygon_area_m2(across) == pytest.approx(polygon_area_m2(cell(0, 0)), rel=1e-9)
-    clockwise = wkb((0, 0), (0, 1), (1, 1), (1, 0))
-    assert polygon_area_m2(clockwise) == polygon_area_m2(cell(0, 0))
+    assert area_m2(cell(0, 0)) / 1e6 == pytest.approx(12308.46, abs=0.1)  # square kilometres
+    assert area_m2(cell(179.5, 0)) == pytest.approx(area_m2(cell(0, 0)), rel=1e-9)
+    assert area_m2(cell(0, 0)[::-1]) == area_m2(cell(0, 0))
+
+
+@pytest.mark.parametrize("west", [-180.0, -180.1, 0.0])
+def test_the_area_of_the_whole_earth(west):
+    earth = outline("OGC:CRS84", (1.0, 0.0, west, 0.0, -1.0, 90.0), Window(0, 0, 180, 360))
+    assert area_m2(earth) / 1e12 == pytest.approx(510.0656, abs=1e-3)  # of the ellipsoid, square megametres
 
 
 def test_the_area_is_that_of_valid_pixels():

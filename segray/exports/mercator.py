@@ -15,9 +15,9 @@ from rasterio.warp import reproject, transform, transform_bounds
 
 from segray.archives.raster import Affine6
 from segray.exports.scenes import Scene
+from segray.footprints import window_transform
 from segray.grid import Window
 from segray.masks import IGNORE
-from segray.shards import window_transform
 
 MERCATOR = CRS.from_epsg(3857)
 SIZE = 256  # pixels of a tile

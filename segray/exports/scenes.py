@@ -16,10 +16,11 @@ import pyarrow as pa
 
 from segray.archives.raster import Affine6
 from segray.errors import SegrayError
+from segray.footprints import window_transform
 from segray.grid import Window
 from segray.listing import list_files
 from segray.masks import IGNORE, Classes, decode_png
-from segray.shards import EXTENSIONS, OK, read_masks, read_metadata, read_statistics, window_transform
+from segray.shards import EXTENSIONS, OK, read_masks, read_metadata, read_statistics
 from segray.storage import describe, exists, join, read_text
 
 SHARDS_KEPT = 4  # in a process: as many meet in a corner, and small scenes follow each other in one

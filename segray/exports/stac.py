@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-import math
 import re
-import struct
 from urllib.parse import quote
 
 from rasterio._err import CPLE_BaseError
 from rasterio.crs import CRS
-from rasterio.errors import CRSError, RasterioError
+from rasterio.errors import CRSError
 
 from segray.exports.scenes import Masks, Scene
+from segray.footprints import outline, rings
 from segray.grid import Window
 from segray.masks import IGNORE, Classes
-from segray.shards import footprint
 
 EXTENSIONS = [
     "https://stac-extensions.github.io/projection/v2.0.0/schema.json",
@@ -30,7 +28,7 @@ def item(masks: Masks, scene: Scene, name: str, assets: dict[str, tuple[str, str
 
     geometry and bbox: longitude and latitude in degrees; null and absent without a CRS that leads there.
     """
-    rings = _rings(scene)
+    parts = _parts(scene)
     facts = {"title": scene.image, "proj:shape": [scene.height, scene.width]}
     if scene.transform is not None:
         facts["proj:transform"] = list(scene.transform)
@@ -42,8 +40,8 @@ def item(masks: Masks, scene: Scene, name: str, assets: dict[str, tuple[str, str
         "stac_version": "1.1.0",
         "stac_extensions": EXTENSIONS,
         "id": name,
-        "geometry": _geometry(rings),
-        **({"bbox": _bbox(rings)} if rings else {}),
+        "geometry": _geometry(parts),
+        **({"bbox": _bbox(parts)} if parts else {}),
         "properties": {**TIMES, **facts, **_projection(scene.crs)},
         "links": [],
         "assets": {
@@ -86,53 +84,24 @@ def _wkt2(crs: str) -> str:
     return CRS.from_user_input(crs).to_wkt(version="WKT2_2019")
 
 
-def _rings(scene: Scene) -> list[list[list[float]]]:
-    """The scene's outline, closed and counterclockwise: one ring, or one on each side of the antimeridian."""
+def _parts(scene: Scene) -> list[list[list[float]]]:
+    """The rings of the scene's outline, as JSON has them; none where nobody knows where it lies."""
     if not scene.crs or scene.transform is None:
         return []
-    try:
-        wkb = footprint(scene.crs, scene.transform, Window(0, 0, scene.height, scene.width))
-    except (RasterioError, CPLE_BaseError):
-        return []
-    if wkb is None:
-        return []
-    values = struct.unpack_from("<10d", wkb, 13)
-    corners = list(zip(values[:8:2], values[1:8:2]))
-    if max(x for x, _ in corners) - min(x for x, _ in corners) > 180 and all(abs(x) <= 180 for x, _ in corners):
-        corners = [(x % 360, y) for x, y in corners]  # it is the short way round
-    east = [(x - 360, y) for x, y in _clip(corners, 180.0, side=1)]
-    rings = [ring for ring in (_clip(corners, 180.0, side=-1), east) if len(ring) >= 3]
-    return [_closed(ring) for ring in rings]
+    found = outline(scene.crs, scene.transform, Window(0, 0, scene.height, scene.width))
+    return [] if found is None else [[list(point) for point in ring] for ring in rings(found)]
 
 
-def _clip(ring: list[tuple[float, float]], limit: float, *, side: int) -> list[tuple[float, float]]:
-    """The part of a convex ring on one side of a meridian, -1 for west (Sutherland and Hodgman 1974)."""
-    found = []
-    for (x0, y0), (x1, y1) in zip(ring, [*ring[1:], ring[0]]):
-        inside, next_inside = (x0 - limit) * side > 0, (x1 - limit) * side > 0
-        if inside or (side < 0 and x0 == limit):
-            found.append((x0, y0))
-        if inside != next_inside and limit not in (x0, x1):
-            found.append((limit, y0 + (y1 - y0) * (limit - x0) / (x1 - x0)))
-    return found
-
-
-def _closed(ring: list[tuple[float, float]]) -> list[list[float]]:
-    area = sum(x0 * y1 - x1 * y0 for (x0, y0), (x1, y1) in zip(ring, [*ring[1:], ring[0]]))
-    ordered = ring if area > 0 or math.isnan(area) else ring[::-1]
-    return [list(point) for point in (*ordered, ordered[0])]
-
-
-def _geometry(rings: list[list[list[float]]]) -> dict | None:
-    if not rings:
+def _geometry(parts: list[list[list[float]]]) -> dict | None:
+    if not parts:
         return None
-    if len(rings) == 1:
-        return {"type": "Polygon", "coordinates": [rings[0]]}
-    return {"type": "MultiPolygon", "coordinates": [[ring] for ring in rings]}
+    if len(parts) == 1:
+        return {"type": "Polygon", "coordinates": [parts[0]]}
+    return {"type": "MultiPolygon", "coordinates": [[ring] for ring in parts]}
 
 
-def _bbox(rings: list[list[list[float]]]) -> list[float]:
+def _bbox(parts: list[list[list[float]]]) -> list[float]:
     """[west, south, east, north]; west is above east where the scene crosses the antimeridian (RFC 7946, 5.2)."""
-    ys = [y for ring in rings for _, y in ring]
-    west = min(x for x, _ in rings[0])
-    return [west, min(ys), max(x for x, _ in rings[-1]), max(ys)]
+    ys = [y for ring in parts for _, y in ring]
+    west = min(x for x, _ in parts[0])
+    return [west, min(ys), max(x for x, _ in parts[-1]), max(ys)]

@@ -1,0 +1,123 @@
+"""Where windows lie on the Earth: outlines in longitude and latitude, cut at the antimeridian, and their areas."""
+
+from __future__ import annotations
+
+import math
+import struct
+from itertools import chain
+
+import numpy as np
+from rasterio._err import CPLE_BaseError  # raised as it is by transform, not as one of rasterio.errors
+from rasterio.errors import CRSError, RasterioError
+from rasterio.warp import transform as transform_points
+
+from segray.archives.raster import Affine6
+from segray.grid import Window
+
+EARTH_RADIUS_M = 6_371_007.181  # of the sphere of the surface area of WGS 84 (authalic radius)
+ECCENTRICITY = 0.0818191908426215  # of WGS 84
+CORNERS = ((0, 1), (1, 1), (1, 0), (0, 0))  # (across, down) of a window, counterclockwise where rows run southwards
+STEPS = 4  # of an edge: between two points less than half of the Earth, whatever the window
+POLYGON, MULTIPOLYGON = 3, 6
+GEOMETRY_TYPES = {POLYGON: "Polygon", MULTIPOLYGON: "MultiPolygon"}
+Ring = list[tuple[float, float]]
+
+
+def window_transform(transform: Affine6, window: Window) -> Affine6:
+    """The affine of a window: that of its image moved to the window's first pixel, untouched at (0, 0)."""
+    a, b, c, d, e, f = transform
+    row, col = window.row_off, window.col_off
+    return (a, b, c + a * col + b * row, d, e, f + d * col + e * row) if row or col else transform
+
+
+def footprint(crs: str, transform: Affine6, window: Window) -> bytes | None:
+    """WKB (OGC 06-103r4, section 8) of a window's outline; None where there is none (see `outline`).
+
+    A polygon, or across the antimeridian a multipolygon of what lies on each side (RFC 7946, 3.1.9).
+    """
+    found = outline(crs, transform, window)
+    if found is None:
+        return None
+    polygons = [struct.pack(f"<BIII{2 * len(ring)}d", 1, POLYGON, 1, len(ring), *chain(*ring)) for ring in rings(found)]
+    if len(polygons) == 1:
+        return polygons[0]
+    return struct.pack("<BII", 1, MULTIPOLYGON, len(polygons)) + b"".join(polygons)
+
+
+def geometry_type(wkb: bytes) -> str:
+    """Polygon or MultiPolygon."""
+    return GEOMETRY_TYPES[wkb[1]]
+
+
+def outline(crs: str, transform: Affine6, window: Window) -> np.ndarray | None:
+    """(5, 2) float64 longitude and latitude of a window's corners, the first again at the end, degrees.
+
+    Longitudes go on beyond 180 where the window does, so that the way from one corner to the next is that of its edge;
+    around a pole the last is 360 from the first. None where the CRS has no way to longitude and latitude (an
+    engineering CRS, or a point outside its domain).
+    """
+    a, b, c, d, e, f = window_transform(transform, window)
+    corners = np.array([*CORNERS, CORNERS[0]]) * (window.width, window.height)
+    share = np.arange(len(CORNERS) * STEPS + 1) / STEPS
+    cols, rows = (np.interp(share, np.arange(len(corners)), corners[:, axis]) for axis in (0, 1))
+    try:
+        longitudes, latitudes = transform_points(crs, "OGC:CRS84", a * cols + b * rows + c, d * cols + e * rows + f)
+    except (RasterioError, CRSError, CPLE_BaseError):
+        return None
+    points = np.array([longitudes, latitudes]).T
+    # PROJ passes metres through a vertical CRS; a global raster may reach a little beyond 360 and 90 degrees.
+    if not (np.isfinite(points).all() and (abs(points) <= 400).all()):
+        return None
+    turns = np.cumsum(np.round(np.diff(points[:, 0], prepend=points[0, 0]) / 360))
+    points[:, 0] -= 360 * turns
+    return points[::STEPS]
+
+
+def rings(outline: np.ndarray) -> list[Ring]:
+    """The exterior rings of an outline, closed: one, or one for each part between two antimeridians."""
+    corners: Ring = [tuple(point) for point in outline[:-1].tolist()]
+    if abs(outline[-1, 0] - outline[0, 0]) > 180:  # around a pole: no ring of longitudes and latitudes shows it
+        corners = [((x + 180) % 360 - 180, y) for x, y in corners]
+    west = min(x for x, _ in corners)
+    if max(x for x, _ in corners) - west >= 360:  # all around the Earth there is no place to cut
+        corners, west = [(min(x - west - 180, 180.0), y) for x, y in corners], -180.0
+    limit = 360 * math.floor((west + 180) / 360) + 180
+    found = []
+    while len(corners) >= 3:
+        part, corners = _clip(corners, limit, side=-1), _clip(corners, limit, side=1)
+        if len(part) >= 3:
+            found.append(_closed([(x - (limit - 180), y) for x, y in part]))
+        limit += 360
+    return found
+
+
+def area_m2(outline: np.ndarray) -> float:
+    """Area of an outline on the authalic sphere (Chamberlain, Duquette 2007, eq. 4)."""
+    longitude, latitude = np.radians(outline).T
+    sine = _authalic(np.sin(latitude)) / _authalic(np.float64(1))
+    return abs(float((np.diff(longitude) * (2 + sine[:-1] + sine[1:])).sum())) * EARTH_RADIUS_M**2 / 2
+
+
+def _authalic(sine: np.ndarray) -> np.ndarray:
+    """q of the sine of a geodetic latitude; q / q(1) is the sine of the authalic latitude (Snyder 1987, eq. 3-12)."""
+    e = ECCENTRICITY
+    return (1 - e**2) * (sine / (1 - (e * sine) ** 2) + np.arctanh(e * sine) / e)
+
+
+def _clip(ring: Ring, limit: float, *, side: int) -> Ring:
+    """The part of a convex ring on one side of a meridian, -1 for west (Sutherland and Hodgman 1974)."""
+    found = []
+    for (x0, y0), (x1, y1) in zip(ring, [*ring[1:], ring[0]]):
+        inside, next_inside = (x0 - limit) * side > 0, (x1 - limit) * side > 0
+        if inside or (side < 0 and x0 == limit):
+            found.append((x0, y0))
+        if inside != next_inside and limit not in (x0, x1):
+            found.append((limit, y0 + (y1 - y0) * (limit - x0) / (x1 - x0)))
+    return found
+
+
+def _closed(ring: Ring) -> Ring:
+    """A ring that ends where it begins, counterclockwise."""
+    area = sum(x0 * y1 - x1 * y0 for (x0, y0), (x1, y1) in zip(ring, [*ring[1:], ring[0]]))
+    ordered = ring if area >= 0 else ring[::-1]
+    return [*ordered, ordered[0]]
