@@ -104,7 +104,7 @@ class EvaluateActor:
     def _count(self, start: int) -> Part:
         part = Part(tally=Tally.empty(self.measures))
         chosen = self.samples[start : start + IMAGES_A_ROW]
-        readings = self.work.readings([Item(image=sample.image, etag="") for sample in chosen])
+        readings = self.work.readings([Item(image=sample.image, etag="", part=sample.part) for sample in chosen])
         for number, (sample, result) in enumerate(zip(chosen, walk.segment(readings, self.segmenter)), start=start):
             if result.error:
                 raise SegrayError(result.error)
@@ -122,7 +122,7 @@ class EvaluateActor:
 
     def _picture(self, sample: datasets.Sample, prediction: np.ndarray, truth: np.ndarray) -> Picture:
         spec = replace(self.work.spec, resolution=None)  # as large as the mask
-        raster = read_for(sample.image, spec, explicit_bands=self.work.explicit_bands)
+        raster = read_for(sample.image, spec, part=sample.part, explicit_bands=self.work.explicit_bands)
         step = max(1, -(-max(truth.shape) // PICTURE_SIDE))
         image = Image.fromarray(for_eyes(raster.pixels, raster.valid)).reduce(step)
         small = np.s_[::step, ::step]

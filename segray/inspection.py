@@ -103,7 +103,7 @@ def inspect(
     dataset: Dataset, samples: Sequence[Sample], settings: TrainSettings, *, val: Sequence[Sample] = (), run: Run = map
 ) -> Inspection:
     """Look at the samples to train on; SegrayError when one cannot be read or used, or none has a labelled pixel."""
-    bands, dtype = _bands(spread(samples, IMAGES)[:HEADERS], settings, run)
+    bands, dtype = _bands(spread(samples, HEADERS), settings, run)
     scale = 1.0 / np.iinfo(dtype).max if dtype.kind in "iu" else 1.0
     raw = InputSpec(bands=bands, scale=scale, mean=(0.0,) * len(bands), std=(1.0,) * len(bands))
     large, large_val = (large_ones(part, _measured(part, run)) for part in (samples, val))
@@ -123,7 +123,7 @@ def inspect(
     mean, std = _moments(looked, scale)
     if settings.weights and len(bands) == 3 and dtype == np.uint8:
         mean, std = IMAGENET_MEAN, IMAGENET_STD
-    return Inspection(
+    inspection = Inspection(
         bands=bands,
         scale=scale,
         mean=mean,
@@ -136,6 +136,9 @@ def inspect(
         large=tuple((number, *size) for number, size in large.items()),
         large_val=tuple((number, *size) for number, size in large_val.items()),
     )
+    checked = spread(inspection.val(val, settings.crop), COUNTED)  # now, not after the first epoch
+    list(run(look, _parts([(sample, False) for sample in checked])))
+    return inspection
 
 
 def look_at(

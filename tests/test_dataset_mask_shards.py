@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import json
 import pickle
 from collections.abc import Sequence
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
+import torch
 from conftest import png
 from containers import listed, put, tar_of
 from hypothesis import given
@@ -18,11 +22,16 @@ from segray import plan as plans
 from segray.datasets import Sample, open_dataset, read
 from segray.datasets.mask_shards import SHARES, place_of
 from segray.errors import LabelError, SegrayError
+from segray.evaluation import evaluate
 from segray.grid import Window, windows
+from segray.inputs import InputSpec
 from segray.inspection import fingerprint
 from segray.masks import IGNORE
+from segray.model_dir import Description, save_model
+from segray.networks import build_network
 from segray.plan import Item, Plan
-from segray.storage import join, publish, remove
+from segray.settings import EvaluateSettings
+from segray.storage import File, join, publish, read_text, remove
 
 
 def segmented(uri: str, images: Sequence[Image], parts: dict[str, str] | None = None, **options: object) -> str:
@@ -93,6 +102,23 @@ def test_members_of_archives_are_read_by_their_place(tmp_path):
     (sample,) = dataset.samples("train")
     assert sample.part == member.part
     assert np.array_equal(read(dataset, sample).pixels, pixels.transpose(2, 0, 1))
+
+
+def test_members_of_archives_are_evaluated(local_ray, tmp_path):
+    torch.manual_seed(0)
+    network = build_network("encoder_decoder", {"width": 4}, num_classes=len(CLASSES), in_channels=3)
+    spec = InputSpec(bands=(0, 1, 2), scale=1 / 255, mean=(0.5,) * 3, std=(0.2,) * 3, tile=32, overlap=4)
+    model, described = str(tmp_path / "model"), {"name": "encoder_decoder", "options": {"width": 4}}
+    save_model(Description(uri=model, network=described, classes=CLASSES, spec=spec), network)
+    pixels = np.random.default_rng(0).integers(0, 255, (20, 30, 3), np.uint8)
+    pq.write_table(pa.table({"image": [png(pixels)]}), tmp_path / "in.parquet")
+    (member,) = listed(File(str(tmp_path / "in.parquet"), (tmp_path / "in.parquet").stat().st_size, "")).values()
+    truth = ids(20, 30)
+    data = segmented(str(tmp_path), [Image(uri=member.uri, mask=truth)], {member.uri: member.part})
+    output = str(tmp_path / "scores")
+    settings = EvaluateSettings(model=model, data=data, split="train", output=output, device="cpu", actors="1")
+    assert evaluate(settings)["images"] == 1
+    assert np.sum(json.loads(read_text(join(output, "metrics.json")))["confusion_matrix"]) == (truth != IGNORE).sum()
 
 
 def test_splits_are_shares_that_images_keep():

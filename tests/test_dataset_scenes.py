@@ -15,7 +15,7 @@ from conftest import png
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from rasterio.warp import transform
-from scene_sets import GRID, UTM, features, moved, raster, write_scenes
+from scene_sets import CLASSES, GRID, UTM, features, moved, raster, write_scenes
 
 from segray.archives.raster import Header
 from segray.datasets import Sample, open_dataset, read
@@ -241,6 +241,28 @@ def test_pixels_without_a_feature_are_background_if_there_is_one(tmp_path, legen
     mask = mask_of(labelled(str(tmp_path), content, "labels/a.geojson", **legend))
     assert mask[20, 20] == background
     assert mask[5, 5] == [entry["name"] for entry in open_dataset(str(tmp_path)).classes.to_json()].index("water")
+
+
+def test_a_geojson_needs_no_name(tmp_path):
+    named = json.loads(features([box(0, 0, 10, 10)], UTM, "geojson", **{"class": ["water"]}))
+    content = json.dumps({name: value for name, value in named.items() if name != "name"}).encode()
+    assert len(content) < len(json.dumps(named))
+    expected = NOTHING.copy()
+    expected[:10, :10] = 1
+    assert np.array_equal(mask_of(labelled(str(tmp_path), content, "labels/a.geojson")), expected)
+
+
+def test_a_scene_without_any_feature_is_background(tmp_path):
+    content = b'{"type": "FeatureCollection", "features": []}'
+    mask = mask_of(labelled(str(tmp_path), content, "labels/a.geojson", background="land"))
+    assert (mask == 0).all()
+
+
+def test_what_is_ignored_needs_no_name(tmp_path):
+    classes = [*CLASSES[:3], {"id": 255, "color": [0, 0, 0]}]
+    content = features([box(0, 0, 10, 10)], UTM, "geojson", **{"class": [255]})
+    mask = mask_of(labelled(str(tmp_path), content, "labels/a.geojson", classes=classes, background="land"))
+    assert (mask == IGNORE).sum() == 100
 
 
 def test_features_that_mean_no_label_are_ignored(tmp_path):

@@ -20,7 +20,7 @@ from rasterio.errors import NotGeoreferencedWarning
 from scene_sets import raster, write_scenes
 from test_dataset_mask_shards import images_at, segmented
 
-from segray.datasets import DATASETS, open_dataset, read
+from segray.datasets import DATASETS, labels, open_dataset, read
 from segray.errors import ImageError, LabelError, SegrayError
 from segray.masks import IGNORE
 from segray.storage import join, publish
@@ -363,3 +363,12 @@ def test_every_layout_keeps_the_contract(name: str, write_folder: Callable[[str]
             labelled = read(dataset, sample)
             assert labelled.mask.shape == labelled.valid.shape == labelled.pixels.shape[1:]
             assert set(np.unique(labelled.mask)) <= {*range(len(dataset.classes)), IGNORE}
+
+
+def test_a_store_that_fails_is_no_fault_of_a_mask(tmp_path, monkeypatch):
+    def fail(uri: str) -> bytes:
+        raise OSError("slow down")
+
+    monkeypatch.setattr(labels, "read_bytes", fail)
+    with pytest.raises(OSError, match="^slow down$"):
+        labels.read_labels(str(tmp_path / "a.png"))

@@ -12,7 +12,7 @@ from conftest import png
 
 from segray import inspection
 from segray.datasets import large, open_dataset
-from segray.errors import SegrayError
+from segray.errors import LabelError, SegrayError
 from segray.inspection import IMAGENET_MEAN, IMAGENET_STD, Inspection, fingerprint, inspect, spread
 from segray.settings import TrainSettings
 
@@ -81,6 +81,23 @@ def test_grey_among_colour_counts_as_colour(tmp_path: Path) -> None:
     rng = np.random.default_rng(0)
     grey, colour = (rng.integers(0, 255, (bands, 20, 20), np.uint8) for bands in (1, 3))
     assert look(write_data(tmp_path, [grey, colour])).bands == (0, 1, 2)
+
+
+def test_grey_images_in_front_of_coloured_ones_decide_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(inspection, "HEADERS", 3)
+    rng = np.random.default_rng(0)
+    images = [rng.integers(0, 255, (1 if number < 5 else 3, 20, 20), np.uint8) for number in range(9)]
+    assert look(write_data(tmp_path, images)).bands == (0, 1, 2)
+
+
+def test_masks_to_validate_are_looked_at_before_anything_is_trained(tmp_path: Path) -> None:
+    data = write_data(tmp_path, [np.ones((3, 20, 20), np.uint8)])
+    write_raster(tmp_path / "val" / "images" / "v.tif", np.ones((3, 20, 20), np.uint8))
+    (tmp_path / "val" / "masks" / "v.png").write_bytes(png(np.full((20, 20), 77, np.uint8)))
+    dataset = open_dataset(data)
+    settings = TrainSettings(data=data, output="none", crop=16)
+    with pytest.raises(LabelError, match="v.png .*77"):
+        inspect(dataset, dataset.samples("train"), settings, val=dataset.samples("val"))
 
 
 def test_pretrained_weights_come_with_their_own_moments(tmp_path: Path) -> None:

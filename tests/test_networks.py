@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import io
+import subprocess
 import sys
 
 import pytest
@@ -167,6 +168,29 @@ def test_a_reduced_nano_sees_a_smaller_image_and_gives_logits_of_the_whole():
         small_NKHW = whole.eval()(functional.avg_pool2d(x_NCHW, 3))
         expected_NKHW = functional.interpolate(small_NKHW, scale_factor=3, mode="bilinear", align_corners=False)
         torch.testing.assert_close(reduced.eval()(x_NCHW), expected_NKHW)
+
+
+@pytest.mark.parametrize("times", [2, 3, 4, 8])
+def test_the_logits_of_a_reduced_nano_lie_where_they_are_trained(times):
+    reduced, whole = reduced_and_whole(times)
+    x_NCHW = pixels(2, 3, 32 * times, 48 * times)
+    with torch.no_grad():
+        small_NKHW = whole.eval()(functional.avg_pool2d(x_NCHW, times))
+        found_NKHW = reduced.eval()(x_NCHW)
+    torch.testing.assert_close(found_NKHW[..., times // 2 :: times, times // 2 :: times], small_NKHW)
+
+
+def test_narrow_networks_train_on_cpus():
+    """In a process of its own: what it guards against is a write beyond an array, in three of four such runs."""
+    code = """
+import torch
+from segray.networks import build_network
+network = build_network("nano", {"width": 8}, num_classes=3, in_channels=3).to(memory_format=torch.channels_last)
+for seed in range(4):
+    x = torch.randn(8, 3, 160, 160).contiguous(memory_format=torch.channels_last)
+    network(x)["out"].square().mean().backward()
+"""
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=300)
 
 
 @pytest.mark.parametrize("size", [(96, 192), (97, 143), (1, 2), (31, 50)])

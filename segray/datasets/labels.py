@@ -20,7 +20,7 @@ from segray.archives.pictures import BROKEN
 from segray.errors import ImageError, LabelError
 from segray.grid import Window
 from segray.masks import IGNORE, Classes, colors_to_mask, ids_to_mask
-from segray.storage import describe, read_bytes
+from segray.storage import FINAL_ERRORS, describe, read_bytes
 
 PICTURES, RASTERS = {".png", ".bmp"}, {".tif", ".tiff"}
 ENDINGS = PICTURES | RASTERS
@@ -51,23 +51,29 @@ def read_labels(uri: str, *, window: Window | None = None, size: tuple[int, int]
     """The ids or colours of a PNG, BMP or TIFF label file, or of a window of it; a palette's indices are ids.
 
     size: (height, width) that the file must have. LabelError when it has another, the format is lossy or holds no whole
-    numbers, ImageError when the file cannot be read. Of a TIFF only the blocks of the window are fetched.
+    numbers, ImageError when the file cannot be read; a failing store's error goes
+    on. Of a TIFF only the blocks of the window are fetched.
     """
     if not is_label(uri):
         raise LabelError(f"{uri} is no label file; masks are PNG, BMP or TIFF")
     try:
-        if posixpath.splitext(uri)[1].lower() in PICTURES:
-            labels = _picture(uri, read_bytes(uri))
-            _check_size(uri, labels.values.shape, size)
-            return labels if window is None else _part(labels, window)
-        if window is None:  # small files come with one request
-            return _whole_raster(uri, read_bytes(uri), size)
-        with borrow(uri, driver="GTiff") as raster:
-            return raster.run(lambda: _raster(uri, raster.source, window, size))
+        picture = posixpath.splitext(uri)[1].lower() in PICTURES
+        if window is not None and not picture:
+            with borrow(uri, driver="GTiff") as raster:
+                return raster.run(lambda: _raster(uri, raster.source, window, size))
+        data = read_bytes(uri)  # small files come with one request
     except FileNotFoundError as error:
         raise ImageError(f"{uri} does not exist") from error
+    except (RasterioError, CPLE_BaseError, *FINAL_ERRORS) as error:  # others of a store are no fault of the file
+        raise ImageError(f"{uri} cannot be read: {describe(error)}") from error
+    try:
+        if not picture:
+            return _whole_raster(uri, data, size)
+        labels = _picture(uri, data)
     except (*BROKEN, RasterioError, CPLE_BaseError) as error:
         raise ImageError(f"{uri} cannot be read: {describe(error)}") from error
+    _check_size(uri, labels.values.shape, size)
+    return labels if window is None else _part(labels, window)
 
 
 def check_lossless(uri: str) -> None:

@@ -60,7 +60,11 @@ class ScenesDataset:
         text = read_text(legend)
         classes = Classes.parse(text, source=legend)
         document = json.loads(text)
-        ignored = [str(entry["name"]) for entry in document["classes"] if entry["id"] == classes.ignore_index]
+        ignored = [
+            str(entry["name"])
+            for entry in document["classes"]
+            if entry["id"] == classes.ignore_index and "name" in entry
+        ]
         ids = {str(number): number for number in range(len(classes))} | {str(classes.ignore_index): IGNORE}
         ids |= dict.fromkeys(ignored, IGNORE) | {name: number for number, name in enumerate(classes.names)}
         background = str(document.get("background", "background"))

@@ -140,7 +140,8 @@ def _read(file: VectorFile) -> Features:
         name = geometries[wrong[0]].geom_type
         raise LabelError(f"{file.uri} holds a {name}, which has no area; buffer lines and points to polygons")
     geometries = shapely.force_2d(geometries[there])
-    ids = _ids(file, frame[_attribute(file, frame.columns)][there])
+    # a scene without any feature may have no columns either
+    ids = _ids(file, frame[_attribute(file, frame.columns)][there]) if there.any() else np.zeros(0, np.uint8)
     return Features(crs=frame.crs.to_wkt(), geometries=geometries, ids=ids, tree=shapely.STRtree(geometries))
 
 
@@ -158,11 +159,13 @@ def _frame(uri: str) -> GeoDataFrame:
         if ending(uri) == ".parquet":
             return geopandas.read_parquet(data)
         _check_content(uri, data.getbuffer())
-        layers = [str(name) for name, kind in pyogrio.list_layers(data) if kind is not None]
+        names, kinds = pyogrio.list_layers(data).T
+        layers = [number for number, kind in enumerate(kinds) if kind is not None]
         if len(layers) != 1:
-            raise LabelError(f"{uri} holds the layers {', '.join(layers) or 'none'}; give one layer of features")
+            found = ", ".join(str(names[number]) for number in layers) or "none"
+            raise LabelError(f"{uri} holds the layers {found}; give one layer of features")
         data.seek(0)
-        return pyogrio.read_dataframe(data, layer=layers[0])
+        return pyogrio.read_dataframe(data, layer=layers[0])  # by number: a GeoJSON may be named anew at each opening
 
 
 def _check_content(uri: str, data: memoryview) -> None:

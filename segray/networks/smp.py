@@ -63,9 +63,14 @@ def build(
     _check_names(library, architecture, encoder, options)
     if architecture == "dpt":
         options.setdefault("dynamic_img_size", True)  # else its transformer takes images of one size only
-    network = library.create_model(
-        architecture, encoder, encoder_weights=None, in_channels=in_channels, classes=num_classes, **options
-    )
+    try:
+        network = library.create_model(
+            architecture, encoder, encoder_weights=None, in_channels=in_channels, classes=num_classes, **options
+        )
+    except (RuntimeError, TypeError, KeyError, AssertionError) as error:  # a value, or an encoder of timm, is unknown
+        given = ", ".join(f"{name}={value}" for name, value in options.items()) or "no options"
+        reason = " ".join(str(error).split())
+        raise ValueError(f"smp/{architecture}/{encoder} cannot be made with {given}: {reason}") from error
     stride = int(network.encoder.output_stride)
     multiple, least = (strides * stride for strides in SIZES.get(architecture, (1, 1)))
     sized = AnySize(network, multiple=multiple, least=least)
