@@ -45,8 +45,8 @@ def segment(settings: SegmentSettings) -> dict:
 
     SegrayError on bad input: a damaged model, an archive without a usable image, an output of another job.
     """
-    check_place(settings)
     description = read_description(settings.model)
+    check_place(settings)
     work = make_work(settings, description)
     cluster.start()
     work = with_devices(work, settings)
