@@ -10,15 +10,7 @@ from itertools import islice
 
 from segray.archives import pictures, rasters
 from segray.listing import list_files
-from segray.storage import (
-    File,
-    exists,
-    filesystem,
-    is_local,
-    join,
-    read_bytes,
-    retry,
-)
+from segray.storage import File, exists, filesystem, is_local, join, read_bytes, retry
 
 ENDINGS = ("png", "jpg", "jpeg", "webp")
 MAX_ZOOM = 30  # beyond, a tile is smaller than a coin
