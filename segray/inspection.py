@@ -27,6 +27,7 @@ from segray.grid import blocks
 from segray.inputs import InputSpec
 from segray.listing import list_files
 from segray.masks import IGNORE
+from segray.model_dir import earlier_model
 from segray.reading import in_order, memory_of, read_labelled
 from segray.settings import TrainSettings
 
@@ -121,8 +122,8 @@ def inspect(
         )
     looked = [seen[number] for number in sorted(read)]
     mean, std = _moments(looked, scale)
-    if settings.weights and len(bands) == 3 and dtype == np.uint8:
-        mean, std = IMAGENET_MEAN, IMAGENET_STD
+    if settings.weights:
+        mean, std = _moments_of_weights(settings.weights, len(bands), scale) or (mean, std)
     inspection = Inspection(
         bands=bands,
         scale=scale,
@@ -205,6 +206,18 @@ def _moments(seen: list[Seen], scale: float) -> tuple[tuple[float, ...], tuple[f
     constant = variance <= 1e-12 * np.square(mean)
     std = [1.0 if flat else math.sqrt(v) * scale for flat, v in zip(constant, variance)]
     return tuple((mean * scale).tolist()), tuple(std)
+
+
+def _moments_of_weights(weights: str, bands: int, scale: float) -> tuple[tuple[float, ...], tuple[float, ...]] | None:
+    """(mean, std) of what pretrained weights saw: the earlier model's input, or ImageNet; None if that was other data.
+
+    Other data: another number of bands or another `scale`, which is another type of pixel.
+    """
+    earlier = earlier_model(weights)
+    if earlier is None:
+        return (IMAGENET_MEAN, IMAGENET_STD) if (bands, scale) == (3, 1 / 255) else None
+    spec = earlier.spec
+    return (spec.mean, spec.std) if (len(spec.bands), spec.scale) == (bands, scale) else None
 
 
 def _bands(samples: Sequence[Sample], settings: TrainSettings, run: Run) -> tuple[tuple[int, ...], np.dtype]:

@@ -155,6 +155,12 @@ def load_network(description: Description) -> nn.Module:
     return built.eval()
 
 
+def earlier_model(weights: str) -> Description | None:
+    """The model whose directory, or file of weights in it, is at that path or URI; None if something else is meant."""
+    uri = weights.removesuffix(f"/{WEIGHTS}")
+    return read_description(uri) if exists(join(uri, "model.json")) else None
+
+
 def load_state(uri: str) -> dict[str, torch.Tensor]:
     """Pretrained weights by path or URI (safetensors, or what torch.save wrote), or by torchvision's name for them.
 

@@ -23,7 +23,11 @@ class TrainSettings:
     data: str = option("labelled data: train/ and val/ with classes.json, Cityscapes, or an OUTPUT of segment.py")
     output: str = option("where the model, metrics.jsonl, report.html and the resumable state go")
     network: str = option("network, as in unet, unet?width=32, smp/unet/resnet34", "unet")
-    weights: str | None = option("pretrained backbone: path or URI of a file, or a torchvision weights name", None)
+    weights: str | None = option(
+        "what to start from: the model directory of an earlier training, a file of a pretrained backbone, each as path "
+        "or URI, or a torchvision weights name",
+        None,
+    )
     epochs: int = option("passes over the training images", 20)
     batch_size: int = option("crops a step, over all workers", 8)
     crop: int = option("side of the training crops in pixels; also the tile of the model", 256)

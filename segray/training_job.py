@@ -8,7 +8,7 @@ from importlib.metadata import version
 
 import numpy as np
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from segray import __version__
 from segray.augment import Augment
@@ -17,7 +17,7 @@ from segray.errors import SegrayError
 from segray.inputs import InputSpec
 from segray.inspection import Inspection, counted_units
 from segray.loss_terms import class_weights
-from segray.model_dir import Description, load_state
+from segray.model_dir import Description, earlier_model, load_state
 from segray.networks import build_network, load_backbone, parse_network
 from segray.reading import read_labelled
 from segray.sampling import balanced, epoch_order, steps_per_epoch
@@ -117,10 +117,19 @@ def initial_network(settings: TrainSettings, *, bands: int, classes: int) -> nn.
         name, options = parse_network(settings.network)
         network = build_network(name, options, num_classes=classes, in_channels=bands)
         if settings.weights:
-            load_backbone(network, load_state(settings.weights))
+            load_backbone(network, _pretrained(settings.weights, {"name": name, "options": options}))
     except ValueError as error:
         raise SegrayError(str(error)) from error
     return network
+
+
+def _pretrained(weights: str, network: dict) -> dict[str, Tensor]:
+    """The tensors that --weights names; ValueError when they are an earlier model's of another network."""
+    earlier = earlier_model(weights)
+    if earlier and earlier.network != network:
+        spelled = earlier.training.get("settings", {}).get("network", earlier.network)
+        raise ValueError(f"the model {earlier.uri} has another network; give --network {spelled!r}, or other --weights")
+    return load_state(earlier.weights_uri if earlier else weights)
 
 
 def versions() -> dict[str, str]:

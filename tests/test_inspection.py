@@ -9,11 +9,15 @@ import numpy as np
 import pytest
 import rasterio
 from conftest import png
+from torch import nn
 
 from segray import inspection
 from segray.datasets import large, open_dataset
 from segray.errors import LabelError, SegrayError
+from segray.inputs import InputSpec
 from segray.inspection import IMAGENET_MEAN, IMAGENET_STD, Inspection, fingerprint, inspect, spread
+from segray.masks import Classes
+from segray.model_dir import Description, save_model
 from segray.settings import TrainSettings
 
 CLASSES = [{"id": 0, "name": "land", "color": [0, 99, 0]}, {"id": 1, "name": "water", "color": [0, 0, 255]}]
@@ -104,6 +108,21 @@ def test_pretrained_weights_come_with_their_own_moments(tmp_path: Path) -> None:
     data = write_data(tmp_path, [np.random.default_rng(0).integers(0, 255, (3, 20, 20), np.uint8)])
     found = look(data, weights="some.safetensors")
     assert (found.mean, found.std) == (IMAGENET_MEAN, IMAGENET_STD)
+
+
+def test_an_earlier_model_comes_with_its_own_moments(tmp_path: Path) -> None:
+    spec = InputSpec(bands=(0, 1, 2, 3), scale=1 / 255, mean=(0.1, 0.2, 0.3, 0.4), std=(0.5, 0.6, 0.7, 0.8))
+    classes = Classes(names=("land",), colors=((0, 99, 0),))
+    network = {"name": "unet", "options": {"width": 8}}
+    uri = str(tmp_path / "model")
+    save_model(Description(uri=uri, network=network, classes=classes, spec=spec), nn.Conv2d(4, 1, 1))
+    same, others = {}, {}
+    for dtype, bands in (("uint8", 4), ("uint16", 4), ("uint8", 3)):
+        image = np.random.default_rng(0).integers(0, 255, (bands, 20, 20)).astype(dtype)
+        data = write_data(tmp_path / f"{dtype}{bands}", [image])
+        found, measured = look(data, weights=f"{uri}/weights.safetensors"), look(data)
+        (same if (found.mean, found.std) == (spec.mean, spec.std) else others)[dtype, bands] = found == measured
+    assert (same, others) == ({("uint8", 4): False}, {("uint16", 4): True, ("uint8", 3): True})
 
 
 @pytest.mark.parametrize(("size", "crops"), [(8, 1), (16, 1), (32, 4), (80, 25)])

@@ -30,7 +30,7 @@ from segray.segmenter import Segmenter
 from segray.settings import TrainSettings
 from segray.synthetic import CLASSES, scene
 from segray.trainer import CHECK_EVERY, run
-from segray.training_job import Job
+from segray.training_job import Job, initial_network
 from segray.training_state import (
     compared,
     finished,
@@ -387,3 +387,29 @@ def test_starting_afresh_discards_what_a_training_left_and_nothing_else(job: Job
         "/notes.txt",
         "/state/run.json",
     ]
+
+
+def test_an_earlier_model_is_trained_further(labelled_folder: str, tmp_path: Path) -> None:
+    job = make_job(labelled_folder, str(tmp_path / "first"))
+    run_job(job)
+    uri = str(tmp_path / "first" / "model")
+    learned = load_network(read_description(uri)).state_dict()
+    further = make_job(labelled_folder, str(tmp_path / "second"), weights=uri, lr=1e-5, epochs=1)
+    assert (further.spec.mean, further.spec.std) == (job.spec.mean, job.spec.std)
+    start = further.network().state_dict()
+    assert all(torch.equal(start[name], tensor) for name, tensor in learned.items())
+    run_job(further)
+    best = max(row["val_miou"] for row in read_history(job.settings.output))
+    assert read_history(further.settings.output)[0]["val_miou"] == pytest.approx(best, abs=0.05)
+
+    sizes = {"bands": len(job.spec.bands), "classes": len(job.dataset.classes)}
+    other = initial_network(further.settings, **{**sizes, "classes": 7}).state_dict()
+    new = {name for name, tensor in learned.items() if tensor.shape != other[name].shape}
+    assert new == {list(learned)[-2], list(learned)[-1]}  # the last layer, and it alone
+    assert all(torch.equal(other[name], tensor) for name, tensor in learned.items() if name not in new)
+
+    wider = replace(further.settings, network="encoder_decoder?width=16")
+    with pytest.raises(
+        SegrayError, match=r"another network; give --network 'encoder_decoder\?width=8'"
+    ):
+        initial_network(wider, **sizes)
