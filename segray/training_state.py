@@ -145,5 +145,5 @@ def _loads(output: str, position: Position) -> bool:
 
 def _difference(name: str, then: dict, now: dict) -> str:
     if name == "contents of the data":
-        return "the contents of the data have changed"
+        return "the data have changed (names, sizes or times of their files, or the legend)"
     return f"--{name} was {then.get(name)} and is {now.get(name)}"
