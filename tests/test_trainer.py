@@ -409,7 +409,5 @@ def test_an_earlier_model_is_trained_further(labelled_folder: str, tmp_path: Pat
     assert all(torch.equal(other[name], tensor) for name, tensor in learned.items() if name not in new)
 
     wider = replace(further.settings, network="encoder_decoder?width=16")
-    with pytest.raises(
-        SegrayError, match=r"another network; give --network 'encoder_decoder\?width=8'"
-    ):
+    with pytest.raises(SegrayError, match=r"another network; give --network 'encoder_decoder\?width=8'"):
         initial_network(wider, **sizes)
