@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import replace
+from functools import partial
 from itertools import islice
 from typing import TypeVar
 
@@ -24,9 +24,8 @@ def read_labelled(dataset: Dataset, sample: Sample, spec: InputSpec, *, explicit
 
     ImageError, LabelError or MismatchError when image, mask or their types are not as they should be.
     """
-    labelled = read(dataset, sample)
-    pixels = bands_for(labelled.pixels, spec, explicit_bands=explicit_bands, source=sample.image)
-    return replace(labelled, pixels=pixels)
+    choose = partial(bands_for, spec, explicit_bands=explicit_bands, source=sample.image)
+    return read(dataset, sample, choose=choose)
 
 
 def memory_of(labelled: Labelled) -> int:

@@ -31,6 +31,7 @@ COLUMN = np.arange(90) * np.ones((70, 1), int)  # the number of the column of ea
 ALPHA = np.where(COLUMN < 7, 0, 255).astype(np.uint8)
 RGBA = (ColorInterp.red, ColorInterp.green, ColorInterp.blue, ColorInterp.alpha)
 BYTES = InputSpec(bands=(0, 1, 2), scale=1 / 255, mean=(0.5,) * 3, std=(0.2,) * 3)
+FLAT = {"photometric": "MINISBLACK", "alpha": "no"}  # the fourth of four bands of bytes would be written as alpha
 TILED = {"tiled": True, "blockxsize": 16, "blockysize": 32, "compress": "deflate"}
 
 
@@ -257,7 +258,7 @@ def test_odd_names_are_images(tmp_path, s3, name):
     ],
 )
 def test_images_are_taken_for_the_spec_or_refused_with_the_flag(tmp_path, pixels, spec, explicit, outcome):
-    uri = tiff(tmp_path, pixels, photometric="MINISBLACK", alpha="no")
+    uri = tiff(tmp_path, pixels, **FLAT)
     if isinstance(outcome, str):
         with pytest.raises(MismatchError, match=outcome):
             read_for(uri, spec, explicit_bands=explicit)
@@ -282,14 +283,32 @@ def test_bands_can_be_named(tmp_path):
         read_for(tiff(tmp_path, RGB), spec, explicit_bands=True)
 
 
+def test_bands_that_are_not_read_decide_nothing(tmp_path):
+    index = np.full((70, 90), np.nan)
+    index[:5] = 0.5
+    uri = tiff(tmp_path, np.dstack([RGB, index]).astype(np.float32))
+    spec = BYTES.with_overrides(scale=1.0)
+    assert read_for(uri, spec, explicit_bands=True).valid.all()
+    both = replace(spec, bands=(0, 3, 1))
+    assert (read_for(uri, both, explicit_bands=True).valid == np.isfinite(index)).all()
+
+    filled = np.where(np.arange(90) < 9, 0, RGB.transpose(2, 0, 1) | 1).transpose(1, 2, 0).astype(np.uint8)
+    uri = tiff(tmp_path, np.dstack([filled, np.full((70, 90), 7, np.uint8)]), nodata=0, **FLAT)
+    found = read_for(uri, BYTES, explicit_bands=True)
+    assert (found.valid == (COLUMN >= 9)).all()
+    assert (found.pixels == filled.transpose(2, 0, 1)).all()
+
+
 def test_overviews_have_the_names_of_the_bands(tmp_path):
     place = {"crs": "EPSG:32633", "transform": Affine(0.5, 0, 500000, 0, -0.5, 5800000)}
     uri = tiff(tmp_path, RGB, **place)
     with rasterio.open(uri, "r+") as target:
         target.descriptions = ("red", "green", "blue")
         target.build_overviews([2, 4])
+    named = InputSpec(bands=(0, 1), scale=1 / 255, mean=(0.5,) * 2, std=(0.2,) * 2, band_names=("blue", "red"))
     for resolution in (0.5, 0.8, 1.0, 2.0, 3.0):
-        assert read(uri, None, resolution=resolution).names == ("red", "green", "blue")
+        found = read_for(uri, named.with_overrides(resolution=resolution), explicit_bands=True)
+        assert (found.pixels == read(uri, None, resolution=resolution).pixels[[2, 0]]).all()
 
 
 def test_what_is_much_finer_is_read_in_parts_with_the_same_pixels(tmp_path, monkeypatch):
@@ -297,7 +316,9 @@ def test_what_is_much_finer_is_read_in_parts_with_the_same_pixels(tmp_path, monk
     whole = read(uri, None, resolution=1.7)
     asked = []
     plain = rasters._read
-    monkeypatch.setattr(rasters, "_read", lambda source, window: asked.append(window) or plain(source, window))
+    monkeypatch.setattr(
+        rasters, "_read", lambda source, window, *bands: asked.append(window) or plain(source, window, *bands)
+    )
     monkeypatch.setattr(rasters, "SHRUNK_PIXELS", 900)
     for window in (None, Window(3, 2, 14, 20)):
         parts = read(uri, window, resolution=1.7)

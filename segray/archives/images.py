@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import io
 from dataclasses import replace
+from functools import partial
 
 import numpy as np
 
 from segray.archives import mosaic, pictures, rasters
 from segray.archives.members import holder
-from segray.archives.raster import Header, Raster
+from segray.archives.raster import Choose, Header, Raster, take_bands
 from segray.grid import Window
 from segray.inputs import InputSpec, check_pixels
 from segray.storage import ending
@@ -45,23 +46,31 @@ def read_header(uri: str, *, part: str = "") -> Header:
     return pictures.of_bytes(uri, pictures.header_of, io.BytesIO(data))
 
 
-def read_image(uri: str, *, part: str = "", window: Window | None = None, resolution: float | None = None) -> Raster:
-    """An image with all its bands (alpha is validity, never a band); ImageError when it cannot be read.
+def read_image(
+    uri: str,
+    *,
+    part: str = "",
+    window: Window | None = None,
+    resolution: float | None = None,
+    choose: Choose = None,
+) -> Raster:
+    """An image with the bands that `choose` says (alpha is validity, never a band); ImageError when it cannot be read.
 
     part: see `read_header`. window: what is needed of it; a picture comes whole all the same. resolution: metres a
     pixel, to which rasters that are finer are resampled (see `rasters.read`).
     """
     if mosaic.is_level(uri):
-        return mosaic.read(uri, part, window)
+        return _of_bands(mosaic.read(uri, part, window), choose)
+    options = {"resolution": resolution, "choose": choose}
     if not part:
-        return pictures.read(uri) if is_picture(uri) else rasters.read(uri, window, resolution=resolution)
+        return _of_bands(pictures.read(uri), choose) if is_picture(uri) else rasters.read(uri, window, **options)
     container, file = holder(uri)
     if ending(uri) in rasters.ENDINGS and (span := container.span(part)):
-        return rasters.read(uri, window, file=file, span=span, resolution=resolution)
+        return rasters.read(uri, window, file=file, span=span, **options)
     data = container.read(file, part)
     if _is_raster(uri, data):
-        return rasters.read_bytes(uri, data, window, resolution=resolution)
-    return pictures.of_bytes(uri, pictures.decode, data)
+        return rasters.read_bytes(uri, data, window, **options)
+    return _of_bands(pictures.of_bytes(uri, pictures.decode, data), choose)
 
 
 def read_for(
@@ -73,21 +82,28 @@ def read_for(
     ImageError when it cannot be read. part, window: see `read_image`; the window is on the grid of the spec's
     resolution.
     """
-    raster = read_image(uri, part=part, window=window, resolution=spec.resolution)
-    spec = spec.for_bands(raster.names, uri)
-    return replace(raster, pixels=bands_for(raster.pixels, spec, explicit_bands=explicit_bands, source=uri))
+    choose = partial(bands_for, spec, explicit_bands=explicit_bands, source=uri)
+    return read_image(uri, part=part, window=window, resolution=spec.resolution, choose=choose)
 
 
-def bands_for(pixels_CHW: np.ndarray, spec: InputSpec, *, explicit_bands: bool, source: str) -> np.ndarray:
-    """The bands of the input spec, in its order; 8-bit grey becomes three bands as viewers show it.
+def bands_for(
+    spec: InputSpec, bands: int, dtype: np.dtype, names: tuple[str, ...], *, explicit_bands: bool, source: str
+) -> tuple[int, ...]:
+    """The bands of the input spec, in its order, in an image with so many, of that type, with these names.
 
-    MismatchError, naming `source`, when band count or type do not fit the spec.
+    Those of 8-bit grey are the one band three times, as viewers show it, for a model of three bands. MismatchError,
+    naming `source`, when band count or type do not fit the spec.
     """
-    if pixels_CHW.shape[0] == 1 and pixels_CHW.dtype == np.uint8 and max(spec.bands) == 2:
-        pixels_CHW = np.broadcast_to(pixels_CHW, (3, *pixels_CHW.shape[1:]))
-    bands, dtype = pixels_CHW.shape[0], pixels_CHW.dtype
-    check_pixels(spec, bands=bands, dtype=dtype, explicit_bands=explicit_bands, source=source)
-    return pixels_CHW if spec.bands == tuple(range(bands)) else pixels_CHW[list(spec.bands)]
+    spec = spec.for_bands(names, source)
+    grey = bands == 1 and dtype == np.uint8 and max(spec.bands) == 2
+    check_pixels(spec, bands=3 if grey else bands, dtype=dtype, explicit_bands=explicit_bands, source=source)
+    return (0,) * len(spec.bands) if grey else spec.bands
+
+
+def _of_bands(raster: Raster, choose: Choose) -> Raster:
+    """An image that was decoded with all its bands, with the chosen ones; pictures have no names for theirs."""
+    pixels = raster.pixels
+    return replace(raster, pixels=take_bands(pixels, choose(len(pixels), pixels.dtype, ()))) if choose else raster
 
 
 def _is_raster(uri: str, data: bytes) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -10,6 +11,18 @@ from segray.grid import Window
 from segray.resample import Scaling
 
 Affine6 = tuple[float, float, float, float, float, float]
+# Which data bands to read, in which order, of an image with so many, of that type, with these names; None: all.
+Choose = Callable[[int, np.dtype, tuple[str, ...]], tuple[int, ...]] | None
+
+
+def take_bands(pixels_CHW: np.ndarray, bands: Sequence[int]) -> np.ndarray:
+    """Those bands in their order; without a copy where they are all of them, or the only one several times."""
+    count = len(pixels_CHW)
+    if tuple(bands) == tuple(range(count)):
+        return pixels_CHW
+    if count == 1:
+        return np.broadcast_to(pixels_CHW, (len(bands), *pixels_CHW.shape[1:]))
+    return pixels_CHW[list(bands)]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,7 +50,6 @@ class Raster:
     in the image. height, width: of the whole image; of its coarse grid if it was resampled. crs: an authority code or
     WKT, or None. transform: the affine of the WHOLE image as stored, as (a, b, c, d, e, f), x = a * column + b * row +
     c and y = d * column + e * row + f, or None. scaling: from the image to its coarse grid, if it was resampled.
-    names: of the bands.
     """
 
     pixels: np.ndarray
@@ -48,4 +60,3 @@ class Raster:
     crs: str | None = None
     transform: Affine6 | None = None
     scaling: Scaling | None = None
-    names: tuple[str, ...] = ()

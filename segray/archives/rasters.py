@@ -18,7 +18,7 @@ from rasterio.io import MemoryFile
 from rasterio.windows import Window as RasterioWindow
 
 from segray.archives.opened import STRIPE_BYTES, OpenRaster, Span, borrow
-from segray.archives.raster import Affine6, Header, Raster
+from segray.archives.raster import Affine6, Choose, Header, Raster, take_bands
 from segray.errors import ImageError
 from segray.grid import Window
 from segray.resample import Scaling
@@ -54,29 +54,31 @@ def read(
     file: str | None = None,
     span: Span = None,
     resolution: float | None = None,
+    choose: Choose = None,
 ) -> Raster:
-    """A window of a raster (None: all of it) with all its data bands; ImageError when it cannot be read.
+    """A window of a raster (None: all of it) with the data bands that `choose` says; ImageError when it cannot be read.
 
-    Validity joins the nodata value, an alpha band, a mask band and NaN. A palette is expanded to RGB. The raster stays
-    open for the next window; a file that changed since is opened anew. A failing store's error goes on. file, span: see
-    `read_header`. resolution: metres a pixel; of a raster that is finer, windows and pixels are those of a coarser grid
-    (see `resample`), read from the overview that is just fine enough.
+    Bands that are not chosen are neither decoded nor asked what is valid. Validity joins the nodata value, an alpha
+    band, a mask band and NaN. A palette is expanded to RGB. The raster stays open for the next window; a file that
+    changed since is opened anew. A failing store's error goes on. file, span: see `read_header`. resolution: metres a
+    pixel; of a raster that is finer, windows and pixels are those of a coarser grid (see `resample`), read from the
+    overview that is just fine enough.
     """
     file = file or uri
     driver = driver_of(uri)
     with _one_sentence(uri, file), borrow(file, driver=driver, span=span) as raster:
         _check(uri, raster.source)
         header = raster.run(lambda: _header(uri, raster.source))
+        chosen = _chosen(header, choose)
         scaling = scaling_of(header, resolution)
         if scaling is None:
-            return raster.run(lambda: _read(raster.source, window))
+            return raster.run(lambda: _read(raster.source, window, chosen))
         level = _overview(raster.source, scaling)
         if level is None:
-            return raster.run(lambda: _read_scaled(raster.source, window, scaling))
+            return raster.run(lambda: _read_scaled(raster.source, window, scaling, chosen))
         with borrow(file, driver=driver, span=span, overview=level) as smaller:
-            found = smaller.run(lambda: _read_scaled(smaller.source, window, scaling))
-        # an overview has longer pixels, and no names of its bands
-        return replace(found, transform=header.transform, names=header.names)
+            found = smaller.run(lambda: _read_scaled(smaller.source, window, scaling, chosen))
+        return replace(found, transform=header.transform)  # an overview has longer pixels
 
 
 def scaling_of(header: Header, resolution: float | None) -> Scaling | None:
@@ -86,12 +88,15 @@ def scaling_of(header: Header, resolution: float | None) -> Scaling | None:
     return Scaling.of(header.height, header.width, resolution / header.resolution)
 
 
-def read_bytes(uri: str, data: bytes, window: Window | None, *, resolution: float | None = None) -> Raster:
+def read_bytes(
+    uri: str, data: bytes, window: Window | None, *, resolution: float | None = None, choose: Choose = None
+) -> Raster:
     """`read` of a raster whose bytes are in memory."""
 
     def read_any(source: rasterio.DatasetReader) -> Raster:
-        scaling = scaling_of(_header(uri, source), resolution)
-        return _read(source, window) if scaling is None else _read_scaled(source, window, scaling)
+        header = _header(uri, source)
+        scaling, chosen = scaling_of(header, resolution), _chosen(header, choose)
+        return _read(source, window, chosen) if scaling is None else _read_scaled(source, window, scaling, chosen)
 
     return _in_memory(uri, data, read_any)
 
@@ -142,21 +147,32 @@ def _header(uri: str, source: rasterio.DatasetReader) -> Header:
     return Header(**size, bands=bands, dtype=source.dtypes[0], **place)
 
 
-def _read(source: rasterio.DatasetReader, window: Window | None) -> Raster:
+def _chosen(header: Header, choose: Choose) -> tuple[int, ...]:
+    """0-based numbers of the data bands to read, in their order."""
+    return choose(header.bands, np.dtype(header.dtype), header.names) if choose else tuple(range(header.bands))
+
+
+def _read(source: rasterio.DatasetReader, window: Window | None, chosen: tuple[int, ...]) -> Raster:
     window = window or Window(0, 0, source.height, source.width)
     part = RasterioWindow(window.col_off, window.row_off, window.width, window.height)
-    pixels, valid = _pixels(source, part)
     if colors := _palette(source):
+        pixels, valid = _pixels(source, part, [1])
         table = np.zeros((256, 3), np.uint8)
         table[list(colors)] = [color[:3] for color in colors.values()]
-        pixels = np.ascontiguousarray(table[pixels[0]].transpose(2, 0, 1))
+        pixels = take_bands(np.ascontiguousarray(table[pixels[0]].transpose(2, 0, 1)), chosen)
+    else:
+        data, decoded = _data_bands(source), sorted(set(chosen))
+        pixels, valid = _pixels(source, part, [data[band] for band in decoded])
+        pixels = take_bands(pixels, [decoded.index(band) for band in chosen])
     crs, transform = _georeference(source)
     size = {"height": source.height, "width": source.width}
-    place = {"crs": crs, "transform": transform, "names": _names(source)}
+    place = {"crs": crs, "transform": transform}
     return Raster(pixels=pixels, valid=valid, window=window, **size, **place)
 
 
-def _read_scaled(source: rasterio.DatasetReader, window: Window | None, scaling: Scaling) -> Raster:
+def _read_scaled(
+    source: rasterio.DatasetReader, window: Window | None, scaling: Scaling, chosen: tuple[int, ...]
+) -> Raster:
     """A window of the coarse grid of a raster, or of an overview of it: that covers the same area, in fewer pixels.
 
     Made of some rows at a time, so that memory does not grow with how much finer the raster is. The transform is that
@@ -169,11 +185,11 @@ def _read_scaled(source: rasterio.DatasetReader, window: Window | None, scaling:
     parts = []
     for top in range(0, window.height, rows):
         part = replace(window, row_off=window.row_off + top, height=min(rows, window.height - top))
-        raster = _read(source, here.source(part))
+        raster = _read(source, here.source(part), chosen)
         parts.append(here.shrink(raster.pixels, raster.valid, part))
     pixels, valid = (np.concatenate(arrays, axis=-2) for arrays in zip(*parts))
     crs, transform = _georeference(source)
-    place = {"crs": crs, "transform": transform, "names": _names(source)}
+    place = {"crs": crs, "transform": transform}
     return Raster(pixels=pixels, valid=valid, window=window, **size, **place, scaling=scaling)
 
 
@@ -199,12 +215,12 @@ def _metres(source: rasterio.DatasetReader) -> float | None:
     return side / math.cosh(y / EARTH_RADIUS_M) if crs.to_epsg() == WEB_MERCATOR else side
 
 
-def _pixels(source: rasterio.DatasetReader, part: RasterioWindow) -> tuple[np.ndarray, np.ndarray]:
-    """(C, h, w) pixels of the bands that hold imagery, before any palette, and (h, w) validity.
+def _pixels(source: rasterio.DatasetReader, part: RasterioWindow, bands: list[int]) -> tuple[np.ndarray, np.ndarray]:
+    """(C, h, w) pixels of those bands, before any palette, and (h, w) validity.
 
     Every block is decoded once: GDAL's own masks of alpha and nodata would decode them again.
     """
-    bands, alpha = _data_bands(source), _alpha_bands(source)
+    alpha = _alpha_bands(source)
     shape = (part.height, part.width)
     if alpha:
         pixels = _blocks(source, [*bands, alpha[-1]], part)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from segray.archives.images import read_image
+from segray.archives.raster import Choose
 from segray.datasets.cityscapes import CityscapesDataset
 from segray.datasets.folder import FolderDataset
 from segray.datasets.labels import size_error
@@ -41,12 +42,13 @@ def open_dataset(uri: str, *, mode: str | None = None) -> Dataset:
     return DATASETS[found[0]].open(uri, **({"mode": mode} if mode else {}))
 
 
-def read(dataset: Dataset, sample: Sample) -> Labelled:
-    """The pixels of a sample and their mask, which is 255 where the image has no data.
+def read(dataset: Dataset, sample: Sample, *, choose: Choose = None) -> Labelled:
+    """The pixels of a sample, of the bands that `choose` says, and their mask, which is 255 where they have no data.
 
     ImageError when a file cannot be read; LabelError when the sizes differ or the mask holds an unknown value.
     """
-    raster, mask = read_image(sample.image, part=sample.part, window=sample.window), dataset.read_mask(sample)
+    raster = read_image(sample.image, part=sample.part, window=sample.window, choose=choose)
+    mask = dataset.read_mask(sample)
     pixels, valid, want = raster.pixels, raster.valid, (raster.height, raster.width)
     have = mask.shape if sample.window is None else sample.size
     if have != want:
