@@ -7,6 +7,8 @@ import os
 
 import ray
 
+from segray.errors import SegrayError
+
 
 def start() -> None:
     """Attach to the cluster of RAY_ADDRESS (as `ray job submit` sets it), or start Ray on this machine."""
@@ -25,8 +27,11 @@ def start() -> None:
 def use_gpu(device: str | None) -> bool:
     """Whether the network runs on GPUs: --device, or where the cluster has GPUs now.
 
-    On a cluster whose GPU nodes come only when asked for, --device gpu asks for them.
+    On a cluster whose GPU nodes come only when asked for, --device gpu asks for them; SegrayError on a machine of one's
+    own without any.
     """
+    if device == "gpu" and not gpus() and not os.environ.get("RAY_ADDRESS"):
+        raise SegrayError("--device gpu was given, but Ray finds no GPU on this machine; leave it out")
     return device == "gpu" or (device is None and gpus() > 0)
 
 

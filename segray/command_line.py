@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import errno
 import logging
 import re
 import sys
@@ -18,6 +19,7 @@ from segray.errors import SegrayError
 from segray.storage import FINAL_ERRORS, absolute, describe, exists, local_path, read_text
 
 Settings = TypeVar("Settings")
+NO_ROOM = (errno.ENOSPC, errno.EDQUOT)
 DONE, FAILED, BAD_INPUT, TOO_MANY_FAILED = 0, 1, 2, 3  # exit statuses
 
 
@@ -77,6 +79,13 @@ def _run(main: Callable[[Settings], int], settings_class: type[Settings]) -> int
             raise
         sys.stderr.write(f"{sys.argv[0]}: {sentence}\n")
         return BAD_INPUT
+    except OSError as error:
+        cause = getattr(error, "cause", error)  # of a Ray task
+        if cause.errno not in NO_ROOM:
+            raise
+        advice = "make room, and run the same again: what is written stays"
+        sys.stderr.write(f"{sys.argv[0]}: --output {settings.output} is full: {describe(cause)}; {advice}\n")
+        return FAILED
     except BotoCoreError as error:
         sys.stderr.write(f"{sys.argv[0]}: the object store does not answer: {describe(error)}\n")
         return FAILED

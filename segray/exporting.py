@@ -34,6 +34,7 @@ from segray.storage import (
     remove,
     remove_leftovers,
 )
+from segray.tasks import result_of
 
 log = logging.getLogger("segray")
 FORMAT_VERSION = 1
@@ -106,19 +107,9 @@ def _parts(masks: Masks) -> Iterator[Scene]:
     chunks = (range(k, min(k + SHARDS_A_TASK, masks.shards)) for k in range(0, masks.shards, SHARDS_A_TASK))
     running: deque[ray.ObjectRef] = deque(_read_parts.remote(masks, c) for c in islice(chunks, STATISTICS_IN_FLIGHT))
     while running:
-        found = _result(running.popleft())
+        found = result_of(running.popleft())
         running.extend(_read_parts.remote(masks, chunk) for chunk in islice(chunks, 1))
         yield from found
-
-
-def _result(task: ray.ObjectRef) -> list[Scene]:
-    """What a task returns; SegrayError as it was raised there, which Ray would make a page of."""
-    try:
-        return ray.get(task)
-    except ray.exceptions.RayTaskError as error:
-        if isinstance(error.cause, SegrayError):
-            raise error.cause from None
-        raise
 
 
 @ray.remote(num_cpus=1)
@@ -155,13 +146,13 @@ def outcomes_of(exporter: Exporter) -> Iterator[Outcome]:
     for group, task in running:
         yield from _got(exporter, group, task)
     for name in exporter.formats(per_scene=False):
-        yield ray.get(_export_all.remote(exporter, name))
+        yield result_of(_export_all.remote(exporter, name))
 
 
 def _got(exporter: Exporter, scenes: list[Scene], task: ray.ObjectRef) -> list[Outcome]:
     """The outcomes of a task; when its process died, each scene is tried alone, and one that kills it has failed."""
     try:
-        return ray.get(task)
+        return result_of(task)
     except DEATHS as error:
         if len(scenes) == 1:
             reason = f"{scenes[0].image} killed the process that exported it: {' '.join(str(error).split())[:200]}"
@@ -242,8 +233,9 @@ def _remove_results(settings: ExportSettings, exporter: Exporter) -> None:
     for group in _groups(scenes_of(exporter.masks)):
         running.append(_remove_former.remote(exporter, group))
         if len(running) > 2 * cluster.cpus():
-            ray.get(running.popleft())
-    ray.get(list(running))
+            result_of(running.popleft())
+    for task in running:
+        result_of(task)
 
 
 def _check_empty(output: str) -> None:

@@ -23,6 +23,7 @@ from segray.settings import SegmentSettings
 from segray.shards import EXTENSIONS, read_statistics
 from segray.storage import exists, join, real, remove
 from segray.summary import Totals, summarise
+from segray.tasks import result_of
 from segray.work import Work
 
 PLAIN = ArchiveOptions()
@@ -123,9 +124,9 @@ def earlier(settings: SegmentSettings, plan: plans.Plan, missing: list[int]) -> 
     for chunk in chunks:
         running.append(_statistics.remote(settings.output, chunk, settings.formats[-1]))
         if len(running) > STATISTICS_IN_FLIGHT:
-            totals.add(ray.get(running.popleft()))
+            totals.add(result_of(running.popleft()))
     for part in running:
-        totals.add(ray.get(part))
+        totals.add(result_of(part))
     return totals
 
 

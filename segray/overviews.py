@@ -25,6 +25,7 @@ from segray.report.overview import LONGEST, factor_of
 from segray.report.pictures import LONGEST as PICTURE_SIDE
 from segray.shards import OK, read_masks, read_statistics
 from segray.storage import filesystem, join, retry
+from segray.tasks import result_of
 
 SCENES = 4  # on a page
 # Of masks that are decoded for a scene: 400 windows of 2048 x 2048 pixels, half a minute of one core.
@@ -111,7 +112,7 @@ def _overview(output: str, fmt: str, candidate: _Candidate, bands: tuple[int, ..
         factor=factor,
         height=first.height,
         width=first.width,
-        image=ray.get(picture),
+        image=result_of(picture),
         crs=first.crs,
         transform=first.transform,
         note=note,
@@ -124,9 +125,9 @@ def _results(tasks: Iterable[ray.ObjectRef]) -> Iterator:
     for task in tasks:
         running.append(task)
         if len(running) >= TASKS_IN_FLIGHT:
-            yield ray.get(running.popleft())
+            yield result_of(running.popleft())
     while running:
-        yield ray.get(running.popleft())
+        yield result_of(running.popleft())
 
 
 @ray.remote(num_cpus=1)

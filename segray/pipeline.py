@@ -12,7 +12,7 @@ import pickle
 import warnings
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from itertools import chain
 
@@ -27,6 +27,7 @@ from segray.errors import SegrayError
 from segray.packing import batch_of, pack, unpack
 from segray.reading import in_order
 from segray.summary import Totals
+from segray.tasks import result_of
 from segray.work import STAGES, Costs, Work
 
 log = logging.getLogger("segray")
@@ -71,20 +72,34 @@ class SegmentActor:
         return batch_of(self.work.publish(shard, results, costs))
 
 
-def run(work: Work, shards: list[int], *, actors: tuple[int, int], on_result: Callable[[Totals], None]) -> None:
+def run(
+    work: Work,
+    shards: list[int],
+    *,
+    actors: tuple[int, int],
+    on_result: Callable[[Totals], None],
+    fresh: bool = False,
+) -> None:
     """Segment and publish those shards; `on_result` gets the totals of each once.
 
     A shard whose process dies is tried again, then its images one by one: those that kill their process become failed
-    rows. An error that is no process's death (a full disk, a wrong model) ends the job.
+    rows. An error that is no process's death (a full disk, a wrong model) ends the job, and so does it when `fresh`,
+    that is nothing was published before, and every shard kills its process: then no image is to blame.
     """
     waves = [shards[start : start + SHARDS_A_WAVE] for start in range(0, len(shards), SHARDS_A_WAVE)]
     with ThreadPoolExecutor(1) as beside:  # the next wave is made ready while one runs
         for wave, rows in zip(waves, in_order(_source, waves, pool=beside, ahead=1)):
-            _run_wave(work, wave, rows, actors=actors, on_result=on_result)
+            _run_wave(work, wave, rows, actors=actors, on_result=on_result, fresh=fresh)
 
 
 def _run_wave(
-    work: Work, shards: list[int], rows: Dataset, *, actors: tuple[int, int], on_result: Callable[[Totals], None]
+    work: Work,
+    shards: list[int],
+    rows: Dataset,
+    *,
+    actors: tuple[int, int],
+    on_result: Callable[[Totals], None],
+    fresh: bool,
 ) -> None:
     missing, stalled = set(shards), 0
     while missing and stalled < ATTEMPTS:
@@ -92,12 +107,16 @@ def _run_wave(
         for row in _until_a_loss(_chain(work, rows, actors)):
             missing.discard(int(row["shard"]))
             on_result(pickle.loads(row["totals"]))
+        stalled = 0 if len(missing) < before else stalled + 1
         if missing:
-            _survives(work, plans.read_shard(work.plan, min(missing)))  # raises what is no process's death
+            first = min(missing)
+            with suppress(*DEATHS):  # what else is wrong, a full disk or another model, is raised here
+                on_result(pickle.loads(_publish_alone(work, first, plans.read_shard(work.plan, first))["totals"]))
+                missing.discard(first)
+        if missing:
             log.info("%d shard(s) lost with their processes; trying them again", len(missing))
             rows = _source(sorted(missing))
-        stalled = 0 if len(missing) < before else stalled + 1
-    if len(missing) > MAX_LOST_SHARDS:
+    if len(missing) > MAX_LOST_SHARDS or (fresh and len(missing) == len(shards) > 1):
         raise SegrayError(f"{len(missing)} shards kill every process that segments them; {ADVICE}")
     for shard in sorted(missing):
         on_result(pickle.loads(_rescue(work, shard)["totals"]))
@@ -205,7 +224,7 @@ def _rescue(work: Work, shard: int) -> dict:
     reason = "reading or segmenting it killed its process (out of memory, or a fault in a decoder)"
     safe = [_fail(item, f"{item.image}: {reason}") if item.image in poisonous else item for item in items]
     try:
-        return ray.get(_publish_items.options(**_resources(work)).remote(work, shard, safe))
+        return _publish_alone(work, shard, safe)
     except DEATHS as error:
         raise SegrayError(f"shard {shard} kills its process, though none of its images alone does; {ADVICE}") from error
 
@@ -222,10 +241,15 @@ def _poisonous(work: Work, items: list[plans.Item]) -> list[plans.Item]:
 
 def _survives(work: Work, items: list[plans.Item]) -> bool:
     try:
-        ray.get(_try_items.options(**_resources(work)).remote(work, items))
+        result_of(_try_items.options(**_resources(work)).remote(work, items))
     except DEATHS:
         return False
     return True
+
+
+def _publish_alone(work: Work, shard: int, items: list[plans.Item]) -> dict:
+    """Segment and publish a shard in a process of its own; one of `DEATHS` when that dies of it."""
+    return result_of(_publish_items.options(**_resources(work)).remote(work, shard, items))
 
 
 def _fail(item: plans.Item, reason: str) -> plans.Item:

@@ -14,6 +14,7 @@ from segray.errors import SegrayError
 from segray.expand import Cutting, Found, expand, is_small
 from segray.plan import Item, ListingDigest, Plan, group, save, whole, write_files
 from segray.storage import File
+from segray.tasks import result_of
 
 FILES_A_TASK = 500
 TASKS_IN_FLIGHT = 64  # bounds what the driver holds, and keeps a cluster busy
@@ -76,7 +77,7 @@ def _done(running: Running, seen: _Seen) -> Iterator[Item]:
         yield from running
         return
     for ref in running:
-        found: Found = ray.get(ref)
+        found: Found = result_of(ref)
         seen.skipped += found.skipped
         yield from found.items
 

@@ -60,7 +60,7 @@ def segment(settings: SegmentSettings) -> dict:
     log.info("%d images in %d shards; %d shards to do", plan.images, plan.shards, len(missing))
     totals = earlier(settings, plan, missing)
     started = time.time()
-    this_run, seconds = _run(settings, work, missing)
+    this_run, seconds = _run(settings, work, missing, fresh=len(missing) == plan.shards)
     totals.add(this_run)
     remove_leftovers(join(settings.output, "masks"))
     pictures = list(_pictures(settings, work, plan))
@@ -94,6 +94,7 @@ def make_work(settings: PathSettings, description: Description) -> Work:
         plan=join(settings.output, "plan"),
         output=settings.output,
         model=settings.model,
+        digest=description.digest,
         classes=description.classes,
         spec=spec,
         explicit_bands=bands is not None,
@@ -143,8 +144,8 @@ def with_threads(work: Work, actors: int) -> Work:
     return replace(work, threads=cluster.cores_each(cluster.nodes(), actors, gpu=False))
 
 
-def _run(settings: SegmentSettings, work: Work, missing: list[int]) -> tuple[Totals, float]:
-    """Segment the missing shards; their totals and the seconds it took."""
+def _run(settings: SegmentSettings, work: Work, missing: list[int], *, fresh: bool) -> tuple[Totals, float]:
+    """Segment the missing shards, which are all when `fresh`; their totals and the seconds it took."""
     from segray import pipeline  # Ray Data takes 64 MB, which planning does without
 
     totals, start = Totals(), time.monotonic()
@@ -156,7 +157,8 @@ def _run(settings: SegmentSettings, work: Work, missing: list[int]) -> tuple[Tot
 
     if missing:
         actors = actor_range(settings, work, len(missing))
-        pipeline.run(with_threads(work, actors[1]), missing, actors=actors, on_result=on_result)
+        work = with_threads(work, actors[1])
+        pipeline.run(work, missing, actors=actors, on_result=on_result, fresh=fresh)
     progress.close()
     return totals, time.monotonic() - start
 

@@ -202,6 +202,7 @@ def _work(folder: str, *, seconds: float, threads: int) -> SimulatedWork:
         plan=join(folder, "plan"),
         output=folder,
         model="",
+        digest="",
         classes=Classes(names=("ground", "house"), colors=((0, 0, 0), (255, 0, 0))),
         spec=SPEC,
         explicit_bands=False,

@@ -25,20 +25,21 @@ def in_tasks(
     for part in parts:
         running.append(call.remote(shared, part))
         if len(running) == IN_FLIGHT:
-            yield _result(running.popleft())
+            yield result_of(running.popleft())
     while running:
-        yield _result(running.popleft())
+        yield result_of(running.popleft())
 
 
-@ray.remote
-def _call(function: Callable[[Part], Result], part: Part) -> Result:
-    return function(part)
-
-
-def _result(ref: ray.ObjectRef) -> Result:
+def result_of(ref: ray.ObjectRef) -> Result:
+    """What a task returns; its SegrayError as it was raised there: Ray's own has the text of a traceback."""
     try:
         return ray.get(ref)
     except RayTaskError as error:
         if isinstance(error.cause, SegrayError):
             raise error.cause from None
         raise
+
+
+@ray.remote
+def _call(function: Callable[[Part], Result], part: Part) -> Result:
+    return function(part)

@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 
 from segray import plan as plans
 from segray import walk
+from segray.errors import ModelError
 from segray.heap import ONE_ARENA, keep_memory
 from segray.inputs import InputSpec
 from segray.masks import Classes
@@ -25,12 +26,14 @@ STAGES = "segray_stages"  # a Ray resource: where it is, the stages of a GPU clu
 class Work:
     """What the workers must know to turn shards of a plan into published masks.
 
-    detailed: see `canvas.Canvas`. ahead: images that are read at the same time.
+    digest: of the model that all of them use. detailed: see `canvas.Canvas`. ahead: images that are read at the same
+    time.
     """
 
     plan: str
     output: str
     model: str
+    digest: str
     classes: Classes
     spec: InputSpec
     explicit_bands: bool
@@ -102,7 +105,10 @@ class Costs:
 
 
 def make_segmenter(work: Work) -> walk.Segmenter:
-    """The segmenter of a model directory on this process's device, once it took a tile; ModelError when it does not."""
+    """The segmenter of a model directory on this process's device, once it took a tile.
+
+    ModelError when it takes none, or the model is not the one that the job began with.
+    """
     import torch
 
     from segray.segmenter import Segmenter
@@ -111,6 +117,8 @@ def make_segmenter(work: Work) -> walk.Segmenter:
         torch.set_num_threads(work.threads)
         keep_memory()
     description = read_description(work.model)
+    if description.digest != work.digest:
+        raise ModelError(f"{work.model} has changed since the job began; run it again, on a model that nothing writes")
     network = load_network(description)
     segmenter = Segmenter(
         network,

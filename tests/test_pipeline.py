@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import signal
@@ -53,6 +54,21 @@ class CrowdedWork(Work):
         return super().readings(items)
 
 
+@dataclass(frozen=True, kw_only=True)
+class FullDiskWork(Work):
+    """As every work, but that it can write nothing but a dot for each shard that it should write."""
+
+    record: str
+
+    def publish(self, shard, results, costs, *, role="actor"):
+        """Segment the shard, and fail."""
+        for _ in results:
+            pass
+        with open(self.record, "a") as record:
+            record.write(".")
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+
 @pytest.fixture(scope="module", autouse=True)
 def local_ray():
     """A Ray of two cores, whose workers take the class above with its code; its stages are those of a GPU cluster."""
@@ -82,9 +98,10 @@ def work(tmp_path) -> dict:
     assert write_files(str(tmp_path / "plan"), shards) == (3,)
     description = read_description(model)
     return {
-        "plan": str(tmp_path / "plan"), "output": str(tmp_path), "model": model, "classes": description.classes,
-        "spec": description.spec, "explicit_bands": False, "window": 2048, "formats": ("parquet",), "metadata": {},
-        "precision": "fp32", "blend": "taper", "batch_size": 1, "on_gpu": False, "threads": 1,
+        "plan": str(tmp_path / "plan"), "output": str(tmp_path), "model": model, "digest": description.digest,
+        "classes": description.classes, "spec": description.spec, "explicit_bands": False, "window": 2048,
+        "formats": ("parquet",), "metadata": {}, "precision": "fp32", "blend": "taper", "batch_size": 1,
+        "on_gpu": False, "threads": 1,
     }  # fmt: skip
 
 
@@ -111,10 +128,29 @@ def test_a_shard_that_kills_its_process_although_no_image_does_is_one_sentence(w
         pipeline.run(CrowdedWork(**work, at_the_same_time=False), [0], actors=(1, 1), on_result=lambda totals: None)
 
 
-def test_an_error_that_is_no_death_ends_the_job_with_its_cause(work):
-    broken = {**work, "formats": ("nonsense",)}
-    with pytest.raises(ray.exceptions.RayError, match="nonsense"):
-        pipeline.run(Work(**broken), list(range(3)), actors=(1, 1), on_result=lambda totals: None)
+def test_a_full_disk_ends_the_job_before_all_is_done_again(work, tmp_path):
+    full = FullDiskWork(**work, record=str(tmp_path / "record"))
+    with pytest.raises(OSError, match="No space left") as caught:
+        pipeline.run(full, list(range(3)), actors=(1, 1), on_result=lambda totals: None)
+    assert caught.value.cause.errno == errno.ENOSPC
+    assert len((tmp_path / "record").read_text()) == 3 + 1  # each shard, and the one that was tried alone
+
+
+def test_a_model_that_changed_meanwhile_is_not_used(work, tmp_path):
+    changed = Work(**{**work, "digest": "of the model that the job began with"})
+    with pytest.raises(SegrayError) as caught:
+        pipeline.run(changed, [0], actors=(1, 1), on_result=lambda totals: None)
+    assert str(caught.value) == (
+        f"{work['model']} has changed since the job began; run it again, on a model that nothing writes"
+    )
+    assert not (tmp_path / "masks").exists()
+
+
+def test_where_nothing_ever_survives_no_image_is_to_blame(work, tmp_path):
+    crowded, shards = CrowdedWork(**work, at_the_same_time=False), [0, 1]
+    with pytest.raises(SegrayError, match="2 shards kill every process that segments them; give the workers more"):
+        pipeline.run(crowded, shards, actors=(1, 1), on_result=lambda totals: None, fresh=True)
+    assert not (tmp_path / "masks").exists()
 
 
 @pytest.mark.parametrize("size", [0, 5])
