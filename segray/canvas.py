@@ -51,8 +51,9 @@ class Canvas:
         self.block, self.windows, self.height = block, region.windows, region.height
         rows = lattice.touching(block.row_off, block.row_off + block.height, region.height)
         cols = lattice.touching(block.col_off, block.col_off + block.width, region.width)
-        self.row_axis = TileAxis(rows, lattice, size=region.height, offset=extent.row_off, device=device)
-        self.col_axis = TileAxis(cols, lattice, size=region.width, offset=extent.col_off, device=device)
+        place = {"device": device, "upload": self._upload}
+        self.row_axis = TileAxis(rows, lattice, size=region.height, offset=extent.row_off, **place)
+        self.col_axis = TileAxis(cols, lattice, size=region.width, offset=extent.col_off, **place)
         self.details = Details(block, self.row_axis, self.col_axis) if detailed else None
         pixels, valid = torch.from_numpy(region.pixels), torch.from_numpy(region.valid)
         self.dtype = pixels.dtype

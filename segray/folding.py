@@ -56,6 +56,8 @@ def _pair(traced: GraphModule, node: Node) -> tuple[nn.Module, nn.Module] | None
         return None
     convolution, norm = traced.get_submodule(before.target), traced.get_submodule(node.target)
     fits = type(convolution) in CONVOLUTIONS and type(norm) in NORMS and norm.track_running_stats
+    # torch's fusion of transposed ones takes their weights for those of one group
+    fits = fits and not (CONVOLUTIONS[type(convolution)] and convolution.groups > 1)
     return (convolution, norm) if fits else None
 
 

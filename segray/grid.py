@@ -146,7 +146,7 @@ def block_cuts(height: int, width: int, lattice: Lattice, max_pixels: int) -> tu
     number of blocks where it can be: actors come in even numbers, half of which would idle at the last of an odd one.
     """
     rows, cols = lattice.count(height), lattice.count(width)
-    needed = -(-height * width // max_pixels)
+    needed = -(-max(height, lattice.tile) * max(width, lattice.tile) // max_pixels)  # thin images cost whole tiles
     ways = ((down, min(cols, -(-needed // down))) for down in range(1, min(rows, needed) + 1))
 
     def cost(way: tuple[int, int]) -> tuple[int, ...]:

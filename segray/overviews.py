@@ -13,10 +13,12 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import ray
 
+from segray.archives.images import read_header
 from segray.archives.reduced import read_reduced
 from segray.errors import ImageError
 from segray.footprints import window_transform
 from segray.grid import Window
+from segray.inputs import InputSpec
 from segray.masks import IGNORE, decode_png
 from segray.plan import Plan
 from segray.reduction import cells, window_majority
@@ -55,14 +57,14 @@ class _Part:
     pieces: list[tuple[Window, np.ndarray]]
 
 
-def overviews(output: str, fmt: str, plan: Plan, *, bands: tuple[int, ...]) -> list[Overview]:
+def overviews(output: str, fmt: str, plan: Plan, *, spec: InputSpec) -> list[Overview]:
     """The largest scenes of a finished segmentation, the largest first; none of those that the page's pictures show.
 
     Of a scene beyond `MOST_PIXELS`, shards spread over it are shown by their masks; the windows of all others in the
-    class that they hold most of. bands: of the images, 0-based, as red, green, blue. Their images are shown where they
-    can be read at a low resolution at little cost.
+    class that they hold most of. spec: whose bands are red, green, blue. Their images are shown where they can be read
+    at a low resolution at little cost.
     """
-    found = (_overview(output, fmt, candidate, bands) for candidate in _largest(plan))
+    found = (_overview(output, fmt, candidate, spec) for candidate in _largest(plan))
     return [overview for overview in found if overview is not None]
 
 
@@ -85,14 +87,14 @@ def _ranked(candidates: Iterable[_Candidate]) -> list[_Candidate]:
     return sorted(candidates, key=lambda each: (-each.pixels, each.image))[:SCENES]
 
 
-def _overview(output: str, fmt: str, candidate: _Candidate, bands: tuple[int, ...]) -> Overview | None:
+def _overview(output: str, fmt: str, candidate: _Candidate, spec: InputSpec) -> Overview | None:
     """The overview of a scene; None where it has no mask, or is no larger than the page's pictures."""
     step = -(-candidate.pixels // MOST_PIXELS)
     tasks = (
         _part.remote(output, fmt, shard, candidate.image, detailed=number % step == 0)
         for number, shard in enumerate(candidate.shards)
     )
-    picture = _image.remote(candidate.image, candidate.part, bands)
+    picture = _image.remote(candidate.image, candidate.part, spec)
     first, mask, seen = None, None, False
     for part in _results(tasks):
         if part is None:
@@ -181,9 +183,11 @@ def _part(output: str, fmt: str, shard: int, image: str, *, detailed: bool) -> _
 
 
 @ray.remote(num_cpus=1)
-def _image(uri: str, part: str, bands: tuple[int, ...]) -> np.ndarray | None:
+def _image(uri: str, part: str, spec: InputSpec) -> np.ndarray | None:
     """(h, w, 3) uint8 of an image for eyes; None where it costs much or cannot be read (any more)."""
     try:
+        names = read_header(uri, part=part).names if spec.band_names else ()
+        bands = spec.for_bands(names, uri).bands
         found = read_reduced(uri, longest=LONGEST, part=part)
     except (ImageError, OSError):
         return None

@@ -12,11 +12,13 @@ import json
 import pickle
 import re
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import torch
 from torch import nn
 from torch._export.verifier import SpecViolationError
+from torch.fx import GraphModule
+from torch.fx.node import map_aggregate
 
 from segray.errors import ModelError
 
@@ -56,6 +58,12 @@ class Program(nn.Module):
         sizes = (size if isinstance(size, int) else None for size in _input_shape(exported))
         self.batch, self.in_channels, self.height, self.width = sizes
         self.module = exported.module(check_guards=False)  # guards are text that torch would execute
+        _loosen(self.module)
+
+    def _apply(self, fn: Callable[[torch.Tensor], torch.Tensor], recurse: bool = True) -> Program:
+        """What `to` and `cuda` call; the tensors that the program makes are made on the new device too."""
+        _make_on(self.module, fn(torch.empty(0)).device)
+        return super()._apply(fn, recurse)
 
     def train(self, mode: bool = True) -> Program:  # exported modules raise on train() and eval()
         """Keeps the mode that the program was exported in."""
@@ -64,6 +72,22 @@ class Program(nn.Module):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """(N, C, H, W) float -> (N, K, H, W) logits."""
         return self.module(x)
+
+
+def _loosen(module: GraphModule) -> None:
+    """Forget of which type and device each tensor was at the export: other ones do as well."""
+    for node in list(module.graph.nodes):
+        if node.target is torch.ops.aten._assert_tensor_metadata.default:
+            module.graph.erase_node(node)
+    module.recompile()
+
+
+def _make_on(module: GraphModule, device: torch.device) -> None:
+    for node in module.graph.nodes:
+        node.args, node.kwargs = map_aggregate(
+            (node.args, node.kwargs), lambda value: device if isinstance(value, torch.device) else value
+        )
+    module.recompile()
 
 
 def load_program(data: bytes, *, source: str) -> Program:

@@ -6,6 +6,7 @@ two terms, which come to the same in either order.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import cached_property, lru_cache
 
 import torch
@@ -18,20 +19,26 @@ from segray.masks import IGNORE
 class TileAxis:
     """The tiles of a region along one axis of an image of `size` pixels: the pixels they are made of, their weights.
 
-    offset: the pixel of the image with which the region's arrays begin.
+    offset: the pixel of the image with which the region's arrays begin. upload: brings a tensor to the device.
     """
 
-    def __init__(self, tiles: range, lattice: Lattice, *, size: int, offset: int, device: torch.device) -> None:
+    def __init__(
+        self,
+        tiles: range,
+        lattice: Lattice,
+        *,
+        size: int,
+        offset: int,
+        device: torch.device,
+        upload: Callable[[torch.Tensor], torch.Tensor],
+    ) -> None:
         self.tiles, self.lattice, self.size, self.offset, self.device = tiles, lattice, size, offset, device
         self.count = lattice.count(size)
         self.near, self.far = _ramps(lattice, device)
         start, stop = tiles[0] * lattice.stride, tiles[-1] * lattice.stride + lattice.tile
+        # Where the pixels of all tiles, beyond the image's edges too, lie in the region's arrays.
         self.host_index = torch.from_numpy(reflect(start, stop, size) - offset)
-
-    @cached_property
-    def index(self) -> torch.Tensor:
-        """Where the pixels of all tiles, beyond the image's edges too, lie in the region's arrays."""
-        return self.host_index.to(self.device)
+        self.index = upload(self.host_index) if stop > size else None
 
     def part(self, tile: int, *, host: bool = False) -> slice | torch.Tensor:
         """Where a tile's pixels lie in the region's arrays: a slice, or indices where it is reflected."""

@@ -7,9 +7,11 @@ import logging
 import platform
 import sys
 import time
-from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import replace
+from functools import partial
 from importlib.metadata import version
+from itertools import chain
 
 import numpy as np
 from tqdm import tqdm
@@ -29,6 +31,7 @@ from segray.shards import OK, read_masks
 from segray.stopwatch import peak_memory
 from segray.storage import exists, join, publish, remove_leftovers
 from segray.summary import Totals
+from segray.tasks import in_tasks
 from segray.work import Work, probe
 
 log = logging.getLogger("segray")
@@ -63,10 +66,10 @@ def segment(settings: SegmentSettings) -> dict:
     this_run, seconds = _run(settings, work, missing, fresh=len(missing) == plan.shards)
     totals.add(this_run)
     remove_leftovers(join(settings.output, "masks"))
-    pictures = list(_pictures(settings, work, plan))
+    pictures = _pictures(work, plan)
     summary = _summary(settings, description, plan, totals=totals, this_run=this_run, seconds=seconds, work=work)
     summary |= _costs(this_run, started)
-    shown = overviews(settings.output, settings.formats[-1], plan, bands=work.spec.bands)
+    shown = overviews(settings.output, settings.formats[-1], plan, spec=work.spec)
     page = segmentation_page(classes=description.classes, summary=summary, pictures=pictures, overviews=shown)
     publish(join(settings.output, "report.html"), page)
     publish(summary_uri, json.dumps(summary, indent=1).encode())
@@ -241,23 +244,27 @@ def _costs(this_run: Totals, started: float) -> dict:
     }
 
 
-def _pictures(settings: SegmentSettings, work: Work, plan: plans.Plan) -> Iterator[Picture]:
-    """A few windows with their masks, from shards spread over the archive: the one of most classes in each."""
+def _pictures(work: Work, plan: plans.Plan) -> list[Picture]:
+    """A few windows with their masks, from shards spread over the archive, each read in a task."""
+    shards = sorted({int(shard) for shard in np.linspace(0, plan.shards - 1, PICTURES)})
+    of_shard = partial(_pictures_of, work, count=max(1, PICTURES // plan.shards))
+    return list(chain.from_iterable(in_tasks(of_shard, shards)))
+
+
+def _pictures_of(work: Work, shard: int, *, count: int) -> list[Picture]:
+    """The windows of most classes in a shard, without those that cannot be read any more."""
     spec = replace(work.spec, resolution=None) if work.enlarge else work.spec
-    for shard in sorted({int(s) for s in np.linspace(0, plan.shards - 1, PICTURES)}):
-        rows = read_masks(settings.output, shard, settings.formats[-1])
-        parts = {item.image: item.part for item in plans.read_shard(work.plan, shard)}
-        count = max(1, PICTURES // plan.shards)
-        shown = [(row, mask) for row, mask in rows if row["status"] == OK]
-        shown.sort(key=lambda pair: -sum(pixels > 0.02 * pair[0]["valid_pixels"] for pixels in pair[0]["pixel_counts"]))
-        for row, mask in shown[:count]:
-            window = Window(*(row[name] for name in ("row_off", "col_off", "height", "width")))
-            try:
-                options = {"part": parts[row["image"]], "window": window, "explicit_bands": work.explicit_bands}
-                raster = read_for(row["image"], spec, **options)
-            except ImageError:  # it could be read when it was segmented, and may be gone by now
-                continue
+    parts = {item.image: item.part for item in plans.read_shard(work.plan, shard)}
+    shown = [(row, mask) for row, mask in read_masks(work.output, shard, work.formats[-1]) if row["status"] == OK]
+    shown.sort(key=lambda pair: -sum(pixels > 0.02 * pair[0]["valid_pixels"] for pixels in pair[0]["pixel_counts"]))
+    pictures = []
+    for row, mask in shown[:count]:
+        window = Window(*(row[name] for name in ("row_off", "col_off", "height", "width")))
+        options = {"part": parts[row["image"]], "window": window, "explicit_bands": work.explicit_bands}
+        with suppress(ImageError, OSError):
+            raster = read_for(row["image"], spec, **options)
             part = window.within(raster.window)
             note = f"confidence {row['confidence']:.2f}"
             image = for_eyes(raster.pixels[(slice(None), *part)], raster.valid[part])
-            yield Picture(title=row["image"], image=image, mask=decode_png(mask), note=note)
+            pictures.append(Picture(title=row["image"], image=image, mask=decode_png(mask), note=note))
+    return pictures

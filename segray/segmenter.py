@@ -54,8 +54,8 @@ class Segmenter:
         self.inference = Inference(network, device=self.device, precision=precision, compiled=compiled)
         self.spec, self.num_classes, self.lattice = spec, num_classes, spec.lattice(blend)
         self.batch_size = static_batch or batch_size
-        # A GPU picks its kernel by the batch's shape, and kernels differ in the last bit: there every batch is full.
-        self.pad_batch = self.device.type != "cpu" or static_batch is not None
+        # A GPU picks its kernel by the batch's shape, and so does a compiler: kernels differ in the last bit.
+        self.pad_batch = self.device.type != "cpu" or static_batch is not None or compiled
         self.copies = torch.cuda.Stream(self.device) if self.device.type == "cuda" else None
         self.behind = BATCHES_BEHIND if self.device.type == "cuda" else 0
         self.temperature, self.detailed = temperature, detailed
@@ -96,6 +96,11 @@ class Segmenter:
         """(N, K, H, W) float32 logits of tiles of source pixels, planes of a class each; valid None: all are."""
         x = prepare(pixels_NCHW, valid_NHW, self.spec)
         logits = self.inference(x)
+        if not isinstance(logits, torch.Tensor):
+            raise ModelError(
+                f"the network gives a {type(logits).__name__}, but should give one tensor of logits, "
+                f"(N, {self.num_classes}, H, W); export a module that does"
+            )
         if logits.shape != (x.shape[0], self.num_classes, *x.shape[2:]):
             raise ModelError(
                 f"the network gives {tuple(logits.shape)} for tiles of {tuple(x.shape)}; it should give "
@@ -117,10 +122,13 @@ class Segmenter:
     def try_a_tile(self) -> None:
         """ModelError unless the network takes a batch of tiles of the input spec and gives logits for them."""
         size, bands = self.spec.tile, len(self.spec.bands)
-        pixels = torch.zeros((self.batch_size, bands, size, size), device=self.device)
         try:
+            pixels = torch.zeros((self.batch_size, bands, size, size), device=self.device)
             self.probabilities(self.logits(pixels, None))
         except (RuntimeError, ValueError) as error:
+            if isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error):
+                count = f"{self.batch_size} tile(s) of {size} px"
+                raise ModelError(f"{count} do not fit into memory; lower --batch_size or --tile") from error
             reason = " ".join(str(error).split())[:200]
             shape = f"{bands} x {size} x {size}"
             raise ModelError(f"the network takes no tiles of {shape}: {reason}; give another --tile") from error

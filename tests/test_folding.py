@@ -100,6 +100,15 @@ class Branching(nn.Module):
         return self.body(x if x.mean() > 0 else -x)
 
 
+def test_transposed_convolutions_in_groups_keep_their_norm():
+    torch.manual_seed(0)
+    network = nn.Sequential(nn.ConvTranspose2d(4, 6, 2, stride=2, groups=2), nn.BatchNorm2d(6)).eval()
+    network[1].running_var.uniform_(0.5, 2)
+    x = torch.rand(1, 4, 8, 8)
+    with torch.no_grad():
+        assert torch.allclose(fold_batch_norms(network)(x), network(x), atol=1e-6)
+
+
 def test_what_cannot_be_traced_is_left_as_it_is():
     network = awake(Branching())
     folded = fold_batch_norms(network)

@@ -103,6 +103,13 @@ def test_blocks_are_equal_and_few_tiles_lie_in_two(height: int, width: int, most
     assert sum(tiles) == once if blend == "crop" else sum(tiles) < 1.13 * once
 
 
+@pytest.mark.parametrize(("height", "width"), [(4, 200_000), (200_000, 1), (511, 30_000)])
+def test_blocks_of_thin_images_have_no_more_tiles_than_those_of_others(height: int, width: int) -> None:
+    lattice, most = Lattice(512, 64), 4_000_000
+    parts = blocks(height, width, lattice, most)
+    assert max(tiles_of(parts, height, width, lattice)) * 512**2 < 1.5 * most
+
+
 def test_a_cropped_lattice_computes_each_tile_once_whatever_the_blocks() -> None:
     for overlap in (0, 1, 8, 15):
         lattice = Lattice(32, overlap, "crop")

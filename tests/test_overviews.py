@@ -14,6 +14,7 @@ from rasterio.transform import from_origin
 from segray import overviews as module
 from segray.exports.scenes import SceneReader, open_masks, pieces_of, whole
 from segray.grid import Window
+from segray.model_dir import read_description
 from segray.overviews import overviews
 from segray.plan import load
 from segray.reduction import majority
@@ -47,7 +48,7 @@ def segmented(local_ray, tmp_path_factory) -> Path:
 
 def gather(folder: Path) -> list:
     output = str(folder / "out")
-    return overviews(output, "parquet", load(f"{output}/plan"), bands=(0, 1, 2))
+    return overviews(output, "parquet", load(f"{output}/plan"), spec=read_description(f"{output}/../model").spec)
 
 
 def test_the_large_scenes_are_there_the_largest_first(segmented):

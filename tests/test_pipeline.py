@@ -18,7 +18,7 @@ import ray
 from models import write_model
 from PIL import Image
 
-from segray import pipeline
+from segray import cluster, pipeline
 from segray.errors import ModelError, SegrayError
 from segray.inference import default_precision
 from segray.listing import list_files
@@ -144,6 +144,11 @@ def test_a_model_that_changed_meanwhile_is_not_used(work, tmp_path):
         f"{work['model']} has changed since the job began; run it again, on a model that nothing writes"
     )
     assert not (tmp_path / "masks").exists()
+
+
+def test_a_gpu_that_is_not_there_is_not_waited_for():
+    with pytest.raises(SegrayError, match="--device gpu was given, but Ray finds no GPU on this machine; leave it out"):
+        cluster.use_gpu("gpu")
 
 
 def test_where_nothing_ever_survives_no_image_is_to_blame(work, tmp_path):

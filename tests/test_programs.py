@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import io
 import json
 import os
@@ -15,6 +16,7 @@ import torch
 from torch import nn
 
 from segray.errors import ModelError
+from segray.inference import Inference
 from segray.model_dir import load_network, read_description
 from segray.programs import load_program
 from segray.storage import join, publish
@@ -81,6 +83,30 @@ def test_a_program_of_one_size_says_so(network):
     assert (loaded.batch, loaded.in_channels, loaded.height, loaded.width) == (2, 3, 16, 24)
     with torch.no_grad():
         assert torch.equal(loaded(X), network(X))
+
+
+class Mixed(nn.Module):
+    """As many networks do: with a layer in float32 for its range, and a tensor that it makes itself."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.last = nn.Conv2d(3, 4, 1), nn.Conv2d(4, 4, 1)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """(N, 3, H, W) -> (N, 4, H, W)."""
+        x = self.first(x).relu().float()
+        return self.last(x) * torch.arange(1, 5, device=x.device, dtype=x.dtype)[:, None, None]
+
+
+def test_a_program_runs_in_bf16_and_on_other_devices_than_it_was_exported_on():
+    torch.manual_seed(0)
+    network = Mixed().eval()
+    program = load_program(exported(network), source="p")
+    with torch.no_grad():
+        expected = network(X)
+    found = Inference(program, device=torch.device("cpu"), precision="bf16")(X)
+    assert (found.float() - expected).abs().max() < 0.05 * expected.abs().max()
+    assert copy.deepcopy(program).to("meta")(X.to("meta")).shape == expected.shape
 
 
 def write_model(uri: str, program: bytes, *, tile: int = 16, bands: int = 3) -> str:

@@ -11,6 +11,7 @@ from models import Positional
 from torch import nn
 
 from segray.calibration import chosen
+from segray.errors import ModelError
 from segray.grid import Lattice, Window, blocks, read_extent, split
 from segray.inputs import InputSpec
 from segray.masks import IGNORE
@@ -230,6 +231,34 @@ def test_batches_run_across_small_images():
     results = list(Segmenter(Spy(32, classes=K), spec(), num_classes=K, blend="taper", batch_size=4).segment(regions))
     assert sizes == [4, 4, 2]
     assert len(results) == 10
+
+
+def test_a_compiled_network_sees_full_batches_only():
+    options = {"num_classes": K, "batch_size": 4}
+    assert Segmenter(Positional(32, classes=K), spec(), compiled=True, **options).pad_batch
+    assert not Segmenter(Positional(32, classes=K), spec(), **options).pad_batch
+
+
+class Named(nn.Module):
+    def forward(self, x: torch.Tensor) -> dict[str, torch.Tensor]:
+        return {"out": x}
+
+
+@pytest.mark.parametrize(
+    ("network", "batch_size", "sentence"),
+    [
+        (Named(), 1, "gives a dict, but should give one tensor of logits"),
+        (
+            Positional(32, classes=K),
+            10**10,
+            "0 tile.s. of 32 px do not fit into memory; lower --batch_size",
+        ),
+        (nn.Conv2d(5, K, 1), 1, "takes no tiles of 3 x 32 x 32: .*; give another --tile"),
+    ],
+)
+def test_what_a_network_cannot_do_is_said_before_it_is_used(network, batch_size, sentence):
+    with pytest.raises(ModelError, match=sentence):
+        Segmenter(network, spec(), num_classes=K, batch_size=batch_size).try_a_tile()
 
 
 def detailed(
