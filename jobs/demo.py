@@ -18,6 +18,7 @@ from segray.command_line import DONE, run_job
 from segray.evaluation import evaluate
 from segray.exporting import export
 from segray.masks import encode_png
+from segray.report.wording import score
 from segray.segmentation import segment
 from segray.settings import DemoSettings, EvaluateSettings, ExportSettings, SegmentSettings, TrainSettings
 from segray.storage import exists, join, publish
@@ -40,7 +41,7 @@ def main(settings: DemoSettings) -> int:
     summary = segment(SegmentSettings(model=model, archive=archive, output=output, window=1024, format="parquet,png"))
     files = join(settings.output, "export")
     export(ExportSettings(masks=output, output=files, format="cog,polygons,pmtiles"))
-    print(f"mIoU {metrics['miou']:.3f} on {metrics['images']} scenes that the training never saw")
+    print(f"mIoU {score(metrics['miou'])} on {metrics['images']} scenes that the training never saw")
     print(f"{summary['pixels']['total'] / 1e6:.1f} Mpx of archive segmented; open these pages in a browser:")
     for name in ("training", "evaluation", "segmentation"):
         print(f"  {join(settings.output, name, 'report.html')}")
