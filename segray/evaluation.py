@@ -18,12 +18,13 @@ from segray.archives.images import read_for
 from segray.calibration import TEMPERATURES, best_temperature, mean_nll
 from segray.errors import LabelError, SegrayError
 from segray.model_dir import Description, read_description, write_temperature
+from segray.places import check_unclaimed
 from segray.plan import Item
 from segray.report import Picture, evaluation_page, for_eyes
 from segray.segmentation import actor_range, make_work, with_devices, with_threads
 from segray.settings import EvaluateSettings
 from segray.showcase import Candidate, Showcase
-from segray.storage import join, publish
+from segray.storage import join, publish, real
 from segray.tally import Measures, Tally, count_image, image_row, image_table
 from segray.work import Work, make_segmenter
 
@@ -46,9 +47,10 @@ def evaluate(settings: EvaluateSettings) -> dict:
 
     With --calibrate the split is evaluated twice: to fit a temperature, which is written into the model directory, and
     with it. SegrayError on bad input: other classes than the model's, a split that is not there, an unreadable image or
-    mask, nothing labelled to calibrate on.
+    mask, nothing labelled to calibrate on, an output that is another job's.
     """
     description = read_description(settings.model)
+    _check_place(settings)
     dataset = datasets.open_dataset(settings.data)
     _check_classes(description, dataset, settings)
     samples = dataset.samples(settings.split)
@@ -192,6 +194,14 @@ def _publish(
     publish(join(settings.output, "images.parquet"), image_table(rows, about))
     page = evaluation_page(classes=description.classes, metrics=metrics, pictures=pictures)
     publish(join(settings.output, "report.html"), page)
+
+
+def _check_place(settings: EvaluateSettings) -> None:
+    """SegrayError where the scores would lie among what they are of, or replace the page of another job."""
+    for flag, source in (("--data", settings.data), ("--model", settings.model)):
+        if real(settings.output) == real(source):
+            raise SegrayError(f"--output {settings.output} is {flag}; give a folder of its own")
+    check_unclaimed(settings.output)
 
 
 def _check_classes(description: Description, dataset: datasets.Dataset, settings: EvaluateSettings) -> None:
