@@ -8,8 +8,8 @@ from types import ModuleType
 import pytest
 from running import ROOT
 
-from segray.command_line import DONE
-from segray.settings import EvaluateSettings
+from segray.command_line import DONE, parse
+from segray.settings import DemoSettings, EvaluateSettings
 
 METRICS = {
     "classes": ["water", "land"], "iou": [1.0, None], "miou": 1.0, "classes_in_mean": 1, "pixel_accuracy": 1.0,
@@ -37,3 +37,16 @@ def test_evaluate_says_every_score_or_that_there_is_none(changes, line, monkeypa
     monkeypatch.setattr(evaluate, "evaluate", lambda settings: {**METRICS, **changes})
     assert evaluate.main(EvaluateSettings(model="m", data="d", output="o", split="val")) == DONE
     assert line in capsys.readouterr().out.splitlines()
+
+
+@pytest.mark.parametrize("overwrite", [False, True])
+def test_the_demo_hands_on_what_it_is_told_to_overwrite(overwrite, monkeypatch, tmp_path) -> None:
+    demo, given = job("demo"), {}
+    results = {"train": {}, "evaluate": METRICS, "segment": {"pixels": {"total": 1}}, "export": {}}
+    for name, result in results.items():
+        monkeypatch.setattr(demo, name, lambda settings, n=name, r=result: given.update({n: settings}) or r)
+    monkeypatch.setattr(demo, "make_imagery", lambda data, archive: None)
+    flags = ["--output", str(tmp_path), "--epochs", "3", *["--overwrite"] * overwrite]
+    assert demo.main(parse(DemoSettings, flags)) == DONE
+    assert given["train"].epochs == 3
+    assert all(given[name].overwrite == overwrite for name in ("train", "segment", "export"))
