@@ -40,7 +40,7 @@ IMAGES_A_ROW = 4
 AHEAD = 4  # images, or blocks of a large one, that are read ahead
 # Memory of an actor beside its network, about: for a pixel of an image that is held whole with those ahead of it, for a
 # pixel of a large scene (its mask, its truth, and strips of them in which contours are looked for), and for its blocks.
-WHOLE_BYTES, SCENE_BYTES, BLOCK_BYTES = 60, 3, 60 * BLOCK_PIXELS
+WHOLE_BYTES, SCENE_BYTES, BLOCK_BYTES = 90, 3, 90 * BLOCK_PIXELS
 PICTURE_SIDE = 640
 EDGES = TEMPERATURES[0], TEMPERATURES[-1]
 
