@@ -2,7 +2,8 @@
 
     python jobs/demo.py
 
-A few minutes on two cores. The same command again continues where it was stopped.
+A few minutes on two cores. The same command again continues where it was stopped; another number of
+epochs starts afresh with --overwrite.
 """
 
 import io
@@ -18,6 +19,7 @@ from segray.command_line import DONE, run_job
 from segray.evaluation import evaluate
 from segray.exporting import export
 from segray.masks import encode_png
+from segray.report.wording import score
 from segray.segmentation import segment
 from segray.settings import DemoSettings, EvaluateSettings, ExportSettings, SegmentSettings, TrainSettings
 from segray.storage import exists, join, publish
@@ -34,13 +36,15 @@ def main(settings: DemoSettings) -> int:
     if not exists(join(data, "classes.json")):
         make_imagery(data, archive)
     options = {"epochs": settings.epochs, "lr": 3e-3, "augment": "none"}  # one sensor, one scale, a few minutes
-    train(TrainSettings(data=data, output=join(settings.output, "training"), **options))
+    afresh = {"overwrite": settings.overwrite}
+    train(TrainSettings(data=data, output=join(settings.output, "training"), **options, **afresh))
     metrics = evaluate(EvaluateSettings(model=model, data=data, output=join(settings.output, "evaluation")))
     output = join(settings.output, "segmentation")
-    summary = segment(SegmentSettings(model=model, archive=archive, output=output, window=1024, format="parquet,png"))
+    options = {"window": 1024, "format": "parquet,png"}
+    summary = segment(SegmentSettings(model=model, archive=archive, output=output, **options, **afresh))
     files = join(settings.output, "export")
-    export(ExportSettings(masks=output, output=files, format="cog,polygons,pmtiles"))
-    print(f"mIoU {metrics['miou']:.3f} on {metrics['images']} scenes that the training never saw")
+    export(ExportSettings(masks=output, output=files, format="cog,polygons,pmtiles", **afresh))
+    print(f"mIoU {score(metrics['miou'])} on {metrics['images']} scenes that the training never saw")
     print(f"{summary['pixels']['total'] / 1e6:.1f} Mpx of archive segmented; open these pages in a browser:")
     for name in ("training", "evaluation", "segmentation"):
         print(f"  {join(settings.output, name, 'report.html')}")

@@ -16,6 +16,7 @@ import sys
 
 from segray.command_line import DONE, run_job
 from segray.evaluation import evaluate
+from segray.report.wording import score
 from segray.settings import EvaluateSettings
 
 CALIBRATED = (
@@ -37,7 +38,7 @@ def main(settings: EvaluateSettings) -> int:
             f"mIoU {metrics['miou']:.4f} over {metrics['classes_in_mean']} classes, pixel accuracy "
             f"{metrics['pixel_accuracy']:.4f}, {metrics['images']} images of {metrics['split']}"
         )
-        print(f"boundary mIoU {metrics['boundary_miou']:.4f}, ECE {metrics['ece']:.4f}")
+        print(f"boundary mIoU {score(metrics['boundary_miou'])}, ECE {score(metrics['ece'])}")
     if "calibration" in metrics:
         print(CALIBRATED.format(model=settings.model, **metrics["calibration"]))
     print(f"metrics.json, images.parquet and report.html are in {settings.output}")

@@ -8,6 +8,7 @@ import numpy as np
 
 from segray.masks import IGNORE
 
+STRIP_PIXELS = 2**22  # of an image that are looked at at a time: it takes some 10 bytes each
 SHARE = 0.02  # width of the boundary regions as a share of the image's diagonal, as Cheng et al. have it
 
 
@@ -23,28 +24,47 @@ def boundary_counts(truth_HW: np.ndarray, prediction_HW: np.ndarray, num_classes
     contour, counted along rows, columns and diagonals alike; the image's edge is contour (Cheng et al., CVPR 2021,
     section 4.1, and mask_to_boundary of their code). Pixels whose truth is 255 count nowhere and are no contour. Counts
     of images add up; of parts of an image they do not, since a part's edge is no contour of the whole.
+    Memory is that of some rows, not of the image.
     """
-    labelled = truth_HW != IGNORE
-    truth_region = labelled & near_contour(truth_HW, labelled, width)
-    predicted_region = labelled & near_contour(prediction_HW, labelled, width)
-    both = truth_region & predicted_region & (truth_HW == prediction_HW)
-    intersection, truth, predicted = (
+    counts = np.zeros((num_classes, 2), np.int64)
+    height, columns = truth_HW.shape
+    step = max(2 * width, STRIP_PIXELS // columns)  # with its margins a strip is then at most twice as high
+    for top in range(0, height, step):
+        counts += _strip_counts(truth_HW, prediction_HW, num_classes, rows=slice(top, top + step), width=width)
+    return counts
+
+
+def _strip_counts(
+    truth_HW: np.ndarray, prediction_HW: np.ndarray, num_classes: int, *, rows: slice, width: int
+) -> np.ndarray:
+    """What some rows of an image add to its `boundary_counts`."""
+    truth, prediction = truth_HW[rows], prediction_HW[rows]
+    labelled = truth != IGNORE
+    truth_region = labelled & near_contour(truth_HW, truth_HW, rows=rows, width=width)
+    predicted_region = labelled & near_contour(prediction_HW, truth_HW, rows=rows, width=width)
+    both = truth_region & predicted_region & (truth == prediction)
+    intersection, of_truth, predicted = (
         np.bincount(mask[region], minlength=IGNORE + 1)[:num_classes]
-        for mask, region in ((truth_HW, both), (truth_HW, truth_region), (prediction_HW, predicted_region))
+        for mask, region in ((truth, both), (truth, truth_region), (prediction, predicted_region))
     )
-    return np.stack([intersection, truth + predicted - intersection], axis=1)
+    return np.stack([intersection, of_truth + predicted - intersection], axis=1)
 
 
-def near_contour(mask_HW: np.ndarray, known_HW: np.ndarray, width: int) -> np.ndarray:
-    """(H, W) bool: whether another class, or the image's edge, is within `width` pixels; unknown pixels are no class.
+def near_contour(mask_HW: np.ndarray, truth_HW: np.ndarray, *, rows: slice, width: int) -> np.ndarray:
+    """(h, W) bool, of some rows: whether another class, or the image's edge, is within `width` pixels.
 
-    All classes at once: only where the least and the largest id in the square around a pixel are its own is it inside.
+    Pixels whose truth is 255 are no class. All classes at once: only where the least and the largest id in the square
+    around a pixel are its own is it inside.
     """
     height, columns = mask_HW.shape
-    least = _square(np.where(known_HW, mask_HW, np.uint8(255)), width, np.minimum, 255)
-    most = _square(np.where(known_HW, mask_HW, np.uint8(0)), width, np.maximum, 0)
-    near = (least < mask_HW) | (most > mask_HW)
-    near[:width], near[max(0, height - width) :] = True, True
+    first = max(0, rows.start - width)
+    around = slice(first, rows.stop + width)
+    own = slice(rows.start - first, rows.stop - first)
+    known, mask = truth_HW[around] != IGNORE, mask_HW[around]
+    least = _square(np.where(known, mask, np.uint8(255)), width, np.minimum, 255)[own]
+    most = _square(np.where(known, mask, np.uint8(0)), width, np.maximum, 0)[own]
+    near = (least < mask[own]) | (most > mask[own])
+    near[: max(0, width - rows.start)], near[max(0, height - width - rows.start) :] = True, True
     near[:, :width], near[:, max(0, columns - width) :] = True, True
     return near
 

@@ -23,6 +23,7 @@ from segray.exports.names import ending_of
 from segray.exports.scenes import Masks, Scene, open_masks, pieces_of, whole
 from segray.listing import list_files
 from segray.pipeline import DEATHS
+from segray.places import lies_in
 from segray.settings import ExportSettings
 from segray.storage import (
     exists,
@@ -200,10 +201,9 @@ def _usual_ending(masks: Masks) -> str:
 
 def _check_place(settings: ExportSettings, masks: Masks) -> None:
     """SegrayError where the output would overwrite what it is made of, or become a part of it."""
-    output, source, archive = map(real, (settings.output, settings.masks, masks.archive.split("::")[-1]))
+    output, source, archive = settings.output, settings.masks, masks.archive.split("::")[-1]
     kept = (archive, join(source, "masks"), join(source, "plan"))
-    inside = any(f"{output}/".startswith(f"{folder}/") for folder in kept)
-    if inside or output == source or archive.startswith(f"{output}/"):
+    if any(lies_in(output, folder) for folder in kept) or real(output) == real(source) or lies_in(archive, output):
         raise SegrayError(f"--output {settings.output} holds the masks or their imagery; give a folder of its own")
 
 

@@ -18,6 +18,7 @@ EARTH_RADIUS_M = 6_371_007.181  # of the sphere of the surface area of WGS 84 (a
 ECCENTRICITY = 0.0818191908426215  # of WGS 84
 CORNERS = ((0, 1), (1, 1), (1, 0), (0, 0))  # (across, down) of a window, counterclockwise where rows run southwards
 STEPS = 4  # of an edge: between two points less than half of the Earth, whatever the window
+STEPS_AROUND_A_POLE = 64  # there a straight edge is curved in longitude and latitude
 POLYGON, MULTIPOLYGON = 3, 6
 GEOMETRY_TYPES = {POLYGON: "Polygon", MULTIPOLYGON: "MultiPolygon"}
 Ring = list[tuple[float, float]]
@@ -50,34 +51,23 @@ def geometry_type(wkb: bytes) -> str:
 
 
 def outline(crs: str, transform: Affine6, window: Window) -> np.ndarray | None:
-    """(5, 2) float64 longitude and latitude of a window's corners, the first again at the end, degrees.
+    """(n, 2) float64 longitude and latitude of a window's outline, the first again at the end, degrees.
 
-    Longitudes go on beyond 180 where the window does, so that the way from one corner to the next is that of its edge;
-    around a pole the last is 360 from the first. None where the CRS has no way to longitude and latitude (an
-    engineering CRS, or a point outside its domain).
+    Its four corners. Longitudes go on beyond 180 where the window does, so that the way from one corner to the next is
+    that of its edge. Around a pole: points of its edges from -180 to 180, and back along the pole. None where the CRS
+    has no way to longitude and latitude (an engineering CRS, or a point outside its domain).
     """
-    a, b, c, d, e, f = window_transform(transform, window)
-    corners = np.array([*CORNERS, CORNERS[0]]) * (window.width, window.height)
-    share = np.arange(len(CORNERS) * STEPS + 1) / STEPS
-    cols, rows = (np.interp(share, np.arange(len(corners)), corners[:, axis]) for axis in (0, 1))
-    try:
-        longitudes, latitudes = transform_points(crs, "OGC:CRS84", a * cols + b * rows + c, d * cols + e * rows + f)
-    except (RasterioError, CRSError, CPLE_BaseError):
-        return None
-    points = np.array([longitudes, latitudes]).T
-    # PROJ passes metres through a vertical CRS; a global raster may reach a little beyond 360 and 90 degrees.
-    if not (np.isfinite(points).all() and (abs(points) <= 400).all()):
-        return None
-    turns = np.cumsum(np.round(np.diff(points[:, 0], prepend=points[0, 0]) / 360))
-    points[:, 0] -= 360 * turns
-    return points[::STEPS]
+    affine = window_transform(transform, window)
+    points = _edges(crs, affine, window, STEPS)
+    if points is None or abs(points[-1, 0] - points[0, 0]) <= 180:
+        return None if points is None else points[::STEPS]
+    around = _edges(crs, affine, window, STEPS_AROUND_A_POLE)
+    return None if around is None else _closed_at(_pole(crs, affine, window, around), around)
 
 
 def rings(outline: np.ndarray) -> list[Ring]:
     """The exterior rings of an outline, closed: one, or one for each part between two antimeridians."""
     corners: Ring = [tuple(point) for point in outline[:-1].tolist()]
-    if abs(outline[-1, 0] - outline[0, 0]) > 180:  # around a pole: no ring of longitudes and latitudes shows it
-        corners = [((x + 180) % 360 - 180, y) for x, y in corners]
     west = min(x for x, _ in corners)
     if max(x for x, _ in corners) - west >= 360:  # all around the Earth there is no place to cut
         corners, west = [(min(x - west - 180, 180.0), y) for x, y in corners], -180.0
@@ -96,6 +86,49 @@ def area_m2(outline: np.ndarray) -> float:
     longitude, latitude = np.radians(outline).T
     sine = _authalic(np.sin(latitude)) / _authalic(np.float64(1))
     return abs(float((np.diff(longitude) * (2 + sine[:-1] + sine[1:])).sum())) * EARTH_RADIUS_M**2 / 2
+
+
+def _edges(crs: str, affine: Affine6, window: Window, steps: int) -> np.ndarray | None:
+    """(4 steps + 1, 2) longitude and latitude along the edges, one after the other; around a pole they end 360 away."""
+    a, b, c, d, e, f = affine
+    corners = np.array([*CORNERS, CORNERS[0]]) * (window.width, window.height)
+    share = np.arange(len(CORNERS) * steps + 1) / steps
+    cols, rows = (np.interp(share, np.arange(len(corners)), corners[:, axis]) for axis in (0, 1))
+    try:
+        longitudes, latitudes = transform_points(crs, "OGC:CRS84", a * cols + b * rows + c, d * cols + e * rows + f)
+    except (RasterioError, CRSError, CPLE_BaseError):
+        return None
+    points = np.array([longitudes, latitudes]).T
+    # PROJ passes metres through a vertical CRS; a global raster may reach a little beyond 360 and 90 degrees.
+    if not (np.isfinite(points).all() and (abs(points) <= 400).all()):
+        return None
+    turns = np.cumsum(np.round(np.diff(points[:, 0], prepend=points[0, 0]) / 360))
+    points[:, 0] -= 360 * turns
+    return points
+
+
+def _pole(crs: str, affine: Affine6, window: Window, edges: np.ndarray) -> float:
+    """The latitude of the pole that a window holds, whose edges go around one."""
+    a, b, c, d, e, f = affine
+    for latitude in (-90.0, 90.0):
+        try:
+            (x,), (y,) = transform_points("OGC:CRS84", crs, [0.0], [latitude])
+        except (RasterioError, CRSError, CPLE_BaseError):  # the far pole of many projections is nowhere
+            continue
+        col, row = np.linalg.solve([[a, b], [d, e]], [x - c, y - f])
+        if 0 <= col <= window.width and 0 <= row <= window.height:
+            return latitude
+    return math.copysign(90.0, edges[:, 1].mean())
+
+
+def _closed_at(pole: float, edges: np.ndarray) -> np.ndarray:
+    """An outline from edges around a pole: by longitude, cut at 180, closed along the pole's latitude."""
+    longitudes, places = np.unique((edges[:-1, 0] + 180) % 360 - 180, return_index=True)
+    latitudes = edges[places, 1]
+    cut = np.interp(180.0, longitudes, latitudes, period=360)
+    inner = abs(longitudes) < 180
+    found = [(-180.0, cut), *zip(longitudes[inner], latitudes[inner]), (180.0, cut), (180.0, pole), (-180.0, pole)]
+    return np.array([*found, found[0]])
 
 
 def _authalic(sine: np.ndarray) -> np.ndarray:

@@ -107,7 +107,7 @@ def inspect(
     bands, dtype = _bands(spread(samples, HEADERS), settings, run)
     scale = 1.0 / np.iinfo(dtype).max if dtype.kind in "iu" else 1.0
     raw = InputSpec(bands=bands, scale=scale, mean=(0.0,) * len(bands), std=(1.0,) * len(bands))
-    large, large_val = (large_ones(part, _measured(part, run)) for part in (samples, val))
+    large, large_val = (large_ones(part, measured(part, run)) for part in (samples, val))
     units = list(cut(samples, large, partial(pieces, crop=settings.crop)))
     read, counted = (set(spread(range(len(units)), count)) for count in (IMAGES, COUNTED))
     numbers = sorted(read | counted)
@@ -159,6 +159,13 @@ def spread(samples: Sequence[Any], count: int) -> list[Any]:
 def counted_units(units: int) -> np.ndarray:
     """The numbers of the pieces or images that have a row in `Inspection.class_counts`."""
     return np.array(spread(range(units), COUNTED))
+
+
+def measured(samples: Sequence[Sample], run: Run) -> dict[int, Size]:
+    """Number -> size of the samples whose headers must be asked for it."""
+    unknown = [number for number, sample in enumerate(samples) if not is_measured(sample)]
+    sizes = run(_sizes_of, _parts([samples[number] for number in unknown])) if unknown else ()
+    return dict(zip(unknown, chain.from_iterable(sizes)))
 
 
 def fingerprint(dataset: Dataset, samples: Iterable[Sample]) -> str:
@@ -234,13 +241,6 @@ def _bands(samples: Sequence[Sample], settings: TrainSettings, run: Run) -> tupl
 
 def _headers(samples: Sequence[Sample]) -> list[Header]:
     return [read_header(sample.image, part=sample.part) for sample in samples]
-
-
-def _measured(samples: Sequence[Sample], run: Run) -> dict[int, Size]:
-    """Number -> size of the samples whose headers must be asked for it."""
-    unknown = [number for number, sample in enumerate(samples) if not is_measured(sample)]
-    sizes = run(_sizes_of, _parts([samples[number] for number in unknown]))
-    return dict(zip(unknown, chain.from_iterable(sizes)))
 
 
 def _sizes_of(samples: Sequence[Sample]) -> list[Size]:

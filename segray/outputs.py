@@ -18,10 +18,11 @@ from segray.expand import Cutting
 from segray.listing import list_files
 from segray.masks import IGNORE
 from segray.model_dir import Description
+from segray.places import lies_in
 from segray.planning import finish_plan, make_plan
 from segray.settings import SegmentSettings
 from segray.shards import EXTENSIONS, read_statistics
-from segray.storage import exists, join, real, remove
+from segray.storage import exists, join, remove
 from segray.summary import Totals, summarise
 from segray.tasks import result_of
 from segray.work import Work
@@ -33,8 +34,7 @@ STATISTICS_IN_FLIGHT = 256  # tasks
 
 def check_place(settings: SegmentSettings) -> None:
     """SegrayError where OUTPUT lies in the archive: the next listing would take masks for imagery."""
-    output, archive = real(settings.output), real(settings.archive.split("::")[-1])
-    if f"{output}/".startswith(f"{archive}/"):
+    if lies_in(settings.output, settings.archive.split("::")[-1]):
         raise SegrayError(f"--output {settings.output} lies in the archive {settings.archive}; give a folder beside it")
 
 

@@ -127,7 +127,8 @@ def _of_lattice(settings: BenchmarkSettings, samples: list[Sample], *, tile: int
     archive = posixpath.dirname(posixpath.commonprefix([sample.image for sample in samples]))
     job = settings.job(archive=archive, output=join(settings.output, "lattice"), **changes)
     shared = {name: getattr(job, name) for name in EvaluateSettings.__dataclass_fields__ if hasattr(job, name)}
-    metrics = evaluate(EvaluateSettings(**{**shared, "data": settings.data, "split": settings.split}))
+    shared |= {"data": settings.data, "split": settings.split, "output": join(settings.output, "scores")}
+    metrics = evaluate(EvaluateSettings(**shared))
     log.info("tile %d, overlap %d, %s: mIoU %s", tile, overlap, blend, metrics["miou"])
     runs = [run_job(job) for _ in range(settings.runs)]
     rate = _mpx(runs[0]) / median(map(_seconds, runs))

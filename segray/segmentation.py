@@ -127,19 +127,21 @@ def with_devices(work: Work, settings: PathSettings) -> Work:
     return replace(work, precision=probe(work))
 
 
-def actor_range(settings: PathSettings, work: Work, shards: int) -> tuple[int, int]:
+def actor_range(settings: PathSettings, work: Work, shards: int, *, more_bytes: int = 0) -> tuple[int, int]:
     """--actors, or one a GPU, or one a CPU core with memory for it; never more than there are shards.
 
     On CPUs few shards get fewer actors of more threads: with a shard or two each, some would soon have none.
+    more_bytes: that an actor takes beside those of a shard's segmentation.
     """
-    slots = _slots(work)
+    slots = _slots(work, more_bytes)
     few = slots if work.on_gpu else max(shards // SHARDS_AN_ACTOR, -(-slots // THREADS))
     low, high = settings.actor_range or (min(slots, few),) * 2
     return min(low, shards), min(high, shards)
 
 
-def _slots(work: Work) -> int:
-    return cluster.slots(on_gpu=work.on_gpu, bytes_each=ACTOR_BYTES + work.shard_pixels * BYTES_A_PIXEL)
+def _slots(work: Work, more_bytes: int = 0) -> int:
+    bytes_each = ACTOR_BYTES + work.shard_pixels * BYTES_A_PIXEL + more_bytes
+    return cluster.slots(on_gpu=work.on_gpu, bytes_each=bytes_each)
 
 
 def with_threads(work: Work, actors: int) -> Work:

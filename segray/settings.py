@@ -32,6 +32,7 @@ class DemoSettings:
 
     output: str = option("folder for the imagery and the results", "./segray-demo")
     epochs: int = option("passes over the training images", 18)
+    overwrite: bool = option("start afresh, discarding what an earlier demo left in OUTPUT, but for its imagery", False)
 
     def __post_init__(self) -> None:
         positive(self, "epochs")

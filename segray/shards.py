@@ -50,8 +50,9 @@ EXTENSIONS = {"parquet": "parquet", "png": "tar"}
 class MaskRow:
     """One row of a mask shard; the columns are those of `SCHEMA`.
 
-    mask: 8-bit palette PNG, None unless status is ok. transform: the affine of the window itself. geometry: WKB polygon
-    of the window's corners in longitude and latitude (OGC:CRS84). A failed image that could not be measured has size 0.
+    mask: 8-bit palette PNG, None unless status is ok. transform: the affine of the window itself. geometry: WKB outline
+    of the window in longitude and latitude (OGC:CRS84), see `footprints.footprint`. A failed image that could not be
+    measured has size 0.
     """
 
     image: str

@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import pyarrow as pa
@@ -68,21 +68,33 @@ class Tally:
         }
 
 
-def count_image(truth_HW: np.ndarray, result: WindowMask, measures: Measures) -> Tally:
-    """The counts of one whole image, without a row, from a result with details.
+class ImageCounter:
+    """Counts an image, whole or window by window; the counts do not depend on how it was cut.
 
-    truth_HW: (H, W) uint8 class ids or 255. Pixels without label, or without data in the image, count nowhere.
+    truth, mask: (H, W) uint8 of the image, 255 where the one has no label or the other no data, which counts nowhere.
+    They are what a contour is looked for in; all else is let go of with its window.
     """
-    truth = np.where(result.mask == IGNORE, np.uint8(IGNORE), truth_HW)
-    tally = Tally.empty(measures)
-    tally.matrix += confusion_matrix(truth, result.mask, measures.num_classes)
-    width = boundary_width(*truth.shape, measures.boundary)
-    tally.boundary += boundary_counts(truth, result.mask, measures.num_classes, width=width)
-    tally.bins += reliability(truth, result.mask, result.confidences)
-    if result.sampled is not None:
-        of_sampled = truth[result.sampled.rows, result.sampled.cols]
-        tally.nll += nll_counts(of_sampled, result.sampled.logits, measures.temperatures)
-    return tally
+
+    def __init__(self, height: int, width: int, measures: Measures) -> None:
+        self.measures, self._tally = measures, Tally.empty(measures)
+        self.truth, self.mask = np.full((2, height, width), IGNORE, np.uint8)
+
+    def add(self, truth_HW: np.ndarray, result: WindowMask) -> None:
+        """Count a window from its (h, w) uint8 truth and a result with details."""
+        window, tally = result.window, self._tally
+        truth = np.where(result.mask == IGNORE, np.uint8(IGNORE), truth_HW)
+        self.truth[window.rows, window.cols], self.mask[window.rows, window.cols] = truth, result.mask
+        tally.matrix += confusion_matrix(truth, result.mask, self.measures.num_classes)
+        tally.bins += reliability(truth, result.mask, result.confidences)
+        if (sampled := result.sampled) is not None:
+            of_sampled = truth[sampled.rows - window.row_off, sampled.cols - window.col_off]
+            tally.nll += nll_counts(of_sampled, sampled.logits, self.measures.temperatures)
+
+    def tally(self) -> Tally:
+        """The counts, without a row, once every window was added."""
+        width = boundary_width(*self.truth.shape, self.measures.boundary)
+        boundary = boundary_counts(self.truth, self.mask, self.measures.num_classes, width=width)
+        return replace(self._tally, boundary=boundary)
 
 
 def image_row(sample: Sample, found: dict[str, object], classes: Classes) -> dict[str, object]:

@@ -7,6 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from segray import boundary
 from segray.boundary import boundary_counts, boundary_scores, boundary_width
 
 K = 4
@@ -109,3 +110,15 @@ def test_classes_without_a_boundary_are_none_and_left_out_of_the_mean() -> None:
     counts = np.array([[1, 2], [0, 0], [0, 4]], np.int64)
     assert boundary_scores(counts) == {"boundary_miou": 0.25, "boundary_iou": [0.5, None, 0.0]}
     assert boundary_scores(np.zeros((2, 2), np.int64)) == {"boundary_miou": None, "boundary_iou": [None, None]}
+
+
+@pytest.mark.parametrize("width", [1, 3, 8, 40])
+def test_counts_do_not_depend_on_the_strips_and_memory_is_that_of_one(width: int, monkeypatch) -> None:
+    truth, prediction = blobs(width, 61, 33, void=0.1)
+    whole = boundary_counts(truth, prediction, K, width=width)
+    seen = []
+    square = boundary._square
+    monkeypatch.setattr(boundary, "_square", lambda values, *rest: seen.append(len(values)) or square(values, *rest))
+    monkeypatch.setattr(boundary, "STRIP_PIXELS", 5 * 33)
+    assert np.array_equal(boundary_counts(truth, prediction, K, width=width), whole)
+    assert max(seen) <= max(4 * width, 5 + 2 * width)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import pickle
 import shutil
 from dataclasses import replace
 
@@ -12,21 +13,23 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 from conftest import png
+from scene_sets import raster
 from torchmetrics.classification import MulticlassJaccardIndex
 
 from segray import evaluation
 from segray.calibration import TEMPERATURES
 from segray.datasets import Labelled, open_dataset, read
 from segray.errors import SegrayError
-from segray.evaluation import evaluate
+from segray.evaluation import EvaluateActor, Split, evaluate, items_of, ranges_of
 from segray.inputs import InputSpec
 from segray.masks import encode_png
 from segray.model_dir import Description, load_network, read_description, save_model
 from segray.networks import build_network
+from segray.segmentation import make_work
 from segray.segmenter import Segmenter
 from segray.settings import EvaluateSettings
 from segray.showcase import Showcase
-from segray.storage import join, publish, read_bytes
+from segray.storage import exists, join, publish, read_bytes
 from segray.synthetic import CLASSES, scene
 from segray.tally import Measures, Tally, image_row
 
@@ -148,3 +151,83 @@ def test_nothing_labelled_is_nothing_to_calibrate_on(given, tmp_path, monkeypatc
     metrics = evaluate(replace(settings, calibrate=False))
     assert (metrics["miou"], metrics["ece"], metrics["nll"], metrics["images"]) == (None, None, None, 1)
     assert b"Evaluation report" in read_bytes(str(tmp_path / "report.html"))
+
+
+@pytest.mark.parametrize(
+    ("record", "what"),
+    [("state/run.json", "a training"), ("plan/plan.json", "a segmentation"), ("export.json", "an export")],
+)
+def test_the_output_of_another_job_keeps_its_page(record, what, given, tmp_path, monkeypatch):
+    monkeypatch.setattr(evaluation.cluster, "start", lambda: pytest.fail("it is refused before anything starts"))
+    output = str(tmp_path)
+    publish(join(output, record), b"{}")
+    publish(join(output, "report.html"), b"theirs")
+    with pytest.raises(SegrayError, match=f"--output {output} holds {what} .*; give a folder of its own"):
+        evaluate(EvaluateSettings(**given, output=output, **OPTIONS))
+    assert read_bytes(join(output, "report.html")) == b"theirs"
+
+
+@pytest.mark.parametrize("flag", ["data", "model"])
+def test_scores_go_neither_into_the_data_nor_into_the_model(flag, given, tmp_path, monkeypatch):
+    monkeypatch.setattr(evaluation.cluster, "start", lambda: pytest.fail("it is refused before anything starts"))
+    link = tmp_path / "link"
+    link.symlink_to(given[flag])
+    for output in (given[flag], str(link)):
+        with pytest.raises(SegrayError, match=f"--output {output} is --{flag}; give a folder of its own"):
+            evaluate(EvaluateSettings(**given, output=output, **OPTIONS))
+    assert not exists(join(given[flag], "report.html"))
+
+
+def test_large_samples_are_rows_of_their_own():
+    assert list(ranges_of(9, {3, 4})) == [(0, 3), (3, 4), (4, 5), (5, 9)]
+    assert list(ranges_of(9, set())) == [(0, 4), (4, 8), (8, 9)]
+    assert list(ranges_of(2, {0, 1})) == [(0, 1), (1, 2)]
+    assert list(ranges_of(0, set())) == []
+
+
+def geotiff_split(uri: str) -> str:
+    """Two scenes, one of which has no data in a corner, as GeoTIFFs with masks that have ignored pixels."""
+    publish(join(uri, "classes.json"), json.dumps({"classes": CLASSES.to_json()}).encode())
+    for number, (height, width) in enumerate([(150, 131), (97, 180)]):
+        image, mask = scene(number, height, width)
+        if number:
+            image[60:, 70:] = 0
+        mask[:9, 40:] = 255
+        publish(join(uri, "val", "images", f"s{number}.tif"), raster(image.transpose(2, 0, 1), nodata=0))
+        publish(join(uri, "val", "masks", f"s{number}.tif"), raster(mask, crs=None, transform=None))
+    return uri
+
+
+@pytest.mark.parametrize("options", [{}, {"blend": "taper"}, {"resolution": 23.0}])
+def test_a_scene_in_blocks_has_the_counts_of_the_whole(options, given, tmp_path, monkeypatch):
+    monkeypatch.setattr(evaluation, "BLOCK_PIXELS", 64 * 50)
+    data = geotiff_split(str(tmp_path / "scenes"))
+    settings = EvaluateSettings(model=given["model"], data=data, output=str(tmp_path / "out"), **OPTIONS, **options)
+    work = replace(make_work(settings, read_description(settings.model)), detailed=True)
+    measures = Measures(num_classes=len(CLASSES), temperatures=(1.0, 2.0))
+    parts = []
+    for large in ((), {0, 1}):
+        actor = EvaluateActor(work, settings, measures, frozenset(large))
+        counts = {len(items_of(sample, work, cut_up=bool(large))) for sample in actor.samples}
+        assert min(counts) > 1 if large else counts == {1}
+        result = actor({"start": np.array([0]), "stop": np.array([2])})
+        assert result["error"].tolist() == [""]
+        parts.append(pickle.loads(result["part"][0]))
+    whole, cut = (part.tally for part in parts)
+    for name in ("matrix", "boundary", "bins", "nll"):
+        assert getattr(whole, name).any() and np.array_equal(getattr(whole, name), getattr(cut, name)), name
+    assert whole.images == cut.images
+    for ours, theirs in zip(*(part.candidates for part in parts), strict=True):
+        assert all(np.array_equal(getattr(ours.picture, n), getattr(theirs.picture, n)) for n in ("mask", "truth"))
+
+
+def test_a_large_scene_is_measured_and_reckoned_with(given, tmp_path, monkeypatch):
+    samples = open_dataset(geotiff_split(str(tmp_path / "scenes"))).samples("val")
+    monkeypatch.setattr(evaluation, "in_tasks", map)
+    assert Split.of(samples).large == frozenset()
+    monkeypatch.setattr("segray.datasets.large.LARGE_PIXELS", 150 * 131 - 1)
+    split = Split.of(samples)
+    assert (split.samples, split.large, split.ranges) == (2, {0}, ((0, 1), (1, 2)))
+    assert split.actor_bytes == 150 * 131 * evaluation.SCENE_BYTES + evaluation.BLOCK_BYTES
+    pictures = Split.of(open_dataset(given["data"]).samples("val"))  # nobody asks for their sizes
+    assert (pictures.large, len(pictures.ranges), pictures.actor_bytes) == (frozenset(), 3, 0)

@@ -174,7 +174,7 @@ def test_masks_are_counted_where_images_are_not_read(tmp_path: Path, monkeypatch
         (tmp_path / "train" / "images" / f"{number}.tif").write_bytes(b"")
     monkeypatch.setattr(inspection, "IMAGES", 3)
     monkeypatch.setattr(inspection, "HEADERS", 1)
-    monkeypatch.setattr(inspection, "_measured", lambda samples, run: {})
+    monkeypatch.setattr(inspection, "measured", lambda samples, run: {})
     found = look(data)
     assert found.images == 3
     assert found.mean == pytest.approx([(1 + 4 + 7) / 3 / 255])

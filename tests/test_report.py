@@ -17,7 +17,7 @@ from segray.masks import Classes, decode_png
 from segray.report import Picture, evaluation_page, segmentation_page, stage_shares, training_page
 from segray.report.charts import BOTTOM, HEIGHT, LEFT, RIGHT, SIDE, TOP, WIDTH, line_chart, reliability_chart, ticks
 from segray.report.progress import stage_plot
-from segray.report.wording import duration, number, percent, pixels, text
+from segray.report.wording import duration, number, percent, pixels, score, text
 
 VOID = {"meta", "img", "br"}
 NASTY = "<script>alert(1)</script>\" onload='x' &amp;.tif"
@@ -441,6 +441,7 @@ WORDING = [
     (number, [(None, "–"), (float("nan"), "–"), (12345, "12,345"), (np.int64(7), "7"), (1234.5, "1,230")]),
     (number, [(999.9, "1,000"), (0.5, "0.5"), (0.000012, "1.2e-5"), (1e15, "1e15"), (-2500.0, "-2,500")]),
     (percent, [(None, "–"), (0, "0%"), (1, "100%"), (0.99996, ">99.9%"), (0.00001, "<0.01%"), (0.9, "90.0%")]),
+    (score, [(None, "none"), (0.12345678, "0.1235"), (0.0, "0.0000")]),
     (pixels, [(None, "–"), (0, "0 px"), (999, "999 px"), (1234567, "1.23 Mpx"), (5 * 10**12, "5 Tpx")]),
     (duration, [(None, "–"), (4.25, "4.25 s"), (75, "1 min 15 s"), (7980, "2 h 13 min"), (10**7, "2,777 h 46 min")]),
     (text, [(None, "–"), (True, "yes"), ([1, None], "1, –"), ({"a": 1}, "a 1"), (0.00012345, "0.00012345")]),

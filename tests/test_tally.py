@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import warnings
+from dataclasses import replace
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -13,10 +14,10 @@ import torch
 from torchmetrics.classification import MulticlassJaccardIndex
 
 from segray.datasets import Sample
-from segray.grid import Window
+from segray.grid import Window, windows
 from segray.masks import Classes
 from segray.regions import Sampled, WindowMask
-from segray.tally import Measures, Tally, count_image, image_row, image_table
+from segray.tally import ImageCounter, Measures, Tally, image_row, image_table
 
 K = 6
 CLASSES = Classes(names=tuple("abcdef"), colors=((0, 0, 0),) * K)
@@ -39,6 +40,12 @@ def labelled(seed: int, classes: int = K - 1) -> tuple[np.ndarray, WindowMask]:
         seam_disagreement=None, confidences=rng.integers(65536, size=size).astype(np.uint16), sampled=sampled,
     )  # fmt: skip
     return truth, result
+
+
+def count_image(truth: np.ndarray, result: WindowMask, measures: Measures) -> Tally:
+    counter = ImageCounter(*truth.shape, measures)
+    counter.add(truth, result)
+    return counter.tally()
 
 
 def total(tallies: list[Tally]) -> Tally:
@@ -116,3 +123,23 @@ def test_the_table_has_a_row_an_image_with_its_own_scores() -> None:
     empty = {name: value for name, value in found[3].items() if name not in ("key", "image", "mask")}
     assert set(empty.values()) == {0, None}
     assert str(table.schema.field("iou_f").type) == "double"
+
+
+def part_of(result: WindowMask, window: Window) -> WindowMask:
+    """What a window of an image of one window would have given."""
+    sampled = result.sampled
+    inside = (sampled.rows >= window.row_off) & (sampled.rows < window.row_off + window.height)
+    inside &= (sampled.cols >= window.col_off) & (sampled.cols < window.col_off + window.width)
+    there = Sampled(rows=sampled.rows[inside], cols=sampled.cols[inside], logits=sampled.logits[inside])
+    part = window.rows, window.cols
+    return replace(result, window=window, mask=result.mask[part], confidences=result.confidences[part], sampled=there)
+
+
+@pytest.mark.parametrize("size", [3, 7, 16])
+def test_windows_of_an_image_count_as_the_whole(size: int) -> None:
+    for seed in range(4):
+        truth, result = labelled(seed)
+        counter = ImageCounter(*truth.shape, MEASURES)
+        for window in reversed(windows(*truth.shape, size)):
+            counter.add(truth[window.rows, window.cols], part_of(result, window))
+        assert counter.tally().scores() == count_image(truth, result, MEASURES).scores()

@@ -1,4 +1,4 @@
-"""Numbers as people read them: thousands separators, three significant digits, a dash for nothing."""
+"""Numbers as people read them: thousands separators, three significant digits, a dash (or a word) for nothing."""
 
 from __future__ import annotations
 
@@ -36,6 +36,11 @@ def percent(share: float | None) -> str:
     if 0.9995 <= share < 1:
         return ">99.9%"
     return f"{100 * share:#.3g}".rstrip(".") + "%" if share else "0%"
+
+
+def score(value: float | None) -> str:
+    """0.12345 -> '0.1235'; None, a score that nothing was counted for, -> 'none'."""
+    return "none" if value is None else f"{value:.4f}"
 
 
 def pixels(count: int | None) -> str:

@@ -1,0 +1,70 @@
+"""Outlines of scenes that hold a pole; those of others are tested with the shards that have them."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import shapely
+from rasterio.warp import transform
+
+from segray.footprints import area_m2, footprint, outline
+from segray.grid import Window
+
+WINDOW = Window(0, 0, 200, 300)
+SOUTH, NORTH = ("EPSG:3031", -90), ("EPSG:3413", 90)  # polar stereographic
+
+
+def affine(centre: tuple[float, float], pixel_m: float, turn: str) -> tuple[float, ...]:
+    """That of WINDOW around a place in metres: as maps are, upside down, or turned by a quarter."""
+    x, y = centre
+    down, right = 100 * pixel_m, 150 * pixel_m
+    return {
+        "up": (pixel_m, 0, x - right, 0, -pixel_m, y + down),
+        "flipped": (pixel_m, 0, x - right, 0, pixel_m, y - down),
+        "quarter": (0, pixel_m, x - down, pixel_m, 0, y - right),
+    }[turn]
+
+
+def degrees(crs: str, affine: tuple[float, ...], cols: np.ndarray, rows: np.ndarray) -> np.ndarray:
+    a, b, c, d, e, f = affine
+    return shapely.points(*transform(crs, "OGC:CRS84", a * cols + b * rows + c, d * cols + e * rows + f))
+
+
+@pytest.mark.parametrize("turn", ["up", "flipped", "quarter"])
+@pytest.mark.parametrize(("crs", "pole"), [SOUTH, NORTH])
+@pytest.mark.parametrize("centre", [(0, 0), (20_000, 40_000), (-99_000, 30_000), (1, -99_999)])
+def test_a_scene_that_holds_a_pole_reaches_it_at_every_longitude(crs, pole, centre, turn):
+    placed = affine(centre, 1000, turn)
+    found = shapely.from_wkb(footprint(crs, placed, WINDOW))
+    assert found.is_valid and found.geom_type == "Polygon" and shapely.is_ccw(found.exterior)
+    assert {(-180, pole), (180, pole)} <= set(found.exterior.coords)
+    inside = shapely.points(np.linspace(-180, 180, 50), np.full(50, pole * (1 - 1e-9)))
+    assert found.covers(inside).all()
+    rng = np.random.default_rng(0)
+    cols, rows = rng.uniform(3, 297, 500), rng.uniform(3, 197, 500)
+    assert found.covers(degrees(crs, placed, cols, rows)).all()
+    beyond = np.array([-3.0, 303, 150, 150]), np.array([100.0, 100, -3, 203])
+    assert not found.intersects(degrees(crs, placed, *beyond)).any()
+    corners = degrees(crs, placed, np.array([0.0, 300, 300, 0]), np.array([0.0, 0, 200, 200]))
+    assert (shapely.distance(corners, found.exterior) < 1e-9).all()
+
+
+@pytest.mark.parametrize(("crs", "scale"), [("EPSG:3031", 0.9728), ("EPSG:3413", 0.9698)])  # at the pole
+@pytest.mark.parametrize("centre", [(0, 0), (20_000, 40_000), (-99_000, 30_000)])
+def test_its_area_is_that_of_its_pixels(crs, scale, centre):
+    found = area_m2(outline(crs, affine(centre, 1000, "up"), WINDOW))
+    assert found == pytest.approx(200 * 300 * 1e6 / scale**2, rel=5e-3)
+
+
+def test_a_scene_of_more_than_half_of_the_earth_holds_the_pole_at_its_centre():
+    found = shapely.from_wkb(footprint("EPSG:3031", affine((0, 0), 140_000, "up"), WINDOW))
+    assert found.is_valid and found.bounds[1] == -90 and 0 < found.bounds[3] < 40
+
+
+@pytest.mark.parametrize("crs", ["EPSG:3031", "EPSG:3413"])
+def test_a_scene_beside_a_pole_is_its_four_corners(crs):
+    placed = affine((160_000, 0), 1000, "up")
+    found = outline(crs, placed, WINDOW)
+    assert found.shape == (5, 2)
+    corners = degrees(crs, placed, np.array([0.0, 300, 300, 0]), np.array([200.0, 200, 0, 0]))
+    assert np.allclose(found[:4] % 360, shapely.get_coordinates(corners) % 360, atol=1e-9)

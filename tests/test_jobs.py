@@ -1,0 +1,52 @@
+"""What the jobs say when they are done."""
+
+from __future__ import annotations
+
+import importlib.util
+from types import ModuleType
+
+import pytest
+from running import ROOT
+
+from segray.command_line import DONE, parse
+from segray.settings import DemoSettings, EvaluateSettings
+
+METRICS = {
+    "classes": ["water", "land"], "iou": [1.0, None], "miou": 1.0, "classes_in_mean": 1, "pixel_accuracy": 1.0,
+    "boundary_miou": 0.98765, "ece": 0.01, "images": 3, "split": "val",
+}  # fmt: skip
+
+
+def job(name: str) -> ModuleType:
+    spec = importlib.util.spec_from_file_location(f"job_{name}", ROOT / "jobs" / f"{name}.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.mark.parametrize(
+    ("changes", "line"),
+    [
+        ({}, "boundary mIoU 0.9877, ECE 0.0100"),
+        ({"boundary_miou": None}, "boundary mIoU none, ECE 0.0100"),  # no contour lies in labelled pixels
+        ({"miou": None, "pixel_accuracy": None}, "no labelled pixel in the 3 images of val, so there is no score"),
+    ],
+)
+def test_evaluate_says_every_score_or_that_there_is_none(changes, line, monkeypatch, capsys) -> None:
+    evaluate = job("evaluate")
+    monkeypatch.setattr(evaluate, "evaluate", lambda settings: {**METRICS, **changes})
+    assert evaluate.main(EvaluateSettings(model="m", data="d", output="o", split="val")) == DONE
+    assert line in capsys.readouterr().out.splitlines()
+
+
+@pytest.mark.parametrize("overwrite", [False, True])
+def test_the_demo_hands_on_what_it_is_told_to_overwrite(overwrite, monkeypatch, tmp_path) -> None:
+    demo, given = job("demo"), {}
+    results = {"train": {}, "evaluate": METRICS, "segment": {"pixels": {"total": 1}}, "export": {}}
+    for name, result in results.items():
+        monkeypatch.setattr(demo, name, lambda settings, n=name, r=result: given.update({n: settings}) or r)
+    monkeypatch.setattr(demo, "make_imagery", lambda data, archive: None)
+    flags = ["--output", str(tmp_path), "--epochs", "3", *["--overwrite"] * overwrite]
+    assert demo.main(parse(DemoSettings, flags)) == DONE
+    assert given["train"].epochs == 3
+    assert all(given[name].overwrite == overwrite for name in ("train", "segment", "export"))
