@@ -125,6 +125,22 @@ def test_gdalinfo_names_the_classes_of_a_cog(tmp_path):
     assert "CLASS_2=field & <co>" in gdalinfo(path)
 
 
+@pytest.mark.parametrize(
+    "words",
+    [
+        "+proj=ob_tran +o_proj=longlat +o_lon_p=-162 +o_lat_p=39.25 +lon_0=180",
+        "+proj=tpers +h=5000000 +lat_0=10",
+    ],
+)
+def test_a_cog_keeps_a_crs_that_geotiff_has_no_keys_for(tmp_path, words):
+    crs = rasterio.crs.CRS.from_string(words)
+    image = Image(uri="/a/x.tif", mask=ids(90, 80), crs=crs.to_wkt(version="WKT2_2019"), transform=UTM)
+    path, _ = written(tmp_path, "cog", image)
+    with rasterio.open(path) as file:
+        assert file.crs == crs
+    assert "Categories:\n      0: water\n      1: main road\n      2: field & <co>\n" in gdalinfo(path)
+
+
 def gdalinfo(path: Path) -> str:
     """What gdalinfo prints of a file, by the GDAL that rasterio brings."""
     libraries = {line.split()[-1] for line in Path("/proc/self/maps").read_text().splitlines() if "libgdal" in line}
