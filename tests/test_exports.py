@@ -18,6 +18,7 @@ from PIL import Image as Picture
 from rio_cogeo.cogeo import cog_validate
 
 from segray.errors import ImageError
+from segray.export_tasks import Exporter
 from segray.exports import EXPORTS, cog, png, stac
 from segray.exports.scenes import Masks, Scene, forget_shards, open_masks, pieces_of, whole
 from segray.settings import EXPORT_FORMATS, ExportSettings
@@ -269,6 +270,24 @@ def test_a_tile_set_without_the_pixels_of_a_zoom_level_is_refused(tmp_path, tran
     _, (scene,) = segmented(tmp_path, Image(uri="xyz://16::/t", mask=ids(64, 64), transform=transform))
     with pytest.raises(ImageError, match="no pixels of a zoom level; export it with --format cog"):
         png.name(scene, "/a")
+
+
+def test_tile_sets_whose_addresses_differ_in_their_key_have_trees_of_their_own(tmp_path):
+    uris = [f"xyz://17::https://h/tiles{query}" for query in ("", "?key=a", "?key=b")]
+    _, scenes = segmented(tmp_path, *(tile_set(uri, 17, x=4, y=6, mask=ids(256, 256)) for uri in uris))
+    folders = [png.name(scene, "/a").removesuffix("/17/tiles.json") for scene in scenes]
+    assert folders[0] == "h/tiles"
+    assert len(set(folders)) == 3 and not any("key" in folder for folder in folders)
+
+
+def test_a_path_too_long_for_the_file_system_is_wrong_with_one_scene(tmp_path):
+    masks, scenes = segmented(tmp_path, GEO, Image(uri="/a/e.png", mask=ids(9, 8)))
+    output = str(tmp_path / ("y" * 300))
+    settings = ExportSettings(masks=masks.output, output=output, format="cog,png")
+    outcomes = list(Exporter(masks=masks, settings=settings, usual=".tif").outcomes(scenes))
+    assert [outcome.image for outcome in outcomes if "too long a path; give a shorter" in outcome.error] == [
+        "/a/d/geo.tif", "/a/e.png",
+    ]  # fmt: skip
 
 
 def item_of(folder: Path, image: Image) -> dict:

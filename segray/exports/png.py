@@ -28,8 +28,10 @@ def name(scene: Scene, archive: str) -> str:
     """The path of the scene's file in the output; of a zoom level, that of the TileJSON in the folder of its tiles."""
     if not is_tile_set(scene.image):
         return mirror(scene.image, archive, ".png")
-    parent = mirror(scene.image, archive, "").rpartition("/")[0]
-    return f"{parent}/{_zoom(scene)}/{TILES}".lstrip("/")
+    *folders, level = mirror(scene.image, archive, "").split("/")
+    if not level.isdecimal():  # it carries the hash that keeps it from being another set's
+        folders.append(level)
+    return "/".join([*folders, str(_zoom(scene)), TILES])
 
 
 def write(masks: Masks, scene: Scene, path: str, options: ExportSettings) -> dict:
