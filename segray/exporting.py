@@ -17,6 +17,7 @@ import ray
 
 from segray import cluster
 from segray.errors import SegrayError
+from segray.export_removal import remove_former
 from segray.export_tasks import Exporter, Outcome
 from segray.exports import EXPORTS
 from segray.exports.names import ending_of
@@ -138,13 +139,6 @@ def _export_all(exporter: Exporter, name: str) -> Outcome:
     return exporter.all_in_one(name, list(whole(parts)))
 
 
-@ray.remote(num_cpus=1)
-def _remove_former(exporter: Exporter, scenes: list[Scene]) -> None:
-    for scene in scenes:
-        for path in exporter.paths(scene).values():
-            remove(join(exporter.settings.output, path))
-
-
 def outcomes_of(exporter: Exporter) -> Iterator[Outcome]:
     """What became of every scene, in the order of the plan, and of the formats that put all scenes in one file."""
     running: deque[tuple[list[Scene], ray.ObjectRef]] = deque()
@@ -230,20 +224,11 @@ def _claim(settings: ExportSettings, masks: Masks, exporter: Exporter) -> None:
             f"{settings.output} holds another export: its {differing} was {had.get(differing)} and is now "
             f"{wanted.get(differing)}; give another --output, or --overwrite"
         )
-    if settings.overwrite:
-        _remove_results(settings, exporter)
+    if had is not None and settings.overwrite:
+        remove(join(settings.output, SUMMARY))
+        groups, collection = _groups(scenes_of(masks)), join(settings.output, COLLECTION)
+        remove_former(exporter, groups, former=had, collection=collection)
     publish(uri, json.dumps(wanted, indent=1, sort_keys=True).encode())
-
-
-def _remove_results(settings: ExportSettings, exporter: Exporter) -> None:
-    """Remove what would be taken for done, and nothing else; killed in between, the record still is the former one."""
-    remove(join(settings.output, SUMMARY))
-    running: deque[ray.ObjectRef] = deque()
-    for group in _groups(scenes_of(exporter.masks)):
-        running.append(_remove_former.remote(exporter, group))
-        if len(running) > 2 * cluster.cpus():
-            ray.get(running.popleft())
-    ray.get(list(running))
 
 
 def _check_empty(output: str) -> None:

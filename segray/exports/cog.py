@@ -20,6 +20,7 @@ from segray.shards import OK
 
 PER_SCENE = True
 MEDIA_TYPE = "image/tiff; application=geotiff; profile=cloud-optimized"
+SIDECAR = ".aux.xml"  # GDAL's ending of what it keeps beside a file
 BLOCK = 512
 CACHE_BYTES = 2**26  # of GDAL; its default is 5% of the memory of the machine
 OPTIONS = {
@@ -39,6 +40,11 @@ def name(scene: Scene, archive: str) -> str:
     return mirror(scene.image, archive, ".tif")
 
 
+def beside(uri: str) -> list[str]:
+    """The URI of a file's sidecar."""
+    return [f"{uri}{SIDECAR}"]
+
+
 def write(masks: Masks, scene: Scene, path: str, options: ExportSettings) -> dict:
     """Write the scene to a local path, window by window; beside it PATH.aux.xml with the names of the classes.
 
@@ -50,7 +56,7 @@ def write(masks: Masks, scene: Scene, path: str, options: ExportSettings) -> dic
         plain = os.path.join(folder, "plain.tif")
         _write_plain(masks, scene, plain)
         copy(plain, path, **OPTIONS)
-    _name_classes(f"{path}.aux.xml", masks.classes)
+    _name_classes(f"{path}{SIDECAR}", masks.classes)
     return {"pixels": scene.height * scene.width}
 
 

@@ -37,6 +37,11 @@ def name(scene: Scene, archive: str) -> str | None:
     return FILE if places_of(scene) else None
 
 
+def beside(uri: str) -> tuple[()]:
+    """The URIs of other files beside one: there are none."""
+    return ()
+
+
 def write_all(masks: Masks, scenes: Iterable[Scene], path: str, settings: ExportSettings) -> dict:
     """Write all scenes with a georeference to a local file; how many were written and left out, tiles and zooms.
 
