@@ -149,7 +149,18 @@ def outcomes_of(exporter: Exporter) -> Iterator[Outcome]:
     for group, task in running:
         yield from _got(exporter, group, task)
     for name in exporter.formats(per_scene=False):
-        yield ray.get(_export_all.remote(exporter, name))
+        yield _got_all(exporter, name)
+
+
+def _got_all(exporter: Exporter, name: str) -> Outcome:
+    """The outcome of a file of all scenes, which has failed when it kills its process."""
+    file = EXPORTS[name].FILE
+    log.info("writing %s", file)
+    try:
+        return ray.get(_export_all.remote(exporter, name))
+    except DEATHS as error:
+        reason = f"{file} killed the process that wrote it, run the export again with more memory: {_line(error)}"
+        return Outcome(scenes=0, image=file, error=reason)
 
 
 def _got(exporter: Exporter, scenes: list[Scene], task: ray.ObjectRef) -> list[Outcome]:
@@ -158,9 +169,13 @@ def _got(exporter: Exporter, scenes: list[Scene], task: ray.ObjectRef) -> list[O
         return ray.get(task)
     except DEATHS as error:
         if len(scenes) == 1:
-            reason = f"{scenes[0].image} killed the process that exported it: {' '.join(str(error).split())[:200]}"
+            reason = f"{scenes[0].image} killed the process that exported it: {_line(error)}"
             return [Outcome(image=scenes[0].image, error=reason)]
     return [outcome for scene in scenes for outcome in _got(exporter, [scene], _export.remote(exporter, [scene]))]
+
+
+def _line(error: Exception) -> str:
+    return " ".join(str(error).split())[:200]
 
 
 def _groups(scenes: Iterable[Scene]) -> Iterator[list[Scene]]:
