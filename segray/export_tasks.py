@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import posixpath
 import tempfile
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -133,7 +135,7 @@ class Exporter:
         uri = join(self.settings.output, path)
         if exists(uri):
             return None
-        with tempfile.TemporaryDirectory(prefix="segray-") as folder:
+        with tempfile.TemporaryDirectory(prefix="segray-") as folder, _long_names_told(uri):
             local = os.path.join(folder, posixpath.basename(path))
             facts = write(local)
             files = [file for file in sorted(Path(folder).rglob("*")) if file.is_file()]
@@ -142,6 +144,17 @@ class Exporter:
                     publish_file(join(posixpath.dirname(uri), file.relative_to(folder).as_posix()), str(file))
             publish_file(uri, local)  # last: its existence says that all of it is there
             return {**facts, "files": len(files), "bytes": sum(file.stat().st_size for file in files)}
+
+
+@contextmanager
+def _long_names_told(uri: str) -> Iterator[None]:
+    """A name that no file system takes is wrong with one scene, while other errors of a disk end the job."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno != errno.ENAMETOOLONG:
+            raise
+        raise SegrayError(f"{uri} is too long a path; give a shorter --output, or rename the image") from error
 
 
 def _refusal(fmt: str, image: str) -> str:

@@ -17,6 +17,7 @@ import ray
 
 from segray import cluster
 from segray.errors import SegrayError
+from segray.export_removal import remove_former
 from segray.export_tasks import Exporter, Outcome
 from segray.exports import EXPORTS
 from segray.exports.names import ending_of
@@ -130,13 +131,6 @@ def _export_all(exporter: Exporter, name: str) -> Outcome:
     return exporter.all_in_one(name, list(whole(parts)))
 
 
-@ray.remote(num_cpus=1)
-def _remove_former(exporter: Exporter, scenes: list[Scene]) -> None:
-    for scene in scenes:
-        for path in exporter.paths(scene).values():
-            remove(join(exporter.settings.output, path))
-
-
 def outcomes_of(exporter: Exporter) -> Iterator[Outcome]:
     """What became of every scene, in the order of the plan, and of the formats that put all scenes in one file."""
     running: deque[tuple[list[Scene], ray.ObjectRef]] = deque()
@@ -147,7 +141,18 @@ def outcomes_of(exporter: Exporter) -> Iterator[Outcome]:
     for group, task in running:
         yield from _got(exporter, group, task)
     for name in exporter.formats(per_scene=False):
-        yield result_of(_export_all.remote(exporter, name))
+        yield _got_all(exporter, name)
+
+
+def _got_all(exporter: Exporter, name: str) -> Outcome:
+    """The outcome of a file of all scenes, which has failed when it kills its process."""
+    file = EXPORTS[name].FILE
+    log.info("writing %s", file)
+    try:
+        return result_of(_export_all.remote(exporter, name))
+    except DEATHS as error:
+        reason = f"{file} killed the process that wrote it, run the export again with more memory: {_line(error)}"
+        return Outcome(scenes=0, image=file, error=reason)
 
 
 def _got(exporter: Exporter, scenes: list[Scene], task: ray.ObjectRef) -> list[Outcome]:
@@ -156,9 +161,13 @@ def _got(exporter: Exporter, scenes: list[Scene], task: ray.ObjectRef) -> list[O
         return result_of(task)
     except DEATHS as error:
         if len(scenes) == 1:
-            reason = f"{scenes[0].image} killed the process that exported it: {' '.join(str(error).split())[:200]}"
+            reason = f"{scenes[0].image} killed the process that exported it: {_line(error)}"
             return [Outcome(image=scenes[0].image, error=reason)]
     return [outcome for scene in scenes for outcome in _got(exporter, [scene], _export.remote(exporter, [scene]))]
+
+
+def _line(error: Exception) -> str:
+    return " ".join(str(error).split())[:200]
 
 
 def _groups(scenes: Iterable[Scene]) -> Iterator[list[Scene]]:
@@ -221,21 +230,11 @@ def _claim(settings: ExportSettings, masks: Masks, exporter: Exporter) -> None:
             f"{settings.output} holds another export: its {differing} was {had.get(differing)} and is now "
             f"{wanted.get(differing)}; give another --output, or --overwrite"
         )
-    if settings.overwrite:
-        _remove_results(settings, exporter)
+    if had is not None and settings.overwrite:
+        remove(join(settings.output, SUMMARY))
+        groups, collection = _groups(scenes_of(masks)), join(settings.output, COLLECTION)
+        remove_former(exporter, groups, former=had, collection=collection)
     publish(uri, json.dumps(wanted, indent=1, sort_keys=True).encode())
-
-
-def _remove_results(settings: ExportSettings, exporter: Exporter) -> None:
-    """Remove what would be taken for done, and nothing else; killed in between, the record still is the former one."""
-    remove(join(settings.output, SUMMARY))
-    running: deque[ray.ObjectRef] = deque()
-    for group in _groups(scenes_of(exporter.masks)):
-        running.append(_remove_former.remote(exporter, group))
-        if len(running) > 2 * cluster.cpus():
-            result_of(running.popleft())
-    for task in running:
-        result_of(task)
 
 
 def _check_empty(output: str) -> None:

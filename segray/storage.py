@@ -27,6 +27,7 @@ COPY_BYTES = 2**20
 # Stores on which a finished put is atomic: a reader sees the old object or the whole new one, never a part.
 ATOMIC_PUT = {"s3", "s3a", "gs", "gcs", "az", "abfs", "abfss", "adl", "oss", "memory"}
 LEFTOVER = re.compile(r"\..*\.[0-9a-f]{32}\.tmp")  # what `_temporary` names files
+TEMPORARY_BYTES = len("..") + 32 + len(".tmp")  # by which such a name is longer than the file's own
 PLAIN_STORES = ATOMIC_PUT | {"file", "local"}  # nothing lies inside anything else here
 FINAL_ERRORS = (FileNotFoundError, FileExistsError, PermissionError, IsADirectoryError, NotADirectoryError)
 
@@ -206,6 +207,18 @@ def remove(uri: str) -> None:
             retry(lambda name=name: fs.rm_file(name))
     else:
         retry(lambda: fs.rm(path, recursive=True))
+
+
+def remove_file(uri: str) -> None:
+    """Remove one file; nothing there, or a folder, is no error."""
+    fs, path = filesystem(uri)
+    try:
+        retry(lambda: fs.rm_file(path))
+    except (FileNotFoundError, NotADirectoryError):
+        return
+    except (IsADirectoryError, PermissionError):  # systems differ in what they say of a folder
+        if not fs.isdir(path):
+            raise
 
 
 def remove_leftovers(folder: str) -> None:

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import posixpath
+import re
+from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from segray.exports.names import distinct, ending_of, mirror
+from segray.storage import publish
 
 IMAGES = [
     "a.jpg", "a.png", "a.tif", "a.JPG", "a", "a.jpg.png", "a.png.jpg", "a.jpg.jpg", "a.b.jpg", "a.b", "a.b.png",
@@ -76,6 +79,42 @@ def test_images_of_the_usual_ending_go_without_it():
 def test_no_name_leads_out_of_the_output(parts):
     check_safe(mirror("/in/" + "/".join(parts), "/in", ".tif"))
     check_safe(mirror(f"tar://{'/'.join(parts)}::s3://b/in/a.tar", "s3://b/in", ".tif"))
+
+
+SIGNED = "https://u:pw@h/in/a.tif?sv=1&sig=s%2Fecret=#top"
+
+
+@pytest.mark.parametrize(
+    ("image", "archive", "expected"),
+    [
+        (SIGNED, "https://h/in", r"a-\w{10}\.tif"),
+        (SIGNED, "s3://b/list.txt", r"h/in/a-\w{10}\.tif"),
+        (SIGNED, SIGNED, r"a-\w{10}\.tif"),
+        ("https://h/in/a.tif?sig=a::b/secret", "https://h/in/list.txt?sig=secret", r"h/in/a-\w{10}\.tif"),
+        ("zip://d/a.tif::https://h/in/x.zip?sig=secret", "https://h/in", r"x\.zip/d/a-\w{10}\.tif"),
+        ("https://h/in/a.tif", "https://h/in", r"a\.tif"),
+    ],
+)
+def test_the_key_of_a_signed_address_is_in_no_name(image, archive, expected):
+    name = mirror(image, archive, ".tif")
+    assert re.fullmatch(expected, name)
+    assert ending_of(image) == ".tif" and distinct(name, image, ".tif") == name
+
+
+def test_addresses_that_differ_in_their_query_have_names_of_their_own():
+    images = [f"https://h/in/a.tif{query}" for query in ("", "?k=1", "?k=2", "#1")]
+    names = {distinct(mirror(image, "https://h/in", ".tif"), image, ".tif") for image in images}
+    assert len(names) == len(images)
+
+
+@pytest.mark.parametrize("character", ["x", "é", "水", "?"])
+def test_the_longest_names_can_be_published(tmp_path, character):
+    images = [f"/in/{character * size}{ending}" for size in range(1, 256) for ending in ("", ".jpeg")]
+    names = [f"{distinct(mirror(image, '/in', '.tif'), image, '.tif')}.aux.xml" for image in images]
+    longest = max(names, key=lambda name: len(name.encode()))
+    assert len(longest.encode()) > 180  # no shorter than it must be
+    publish(str(tmp_path / longest), b"")
+    assert [path.name for path in Path(tmp_path).iterdir()] == [longest]
 
 
 def check_safe(name: str) -> None:

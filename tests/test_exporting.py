@@ -235,6 +235,32 @@ def test_a_scene_that_kills_its_process_has_failed_and_no_other(local_ray, masks
     ]  # fmt: skip
 
 
+class DeadlyAtAll(Exporter):
+    """An exporter that dies of a file of all scenes."""
+
+    def all_in_one(self, fmt: str, scenes: list[Scene]) -> Outcome:
+        """Nothing: the process is gone."""
+        os.abort()
+
+
+def test_a_file_of_all_scenes_that_kills_its_process_has_failed_and_no_other(local_ray, masks, tmp_path, caplog):
+    caplog.set_level("INFO", "segray")
+    chosen = settings(masks, tmp_path, format="cog,pmtiles")
+    exporter = DeadlyAtAll(masks=open_masks(masks), settings=chosen, usual=".tif")
+    ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])  # workers cannot import it
+    try:
+        *others, last = outcomes_of(exporter)
+    finally:
+        ray.cloudpickle.unregister_pickle_by_value(sys.modules[__name__])
+    assert [outcome.image for outcome in others] == [image.uri for image in IMAGES]
+    assert [outcome.image for outcome in others if outcome.written] == [
+        image.uri for image in IMAGES if not image.uri.endswith("torn.tif")
+    ]
+    assert (last.image, last.scenes, last.written) == ("masks.pmtiles", 0, False)
+    assert "masks.pmtiles killed the process that wrote it" in last.error
+    assert "writing masks.pmtiles" in caplog.text
+
+
 @pytest.fixture(scope="module")
 def many(tmp_path_factory) -> tuple[str, Path]:
     """The masks of many scenes, and the output of an export in one piece."""

@@ -18,6 +18,7 @@ from PIL import Image as Picture
 from rio_cogeo.cogeo import cog_validate
 
 from segray.errors import ImageError
+from segray.export_tasks import Exporter
 from segray.exports import EXPORTS, cog, png, stac
 from segray.exports.scenes import Masks, Scene, forget_shards, open_masks, pieces_of, whole
 from segray.settings import EXPORT_FORMATS, ExportSettings
@@ -123,6 +124,22 @@ def test_gdalinfo_names_the_classes_of_a_cog(tmp_path):
     assert "<F>field &amp; &lt;co&gt;</F>" in report
     path.with_name(path.name + ".aux.xml").unlink()
     assert "CLASS_2=field & <co>" in gdalinfo(path)
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        "+proj=ob_tran +o_proj=longlat +o_lon_p=-162 +o_lat_p=39.25 +lon_0=180",
+        "+proj=tpers +h=5000000 +lat_0=10",
+    ],
+)
+def test_a_cog_keeps_a_crs_that_geotiff_has_no_keys_for(tmp_path, words):
+    crs = rasterio.crs.CRS.from_string(words)
+    image = Image(uri="/a/x.tif", mask=ids(90, 80), crs=crs.to_wkt(version="WKT2_2019"), transform=UTM)
+    path, _ = written(tmp_path, "cog", image)
+    with rasterio.open(path) as file:
+        assert file.crs == crs
+    assert "Categories:\n      0: water\n      1: main road\n      2: field & <co>\n" in gdalinfo(path)
 
 
 def gdalinfo(path: Path) -> str:
@@ -253,6 +270,24 @@ def test_a_tile_set_without_the_pixels_of_a_zoom_level_is_refused(tmp_path, tran
     _, (scene,) = segmented(tmp_path, Image(uri="xyz://16::/t", mask=ids(64, 64), transform=transform))
     with pytest.raises(ImageError, match="no pixels of a zoom level; export it with --format cog"):
         png.name(scene, "/a")
+
+
+def test_tile_sets_whose_addresses_differ_in_their_key_have_trees_of_their_own(tmp_path):
+    uris = [f"xyz://17::https://h/tiles{query}" for query in ("", "?key=a", "?key=b")]
+    _, scenes = segmented(tmp_path, *(tile_set(uri, 17, x=4, y=6, mask=ids(256, 256)) for uri in uris))
+    folders = [png.name(scene, "/a").removesuffix("/17/tiles.json") for scene in scenes]
+    assert folders[0] == "h/tiles"
+    assert len(set(folders)) == 3 and not any("key" in folder for folder in folders)
+
+
+def test_a_path_too_long_for_the_file_system_is_wrong_with_one_scene(tmp_path):
+    masks, scenes = segmented(tmp_path, GEO, Image(uri="/a/e.png", mask=ids(9, 8)))
+    output = str(tmp_path / ("y" * 300))
+    settings = ExportSettings(masks=masks.output, output=output, format="cog,png")
+    outcomes = list(Exporter(masks=masks, settings=settings, usual=".tif").outcomes(scenes))
+    assert [outcome.image for outcome in outcomes if "too long a path; give a shorter" in outcome.error] == [
+        "/a/d/geo.tif", "/a/e.png",
+    ]  # fmt: skip
 
 
 def item_of(folder: Path, image: Image) -> dict:

@@ -27,7 +27,7 @@ LAYERS = {
     ),
     "ray": (
         "cluster planning work pipeline outputs overviews segmentation evaluation exporting training throughput "
-        "scaling simulation benchmark tasks"
+        "scaling simulation benchmark tasks export_removal"
     ),
 }
 ORDER = [*LAYERS, "jobs"]

@@ -15,7 +15,7 @@ from pmtiles.tile import TileType
 from rasterio.warp import transform
 
 from segray.errors import SegrayError
-from segray.exports.mercator import EDGE, Tile, place
+from segray.exports.mercator import EDGE, Tile, places_of
 from segray.exports.pmtiles import write_all
 from segray.exports.scenes import Masks, Scene, SceneReader, pieces_of, whole
 from segray.footprints import window_transform
@@ -257,7 +257,8 @@ def test_errors_say_what_to_do(tmp_path):
 def test_a_scene_across_the_antimeridian_lies_on_both_sides(tmp_path):
     made = Made("fiji.tif", blobs(200, 300, 10), "EPSG:3832", (10.0, 0.0, 3338000.0, 0.0, -10.0, -1900000.0))
     masks, (scene,) = masks_of(tmp_path, [made])
-    assert masks.shards == 1 and len(place(scene).boxes) == 2
+    (place,) = places_of(scene)
+    assert masks.shards == 1 and len(place.boxes) == 2
     (tmp_path / "again").mkdir()
     _, tiles, _ = export(tmp_path / "again", [made])
     deepest = max(tile.z for tile in tiles)
@@ -265,6 +266,61 @@ def test_a_scene_across_the_antimeridian_lies_on_both_sides(tmp_path):
     assert {tile.x // 2 ** (deepest - 1) for tile in shown} == {0, 1}  # both halves of the map
     for tile in shown:
         assert (tiles[tile] != under_centres(tile, [made])).mean() < 2e-4
+
+
+def shown(tiles: dict[Tile, np.ndarray]) -> tuple[np.ndarray, set[int]]:
+    """(pixels of each class at the deepest zoom; in which halves of the map its tiles lie: 0 for the west)."""
+    deepest = max(tile.z for tile in tiles)
+    found = {tile: mask for tile, mask in tiles.items() if tile.z == deepest}
+    pixels = np.concatenate([mask[mask != IGNORE] for mask in found.values()])
+    return np.bincount(pixels, minlength=3), {tile.x >> (deepest - 1) for tile in found}
+
+
+@pytest.mark.parametrize(
+    ("crs", "pixel", "west", "control"),
+    [
+        ("EPSG:4326", 360 / 2**12, 179.296875, 166.640625),
+        ("EPSG:4326", 360 / 2**12, -180.703125, 166.640625),
+        ("EPSG:3857", 2 * EDGE / 2**12, EDGE * 179.296875 / 180, EDGE * 166.640625 / 180),
+        ("EPSG:3857", 2 * EDGE / 2**12, -EDGE * 180.703125 / 180, EDGE * 166.640625 / 180),
+    ],
+)
+def test_a_scene_that_goes_on_beyond_the_edge_of_the_map_is_shown_whole(tmp_path, crs, pixel, west, control):
+    mask, counts = blobs(16, 16, 12), []
+    for name, left, halves in (("edge", west, {0, 1}), ("control", control, {1})):
+        (tmp_path / name).mkdir()
+        made = Made(f"{name}.tif", mask, crs, (pixel, 0.0, left, 0.0, -pixel, 10 * pixel))
+        found, met = shown(export(tmp_path / name, [made])[1])
+        assert met == halves
+        counts.append(found)
+    np.testing.assert_array_equal(counts[0], counts[1])
+    assert counts[0].sum() == (mask != IGNORE).sum() or crs == "EPSG:4326"
+
+
+@pytest.mark.parametrize("top", [90.0, 90.125])
+@pytest.mark.parametrize("west", [-180.0, -180.125, 0.0, -0.125])
+def test_a_grid_of_the_whole_earth_is_on_the_map(tmp_path, top, west):
+    size = 0.25
+    mask = np.repeat(np.arange(3, dtype=np.uint8), 480)[None].repeat(round(2 * top / size), 0)
+    made = Made("world.tif", mask, "EPSG:4326", (size, 0.0, west, 0.0, -size, top))
+    result, tiles, reader = export(tmp_path, [made])
+    assert result["scenes"] == 1 and (tiles[Tile(0, 0, 0)] != IGNORE).mean() > 0.98
+    assert tiles.keys() >= {Tile(1, x, y) for x in (0, 1) for y in (0, 1)}
+    east = -180 if west < -1 else 0  # where the first class begins
+    columns = ((np.arange(256) + 0.5) * 360 / 256 - 180 - east) % 360 // 120
+    assert (tiles[Tile(0, 0, 0)][128] == columns).mean() > 0.97
+    assert (reader.header()["min_lon_e7"], reader.header()["max_lon_e7"]) == (-1_800_000_000, 1_800_000_000)
+
+
+def test_the_corners_of_a_picture_of_the_earth_may_lie_nowhere(tmp_path):
+    side = 100_000.0
+    moll = Made("moll.tif", np.ones((182, 362), np.uint8), "ESRI:54009", (side, 0, -181 * side, 0, -side, 91 * side))
+    space = "+proj=tpers +h=5000000 +lat_0=10"
+    seen = Made("space.tif", np.ones((200, 200), np.uint8), space, (side / 2, 0, -100 * side / 2, 0, -side / 2, 5e6))
+    for made, share in ((moll, 0.98), (seen, 0.09)):
+        (tmp_path / made.name).mkdir()
+        _, tiles, _ = export(tmp_path / made.name, [made])
+        assert (tiles[Tile(0, 0, 0)] == 1).mean() > share, made.name
 
 
 def test_memory_holds_few_pixels_of_a_scene(tmp_path, monkeypatch):

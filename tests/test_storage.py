@@ -29,6 +29,7 @@ from segray.storage import (
     read_bytes,
     read_text,
     remove,
+    remove_file,
     remove_leftovers,
     retry,
 )
@@ -314,3 +315,11 @@ def test_the_ending_of_an_address_is_that_of_its_name(uri, expected):
 def test_a_byte_order_mark_is_no_text(tmp_path):
     (tmp_path / "list.txt").write_text("a.png\n", encoding="utf-8-sig")
     assert read_text(str(tmp_path / "list.txt")) == "a.png\n"
+
+
+def test_one_file_is_removed_and_no_folder(store):
+    publish(join(store, "a", "b.txt"), b"1")
+    publish(join(store, "a", "c[1].txt"), b"2")
+    for name in ("a", "a/c[1].txt", "a/c[1].txt", "a/b.txt/x", "none/x"):
+        remove_file(join(store, name))
+    assert [file.uri.rpartition("/")[2] for file in list_files(store)] == ["b.txt"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Protocol
 
 from segray.exports import cog, pmtiles, png, polygons
@@ -13,7 +14,7 @@ class Export(Protocol):
     """What the module of every format offers; paths in the output are relative, with slashes.
 
     A module whose PER_SCENE is false writes one file of all scenes and has `write_all(masks, scenes, path, options)` in
-    place of `write`; its `name` is the same for every scene that it takes.
+    place of `write`; its `name` is FILE for every scene that it takes.
     """
 
     PER_SCENE: bool
@@ -21,6 +22,9 @@ class Export(Protocol):
 
     def name(self, scene: Scene, archive: str) -> str | None:
         """The path of a scene's file in the output, None where the format cannot hold the scene (see `REFUSED`)."""
+
+    def beside(self, uri: str) -> Iterable[str]:
+        """The URIs of what else may have been published with a file, so that both can be removed."""
 
     def write(self, masks: Masks, scene: Scene, path: str, options: ExportSettings) -> dict:
         """Write the file of a scene to a local path in an empty folder, and say a few numbers of it.

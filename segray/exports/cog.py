@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import tempfile
+from xml.etree import ElementTree
 from xml.sax.saxutils import escape
 
 import rasterio
@@ -19,6 +20,7 @@ from segray.shards import OK
 
 PER_SCENE = True
 MEDIA_TYPE = "image/tiff; application=geotiff; profile=cloud-optimized"
+SIDECAR = ".aux.xml"  # GDAL's ending of what it keeps beside a file
 BLOCK = 512
 CACHE_BYTES = 2**26  # of GDAL; its default is 5% of the memory of the machine
 OPTIONS = {
@@ -38,18 +40,23 @@ def name(scene: Scene, archive: str) -> str:
     return mirror(scene.image, archive, ".tif")
 
 
+def beside(uri: str) -> list[str]:
+    """The URI of a file's sidecar."""
+    return [f"{uri}{SIDECAR}"]
+
+
 def write(masks: Masks, scene: Scene, path: str, options: ExportSettings) -> dict:
     """Write the scene to a local path, window by window; beside it PATH.aux.xml with the names of the classes.
 
     uint8 class ids, 255 where there is no data; overviews hold the most frequent class. GeoTIFF itself has no place for
-    names: GDAL keeps them in the file beside, and band tags CLASS_0, CLASS_1, ... say them in the file too.
+    names: GDAL keeps them in the file beside, and band tags CLASS_0, CLASS_1, ... say them in the file too. A CRS that
+    has no GeoTIFF keys is in the file beside alone.
     """
     with rasterio.Env(GDAL_CACHEMAX=CACHE_BYTES), tempfile.TemporaryDirectory(prefix="segray-") as folder:
         plain = os.path.join(folder, "plain.tif")
         _write_plain(masks, scene, plain)
         copy(plain, path, **OPTIONS)
-    with open(f"{path}.aux.xml", "w", encoding="utf-8") as file:
-        file.write(sidecar(masks.classes))
+    _name_classes(f"{path}{SIDECAR}", masks.classes)
     return {"pixels": scene.height * scene.width}
 
 
@@ -69,6 +76,22 @@ def sidecar(classes: Classes) -> str:
     table = f'<GDALRasterAttributeTable tableType="thematic">{columns}{rows}</GDALRasterAttributeTable>'
     band = f'<PAMRasterBand band="1"><CategoryNames>{categories}</CategoryNames>{table}</PAMRasterBand>'
     return f"<PAMDataset>{band}</PAMDataset>\n"
+
+
+def _name_classes(path: str, classes: Classes) -> None:
+    """Write the sidecar of a COG, or add to the one in which GDAL keeps what GeoTIFF cannot say, such as a rare CRS."""
+    text = sidecar(classes)
+    if os.path.exists(path):
+        kept = ElementTree.parse(path).getroot()
+        for band in ElementTree.fromstring(text):
+            there = kept.find(f"PAMRasterBand[@band='{band.get('band')}']")
+            if there is None:
+                kept.append(band)
+            else:
+                there.extend(band)
+        text = ElementTree.tostring(kept, encoding="unicode") + "\n"
+    with open(path, "w", encoding="utf-8") as file:
+        file.write(text)
 
 
 def _write_plain(masks: Masks, scene: Scene, path: str) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from rasterio._err import CPLE_BaseError  # raised as it is by transform, not as one of rasterio.errors
@@ -33,6 +33,8 @@ Box = tuple[float, float, float, float]  # left, bottom, right, top
 @dataclass(frozen=True, kw_only=True)
 class Place:
     """A scene on the map. boxes: longitude and latitude in degrees, two where it crosses the antimeridian.
+
+    The scene's transform may be moved by whole turns around the Earth (see `places_of`).
 
     zoom: the first whose pixels are no larger than the scene's smallest, both in metres of the map; at most 22.
     """
@@ -75,18 +77,23 @@ class Tile:
         return [Tile(self.z + 1, 2 * self.x + col, 2 * self.y + row) for row in (0, 1) for col in (0, 1)]
 
 
-def place(scene: Scene) -> Place | None:
-    """Where a scene lies; None without georeference, without any pixel that was read, or with no way to the map."""
+def places_of(scene: Scene) -> list[Place]:
+    """Where a scene lies; nowhere without georeference, without any pixel read, or with no way to the map.
+
+    In degrees and in metres of the map a scene may go on beyond the antimeridian, as grids from 0 to 360 degrees do: it
+    has a place for every turn around the Earth, of which the map shows what lies between -180 and 180 degrees.
+    """
     if scene.crs is None or scene.transform is None or not scene.is_usable or not scene.height * scene.width:
-        return None
+        return []
     try:
         crs = CRS.from_string(scene.crs)
         if not _area(scene.transform):
-            return None
-        boxes, zoom = _boxes(scene, crs), _zoom(scene, crs)
+            return []
+        zoom = _zoom(scene, crs)
+        turns = [(turn, _boxes(turn, crs)) for turn in _turns(scene, crs)]
     except (RasterioError, CRSError, CPLE_BaseError):
-        return None
-    return Place(scene=scene, crs=crs, boxes=boxes, zoom=zoom) if boxes and zoom is not None else None
+        return []
+    return [Place(scene=turn, crs=crs, boxes=boxes, zoom=zoom) for turn, boxes in turns if boxes and zoom is not None]
 
 
 def window_under(tile: Tile, where: Place) -> Window | None:
@@ -94,13 +101,13 @@ def window_under(tile: Tile, where: Place) -> Window | None:
     left, bottom, right, top = tile.metres
     across, down = np.linspace(left, right, STEPS + 1), np.linspace(top, bottom, STEPS + 1)
     xs, ys = (grid.ravel() for grid in np.meshgrid(across, down))
-    x, y = (np.array(values) for values in transform(MERCATOR, where.crs, xs, ys))
-    cols, rows = _pixels(where.scene.transform, x, y)
-    finite = np.isfinite(cols) & np.isfinite(rows)
+    x, y = _transformed(MERCATOR, where.crs, xs, ys)
+    finite = np.isfinite(x) & np.isfinite(y)
     if not finite.any():
         return None
-    first_row, last_row = _span(rows[finite], where.scene.height)
-    first_col, last_col = _span(cols[finite], where.scene.width)
+    cols, rows = _pixels(where.scene.transform, x[finite], y[finite])
+    first_row, last_row = _span(rows, where.scene.height)
+    first_col, last_col = _span(cols, where.scene.width)
     if last_row <= first_row or last_col <= first_col:
         return None
     return Window(first_row, first_col, last_row - first_row, last_col - first_col)
@@ -133,7 +140,7 @@ def _latitude(y: float) -> float:
     return math.degrees(math.atan(math.sinh(y / _RADIUS)))
 
 
-def _point(transform_6: Affine6, col: float, row: float) -> tuple[float, float]:
+def _point(transform_6: Affine6, col: float | np.ndarray, row: float | np.ndarray) -> tuple:
     a, b, c, d, e, f = transform_6
     return a * col + b * row + c, d * col + e * row + f
 
@@ -151,33 +158,92 @@ def _area(transform_6: Affine6) -> float:
     return a * e - b * d
 
 
-def _boxes(scene: Scene, crs: CRS) -> tuple[Box, ...]:
+def _transformed(source: CRS, target: CRS, xs: np.ndarray, ys: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Points in another CRS, infinite where there is no way to it; PROJ may refuse all of them because of one."""
+    try:
+        x, y = transform(source, target, xs, ys)
+    except CPLE_BaseError:
+        if len(xs) == 1:
+            return np.array([math.inf]), np.array([math.inf])
+        points = [_transformed(source, target, xs[k : k + 1], ys[k : k + 1]) for k in range(len(xs))]
+        x, y = (np.concatenate(values) for values in zip(*points))
+    return np.array(x), np.array(y)
+
+
+def _half_turn(crs: CRS) -> float | None:
+    """Half of the way around the Earth along the x of a CRS, where x goes on after a whole one; else None."""
+    if crs.is_geographic:
+        return math.pi / crs.units_factor[1]
+    return EDGE if crs == MERCATOR else None
+
+
+def _turns(scene: Scene, crs: CRS) -> list[Scene]:
+    """The scene, moved by every number of turns around the Earth that brings a part of it to the map."""
+    half = _half_turn(crs)
+    if half is None:
+        return [scene]
+    left, _, right, _ = _extent(scene)
+    a, b, c, d, e, f = scene.transform
+    numbers = range(math.floor((left + half) / (2 * half)), math.ceil((right + half) / (2 * half)))
+    return [replace(scene, transform=(a, b, c - number * 2 * half, d, e, f)) for number in numbers]
+
+
+def _extent(scene: Scene) -> Box:
+    """The box around a scene in its own CRS."""
     corners = [(col, row) for col in (0, scene.width) for row in (0, scene.height)]
     xs, ys = zip(*(_point(scene.transform, col, row) for col, row in corners))
-    left, bottom, right, top = transform_bounds(crs, "OGC:CRS84", min(xs), min(ys), max(xs), max(ys))
-    if not all(map(math.isfinite, (left, bottom, right, top))):
-        return ()
+    return min(xs), min(ys), max(xs), max(ys)
+
+
+def _boxes(scene: Scene, crs: CRS) -> tuple[Box, ...]:
+    left, bottom, right, top = _extent(scene)
+    half = _half_turn(crs)
+    if half is not None:
+        left, right = max(left, -half), min(right, half)
+    if crs.is_geographic:  # grids of points reach half a cell beyond the poles
+        bottom, top = max(bottom, -half / 2), min(top, half / 2)
+    box = transform_bounds(crs, "OGC:CRS84", left, bottom, right, top)
+    if not all(map(math.isfinite, box)):
+        box = _sampled_bounds(scene, crs)
+    left, bottom, right, top = box
     bottom, top = max(bottom, -_MOST_LATITUDE), min(top, _MOST_LATITUDE)
-    if bottom >= top:
+    if not bottom < top:
         return ()
     if left > right:  # GDAL's way to say that it crosses the antimeridian
         return (left, bottom, 180.0, top), (-180.0, bottom, right, top)
     return ((left, bottom, right, top),)
 
 
+def _sampled_bounds(scene: Scene, crs: CRS) -> Box:
+    """The box of those points of a scene that lie on the Earth, a step wider; NaN where none does.
+
+    A picture of the whole Earth has corners that lie nowhere.
+    """
+    across, down = np.linspace(0, scene.width, STEPS + 1), np.linspace(0, scene.height, STEPS + 1)
+    xs, ys = _point(scene.transform, *(grid.ravel() for grid in np.meshgrid(across, down)))
+    points = np.array(_transformed(crs, CRS.from_user_input("OGC:CRS84"), xs, ys))
+    points = points[:, np.isfinite(points).all(axis=0)]
+    if not points.size:
+        return (math.nan,) * 4
+    (left, bottom), (right, top) = points.min(axis=1), points.max(axis=1)
+    wider, higher = (right - left) / STEPS, (top - bottom) / STEPS
+    return max(left - wider, -180.0), bottom - higher, min(right + wider, 180.0), top + higher
+
+
 def _zoom(scene: Scene, crs: CRS) -> int | None:
-    """From the shortest side on the map of nine pixels that are spread over the scene."""
-    shares = (0.0, 0.5, 1.0)
-    centres = [(scene.width * across, scene.height * down) for across in shares for down in shares]
-    ends = [(col + right, row + down) for col, row in centres for right, down in ((0, 0), (1, 0), (0, 1))]
-    points = [_point(scene.transform, col, row) for col, row in ends]
-    x, y = transform(crs, MERCATOR, *zip(*points))
-    at = np.array([x, y]).T.reshape(-1, 3, 2)
-    sides = np.hypot(*np.moveaxis(at[:, 1:] - at[:, :1], -1, 0))
-    sides = sides[np.isfinite(sides) & (sides > 0)]
-    if not sides.size:
+    """From the shortest side on the map of nine pixels inside the scene, whose edges may lie at a pole."""
+    shares = (1 / 6, 1 / 2, 5 / 6)
+    sides: list[float] = []
+    for col, row in ((scene.width * across, scene.height * down) for across in shares for down in shares):
+        ends = [_point(scene.transform, col + right, row + down) for right, down in ((0, 0), (1, 0), (0, 1))]
+        x, y = _transformed(crs, MERCATOR, *np.array(ends).T)
+        if not np.isfinite([x, y]).all():
+            continue
+        sides += [math.hypot(x[k] - x[0], y[k] - y[0]) for k in (1, 2)]
+    sides = [side for side in sides if side > 0]
+    if not sides:
         return None
-    return min(MOST_ZOOM, max(0, math.ceil(math.log2(2 * EDGE / SIZE / sides.min()) - SLACK)))
+    return min(MOST_ZOOM, max(0, math.ceil(math.log2(2 * EDGE / SIZE / min(sides)) - SLACK)))
 
 
 def _span(values: np.ndarray, size: int) -> tuple[int, int]:

@@ -7,11 +7,13 @@ import posixpath
 import re
 
 from segray.archives import pictures, rasters
-from segray.storage import is_chain
+from segray.storage import TEMPORARY_BYTES, is_chain
 
 UNSAFE = re.compile(r'[\x00-\x1f\x7f\\:*?"<>|\[\]]')  # no file names somewhere, or patterns of fsspec
 TILE_SET = re.compile(r"(xyz|tms|mbtiles|pmtiles)://")
-MAX_NAME_BYTES = 200  # of a file system's 255, which temporary names need too
+ADDED = "-0123456789" * 2 + ".tif.aux.xml"  # the most that a name gets: two hashes, and the longest ending
+MAX_NAME_BYTES = 255 - len(ADDED) - TEMPORARY_BYTES  # a file system has 255
+WEB = re.compile(r"(^|::)(https?://)(?:[^/?#]*@)?([^?#]*).*", re.DOTALL)  # groups: what is no credential
 
 
 def is_tile_set(image: str) -> bool:
@@ -23,7 +25,8 @@ def mirror(image: str, archive: str, ending: str) -> str:
     """Where the file of an image goes in an output: its path in the archive, with another ending.
 
     Members of a file lie in a folder of the file's name. What no file name should hold, or what would lead out of the
-    output, is replaced; such names carry a hash of the URI, so that no two images share one.
+    output, is replaced, and what a web server's address has beside its path is left out, since it may be a credential;
+    such names carry a hash of the URI, so that no two images share one.
     """
     members, outer = _taken_apart(image)
     path = _below(outer, _taken_apart(archive)[1])
@@ -33,7 +36,7 @@ def mirror(image: str, archive: str, ending: str) -> str:
     raw = [part for name in names for part in name.split("/")]
     parts = [_safe(part) for part in raw if part not in ("", ".")]
     stem = _without_ending(parts[-1]) if parts else "image"
-    if parts != raw:
+    if parts != raw or _public(image) != image:
         stem += f"-{_hash(image)}"
     return "/".join([*parts[:-1], stem + ending])
 
@@ -69,10 +72,16 @@ def _without_ending(name: str) -> str:
 
 def _taken_apart(uri: str) -> tuple[list[str], str]:
     """(paths of the members, outermost first; the URI of the file or folder that holds them)."""
+    uri = _public(uri)
     if not is_chain(uri):
         return [], uri
     *members, outer = uri.split("::")
     return [member.partition("://")[2].removeprefix("/") for member in reversed(members)], outer
+
+
+def _public(uri: str) -> str:
+    """A URI without the user, the query and the fragment of a web server's address: a signed one has its key there."""
+    return WEB.sub(r"\1\2\3", uri, count=1)
 
 
 def _below(uri: str, archive: str) -> str:

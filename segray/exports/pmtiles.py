@@ -18,7 +18,7 @@ from pmtiles.tile import Compression, TileType, zxy_to_tileid
 from pmtiles.writer import write
 
 from segray.errors import SegrayError
-from segray.exports.mercator import MOST_ZOOM, SIZE, Box, Place, Tile, place, warped, window_under
+from segray.exports.mercator import MOST_ZOOM, SIZE, Box, Place, Tile, places_of, warped, window_under
 from segray.exports.scenes import Masks, Scene, SceneReader
 from segray.grid import Window
 from segray.masks import IGNORE, Classes, encode_png
@@ -27,13 +27,19 @@ from segray.settings import ExportSettings
 
 PER_SCENE = False
 MEDIA_TYPE = "application/vnd.pmtiles"
+FILE = "masks.pmtiles"
 REFUSED = "it has no georeference that leads to a web map; export it with --format png"
 READERS_KEPT = 4  # of scenes that overlap, or meet, under neighbouring tiles
 
 
 def name(scene: Scene, archive: str) -> str | None:
     """The path of the file of all scenes in the output, None for a scene without a place on the map."""
-    return None if place(scene) is None else "masks.pmtiles"
+    return FILE if places_of(scene) else None
+
+
+def beside(uri: str) -> tuple[()]:
+    """The URIs of other files beside one: there are none."""
+    return ()
 
 
 def write_all(masks: Masks, scenes: Iterable[Scene], path: str, settings: ExportSettings) -> dict:
@@ -46,11 +52,11 @@ def write_all(masks: Masks, scenes: Iterable[Scene], path: str, settings: Export
     """
     if settings.max_zoom is not None and not 0 <= settings.max_zoom <= MOST_ZOOM:
         raise SegrayError(f"--max_zoom must be 0 to {MOST_ZOOM}, not {settings.max_zoom}")
-    places, left_out = [], 0
+    places, taken, left_out = [], 0, 0
     for scene in scenes:
-        where = place(scene)
-        left_out += where is None
-        places += [] if where is None else [where]
+        found = places_of(scene)
+        taken, left_out = taken + bool(found), left_out + (not found)
+        places += found
     if not places:
         raise SegrayError(
             f"none of the {left_out} scenes of {masks.output} has a georeference that leads to a web map; "
@@ -66,7 +72,7 @@ def write_all(masks: Masks, scenes: Iterable[Scene], path: str, settings: Export
         _publish(path, pyramid.spool, header, _metadata(masks.classes, header))
         tiles = len(pyramid.spool.entries)
     zooms = {name: header[name] for name in ("min_zoom", "max_zoom")}  # of what was written
-    return {"scenes": len(places), "left_out": left_out, "tiles": tiles, **zooms}
+    return {"scenes": taken, "left_out": left_out, "tiles": tiles, **zooms}
 
 
 class _Spool:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import math
 import os
+import posixpath
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -12,6 +14,7 @@ from segray.errors import ImageError
 from segray.exports.names import is_tile_set, mirror
 from segray.exports.scenes import CELL, Masks, Scene, SceneReader
 from segray.grid import Window
+from segray.listing import list_files
 from segray.masks import IGNORE, encode_png
 from segray.settings import ExportSettings
 from segray.shards import OK
@@ -22,14 +25,29 @@ MAX_PIXELS = 2**27  # a PNG is made in memory, three bytes a pixel
 TILE = 256
 EQUATOR_M = 2 * math.pi * 6378137.0  # of EPSG:3857
 TILES = "tiles.json"  # its existence says that the tree is whole
+TILE_JSON = re.compile(r"tiles(-\w+)?\.json")  # TILES, or where `distinct` added to it
 
 
 def name(scene: Scene, archive: str) -> str:
     """The path of the scene's file in the output; of a zoom level, that of the TileJSON in the folder of its tiles."""
     if not is_tile_set(scene.image):
         return mirror(scene.image, archive, ".png")
-    parent = mirror(scene.image, archive, "").rpartition("/")[0]
-    return f"{parent}/{_zoom(scene)}/{TILES}".lstrip("/")
+    *folders, level = mirror(scene.image, archive, "").split("/")
+    if not level.isdecimal():  # it carries the hash that keeps it from being another set's
+        folders.append(level)
+    return "/".join([*folders, str(_zoom(scene)), TILES])
+
+
+def beside(uri: str) -> Iterator[str]:
+    """The URIs of the tiles in the folder of a TileJSON; of a single picture, none."""
+    folder, _, name = uri.rpartition("/")
+    if not TILE_JSON.fullmatch(name):
+        return
+    tile = re.compile(rf"/{re.escape(posixpath.basename(folder))}/\d+/\d+\.png$")
+    try:
+        yield from (file.uri for file in list_files(folder) if tile.search(file.uri))
+    except FileNotFoundError:
+        return
 
 
 def write(masks: Masks, scene: Scene, path: str, options: ExportSettings) -> dict:

@@ -30,6 +30,11 @@ def name(scene: Scene, archive: str) -> str:
     return mirror(scene.image, archive, ".parquet")
 
 
+def beside(uri: str) -> tuple[()]:
+    """The URIs of other files beside one: there are none."""
+    return ()
+
+
 def write(masks: Masks, scene: Scene, path: str, settings: ExportSettings) -> dict:
     """Write the regions of a scene to a local file; returns how many there are and how many were too small.
 

@@ -1,0 +1,72 @@
+"""What --overwrite removes: the files of the former export and those that the new one will write; nobody else's."""
+
+from __future__ import annotations
+
+import json
+import posixpath
+from collections.abc import Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from functools import partial
+from itertools import islice
+from urllib.parse import unquote
+
+from segray.export_tasks import Exporter
+from segray.exports import EXPORTS
+from segray.exports.scenes import Scene
+from segray.storage import exists, filesystem, join, remove_file
+from segray.tasks import in_tasks
+
+FILES_A_TASK, THREADS = 256, 16  # stores have latency
+File = tuple[str, str]  # format, path in the output
+
+
+def remove_former(exporter: Exporter, groups: Iterable[list[Scene]], *, former: dict, collection: str) -> None:
+    """Remove the files of scenes, in the new formats and those of the former export, and all that its collection names.
+
+    former: the record of that export. collection: its URI; it goes last, so that a removal that was killed can be done
+    again to its end. Files of an export of other scenes that was killed before it wrote a collection stay.
+    """
+    output = exporter.settings.output
+    listed = _listed(collection) if "masks_digest" in former and exists(collection) else iter(())
+    chunks = iter(lambda: list(islice(listed, FILES_A_TASK)), [])
+    for _ in in_tasks(partial(_remove, output), chunks):
+        pass
+    names = {name for name in str(former.get("format")).split(",") if name in EXPORTS}
+    formats = ",".join(sorted(names | set(exporter.settings.formats)))
+    both = replace(exporter, settings=replace(exporter.settings, format=formats))
+    for _ in in_tasks(partial(_remove_scenes, both), groups):
+        pass
+    remove_file(collection)
+
+
+def _listed(collection: str) -> Iterator[File]:
+    """The files that a collection names, item by item: it is written with one a line."""
+    fs, path = filesystem(collection)
+    with fs.open(path, "rb") as file:
+        for line in file:
+            yield from _files_of(line)
+
+
+def _files_of(line: bytes) -> list[File]:
+    """The files of an item, those of known formats that lie in the output; none of a line that holds no item."""
+    try:
+        assets = json.loads(line.strip().rstrip(b","))["assets"]
+        named = [(fmt, posixpath.normpath(unquote(asset["href"]))) for fmt, asset in assets.items()]
+    except (ValueError, KeyError, TypeError, AttributeError):
+        return []
+    return [(fmt, path) for fmt, path in named if fmt in EXPORTS and not path.startswith(("/", ".."))]
+
+
+def _remove_scenes(exporter: Exporter, scenes: list[Scene]) -> None:
+    _remove(exporter.settings.output, (file for scene in scenes for file in exporter.paths(scene).items()))
+
+
+def _remove(output: str, files: Iterable[File]) -> None:
+    with ThreadPoolExecutor(THREADS) as pool:
+        for fmt, path in dict.fromkeys(files):
+            uri = join(output, path)
+            remove_file(uri)  # first: its existence says that all of it is there
+            others = iter(EXPORTS[fmt].beside(uri))
+            while chunk := list(islice(others, FILES_A_TASK)):
+                list(pool.map(remove_file, chunk))
