@@ -33,7 +33,7 @@ from segray.showcase import Candidate, Showcase
 from segray.storage import File, join, publish, real
 from segray.tally import ImageCounter, Measures, Tally, image_row, image_table
 from segray.tasks import in_tasks
-from segray.work import Work, make_segmenter
+from segray.work import Work, make_segmenter, model_of
 
 log = logging.getLogger("segray")
 IMAGES_A_ROW = 4
@@ -99,6 +99,7 @@ def evaluate(settings: EvaluateSettings) -> dict:
     calibration = None
     if settings.calibrate:
         description, calibration = _calibrate(settings, work, description, split)
+        work = replace(work, digest=description.digest)
     tally, showcase = _count(settings, work, split, (description.temperature,))
     found = tally.scores()
     if calibration is not None:
@@ -232,6 +233,15 @@ def _calibrate(
     return write_temperature(description, temperature), calibration
 
 
+def _rows(rows: ray.data.Dataset, work: Work) -> Iterator[dict]:
+    """The rows; ModelError when an actor could not begin because the model is another one by now."""
+    try:
+        yield from rows.iter_rows()
+    except pipeline.DEATHS:
+        model_of(work)
+        raise
+
+
 def _count(
     settings: EvaluateSettings, work: Work, split: Split, temperatures: tuple[float, ...]
 ) -> tuple[Tally, Showcase]:
@@ -253,7 +263,7 @@ def _count(
     pipeline.configure()
     ray.data.DataContext.get_current().max_errored_blocks = 0  # every image counts
     total, showcase = Tally.empty(measures), Showcase(split.samples)
-    for row in rows.iter_rows():
+    for row in _rows(rows, work):
         if row["error"]:
             raise SegrayError(row["error"])
         part: Part = pickle.loads(row["part"])

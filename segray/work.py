@@ -13,7 +13,7 @@ from segray.errors import ModelError
 from segray.heap import ONE_ARENA, keep_memory
 from segray.inputs import InputSpec
 from segray.masks import Classes
-from segray.model_dir import load_network, read_description
+from segray.model_dir import Description, load_network, read_description
 from segray.shards import MaskRow, write_shard
 from segray.stopwatch import Stopwatch, peak_memory
 from segray.summary import Totals, summarise
@@ -104,6 +104,14 @@ class Costs:
             yield reading
 
 
+def model_of(work: Work) -> Description:
+    """What model.json says; ModelError when the model is not the one that the job began with."""
+    description = read_description(work.model)
+    if description.digest != work.digest:
+        raise ModelError(f"{work.model} has changed since the job began; run it again, on a model that nothing writes")
+    return description
+
+
 def make_segmenter(work: Work) -> walk.Segmenter:
     """The segmenter of a model directory on this process's device, once it took a tile.
 
@@ -116,9 +124,7 @@ def make_segmenter(work: Work) -> walk.Segmenter:
     if not work.on_gpu:
         torch.set_num_threads(work.threads)
         keep_memory()
-    description = read_description(work.model)
-    if description.digest != work.digest:
-        raise ModelError(f"{work.model} has changed since the job began; run it again, on a model that nothing writes")
+    description = model_of(work)
     network = load_network(description)
     segmenter = Segmenter(
         network,

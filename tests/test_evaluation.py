@@ -138,6 +138,15 @@ def test_a_calibration_lowers_the_nll_and_changes_no_mask(alone, given, tmp_path
     assert after["model"]["digest"] == read_description(model).digest != before["model"]["digest"]
 
 
+def test_a_model_that_changes_meanwhile_ends_the_evaluation(given, tmp_path, monkeypatch):
+    plain = evaluation.with_devices
+    monkeypatch.setattr(evaluation, "with_devices", lambda *parts: replace(plain(*parts), digest="of before"))
+    settings = {"data": given["data"], "model": given["model"], "output": str(tmp_path / "scores"), **OPTIONS}
+    with pytest.raises(SegrayError, match="model has changed since the job began"):
+        evaluate(EvaluateSettings(**settings))
+    assert not (tmp_path / "scores").exists()
+
+
 def test_nothing_labelled_is_nothing_to_calibrate_on(given, tmp_path, monkeypatch):
     empty = Tally.empty(Measures(num_classes=len(CLASSES), temperatures=(1.0, *TEMPERATURES)))
     (sample, *_) = open_dataset(given["data"]).samples("val")
