@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import sys
 
 import pytest
 import yaml
 
-from segray.command_line import BAD_INPUT, DONE, TOO_MANY_FAILED, parse, run_job
+from segray.command_line import BAD_INPUT, DONE, FAILED, TOO_MANY_FAILED, parse, run_job
 from segray.errors import SegrayError
 from segray.settings import EvaluateSettings, ExportSettings, SegmentSettings, TrainSettings
 from segray.storage import join, publish
@@ -326,6 +327,22 @@ def test_a_store_that_refuses_the_output_is_bad_input(monkeypatch, capsys):
     monkeypatch.setattr(sys, "argv", ["jobs/train.py", "--data", "labelled", "--output", "s3://bucket/x"])
     assert run_job(main, TrainSettings) == BAD_INPUT
     assert "--output s3://bucket/x cannot be used: Access Denied; correct it" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("code", [errno.ENOSPC, errno.EIO])
+def test_a_full_disk_fails_the_job_with_one_sentence(monkeypatch, capsys, code):
+    def main(settings: TrainSettings) -> int:
+        raise OSError(code, os.strerror(code))
+
+    monkeypatch.setattr(sys, "argv", ["jobs/train.py", *TRAIN])
+    if code == errno.EIO:
+        with pytest.raises(OSError, match="Input/output error"):
+            run_job(main, TrainSettings)
+        return
+    assert run_job(main, TrainSettings) == FAILED
+    said = capsys.readouterr().err
+    assert said.count("\n") == 1
+    assert "--output /o is full: [Errno 28] No space left on device; make room, and run the same again" in said
 
 
 def test_a_fault_of_the_program_is_no_bad_input(monkeypatch):
