@@ -22,9 +22,9 @@ SMALL = Sample(key="a", image="a.tif", mask="a.png")
 def spied(read: Callable, asked: list[Window | None]) -> Callable:
     """A reader of rasters that notes the windows that it is asked for."""
 
-    def noted(source: object, window: Window | None) -> object:
+    def noted(source: object, window: Window | None, bands: tuple[int, ...]) -> object:
         asked.append(window)
-        return read(source, window)
+        return read(source, window, bands)
 
     return noted
 

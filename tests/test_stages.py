@@ -59,9 +59,9 @@ def work_of(archive: Path, model: str, folder: Path, *, shard_pixels: int, blend
         )
     shards = sum(write_files(str(folder / "plan"), ([item] for item in items)))
     work = Work(
-        plan=str(folder / "plan"), output=str(folder / "done"), model=model, classes=description.classes,
-        spec=description.spec, explicit_bands=False, window=100, formats=("parquet",), metadata={}, precision="fp32",
-        blend=blend, batch_size=3, on_gpu=False, threads=1,
+        plan=str(folder / "plan"), output=str(folder / "done"), model=model, digest=description.digest,
+        classes=description.classes, spec=description.spec, explicit_bands=False, window=100, formats=("parquet",),
+        metadata={}, precision="fp32", blend=blend, batch_size=3, on_gpu=False, threads=1,
     )  # fmt: skip
     return work, shards
 
