@@ -127,8 +127,8 @@ class CropLoader:
         positions = self._reading_ahead([position for part in parts for position in part], order[:, 0])
         ahead = BATCHES_AHEAD * len(parts[0])
         crops = in_order(lambda p: self._crop(epoch, p, *order[p].tolist()), positions, pool=self.pool, ahead=ahead)
-        for part in parts:
-            yield _stack(list(islice(crops, len(part))))
+        with ThreadPoolExecutor(1, thread_name_prefix="segray-stack") as beside:  # the step need not wait for a copy
+            yield from in_order(lambda part: _stack(list(islice(crops, len(part)))), parts, pool=beside, ahead=1)
 
     def _reading_ahead(self, positions: list[int], images: np.ndarray) -> Iterator[int]:
         """The positions one by one; meanwhile those images of the next ones are read that are not there yet."""
