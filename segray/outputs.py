@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import re
-from collections import deque
 from collections.abc import Iterator
 from dataclasses import asdict
+from functools import partial
 
 import numpy as np
-import ray
 
 from segray import plan as plans
 from segray.archives import open_archive
@@ -24,12 +23,11 @@ from segray.settings import SegmentSettings
 from segray.shards import EXTENSIONS, read_statistics
 from segray.storage import exists, join, remove
 from segray.summary import Totals, summarise
-from segray.tasks import result_of
+from segray.tasks import in_tasks
 from segray.work import Work
 
 PLAIN = ArchiveOptions()
 STATISTICS_A_TASK = 64
-STATISTICS_IN_FLIGHT = 256  # tasks
 
 
 def check_place(settings: SegmentSettings) -> None:
@@ -120,13 +118,8 @@ def earlier(settings: SegmentSettings, plan: plans.Plan, missing: list[int]) -> 
     totals = Totals()
     done = sorted(set(range(plan.shards)) - set(missing))
     chunks = [done[start : start + STATISTICS_A_TASK] for start in range(0, len(done), STATISTICS_A_TASK)]
-    running: deque[ray.ObjectRef] = deque()
-    for chunk in chunks:
-        running.append(_statistics.remote(settings.output, chunk, settings.formats[-1]))
-        if len(running) > STATISTICS_IN_FLIGHT:
-            totals.add(result_of(running.popleft()))
-    for part in running:
-        totals.add(result_of(part))
+    for part in in_tasks(partial(_statistics, settings.output, settings.formats[-1]), chunks):
+        totals.add(part)
     return totals
 
 
@@ -148,8 +141,7 @@ def _mask_files(output: str) -> Iterator[str]:
         return
 
 
-@ray.remote(num_cpus=1)
-def _statistics(output: str, shards: list[int], fmt: str) -> Totals:
+def _statistics(output: str, fmt: str, shards: list[int]) -> Totals:
     totals = Totals()
     for shard in shards:
         totals.add(summarise(read_statistics(output, shard, fmt)))

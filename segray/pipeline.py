@@ -89,7 +89,7 @@ def run(
     waves = [shards[start : start + SHARDS_A_WAVE] for start in range(0, len(shards), SHARDS_A_WAVE)]
     with ThreadPoolExecutor(1) as beside:  # the next wave is made ready while one runs
         for wave, rows in zip(waves, in_order(_source, waves, pool=beside, ahead=1)):
-            _run_wave(work, wave, rows, actors=actors, on_result=on_result, fresh=fresh)
+            _run_wave(work, wave, rows, actors=actors, on_result=on_result, fresh=fresh and wave is waves[0])
 
 
 def _run_wave(
