@@ -8,7 +8,6 @@ import platform
 from collections.abc import Callable
 from dataclasses import asdict
 from datetime import UTC, datetime
-from importlib.metadata import version
 from pathlib import Path
 
 from segray.feeding import loading_table
@@ -17,6 +16,7 @@ from segray.settings import BenchmarkSettings
 from segray.simulation import cluster_table, planning_table
 from segray.storage import join, publish
 from segray.throughput import stages_table
+from segray.versions import versions
 
 # Each gives {"rows": dicts of the same keys, "notes": sentences} for people, and what else benchmark.json should hold.
 WHAT: dict[str, Callable[[BenchmarkSettings], dict]] = {
@@ -44,8 +44,7 @@ def machine() -> dict:
     import torch
 
     gpus = [torch.cuda.get_device_name(number) for number in range(torch.cuda.device_count())]
-    versions = {"python": platform.python_version(), **{name: version(name) for name in ("segray", "torch", "ray")}}
-    return {"cores": os.cpu_count(), "cpu": _cpu_model(), "gpus": gpus, "versions": versions}
+    return {"cores": os.cpu_count(), "cpu": _cpu_model(), "gpus": gpus, "versions": versions()}
 
 
 def lines(report: dict) -> list[str]:

@@ -35,6 +35,13 @@ def use_gpu(device: str | None) -> bool:
     return device == "gpu" or (device is None and gpus() > 0)
 
 
+def check_there(flag: str, *, gpu: bool) -> None:
+    """SegrayError when nothing is there from which a flag's default follows: nodes may come only when asked for."""
+    if not ray.cluster_resources().get("GPU" if gpu else "CPU"):
+        what, devices = ("GPU", "") if gpu else ("worker node", " (and --device gpu, if they are to have GPUs)")
+        raise SegrayError(f"the cluster has no {what} yet; say how many the job may use: {flag} MIN:MAX{devices}")
+
+
 def gpus() -> int:
     """GPUs of the whole cluster, now."""
     return int(ray.cluster_resources().get("GPU", 0))
@@ -55,6 +62,13 @@ def slots(*, on_gpu: bool, bytes_each: int) -> int:
 def nodes() -> list[dict[str, float]]:
     """The resources of each node that is there."""
     return [node["Resources"] for node in ray.nodes() if node["Alive"]]
+
+
+def share_of_node() -> int:
+    """CPU cores of the node of this worker for each GPU of it, whatever the worker asked for; at least 1."""
+    here = ray.get_runtime_context().get_node_id()
+    node = next(node["Resources"] for node in ray.nodes() if node["NodeID"] == here)
+    return max(1, int(node.get("CPU", 1)) // max(1, int(node.get("GPU", 1))))
 
 
 def cores_each(nodes: list[dict[str, float]], count: int, *, gpu: bool) -> int:

@@ -66,22 +66,18 @@ def _run(job: Job, threads: int) -> dict[str, float]:
             world_size=1,
             seed=settings.seed,
         )
-        waited, steps, epoch, cpu = [], 0, 0, time.process_time()
-        while steps < STEPS:
-            epoch += 1
-            batches = loader.batches(epoch, job.order(epoch)[: (STEPS - steps) * settings.batch_size])
-            while True:
-                start = time.perf_counter()
-                if next(batches, None) is None:
-                    break
-                waited.append(time.perf_counter() - start)
-                time.sleep(STEP_S)
-                steps += 1
+        waited, cpu = [], time.process_time()
+        batches = loader.batches(job.order, steps=range(STEPS), per_epoch=job.steps)
+        for _ in range(STEPS):
+            start = time.perf_counter()
+            next(batches)
+            waited.append(time.perf_counter() - start)
+            time.sleep(STEP_S)
     cpu = time.process_time() - cpu
     rest = sum(waited[1:])
     return {
         "first_s": waited[0],
-        "wait_share": rest / (rest + STEP_S * (steps - 1)),
+        "wait_share": rest / (rest + STEP_S * (STEPS - 1)),
         "longest_wait_s": max(waited[1:]),
-        "cpu_ms_a_crop": 1000 * cpu / (steps * settings.batch_size),
+        "cpu_ms_a_crop": 1000 * cpu / (STEPS * settings.batch_size),
     }

@@ -11,7 +11,8 @@ from collections import OrderedDict, defaultdict, deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
-from itertools import islice
+from itertools import groupby, islice
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -36,6 +37,15 @@ class Batch:
     pixels: torch.Tensor
     valid: torch.Tensor
     mask: torch.Tensor
+
+
+class _Crop(NamedTuple):
+    """A crop to be cut: epoch, 1 for the first; position in its order; image; the class that it must hold or ANY."""
+
+    epoch: int
+    position: int
+    image: int
+    label: int
 
 
 def reader_count(cores: int) -> int:
@@ -114,42 +124,50 @@ class CropLoader:
     world_size: int
     seed: int
 
-    def batches(self, epoch: int, order: np.ndarray, first: int = 0) -> Iterator[Batch]:
-        """This worker's crops of every step of an epoch from the `first` on, cut ahead by some steps.
+    def batches(self, order: Callable[[int], np.ndarray], *, steps: range, per_epoch: int) -> Iterator[Batch]:
+        """This worker's crops of some steps of a training, cut ahead: while an epoch is validated, those of the next.
 
-        order: (positions, 2) the image of each crop, and the class that it must hold or ANY (see `sampling`).
+        order: of an epoch, 1 for the first: (positions, 2) the image of each crop, and the class that it must hold or
+        ANY (see `sampling`). per_epoch: how many of the steps, counted from the first one of all, make an epoch.
         """
-        steps = len(order) // self.batch_size
-        parts = [
-            share(step, batch_size=self.batch_size, rank=self.rank, world_size=self.world_size)
-            for step in range(first, steps)
-        ]
-        positions = self._reading_ahead([position for part in parts for position in part], order[:, 0])
-        ahead = BATCHES_AHEAD * len(parts[0])
-        crops = in_order(lambda p: self._crop(epoch, p, *order[p].tolist()), positions, pool=self.pool, ahead=ahead)
+        count = len(self._share(0))
+        coming = self._reading_ahead(self._crops(order, steps, per_epoch))
+        crops = in_order(self._cut, coming, pool=self.pool, ahead=BATCHES_AHEAD * count)
         with ThreadPoolExecutor(1, thread_name_prefix="segray-stack") as beside:  # the step need not wait for a copy
-            yield from in_order(lambda part: _stack(list(islice(crops, len(part)))), parts, pool=beside, ahead=1)
+            yield from in_order(lambda _: _stack(list(islice(crops, count))), steps, pool=beside, ahead=1)
 
-    def _reading_ahead(self, positions: list[int], images: np.ndarray) -> Iterator[int]:
-        """The positions one by one; meanwhile those images of the next ones are read that are not there yet."""
-        coming, futures = deque(positions), {}
+    def _share(self, index: int) -> range:
+        return share(index, batch_size=self.batch_size, rank=self.rank, world_size=self.world_size)
+
+    def _crops(self, order: Callable[[int], np.ndarray], steps: range, per_epoch: int) -> Iterator[_Crop]:
+        """This worker's crops of the steps, one by one."""
+        for epoch, of_epoch in groupby(steps, key=lambda step: 1 + step // per_epoch):
+            rows = order(epoch)
+            for step in of_epoch:
+                for position in self._share(step % per_epoch):
+                    yield _Crop(epoch, position, *rows[position].tolist())
+
+    def _reading_ahead(self, crops: Iterator[_Crop]) -> Iterator[_Crop]:
+        """The crops one by one; meanwhile those images of the next ones are read that are not there yet."""
+        coming, futures = deque(), {}
         try:
-            for number, position in enumerate(positions):
-                futures.pop(int(images[position]), None)
-                end = number + IMAGES_AHEAD
-                while coming and len(positions) - len(coming) < end and len(futures) < self.cache.room():
-                    image = int(images[coming.popleft()])
-                    if image not in futures and (future := self.cache.read_ahead(image)):
-                        futures[image] = future
-                yield position
+            while True:
+                while len(coming) < IMAGES_AHEAD and len(futures) < self.cache.room() and (crop := next(crops, None)):
+                    coming.append(crop)
+                    if crop.image not in futures and (future := self.cache.read_ahead(crop.image)):
+                        futures[crop.image] = future
+                if not coming:
+                    return
+                futures.pop(coming[0].image, None)
+                yield coming.popleft()
         finally:
             for future in futures.values():
                 future.cancel()
 
-    def _crop(self, epoch: int, position: int, image: int, label: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        labelled = self.cache.get(image)
-        rng = crop_generator(self.seed, epoch, position)
-        around = None if label == ANY else pixel_of(labelled.mask, label, rng)
+    def _cut(self, crop: _Crop) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        labelled = self.cache.get(crop.image)
+        rng = crop_generator(self.seed, crop.epoch, crop.position)
+        around = None if crop.label == ANY else pixel_of(labelled.mask, crop.label, rng)
         return crop_sample(labelled.pixels, labelled.valid, labelled.mask, augment=self.augment, rng=rng, around=around)
 
 

@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import json
 import logging
-import platform
 import sys
 import time
 from contextlib import suppress
 from dataclasses import replace
 from functools import partial
-from importlib.metadata import version
 from itertools import chain
 
 import numpy as np
@@ -32,6 +30,7 @@ from segray.stopwatch import peak_memory
 from segray.storage import exists, join, publish, remove_leftovers
 from segray.summary import Totals
 from segray.tasks import in_tasks
+from segray.versions import versions
 from segray.work import Work, probe
 
 log = logging.getLogger("segray")
@@ -115,8 +114,13 @@ def make_work(settings: PathSettings, description: Description) -> Work:
 
 
 def with_devices(work: Work, settings: PathSettings) -> Work:
-    """The same work for the devices of the cluster that is connected; ModelError when the model does not work there."""
+    """The same work for the devices of the cluster that is connected.
+
+    ModelError when the model does not work there; SegrayError when no node is there from which --actors would follow.
+    """
     on_gpu = cluster.use_gpu(settings.device)
+    if settings.actor_range is None:
+        cluster.check_there("--actors", gpu=on_gpu)
     batch_size, shard_mpx = (16, 64.0) if on_gpu else (1, 4.0)
     work = replace(
         work,
@@ -230,10 +234,7 @@ def _summary(
         "model": {"digest": description.digest, "network": description.network_name},
         "settings": work.metadata["settings"],
         "failures": totals.failures,
-        "versions": {
-            "python": platform.python_version(),
-            **{name: version(name) for name in ("segray", "torch", "ray")},
-        },
+        "versions": versions(),
     }
 
 

@@ -177,9 +177,7 @@ class BenchmarkSettings(SegmentSettings):
     image: str = option("made-up imagery: one tiled GeoTIFF, or JPEG tiles of 512 px", "cog", ("cog", "tiles"))
     size: int | None = option("side of the made-up GeoTIFF, pixels (default: 10000; memory 6000, growth 4000)", None)
     count: int = option("how many JPEG tiles are made up", 2000)
-    network: str | None = option(
-        "network of the made-up model (default: unet; memory and growth encoder_decoder?width=8)", None
-    )
+    network: str | None = option("network of the made-up model (default: unet; memory encoder_decoder?width=8)", None)
     data: str | None = option("labelled data for loading, and for lattice, which also needs --model", None)
     split: str = option("split of the labelled data", "test")
 

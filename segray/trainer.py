@@ -6,6 +6,7 @@ import math
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from dataclasses import asdict, dataclass, field
 
 import torch
@@ -51,8 +52,9 @@ def run(job: Job, place: Place, *, report: Report) -> None:
         if trainer.resume():
             step = trainer.epoch * job.steps + trainer.progress.steps
             report({"epoch": trainer.epoch, "step": step, "resumed": True})
-        while trainer.epoch < job.settings.epochs:
-            trainer.run_epoch(report)
+        with closing(trainer.batches()) as batches:
+            while trainer.epoch < job.settings.epochs:
+                trainer.run_epoch(batches, report)
         publisher.wait()
 
 
@@ -102,12 +104,18 @@ class Trainer:
         self.progress = Progress(**state["progress"])
         return True
 
-    def run_epoch(self, report: Report) -> None:
+    def batches(self) -> Iterator[Batch]:
+        """This worker's batches of every step from here to the end of the training."""
+        job, done = self.job, self.epoch * self.job.steps + self.progress.steps
+        steps = range(done, job.settings.epochs * job.steps)
+        return self.loader.batches(job.order, steps=steps, per_epoch=job.steps)
+
+    def run_epoch(self, batches: Iterator[Batch], report: Report) -> None:
         """Train and validate one epoch, and commit it beside the next."""
         self.watch = Stopwatch()
         self.watch.seconds.update(self.progress.seconds)
         with self.watch.during(STEPS):
-            loss = self._train(report)
+            loss = self._train(batches, report)
         with self.watch.during(VALIDATION):
             matrix, pictures = self._validate()
         points, self.progress, self.epoch = self.progress.points, Progress(), self.epoch + 1
@@ -120,12 +128,13 @@ class Trainer:
             self._publish(points, pictures, copy)
         report(row)
 
-    def _train(self, report: Report) -> float:
+    def _train(self, batches: Iterator[Batch], report: Report) -> float:
         """The rest of an epoch's pass over the crops; the mean loss of its valid pixels over all workers."""
         job, progress, epoch = self.job, self.progress, self.epoch + 1
         self.learner.parallel.train()
         sums = torch.zeros(3, dtype=torch.float64, device=self.place.device)
-        for index, batch in zip(range(progress.steps, job.steps), self._batches()):
+        for index in range(progress.steps, job.steps):
+            batch = self._next(batches)
             step = self.epoch * job.steps + index
             torch.manual_seed(worker_seed(job.settings.seed, step, self.place.rank))
             sums += self.learner.step(batch, epoch=epoch, index=index)
@@ -141,25 +150,19 @@ class Trainer:
                 report({"epoch": epoch, "step": step + 1, "loss": mean})
         return progress.loss / max(1.0, progress.pixels)
 
-    def _batches(self) -> Iterator[Batch]:
-        """The rest of the epoch's batches; after an error void ones, until all workers stop together in `_checked`."""
-        settings, place, epoch = self.job.settings, self.place, self.epoch + 1
-        batches = self.loader.batches(epoch, self.job.order(epoch), first=self.progress.steps)
-        batch = None
-        while True:
-            with self.watch.during(WAITING):
-                try:
-                    batch = next(batches)
-                except SegrayError as error:
-                    if place.world_size == 1:
-                        raise
-                    self.met = error
-                    crops = share(0, batch_size=settings.batch_size, rank=place.rank, world_size=place.world_size)
-                    batch = void_batch(len(crops), len(self.job.spec.bands), settings.crop)
-                except StopIteration:  # an iterator that raised is over
-                    if self.met is None:
-                        return
-            yield batch
+    def _next(self, batches: Iterator[Batch]) -> Batch:
+        """The next batch; after an error a void one, until all workers stop together in `_checked`."""
+        settings, place = self.job.settings, self.place
+        if self.met is None:
+            try:
+                with self.watch.during(WAITING):
+                    return next(batches)
+            except SegrayError as error:
+                if place.world_size == 1:
+                    raise
+                self.met = error
+        crops = share(0, batch_size=settings.batch_size, rank=place.rank, world_size=place.world_size)
+        return void_batch(len(crops), len(self.job.spec.bands), settings.crop)
 
     def _checked(self, sums: torch.Tensor, step: int) -> list[float]:
         """The sums over all workers; SegrayError when one of them met an error, or the loss is no longer finite."""

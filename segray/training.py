@@ -96,8 +96,13 @@ def check(settings: TrainSettings, dataset: Dataset) -> None:
 
 
 def worker_range(settings: TrainSettings) -> tuple[int, int]:
-    """The least and the most workers: --num_workers, or one a GPU, or one; SegrayError when that is too many."""
+    """The least and the most workers: --num_workers, or one a GPU, or one.
+
+    SegrayError when that is too many, or no node is there from which it would follow.
+    """
     gpu = cluster.use_gpu(settings.device)
+    if settings.worker_range is None:
+        cluster.check_there("--num_workers", gpu=gpu)
     room, unit = (cluster.gpus(), "GPU(s)") if gpu else (cluster.cpus(), "core(s)")
     default = min(max(1, room), settings.batch_size) if gpu else 1
     low, high = settings.worker_range or (default, default)
@@ -130,7 +135,8 @@ def _fit(job: Job, workers: tuple[int, int], tracking: Tracking) -> None:
     now = max(low, min(high, cluster.gpus() if gpu else cluster.cpus()))
     cores = cluster.cores_each(cluster.nodes(), now, gpu=gpu)
     count = f"{low} to {high}" if low < high else low
-    log.info("training %s on %s worker(s) of %d core(s)%s", job.settings.network, count, cores, " and a GPU" * gpu)
+    each = "a GPU" if gpu else f"{cores} core(s)"
+    log.info("training %s on %s worker(s) with %s each", job.settings.network, count, each)
     board = ray.remote(num_cpus=0)(Board).remote()
     console = Console(epochs=job.settings.epochs, steps_per_epoch=job.steps)
     with tempfile.TemporaryDirectory(prefix="segray-") as scratch, _shown(board, console, tracking):
@@ -165,11 +171,12 @@ def _worker(config: dict) -> None:
     board, context = config["board"], ray.train.get_context()
     if ray.get(board.failure.remote()):
         return
+    device = ray.train.torch.get_device()
     place = Place(
         rank=context.get_world_rank(),
         world_size=context.get_world_size(),
-        device=ray.train.torch.get_device(),
-        cores=config["cores"],
+        device=device,
+        cores=config["cores"] if device.type == "cpu" else cluster.share_of_node(),
     )
 
     def report(values: dict) -> None:

@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import platform
 from dataclasses import dataclass, replace
-from importlib.metadata import version
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from segray import __version__
 from segray.augment import Augment
 from segray.datasets import Dataset, Labelled, Sample
 from segray.errors import SegrayError
@@ -24,6 +21,7 @@ from segray.sampling import balanced, epoch_order, steps_per_epoch
 from segray.settings import TrainSettings
 from segray.storage import join
 from segray.training_state import compared
+from segray.versions import versions
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -130,9 +128,3 @@ def _pretrained(weights: str, network: dict) -> dict[str, Tensor]:
         spelled = earlier.training.get("settings", {}).get("network", earlier.network)
         raise ValueError(f"the model {earlier.uri} has another network; give --network {spelled!r}, or other --weights")
     return load_state(earlier.weights_uri if earlier else weights)
-
-
-def versions() -> dict[str, str]:
-    """The versions that may change what training computes."""
-    packages = {name: version(name) for name in ("torch", "torchvision", "ray")}
-    return {"segray": __version__, **packages, "python": platform.python_version()}

@@ -28,7 +28,7 @@ def test_what_is_measured_where_and_how(measured):
     out, report = measured
     assert set(report) == {"date", "machine", "settings", "tables"}
     assert report["machine"]["cores"] >= 1 and report["machine"]["cpu"]
-    assert set(report["machine"]["versions"]) == {"python", "segray", "torch", "ray"}
+    assert set(report["machine"]["versions"]) == {"python", "segray", "torch", "torchvision", "ray"}
     assert report["settings"]["size"] == 700
     assert out.endswith(f"benchmark.json is in {report['settings']['output']}\n")
     assert "\n".join(lines(report)) in out

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
@@ -11,7 +12,7 @@ import pytest
 
 from segray.augment import Augment
 from segray.datasets import Labelled
-from segray.loading import CropLoader, ImageCache, reading_threads
+from segray.loading import Batch, CropLoader, ImageCache, reading_threads
 from segray.reading import in_order
 from segray.sampling import ANY, balanced, epoch_order
 
@@ -95,6 +96,12 @@ def test_an_image_that_cannot_be_read_is_an_error_each_time() -> None:
             cache.get(3)
 
 
+def batches_of(loader: CropLoader, order: np.ndarray) -> Iterator[Batch]:
+    """Those of one epoch."""
+    steps = len(order) // loader.batch_size
+    return loader.batches(lambda _: order, steps=range(steps), per_epoch=steps)
+
+
 @pytest.mark.parametrize("part", [0.0, 0.5])
 @pytest.mark.parametrize("world_size", [1, 2, 4])
 def test_workers_together_see_the_crops_that_one_would(world_size: int, part: float) -> None:
@@ -123,7 +130,7 @@ def test_workers_together_see_the_crops_that_one_would(world_size: int, part: fl
         )
         return [
             [pixels.numpy().tobytes() + mask.numpy().tobytes() for pixels, mask in zip(batch.pixels, batch.mask)]
-            for batch in loader.batches(2, order)
+            for batch in loader.batches(lambda _: order, steps=range(3, 6), per_epoch=3)
         ]
 
     with reading_threads(3) as pool:
@@ -152,7 +159,7 @@ def test_crops_that_are_drawn_by_class_hold_it() -> None:
             world_size=1,
             seed=1,
         )
-        crops = [mask.numpy() for batch in loader.batches(1, order) for mask in batch.mask]
+        crops = [mask.numpy() for batch in batches_of(loader, order) for mask in batch.mask]
     held = [[label in crop for label in (1, 2)] for crop in crops]
     for (_, label), (one, two) in zip(order.tolist(), held, strict=True):
         assert one or label != 1
@@ -173,7 +180,7 @@ def test_a_class_that_the_image_has_no_data_of_is_no_error() -> None:
             world_size=1,
             seed=1,
         )
-        (batch,) = loader.batches(1, np.array([[0, 3]]))
+        (batch,) = batches_of(loader, np.array([[0, 3]]))
     assert batch.mask.shape == (1, 8, 8)
 
 
@@ -208,7 +215,7 @@ def test_images_are_read_before_their_crops_are_due_as_far_as_they_fit(
     cache = ImageCache(read, max_bytes=2 * images_in_half_of_the_cache * 192)
     cache.get(0)
     with reading_threads(1) as pool:
-        batches = loader_of(cache, pool).batches(1, ordered(*[0] * 50, 1, 2, 3, 4, 5))
+        batches = batches_of(loader_of(cache, pool), ordered(*[0] * 50, 1, 2, 3, 4, 5))
         next(batches)
         assert settled(reads, len(expected)) == expected
         assert len(list(batches)) == 54
@@ -222,7 +229,37 @@ def test_what_is_wrong_with_an_image_that_is_read_ahead_is_said_in_its_turn() ->
         return labelled()
 
     with reading_threads(2) as pool:
-        batches = loader_of(ImageCache(read), pool).batches(1, ordered(*[0] * 20, 1, 0))
+        batches = batches_of(loader_of(ImageCache(read), pool), ordered(*[0] * 20, 1, 0))
         assert len([next(batches) for _ in range(20)]) == 20
         with pytest.raises(OSError, match="image 1 is gone"):
             next(batches)
+
+
+@pytest.mark.parametrize("start", [0, 2, 5, 6])
+def test_a_training_that_goes_on_anywhere_sees_the_crops_that_it_would_have_seen(start: int) -> None:
+    orders = [ordered(*order) for order in np.random.default_rng(0).permuted([[0, 1, 2, 3, 4]] * 3, axis=1)]
+    images = [labelled(size=20, value=value) for value in range(5)]
+
+    def values(steps: range) -> list[int]:
+        with reading_threads(2) as pool:
+            batches = loader_of(ImageCache(images.__getitem__), pool)
+            batches = batches.batches(lambda epoch: orders[epoch - 1], steps=steps, per_epoch=5)
+            return [int(batch.pixels[0, 0, 0, 0]) for batch in batches]
+
+    assert values(range(15)) == [int(image) for order in orders for image, _ in order]
+    assert values(range(start, 15)) == values(range(15))[start:]
+
+
+def test_the_crops_of_the_next_epoch_are_cut_before_they_are_asked_for() -> None:
+    reads: list[int] = []
+
+    def read(index: int) -> Labelled:
+        reads.append(index)
+        return labelled()
+
+    with reading_threads(1) as pool:
+        loader = loader_of(ImageCache(read), pool)
+        batches = loader.batches(lambda epoch: ordered(epoch, epoch), steps=range(4), per_epoch=2)
+        assert [next(batches), next(batches)]
+        assert settled(reads, 2) == [1, 2]
+        assert len(list(batches)) == 2
