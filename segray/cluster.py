@@ -65,17 +65,17 @@ def nodes() -> list[dict[str, float]]:
 
 
 def share_of_node() -> int:
-    """CPU cores of the node of this worker for each GPU of it, whatever the worker asked for; at least 1."""
+    """CPU cores of this worker's node for each of its GPUs, at least 1; the node may have come after the job began."""
     here = ray.get_runtime_context().get_node_id()
     node = next(node["Resources"] for node in ray.nodes() if node["NodeID"] == here)
     return max(1, int(node.get("CPU", 1)) // max(1, int(node.get("GPU", 1))))
 
 
-def cores_each(nodes: list[dict[str, float]], count: int, *, gpu: bool) -> int:
+def cores_each(nodes: list[dict[str, float]], count: int) -> int:
     """The most CPU cores that each of `count` workers can have, given the resources of each node; at least 1."""
 
     def fit(cores: int) -> int:
-        return sum(min(int(node.get("CPU", 0)) // cores, int(node.get("GPU", 0)) if gpu else count) for node in nodes)
+        return sum(int(node.get("CPU", 0)) // cores for node in nodes)
 
     most = int(max((node.get("CPU", 0) for node in nodes), default=1))
     return next((cores for cores in range(most, 1, -1) if fit(cores) >= count), 1)

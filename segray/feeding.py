@@ -27,15 +27,22 @@ def loading_table(settings: BenchmarkSettings) -> dict:
     counts = sorted({1, 2, own, 2 * own})
     rounds = [[_run(job, threads) for threads in counts] for _ in range(settings.runs)]  # in turn: machines drift
     rows = [
-        {"threads": threads, **{name: statistics.median(run[name] for run in runs) for name in runs[0]}}
+        {"threads": threads, **{name: _median(tuple(run[name] for run in runs)) for name in runs[0]}}
         for threads, runs in zip(counts, zip(*rounds))
     ]
-    waits = [row["wait_share"] for row in rows if row["threads"] == own]
+    (row,) = (row for row in rows if row["threads"] == own)
+    waits = {"in its first epoch": row["wait_in_first_epoch"], "later": row["wait_later"]}
+    shares = (f"{share:.1%} of the time {when}" for when, share in waits.items() if share is not None)
     note = (
         f"a training of {1000 * STEP_S:.0f} ms a step for {job.settings.batch_size} crops of {job.settings.crop} px "
-        f"waits for data {waits[0]:.1%} of the time with its {own} threads, the first step left out"
+        f"waits for data {', '.join(shares)}, with its {own} threads; epochs have {job.steps} steps, of which the very "
+        "first is left out"
     )
     return {"rows": rows, "notes": [note], "step_s": STEP_S, "steps": STEPS, "threads": own}
+
+
+def _median(values: tuple[float | None, ...]) -> float | None:
+    return None if None in values else statistics.median(values)
 
 
 def _job(settings: BenchmarkSettings) -> Job:
@@ -53,8 +60,8 @@ def _job(settings: BenchmarkSettings) -> Job:
     return Job(settings=train, dataset=dataset, train=units, val=(), inspection=inspection, data="")
 
 
-def _run(job: Job, threads: int) -> dict[str, float]:
-    """Some steps: seconds to the first batch, share of the time waited after it, CPU time a crop."""
+def _run(job: Job, threads: int) -> dict[str, float | None]:
+    """Some steps: seconds to the first batch, share of the time waited in the first epoch and later, CPU ms a crop."""
     settings = job.settings
     with reading_threads(threads) as pool:
         loader = CropLoader(
@@ -74,10 +81,14 @@ def _run(job: Job, threads: int) -> dict[str, float]:
             waited.append(time.perf_counter() - start)
             time.sleep(STEP_S)
     cpu = time.process_time() - cpu
-    rest = sum(waited[1:])
     return {
         "first_s": waited[0],
-        "wait_share": rest / (rest + STEP_S * (STEPS - 1)),
-        "longest_wait_s": max(waited[1:]),
+        "wait_in_first_epoch": _share(waited[1 : job.steps]),
+        "wait_later": _share(waited[job.steps :]),
         "cpu_ms_a_crop": 1000 * cpu / (STEPS * settings.batch_size),
     }
+
+
+def _share(waited: list[float]) -> float | None:
+    """Of the time of steps, that they waited; None of no steps."""
+    return sum(waited) / (sum(waited) + STEP_S * len(waited)) if waited else None

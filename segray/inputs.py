@@ -60,6 +60,13 @@ class InputSpec:
                 raise MismatchError(f"{source} {has}, so --bands {name} cannot be found; give numbers, as in 0,1,2")
         return replace(self, bands=tuple(known.index(name.lower()) for name in self.band_names))
 
+    def takes(self, dtype: np.dtype) -> bool:
+        """Whether values of that type are in the unit that `scale` is for: bytes, more than bytes, or real numbers."""
+        eight_bit = abs(255 * self.scale - 1) < 1e-3
+        if dtype.kind == "f":
+            return not eight_bit
+        return dtype.kind in "iu" and (1 / self.scale <= 256) == (dtype.itemsize == 1)
+
     def with_overrides(self, **changes: object) -> InputSpec:
         """This spec with those of tile, overlap, bands and scale that are not None replaced."""
         return replace(self, **{name: value for name, value in changes.items() if value is not None})
@@ -80,13 +87,10 @@ def check_pixels(spec: InputSpec, *, bands: int, dtype: np.dtype, explicit_bands
             f"{source} has {bands} bands, but the model was trained on {max(spec.bands) + 1}; "
             f"say which to use with --bands, as in --bands {_listed(spec.bands)}"
         )
-    top = 1 / spec.scale
-    eight_bit = abs(255 * spec.scale - 1) < 1e-3
-    fits = not eight_bit if dtype.kind == "f" else dtype.kind in "iu" and (top <= 256) == (dtype.itemsize == 1)
-    if not fits:
+    if not spec.takes(dtype):
         scale = 1 / np.iinfo(dtype).max if dtype.kind in "iu" else 1.0
         raise MismatchError(
-            f"{source} holds {dtype} values, but the model expects values of 0 to {top:g}; "
+            f"{source} holds {dtype} values, but the model expects values of 0 to {1 / spec.scale:g}; "
             f"give the factor that brings them to its unit with --scale, as in --scale {scale:.6g}"
         )
 

@@ -138,7 +138,8 @@ def inspect(
         large_val=tuple((number, *size) for number, size in large_val.items()),
     )
     checked = spread(inspection.val(val, settings.crop), COUNTED)  # now, not after the first epoch
-    list(run(look, _parts([(sample, False) for sample in checked])))
+    opened = set(spread(checked, IMAGES))
+    list(run(look, _parts([(sample, sample in opened) for sample in checked])))
     return inspection
 
 

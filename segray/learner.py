@@ -26,12 +26,13 @@ from segray.workers import Place
 class Learner:
     """What a worker trains. model: what is validated and published; precision: bf16 or fp32, equal on all workers."""
 
-    def __init__(self, job: Job, place: Place) -> None:
+    def __init__(self, job: Job, place: Place, *, pretrained: bool = True) -> None:
+        """pretrained: see `Job.network`."""
         self.job, self.place, settings = job, place, job.settings
         fast = place.all_agree(default_precision(place.device.type) == "bf16")
         self.precision = settings.precision or ("bf16" if fast else "fp32")
         with place.together():
-            network = job.network()
+            network = job.network(pretrained=pretrained)
         self.reduce = getattr(network, "reduce", 1)  # it has logits of every so many pixels alone
         self.network = network.to(place.device, memory_format=torch.channels_last)
         self.average = WeightAverage(self.network, decay=settings.ema)

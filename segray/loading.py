@@ -7,7 +7,7 @@ threads run.
 from __future__ import annotations
 
 import threading
-from collections import OrderedDict, defaultdict, deque
+from collections import OrderedDict, deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
@@ -68,22 +68,26 @@ class ImageCache:
         self._read, self._max_bytes, self._bytes = read_image, max_bytes, 0
         self._ahead = ThreadPoolExecutor(READERS_AHEAD, thread_name_prefix="segray-ahead")
         self._images: OrderedDict[int, Labelled] = OrderedDict()
-        self._reading: defaultdict[int, threading.Lock] = defaultdict(threading.Lock)
+        self._reading: dict[int, threading.Lock] = {}
         self._lock = threading.Lock()
 
     def get(self, index: int) -> Labelled:
         """The image of that number."""
         with self._lock:
-            reading = self._reading[index]
+            reading = self._reading.setdefault(index, threading.Lock())
         with reading:
-            with self._lock:
-                if index in self._images:
-                    self._images.move_to_end(index)
-                    return self._images[index]
-            labelled = self._read(index)
-            with self._lock:
-                self._keep(index, labelled)
-            return labelled
+            try:
+                with self._lock:
+                    if index in self._images:
+                        self._images.move_to_end(index)
+                        return self._images[index]
+                labelled = self._read(index)
+                with self._lock:
+                    self._keep(index, labelled)
+                return labelled
+            finally:
+                with self._lock:
+                    self._reading.pop(index, None)
 
     def read_ahead(self, index: int) -> Future | None:
         """Have an image read unless it is there; an error is raised to whoever gets it."""

@@ -8,12 +8,14 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from functools import partial
 from itertools import islice
 from typing import TypeVar
 
+import numpy as np
+
 from segray.archives.images import bands_for
 from segray.datasets import Dataset, Labelled, Sample, read
+from segray.errors import MismatchError
 from segray.inputs import InputSpec
 
 Item, Result = TypeVar("Item"), TypeVar("Result")
@@ -24,7 +26,15 @@ def read_labelled(dataset: Dataset, sample: Sample, spec: InputSpec, *, explicit
 
     ImageError, LabelError or MismatchError when image, mask or their types are not as they should be.
     """
-    choose = partial(bands_for, spec, explicit_bands=explicit_bands, source=sample.image)
+
+    def choose(bands: int, dtype: np.dtype, names: tuple[str, ...]) -> tuple[int, ...]:
+        if not spec.takes(dtype):
+            raise MismatchError(
+                f"{sample.image} holds {dtype} values, but others of the labelled images values of 0 to "
+                f"{1 / spec.scale:g}; convert one or the other, since a network knows one unit"
+            )
+        return bands_for(spec, bands, dtype, names, explicit_bands=explicit_bands, source=sample.image)
+
     return read(dataset, sample, choose=choose)
 
 

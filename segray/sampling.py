@@ -41,11 +41,13 @@ def balanced(
     that there is as likely as any other, and then an image in proportion to how much of the class it holds. Within a
     span of positions each drawn image gives `crops` crops, since it must be decoded for them.
     """
-    rng = np.random.default_rng([seed, epoch, BALANCE])
     result = np.stack([order, np.full(len(order), ANY)], axis=1)
+    if not part:
+        return result
+    rng = np.random.default_rng([seed, epoch, BALANCE])
     present = np.flatnonzero(counts.sum(axis=0))
     heaps = np.cumsum(counts, axis=0)
-    for start in range(0, len(order) if part and len(present) else 0, span):
+    for start in range(0, len(order) if len(present) else 0, span):
         chosen = start + np.flatnonzero(rng.random(min(span, len(order) - start)) < part)
         draws = -(-len(chosen) // crops)
         classes = rng.choice(present, draws)

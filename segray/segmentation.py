@@ -150,7 +150,7 @@ def _slots(work: Work, more_bytes: int = 0) -> int:
 
 def with_threads(work: Work, actors: int) -> Work:
     """The same work for that many actors: on few shards each takes several cores of a node."""
-    return replace(work, threads=cluster.cores_each(cluster.nodes(), actors, gpu=False))
+    return replace(work, threads=cluster.cores_each(cluster.nodes(), actors))
 
 
 def _run(settings: SegmentSettings, work: Work, missing: list[int], *, fresh: bool) -> tuple[Totals, float]:

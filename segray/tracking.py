@@ -41,7 +41,7 @@ class Tracker(Protocol):
     def log(self, values: dict[str, float], step: int) -> None:
         """Numbers by name, at a step of the training."""
 
-    def finish(self) -> None:
+    def finish(self, *, failed: bool) -> None:
         """Nothing more will come."""
 
 
@@ -83,9 +83,9 @@ class MLflow:
         )
         self.client.log_batch(self.run, [self.metric(name, value, now, step) for name, value in named.items()])
 
-    def finish(self) -> None:
+    def finish(self, *, failed: bool) -> None:
         """See Tracker."""
-        self.client.set_terminated(self.run)
+        self.client.set_terminated(self.run, status="FAILED" if failed else "FINISHED")
 
     def _last(self, name: str) -> float:
         return max((metric.value for metric in self.client.get_metric_history(self.run, name)), default=-1)
@@ -113,9 +113,9 @@ class WandB:
         """See Tracker. Rows may come after later steps, which W&B's own count of steps would not allow."""
         self.run.log(values)
 
-    def finish(self) -> None:
+    def finish(self, *, failed: bool) -> None:
         """See Tracker."""
-        self.run.finish()
+        self.run.finish(exit_code=int(failed))
 
 
 TRACKERS = {"mlflow": MLflow, "wandb": WandB}
@@ -143,6 +143,7 @@ class Tracking:
         """
         self._trackers: dict[str, tuple[Tracker, dict[str, float]]] = {}
         self._reports: SimpleQueue[dict | None] = SimpleQueue()
+        self._failed = False
         self._thread = Thread(target=self._serve, name="segray-tracking", daemon=True)
         runs = _read_runs(output)
         for flag, value in wanted.items():
@@ -157,8 +158,12 @@ class Tracking:
         if "step" in report and "resumed" not in report:
             self._reports.put(report)
 
-    def close(self) -> None:
-        """End the runs when all is logged, or leave them when that takes too long."""
+    def __enter__(self) -> Tracking:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *error: object) -> None:
+        """End the runs when all is logged, or leave them when that takes too long; after an error they failed."""
+        self._failed = kind is not None
         self._reports.put(None)
         self._thread.join(FINISH_S)
         if self._thread.is_alive():
@@ -181,7 +186,7 @@ class Tracking:
                     last[mark] = report[mark]
                     self._try(flag, tracker, partial(tracker.log, values, report["step"]))
         for flag, (tracker, _) in list(self._trackers.items()):
-            self._try(flag, tracker, tracker.finish)
+            self._try(flag, tracker, partial(tracker.finish, failed=self._failed))
 
     def _try(self, flag: str, tracker: Tracker, call: Callable[[], None]) -> None:
         try:

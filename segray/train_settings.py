@@ -93,6 +93,8 @@ class TrainSettings:
         for name in ("seed", "weight_decay", "max_failures", "aux_weight", "clip"):
             if not 0 <= getattr(self, name) < math.inf:
                 raise ValueError(f"--{name} must not be negative, but is {getattr(self, name)}")
+        if self.seed >= 2**63:
+            raise ValueError(f"--seed must be below 2**63, but is {self.seed}")
         for name in ("warm_up", "photometric", "balance"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ValueError(f"--{name} is 0 to 1, not {getattr(self, name)}")

@@ -75,7 +75,9 @@ class Trainer:
     def __init__(self, job: Job, place: Place, *, pool: ThreadPoolExecutor, publisher: Publisher) -> None:
         self.job, self.place, self.pool, self.publisher = job, place, pool, publisher
         settings = job.settings
-        self.learner = Learner(job, place)
+        newest = newest_state(settings.output) if place.rank == 0 else (0, 0)
+        self.newest = tuple(map(place.from_first, newest))  # as rank 0 sees it
+        self.learner = Learner(job, place, pretrained=self.newest == (0, 0))
         self.epoch, self.history, self.progress = 0, [], Progress()
         self.masks: Masks = {}
         self.watch = Stopwatch()
@@ -92,13 +94,11 @@ class Trainer:
         )
 
     def resume(self) -> bool:
-        """Go back to the newest state, the one that rank 0 sees; whether there is any."""
-        output = self.job.settings.output
-        position = newest_state(output) if self.place.rank == 0 else (0, 0)
-        epoch, step = map(self.place.from_first, position)
+        """Go back to the newest state that there was; whether there was any."""
+        epoch, step = self.newest
         if (epoch, step) == (0, 0):
             return False
-        state = load_state(output, epoch, step)
+        state = load_state(self.job.settings.output, epoch, step)
         self.learner.load(state)
         self.epoch, self.history, self.masks = epoch, state["history"], state["masks"]
         self.progress = Progress(**state["progress"])

@@ -7,9 +7,11 @@ continue from the same place, the newest state in OUTPUT.
 from __future__ import annotations
 
 import logging
+import math
 import os
 import tempfile
 import threading
+import time
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -20,7 +22,9 @@ import ray
 import ray.train
 import ray.train.torch
 import torch
+from botocore.exceptions import BotoCoreError
 from ray.exceptions import RayError
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from segray import cluster
 from segray.datasets import Dataset, Sample, open_dataset
@@ -40,6 +44,7 @@ from segray.workers import Place
 
 log = logging.getLogger("segray")
 POLL_S = 0.5  # how often the driver asks for progress
+NO_ROOM_S = 120.0  # without any worker, until the driver says so
 # How often Ray's controller asks the workers. `ray.train.report` blocks until then, so that no epoch
 # would be shorter than the default of 2 s.
 HEALTH_CHECK = ("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.25")
@@ -60,6 +65,8 @@ def train(settings: TrainSettings) -> dict:
     stored = read_run(settings, data)
     if stored and finished(settings):
         log.info("%s is already trained for all %d epochs; nothing to do", settings.output, settings.epochs)
+        with _tracked(settings):
+            pass
         return _result(settings, already=True)
     cluster.start()
     workers = worker_range(settings)
@@ -76,14 +83,9 @@ def train(settings: TrainSettings) -> dict:
         inspection=inspection,
         data=data,
     )
-    tracking = Tracking(settings.trackers, settings=compared(settings), output=settings.output)
-    try:
-        for row in read_history(settings.output):  # of before; a tracker that failed then has not all of them
-            tracking.add(row)
+    with _tracked(settings) as tracking:
         _fit(job, workers, tracking)
-        remove_leftovers(settings.output)
-    finally:
-        tracking.close()
+    remove_leftovers(settings.output)
     return _result(settings, already=False)
 
 
@@ -125,6 +127,14 @@ def _inspect(dataset: Dataset, train: list[Sample], val: list[Sample], settings:
     return inspection
 
 
+def _tracked(settings: TrainSettings) -> Tracking:
+    """The trackers of a training, told of the epochs that are done: one that failed then has not all of them."""
+    tracking = Tracking(settings.trackers, settings=compared(settings), output=settings.output)
+    for row in read_history(settings.output):
+        tracking.add(row)
+    return tracking
+
+
 def _fit(job: Job, workers: tuple[int, int], tracking: Tracking) -> None:
     """Run the workers to the last epoch; SegrayError with the sentence of the worker that met one."""
     os.environ.setdefault(*HEALTH_CHECK)
@@ -132,12 +142,13 @@ def _fit(job: Job, workers: tuple[int, int], tracking: Tracking) -> None:
         os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")  # one process less on one's own machine
     gpu = cluster.use_gpu(job.settings.device)
     low, high = workers
-    now = max(low, min(high, cluster.gpus() if gpu else cluster.cpus()))
-    cores = cluster.cores_each(cluster.nodes(), now, gpu=gpu)
+    cores = 1 if gpu else cluster.cores_each(cluster.nodes(), max(low, min(high, cluster.cpus())))
     count = f"{low} to {high}" if low < high else low
     each = "a GPU" if gpu else f"{cores} core(s)"
     log.info("training %s on %s worker(s) with %s each", job.settings.network, count, each)
-    board = ray.remote(num_cpus=0)(Board).remote()
+    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)  # may not be lost alone
+    board = ray.remote(num_cpus=0, scheduling_strategy=here)(Board).remote()
+    failure: Exception | None = None
     console = Console(epochs=job.settings.epochs, steps_per_epoch=job.steps)
     with tempfile.TemporaryDirectory(prefix="segray-") as scratch, _shown(board, console, tracking):
         trainer = ray.train.torch.TorchTrainer(
@@ -157,9 +168,15 @@ def _fit(job: Job, workers: tuple[int, int], tracking: Tracking) -> None:
                 failure_config=ray.train.FailureConfig(max_failures=job.settings.max_failures),
             ),
         )
-        trainer.fit()
+        try:
+            trainer.fit()
+        except ray.train.TrainingFailedError as error:
+            failure = error
     if sentence := ray.get(board.failure.remote()):
-        raise SegrayError(sentence)
+        raise SegrayError(sentence) from failure
+    if failure is not None:  # a full disk or a store that does not answer is for `command_line` to say
+        causes = getattr(failure, "worker_failures", {}).values()
+        raise next((cause for cause in causes if isinstance(cause, (OSError, BotoCoreError))), failure)
 
 
 def _worker(config: dict) -> None:
@@ -169,7 +186,7 @@ def _worker(config: dict) -> None:
     again would not mend it. Running out of GPU memory ends one of them: the group is restarted, and returns at once.
     """
     board, context = config["board"], ray.train.get_context()
-    if ray.get(board.failure.remote()):
+    if ray.get(board.begin.remote()):
         return
     device = ray.train.torch.get_device()
     place = Place(
@@ -200,14 +217,17 @@ def _shown(board: ray.actor.ActorHandle, console: Console, tracking: Tracking) -
     done = threading.Event()
 
     def watch() -> None:
-        last = False
+        last, told = False, time.monotonic() + NO_ROOM_S
         while not last:
             last = done.wait(POLL_S)
             try:
+                if time.monotonic() > told and not ray.get(board.has_begun.remote(), timeout=10 * POLL_S):
+                    log.info("no worker has begun: they wait for nodes, or for what other jobs hold of the cluster")
+                    told = math.inf
                 for report in ray.get(board.take.remote(), timeout=10 * POLL_S):
                     console.show(report)
                     tracking.add(report)
-            except RayError:  # the board's node is gone or slow: progress is lost, the training is not
+            except RayError:  # progress is lost, the training is not
                 continue
 
     thread = threading.Thread(target=watch, name="segray-progress", daemon=True)

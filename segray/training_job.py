@@ -55,7 +55,7 @@ class Job:
         stream = {"seed": self.settings.seed, "epoch": epoch}
         positions = self.steps * self.settings.batch_size
         order = epoch_order(images, crops_per_image=crops, positions=positions, together=together, **stream)
-        counts = np.zeros((images, len(self.dataset.classes)), np.int64)
+        counts = np.zeros((images if self.settings.balance else 0, len(self.dataset.classes)), np.int64)
         if self.settings.balance:
             counts[counted_units(images)] = self.inspection.class_counts
         fit = images <= together  # then they are decoded once, whatever the order
@@ -81,9 +81,13 @@ class Job:
         """The weight of each class in the loss, from its labelled pixels; None where all weigh the same."""
         return class_weights(self.settings.class_weights, self.inspection.class_pixels)
 
-    def network(self) -> nn.Module:
-        """The network before its first step: random weights of the seed, then those pretrained ones that fit."""
-        return initial_network(self.settings, bands=len(self.inspection.bands), classes=len(self.dataset.classes))
+    def network(self, *, pretrained: bool = True) -> nn.Module:
+        """The network before its first step: random weights of the seed, then those pretrained ones that fit.
+
+        pretrained: False where a state is loaded into it anyway, so that those weights need not be there still.
+        """
+        settings = self.settings if pretrained else replace(self.settings, weights=None)
+        return initial_network(settings, bands=len(self.inspection.bands), classes=len(self.dataset.classes))
 
     def description(self, row: dict, *, precision: str) -> Description:
         """The model.json of the network after an epoch; row: that of metrics.jsonl."""

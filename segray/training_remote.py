@@ -17,6 +17,7 @@ class Board:
     def __init__(self) -> None:
         self.reports: list[dict] = []
         self.error: str | None = None
+        self.begun = False
 
     def add(self, report: dict) -> None:
         """Append a report."""
@@ -25,6 +26,15 @@ class Board:
     def fail(self, sentence: str) -> None:
         """Keep the first error."""
         self.error = self.error or sentence
+
+    def begin(self) -> str | None:
+        """A worker begins; the error, if there is one."""
+        self.begun = True
+        return self.error
+
+    def has_begun(self) -> bool:
+        """Whether any worker ever began."""
+        return self.begun
 
     def failure(self) -> str | None:
         """The error, if there is one."""

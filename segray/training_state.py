@@ -84,12 +84,18 @@ def finished(settings: TrainSettings) -> bool:
 
 
 def save_state(output: str, state: dict, *, keep: int) -> None:
-    """Commit a state of (state["epoch"], state["step"]) in one atomic put, then remove all but the newest `keep`."""
-    buffer = io.BytesIO()
+    """Commit a state of (state["epoch"], state["step"]) in one atomic put, then keep only the last `keep` up to it.
+
+    Those beyond it are damaged, or the training would have continued from them.
+    """
+    here, buffer = (state["epoch"], state["step"]), io.BytesIO()
     torch.save(state, buffer)
-    publish(_state_uri(output, (state["epoch"], state["step"])), buffer.getvalue())
-    for position in _positions(output)[:-keep]:
-        remove(_state_uri(output, position))
+    publish(_state_uri(output, here), buffer.getvalue())
+    positions = _positions(output)
+    kept = [position for position in positions if position <= here][-keep:]
+    for position in positions:
+        if position not in kept:
+            remove(_state_uri(output, position))
 
 
 def newest_state(output: str) -> Position:

@@ -19,10 +19,11 @@ def test_rows_are_by_threads_and_the_own_number_is_among_them(labelled_folder, t
     assert [row["threads"] for row in table["rows"]] == [1, 2, 4, 8]
     assert table["threads"] == reader_count(2) == 4
     for row in table["rows"]:
-        assert 0 <= row["wait_share"] < 1
-        assert row["first_s"] > 0 and row["longest_wait_s"] > 0 and row["cpu_ms_a_crop"] > 0
+        assert 0 <= row["wait_in_first_epoch"] < 1
+        assert 0 <= row["wait_later"] < 1
+        assert row["first_s"] > 0 and row["cpu_ms_a_crop"] > 0
     (note,) = table["notes"]
-    assert "1 ms a step for 2 crops of 64 px waits for data" in note and "with its 4 threads" in note
+    assert "1 ms a step for 2 crops of 64 px waits for data" in note and "later, with its 4 threads" in note
 
 
 def test_data_that_cannot_be_used_are_refused(tmp_path):

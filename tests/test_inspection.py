@@ -104,6 +104,25 @@ def test_masks_to_validate_are_looked_at_before_anything_is_trained(tmp_path: Pa
         inspect(dataset, dataset.samples("train"), settings, val=dataset.samples("val"))
 
 
+@pytest.mark.parametrize(
+    ("shape", "dtype", "sentence"),
+    [
+        ((3, 20, 20), "uint16", r"0.tif holds uint16 values, but others of the labelled images values of 0 to 255; co"),
+        ((4, 20, 20), "uint8", "0.tif has 4 bands, but the model was trained on 3"),
+        ((3, 20, 30), "uint8", "0.png has 20 x 20 pixels"),
+    ],
+)
+def test_images_to_validate_are_looked_at_before_anything_is_trained(
+    tmp_path: Path, shape: tuple[int, int, int], dtype: str, sentence: str
+) -> None:
+    data = write_data(tmp_path / "data", [np.ones((3, 20, 20), np.uint8)])
+    write_raster(tmp_path / "data" / "val" / "images" / "0.tif", np.ones(shape, dtype))
+    (tmp_path / "data" / "val" / "masks" / "0.png").write_bytes(png(np.zeros((20, 20), np.uint8)))
+    dataset, settings = open_dataset(data), TrainSettings(data=data, output="none", crop=16)
+    with pytest.raises(SegrayError, match=sentence):
+        inspect(dataset, dataset.samples("train"), settings, val=dataset.samples("val"))
+
+
 def test_pretrained_weights_come_with_their_own_moments(tmp_path: Path) -> None:
     data = write_data(tmp_path, [np.random.default_rng(0).integers(0, 255, (3, 20, 20), np.uint8)])
     found = look(data, weights="some.safetensors")

@@ -112,6 +112,7 @@ def test_wrong_flags_are_one_sentence(flags, sentence):
         ([*TRAIN, "--momentum", "1"], "--momentum is at least 0 and below 1, not 1.0"),
         ([*TRAIN, "--ema", "-0.1"], "--ema is at least 0 and below 1, not -0.1"),
         ([*TRAIN, "--photometric", "nan"], "--photometric is 0 to 1, not nan"),
+        ([*TRAIN, "--seed", "9223372036854775808"], "--seed must be below 2\\*\\*63, but is 9223372036854775808"),
         ([*TRAIN, "--clip", "-1"], "--clip must not be negative, but is -1.0"),
         ([*TRAIN, "--aux_weight", "inf"], "--aux_weight must not be negative, but is inf"),
         ([*TRAIN, "--accumulate", "0"], "--accumulate must be positive"),

@@ -39,8 +39,8 @@ class Remembering:
             raise LookupError("disk full")
         self.logged.append(values)
 
-    def finish(self) -> None:
-        self.logged.append({"finished": True})
+    def finish(self, *, failed: bool) -> None:
+        self.logged.append({"failed": failed})
 
 
 @pytest.fixture(autouse=True)
@@ -59,11 +59,10 @@ def reports(first: int, last: int) -> list[dict]:
 
 
 def follow(output: Path, wanted: dict[str, str | None], *parts: list[dict]) -> None:
-    run = Tracking(wanted, settings={"lr": 0.1}, output=str(output))
-    for part in parts:
-        for report in part:
-            run.add(report)
-    run.close()
+    with Tracking(wanted, settings={"lr": 0.1}, output=str(output)) as run:
+        for part in parts:
+            for report in part:
+                run.add(report)
 
 
 def test_every_number_is_logged_once_in_one_run_after_any_restart(tmp_path: Path) -> None:
@@ -73,9 +72,15 @@ def test_every_number_is_logged_once_in_one_run_after_any_restart(tmp_path: Path
     assert [row["epoch"] for row in first if "epoch" in row] == [1, 2, 3, 4]
     assert [row["step"] for row in first if "step" in row] == [16, 20, 36, 40, 56, 60, 76, 80]
     assert [row["epoch"] for row in second if "epoch" in row] == [3, 4]
-    assert first[-1] == second[-1] == {"finished": True}
+    assert first[-1] == second[-1] == {"failed": False}
     runs = json.loads((tmp_path / "state" / "tracking.json").read_text())
     assert [RUNS[runs[flag]] for flag in ("mlflow", "wandb")] == [first, second]
+
+
+def test_a_run_whose_training_failed_has_failed(tmp_path: Path) -> None:
+    with pytest.raises(SegrayError), Tracking({"mlflow": "here"}, settings={}, output=str(tmp_path)):
+        raise SegrayError("the loss is no longer finite")
+    assert list(RUNS.values()) == [[{"failed": True}]]
 
 
 def test_a_tracker_that_fails_is_left_out_with_a_line(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

@@ -28,6 +28,7 @@ from segray.networks import NETWORKS
 from segray.publishing import Publisher
 from segray.segmenter import Segmenter
 from segray.settings import TrainSettings
+from segray.storage import join, publish
 from segray.synthetic import CLASSES, scene
 from segray.trainer import CHECK_EVERY, run
 from segray.training_job import Job, initial_network
@@ -209,6 +210,10 @@ def test_only_the_newest_states_are_kept(store: str) -> None:
         assert newest_state(store) == (epoch, step)
         assert len(list(list_files(store))) == min(number, 3)
     assert load_state(store, 10) == {"epoch": 10, "step": 0}
+    publish(join(store, "state", "epoch-0011.pt"), b"damaged")
+    save_state(store, {"epoch": 10, "step": 6}, keep=1)
+    assert newest_state(store) == (10, 6)
+    assert len(list(list_files(store))) == 1
 
 
 def test_weights_after_steps_in_parts_are_those_of_whole_steps(labelled_folder: str, tmp_path: Path) -> None:

@@ -23,13 +23,14 @@ import torch
 from conftest import png
 from test_trainer import make_job, run_job, same
 
-from segray.cluster import cores_each
+from segray.cluster import check_there, cores_each, share_of_node
 from segray.command_line import BAD_INPUT
 from segray.datasets import open_dataset
 from segray.errors import SegrayError
 from segray.inspection import fingerprint
 from segray.listing import list_files
 from segray.settings import TrainSettings
+from segray.storage import FINAL_ERRORS
 from segray.training import train
 from segray.training_job import Job
 from segray.training_state import finished, load_state, newest_state, read_history, write_run
@@ -143,6 +144,16 @@ def test_an_error_of_one_worker_ends_all_with_its_sentence(cluster: str, labelle
     assert newest_state(job.settings.output)[0] == 0
 
 
+def test_an_output_that_workers_cannot_write_is_an_error_of_the_disk(
+    cluster: str, labelled_folder: str, tmp_path: Path
+) -> None:
+    job = make_job(labelled_folder, str(tmp_path / "trained"), max_failures=0)
+    write_run(job.settings, fingerprint_of(job), asdict(job.inspection))
+    (tmp_path / "trained" / "model").write_bytes(b"")  # where a folder should be
+    with pytest.raises(FINAL_ERRORS, match=f"{tmp_path}/trained/model"):
+        train(job.settings)
+
+
 def fingerprint_of(job: Job) -> str:
     return fingerprint(job.dataset, [*job.train, *job.val])
 
@@ -178,6 +189,21 @@ def test_bad_settings_are_refused_before_ray_starts(
         train(settings)
 
 
+def test_a_worker_knows_its_share_of_its_node(cluster: str) -> None:
+    assert ray.get(ray.remote(share_of_node).remote()) == 2
+
+
+@pytest.mark.parametrize(("gpu", "advice"), [(True, "no GPU yet; .*: --actors"), (False, "no worker node")])
+def test_nothing_is_concluded_from_a_cluster_that_is_not_there_yet(
+    monkeypatch: pytest.MonkeyPatch, gpu: bool, advice: str
+) -> None:
+    monkeypatch.setattr(ray, "cluster_resources", lambda: {"CPU": 0.0, "memory": 1e9})
+    with pytest.raises(SegrayError, match=advice):
+        check_there("--actors", gpu=gpu)
+    monkeypatch.setattr(ray, "cluster_resources", lambda: {"CPU": 1.0, "GPU": 1.0})
+    check_there("--actors", gpu=gpu)
+
+
 def test_more_workers_than_the_machine_has_cores_are_refused(
     cluster: str, labelled_folder: str, tmp_path: Path
 ) -> None:
@@ -194,19 +220,16 @@ def test_a_split_that_is_missing_is_named(labelled_folder: str, tmp_path: Path, 
 
 
 @pytest.mark.parametrize(
-    ("nodes", "workers", "gpu", "cores"),
+    ("nodes", "workers", "cores"),
     [
-        ([{"CPU": 2}], 1, False, 2),
-        ([{"CPU": 2}], 2, False, 1),
-        ([{"CPU": 2}], 3, False, 1),  # more than there is: Ray waits for the cluster to grow
-        ([{"CPU": 4}, {"CPU": 2}], 1, False, 4),
-        ([{"CPU": 4}, {"CPU": 4}], 3, False, 2),
-        ([{"CPU": 8}, {"CPU": 0}], 2, False, 4),
-        ([{"CPU": 64}, {"CPU": 32, "GPU": 4}], 4, True, 8),  # a node without GPUs is of no use
-        ([{"CPU": 16, "GPU": 8}, {"CPU": 16, "GPU": 8}], 16, True, 2),
-        ([{"CPU": 4, "GPU": 8}], 8, True, 1),
-        ([], 1, False, 1),
+        ([{"CPU": 2}], 1, 2),
+        ([{"CPU": 2}], 2, 1),
+        ([{"CPU": 2}], 3, 1),  # more than there is: Ray waits for the cluster to grow
+        ([{"CPU": 4}, {"CPU": 2}], 1, 4),
+        ([{"CPU": 4}, {"CPU": 4}], 3, 2),
+        ([{"CPU": 8}, {"CPU": 0}], 2, 4),
+        ([], 1, 1),
     ],
 )
-def test_workers_get_all_cores_that_they_all_can_have(nodes: list[dict], workers: int, gpu: bool, cores: int) -> None:
-    assert cores_each(nodes, workers, gpu=gpu) == cores
+def test_workers_get_all_cores_that_they_all_can_have(nodes: list[dict], workers: int, cores: int) -> None:
+    assert cores_each(nodes, workers) == cores
