@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import pickle
 
 import numpy as np
@@ -10,10 +11,20 @@ import numpy as np
 def pack(shard: int, value: object) -> dict:
     """A row that carries any value, its arrays as one block of bytes that Ray moves without pickling."""
     buffers: list[pickle.PickleBuffer] = []
-    head = pickle.dumps(value, protocol=5, buffer_callback=buffers.append)
+    head = io.BytesIO()
+    _Pickler(head, protocol=5, buffer_callback=buffers.append).dump(value)
     parts = [np.frombuffer(buffer.raw(), np.uint8) for buffer in buffers]
     body = np.concatenate(parts) if parts else np.zeros(0, np.uint8)
-    return {"shard": shard, "head": pickle.dumps((head, [len(part) for part in parts])), "body": body}
+    return {"shard": shard, "head": pickle.dumps((head.getvalue(), [len(part) for part in parts])), "body": body}
+
+
+class _Pickler(pickle.Pickler):
+    """One that leaves out views of larger arrays, too, as the masks of windows are: their pickles would hold them."""
+
+    def reducer_override(self, value: object) -> object:
+        if isinstance(value, np.ndarray) and not value.flags.forc:
+            return np.ascontiguousarray(value).__reduce_ex__(5)
+        return NotImplemented
 
 
 def unpack(row: dict) -> object:

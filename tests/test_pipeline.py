@@ -11,7 +11,6 @@ import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import ray
@@ -23,7 +22,6 @@ from segray.errors import ModelError, SegrayError
 from segray.inference import default_precision
 from segray.listing import list_files
 from segray.model_dir import read_description
-from segray.packing import batch_of, pack, unpack
 from segray.plan import whole, write_files
 from segray.summary import Totals
 from segray.synthetic import scene
@@ -156,20 +154,6 @@ def test_where_nothing_ever_survives_no_image_is_to_blame(work, tmp_path):
     with pytest.raises(SegrayError, match="2 shards kill every process that segments them; give the workers more"):
         pipeline.run(crowded, shards, actors=(1, 1), on_result=lambda totals: None, fresh=True)
     assert not (tmp_path / "masks").exists()
-
-
-@pytest.mark.parametrize("size", [0, 5])
-def test_what_travels_between_stages_arrives_as_it_was(size):
-    value = [np.arange(size, dtype=np.uint16), {"a": np.ones((size, 3), bool)}, "text", None]
-    row = pack(7, value)
-    batch = batch_of(row)
-    assert row["shard"] == int(batch["shard"][0]) == 7
-    for carried in (row, batch):
-        numbers, nested, text, nothing = unpack(carried)
-        assert (numbers == value[0]).all()
-        assert numbers.dtype == np.uint16
-        assert (nested["a"] == value[1]["a"]).all()
-        assert (text, nothing) == ("text", None)
 
 
 def test_the_precision_is_that_of_the_work_or_what_is_fast_here(work):
