@@ -20,6 +20,7 @@ from segray.summary import Totals, summarise
 from segray.tasks import in_tasks
 
 STAGES = "segray_stages"  # a Ray resource: where it is, the stages of a GPU cluster run on CPUs too
+SHARDS_A_GPU = 2  # at the same time
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,6 +67,13 @@ class Work:
             return {"num_gpus": 1, "num_cpus": 0}  # readers and writers must find a core beside any number of actors
         cores = {"resources": {STAGES: 0.001}, "num_cpus": 0} if staged else {"num_cpus": self.threads}
         return {**cores, "runtime_env": ONE_ARENA}
+
+    def pool_options(self, in_flight: int) -> dict:
+        """What Ray Data is told of the pool of such actors. in_flight: shards at an actor, done or waiting."""
+        options = {"max_tasks_in_flight_per_actor": in_flight}
+        if self.on_gpu:  # what one shard waits for, on its way to the device and back, another one hides
+            options |= {"max_concurrent_calls_per_actor": SHARDS_A_GPU, "enable_true_multi_threading": True}
+        return options
 
     def publish(
         self, shard: int, results: Iterable[walk.Segmented], costs: Costs, *, role: str = "actor"
