@@ -21,10 +21,10 @@ from segray.export_removal import remove_former
 from segray.export_tasks import Exporter, Outcome
 from segray.exports import EXPORTS
 from segray.exports.names import ending_of
-from segray.exports.scenes import Masks, Scene, open_masks, pieces_of, whole
 from segray.listing import list_files
 from segray.pipeline import DEATHS
 from segray.places import lies_in
+from segray.scenes import Masks, Scene, open_masks, pieces_of, whole
 from segray.settings import ExportSettings
 from segray.storage import (
     exists,

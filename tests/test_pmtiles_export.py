@@ -17,11 +17,11 @@ from rasterio.warp import transform
 from segray.errors import SegrayError
 from segray.exports.mercator import EDGE, Tile, places_of
 from segray.exports.pmtiles import write_all
-from segray.exports.scenes import Masks, Scene, SceneReader, pieces_of, whole
 from segray.footprints import window_transform
 from segray.grid import Window, windows
 from segray.masks import IGNORE, Classes, decode_png, encode_png
 from segray.reduction import majority
+from segray.scenes import Masks, Scene, SceneReader, pieces_of, whole
 from segray.shards import MaskRow, write_shard
 
 CLASSES = Classes(names=("a", "b", "c"), colors=((200, 0, 0), (0, 200, 0), (0, 0, 200)))

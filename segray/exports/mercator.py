@@ -14,10 +14,10 @@ from rasterio.transform import Affine
 from rasterio.warp import reproject, transform, transform_bounds
 
 from segray.archives.raster import Affine6
-from segray.exports.scenes import Scene
 from segray.footprints import window_transform
 from segray.grid import Window
 from segray.masks import IGNORE
+from segray.scenes import Scene
 
 MERCATOR = CRS.from_epsg(3857)
 SIZE = 256  # pixels of a tile

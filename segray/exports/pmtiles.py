@@ -19,10 +19,10 @@ from pmtiles.writer import write
 
 from segray.errors import SegrayError
 from segray.exports.mercator import MOST_ZOOM, SIZE, Box, Place, Tile, places_of, warped, window_under
-from segray.exports.scenes import Masks, Scene, SceneReader
 from segray.grid import Window
 from segray.masks import IGNORE, Classes, encode_png
 from segray.reduction import majority
+from segray.scenes import Masks, Scene, SceneReader
 from segray.settings import ExportSettings
 
 PER_SCENE = False

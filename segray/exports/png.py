@@ -12,10 +12,10 @@ from pathlib import Path
 
 from segray.errors import ImageError
 from segray.exports.names import is_tile_set, mirror
-from segray.exports.scenes import CELL, Masks, Scene, SceneReader
 from segray.grid import Window
 from segray.listing import list_files
 from segray.masks import IGNORE, encode_png
+from segray.scenes import CELL, Masks, Scene, SceneReader
 from segray.settings import ExportSettings
 from segray.shards import OK
 
