@@ -10,7 +10,8 @@ import time
 from collections import Counter, deque
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
-from itertools import islice
+from functools import partial
+from itertools import chain
 from typing import TextIO
 
 import ray
@@ -36,7 +37,7 @@ from segray.storage import (
     remove,
     remove_leftovers,
 )
-from segray.tasks import result_of
+from segray.tasks import in_tasks, result_of
 
 log = logging.getLogger("segray")
 FORMAT_VERSION = 1
@@ -102,19 +103,11 @@ def export(settings: ExportSettings) -> dict:
 
 def scenes_of(masks: Masks) -> Iterator[Scene]:
     """The scenes of all shards in the order of the plan; memory does not grow with their number."""
-    return whole(_parts(masks))
+    chunks = (range(masks.shards)[k : k + SHARDS_A_TASK] for k in range(0, masks.shards, SHARDS_A_TASK))
+    parts = in_tasks(partial(_read_parts, masks), chunks, in_flight=STATISTICS_IN_FLIGHT)
+    return whole(chain.from_iterable(parts))
 
 
-def _parts(masks: Masks) -> Iterator[Scene]:
-    chunks = (range(k, min(k + SHARDS_A_TASK, masks.shards)) for k in range(0, masks.shards, SHARDS_A_TASK))
-    running: deque[ray.ObjectRef] = deque(_read_parts.remote(masks, c) for c in islice(chunks, STATISTICS_IN_FLIGHT))
-    while running:
-        found = result_of(running.popleft())
-        running.extend(_read_parts.remote(masks, chunk) for chunk in islice(chunks, 1))
-        yield from found
-
-
-@ray.remote(num_cpus=1)
 def _read_parts(masks: Masks, shards: range) -> list[Scene]:
     return [part for shard in shards for part in pieces_of(masks, shard)]
 
