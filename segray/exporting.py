@@ -22,7 +22,7 @@ from segray.export_removal import remove_former
 from segray.export_tasks import Exporter, Outcome
 from segray.exports import EXPORTS
 from segray.exports.names import ending_of
-from segray.listing import list_files
+from segray.listing import files_if_any
 from segray.pipeline import DEATHS
 from segray.places import lies_in
 from segray.scenes import Masks, Scene, open_masks, pieces_of, whole
@@ -232,10 +232,7 @@ def _claim(settings: ExportSettings, masks: Masks, exporter: Exporter) -> None:
 
 def _check_empty(output: str) -> None:
     """SegrayError when a folder holds files of somebody else, which an export could take for its own."""
-    try:
-        first = next(iter(list_files(output)), None)
-    except FileNotFoundError:
-        return
+    first = next(files_if_any(output), None)
     if first is not None:
         raise SegrayError(f"{output} holds {first.uri}, but no export; give an empty --output")
 

@@ -19,7 +19,7 @@ from segray.archives.raster import Affine6
 from segray.errors import SegrayError
 from segray.footprints import window_transform
 from segray.grid import Window
-from segray.listing import list_files
+from segray.listing import files_if_any
 from segray.masks import IGNORE, Classes, decode_png
 from segray.shards import EXTENSIONS, OK, read_masks, read_metadata, read_statistics
 from segray.storage import describe, exists, join, read_text
@@ -92,7 +92,7 @@ def open_masks(uri: str) -> Masks:
         ending = f".{EXTENSIONS[fmt]}"
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise SegrayError(f"{summary_uri} is no summary of a segmentation; give the OUTPUT of segment.py") from error
-    found = _count(join(uri, "masks"), ending)
+    found = sum(file.uri.endswith(ending) for file in files_if_any(join(uri, "masks")))
     if found != shards:
         raise SegrayError(f"{uri} holds {found} of {shards} shards; run segment.py again, it goes on where it stopped")
     with _damage_told(uri, 0):
@@ -206,13 +206,6 @@ def _cells(window: Window) -> Iterator[tuple[int, int]]:
     rows = range(window.row_off // CELL, -(-(window.row_off + window.height) // CELL))
     cols = range(window.col_off // CELL, -(-(window.col_off + window.width) // CELL))
     return product(rows, cols)
-
-
-def _count(folder: str, ending: str) -> int:
-    try:
-        return sum(file.uri.endswith(ending) for file in list_files(folder))
-    except FileNotFoundError:
-        return 0
 
 
 def _scenes(rows: Iterable[dict], shard: int) -> list[Scene]:

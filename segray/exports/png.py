@@ -13,7 +13,7 @@ from pathlib import Path
 from segray.errors import ImageError
 from segray.exports.names import is_tile_set, mirror
 from segray.grid import Window
-from segray.listing import list_files
+from segray.listing import files_if_any
 from segray.masks import IGNORE, encode_png
 from segray.scenes import CELL, Masks, Scene, SceneReader
 from segray.settings import ExportSettings
@@ -44,10 +44,7 @@ def beside(uri: str) -> Iterator[str]:
     if not TILE_JSON.fullmatch(name):
         return
     tile = re.compile(rf"/{re.escape(posixpath.basename(folder))}/\d+/\d+\.png$")
-    try:
-        yield from (file.uri for file in list_files(folder) if tile.search(file.uri))
-    except FileNotFoundError:
-        return
+    yield from (file.uri for file in files_if_any(folder) if tile.search(file.uri))
 
 
 def write(masks: Masks, scene: Scene, path: str, options: ExportSettings) -> dict:
