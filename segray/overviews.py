@@ -25,7 +25,7 @@ from segray.reduction import cells, window_majority
 from segray.report import Overview, for_eyes
 from segray.report.overview import LONGEST, factor_of
 from segray.report.pictures import LONGEST as PICTURE_SIDE
-from segray.shards import OK, read_masks, read_statistics
+from segray.shards import OK, read_masks, read_statistics, window_of
 from segray.storage import filesystem, join, retry
 from segray.tasks import in_tasks, result_of
 
@@ -151,7 +151,7 @@ def _part(output: str, fmt: str, image: str, part: tuple[int, bool]) -> _Part | 
         if row["image"] != image or row["status"] != OK:
             continue
         first = first or row
-        window, factor = _window(row), factor_of(row["image_height"], row["image_width"])
+        window, factor = window_of(row), factor_of(row["image_height"], row["image_width"])
         owned = cells(window, factor)
         if data is None:
             ids = np.full((owned.height, owned.width), int(np.argmax(row["pixel_counts"])), np.uint8)
@@ -160,7 +160,7 @@ def _part(output: str, fmt: str, image: str, part: tuple[int, bool]) -> _Part | 
         pieces.append((owned, ids))
     if first is None:
         return None
-    window, transform = _window(first), first["transform"]
+    window, transform = window_of(first), first["transform"]
     if transform:
         transform = window_transform(tuple(transform), Window(-window.row_off, -window.col_off, 0, 0))
     size = {"height": first["image_height"], "width": first["image_width"]}
@@ -180,10 +180,6 @@ def _image(uri: str, part: str, spec: InputSpec) -> np.ndarray | None:
         return None
     pixels, valid = found
     return for_eyes(pixels[list(bands)] if max(bands) < len(pixels) else pixels, valid)
-
-
-def _window(row: dict) -> Window:
-    return Window(*(row[name] for name in ("row_off", "col_off", "height", "width")))
 
 
 def _without_masks(output: str, shard: int, fmt: str) -> list[tuple[dict, None]]:

@@ -21,7 +21,7 @@ from segray.footprints import window_transform
 from segray.grid import Window
 from segray.listing import files_if_any
 from segray.masks import IGNORE, Classes, decode_png
-from segray.shards import EXTENSIONS, OK, read_masks, read_metadata, read_statistics
+from segray.shards import EXTENSIONS, OK, read_masks, read_metadata, read_statistics, window_of
 from segray.storage import describe, exists, join, read_text
 
 SHARDS_KEPT = 32  # in a process: some 130 MB where they hold 64 megapixels each
@@ -213,7 +213,7 @@ def _scenes(rows: Iterable[dict], shard: int) -> list[Scene]:
 
 
 def _scene_of(row: dict, shard: int, number: int) -> Scene:
-    window = Window(*(row[name] for name in ("row_off", "col_off", "height", "width")))
+    window = window_of(row)
     piece = Piece(shard=shard, number=number, window=window, status=row["status"])
     transform = tuple(row["transform"]) if row["transform"] else None
     if transform is not None:

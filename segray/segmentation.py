@@ -18,14 +18,13 @@ from segray import cluster
 from segray import plan as plans
 from segray.archives.images import read_for
 from segray.errors import ImageError, SegrayError
-from segray.grid import Window
 from segray.masks import decode_png
 from segray.model_dir import Description, read_description
 from segray.outputs import check_place, earlier, metadata, missing_shards, plan_of
 from segray.overviews import overviews
 from segray.report import Picture, for_eyes, segmentation_page
 from segray.settings import PathSettings, SegmentSettings
-from segray.shards import OK, read_masks
+from segray.shards import OK, read_masks, window_of
 from segray.stopwatch import peak_memory
 from segray.storage import exists, join, publish, remove_leftovers
 from segray.summary import Totals
@@ -262,7 +261,7 @@ def _pictures_of(work: Work, shard: int, *, count: int) -> list[Picture]:
     shown.sort(key=lambda pair: -sum(pixels > 0.02 * pair[0]["valid_pixels"] for pixels in pair[0]["pixel_counts"]))
     pictures = []
     for row, mask in shown[:count]:
-        window = Window(*(row[name] for name in ("row_off", "col_off", "height", "width")))
+        window = window_of(row)
         options = {"part": parts[row["image"]], "window": window, "explicit_bands": work.explicit_bands}
         with suppress(ImageError, OSError):
             raster = read_for(row["image"], spec, **options)
