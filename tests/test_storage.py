@@ -287,6 +287,7 @@ def test_a_local_file_is_published_whole_under_any_name(store, tmp_path):
     with pytest.raises(FileNotFoundError):
         publish_file(join(store, "b.tif"), str(tmp_path / "none"))
     assert not exists(join(store, "b.tif"))
+    assert not list(tmp_path.rglob(".*"))  # no temporary file either
 
 
 def test_links_to_folders_are_followed_once(tmp_path):
