@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pickle
+import sys
 import time
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
@@ -28,7 +29,7 @@ class Work:
     """What the workers must know to turn shards of a plan into published masks.
 
     digest: of the model that all of them use. detailed: see `canvas.Canvas`. ahead: images that are read at the same
-    time.
+    time. window, formats, shard_pixels: of a segmentation alone.
     """
 
     plan: str
@@ -38,14 +39,14 @@ class Work:
     classes: Classes
     spec: InputSpec
     explicit_bands: bool
-    window: int
-    formats: tuple[str, ...]
     metadata: dict
     precision: str
     blend: str
     batch_size: int
     on_gpu: bool
     threads: int
+    window: int = sys.maxsize
+    formats: tuple[str, ...] = ()
     compiled: bool = False
     shard_pixels: int = 0
     enlarge: bool = True
