@@ -59,8 +59,34 @@ class Work:
         return walk.read_items(items, self.spec, **options, enlarge=self.enlarge, ahead=self.ahead)
 
     def segmenter(self) -> walk.Segmenter:
-        """The segmenter of this process's device."""
-        return make_segmenter(self)
+        """The segmenter of the model on this process's device, once it took a tile.
+
+        ModelError when it takes none, or the model is not the one that the job began with.
+        """
+        import torch
+
+        from segray.segmenter import Segmenter
+
+        if not self.on_gpu:
+            torch.set_num_threads(self.threads)
+            keep_memory()
+        description = model_of(self)
+        network = load_network(description)
+        segmenter = Segmenter(
+            network,
+            self.spec,
+            num_classes=len(self.classes),
+            device="cuda" if self.on_gpu else "cpu",
+            precision=self.precision,
+            blend=self.blend,
+            batch_size=self.batch_size,
+            static_batch=getattr(network, "batch", None),
+            compiled=self.compiled,
+            temperature=description.temperature,
+            detailed=self.detailed,
+        )
+        segmenter.try_a_tile()  # the first one takes several times as long
+        return segmenter
 
     def actor_options(self, *, staged: bool = False) -> dict:
         """What an actor that holds the network asks of Ray."""
@@ -121,37 +147,6 @@ def model_of(work: Work) -> Description:
     return description
 
 
-def make_segmenter(work: Work) -> walk.Segmenter:
-    """The segmenter of a model directory on this process's device, once it took a tile.
-
-    ModelError when it takes none, or the model is not the one that the job began with.
-    """
-    import torch
-
-    from segray.segmenter import Segmenter
-
-    if not work.on_gpu:
-        torch.set_num_threads(work.threads)
-        keep_memory()
-    description = model_of(work)
-    network = load_network(description)
-    segmenter = Segmenter(
-        network,
-        work.spec,
-        num_classes=len(work.classes),
-        device="cuda" if work.on_gpu else "cpu",
-        precision=work.precision,
-        blend=work.blend,
-        batch_size=work.batch_size,
-        static_batch=getattr(network, "batch", None),
-        compiled=work.compiled,
-        temperature=description.temperature,
-        detailed=work.detailed,
-    )
-    segmenter.try_a_tile()  # the first one takes several times as long
-    return segmenter
-
-
 def probe(work: Work) -> str:
     """The precision to use (the work's own, or what a worker's device computes fast), once a worker tried it on a tile.
 
@@ -165,5 +160,5 @@ def _probe(work: Work) -> str:
     from segray.inference import default_precision
 
     precision = work.precision or default_precision("cuda" if work.on_gpu else "cpu")
-    make_segmenter(replace(work, precision=precision))
+    replace(work, precision=precision).segmenter()
     return precision

@@ -250,8 +250,6 @@ def test_errors_say_what_to_do(tmp_path):
     empty = Made("empty.tif", np.full((50, 50), IGNORE, np.uint8), "EPSG:3857", on_grid(16, 40000, 20000))
     with pytest.raises(SegrayError, match="holds no class"):
         export(tmp_path, [empty])
-    with pytest.raises(SegrayError, match="--max_zoom must be 0 to 22, not 23"):
-        export(tmp_path, [UTM], 23)
 
 
 def test_a_scene_across_the_antimeridian_lies_on_both_sides(tmp_path):
