@@ -33,7 +33,7 @@ from segray.showcase import Candidate, Showcase
 from segray.storage import File, join, publish, real
 from segray.tally import ImageCounter, Measures, Tally, image_row, image_table
 from segray.tasks import in_tasks
-from segray.work import Work, make_segmenter, model_of
+from segray.work import Work, model_of
 
 log = logging.getLogger("segray")
 IMAGES_A_ROW = 4
@@ -133,7 +133,7 @@ class EvaluateActor:
         self.dataset = datasets.open_dataset(settings.data)
         self.samples = self.dataset.samples(settings.split)
         self.showcase = Showcase(len(self.samples))
-        self.segmenter = make_segmenter(work)
+        self.segmenter = work.segmenter()
 
     def __call__(self, batch: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
         """Samples, {"start", "stop"}, to {"part"} (pickled) and {"error"}, the sentence of what was bad in them."""

@@ -13,7 +13,7 @@ from urllib.parse import unquote
 
 from segray.export_tasks import Exporter
 from segray.exports import EXPORTS
-from segray.exports.scenes import Scene
+from segray.scenes import Scene
 from segray.storage import exists, filesystem, join, remove_file
 from segray.tasks import in_tasks
 

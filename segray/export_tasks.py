@@ -17,8 +17,8 @@ from rasterio.errors import CRSError, RasterioError
 from segray.errors import SegrayError
 from segray.exports import EXPORTS
 from segray.exports.names import distinct, mirror
-from segray.exports.scenes import Masks, Scene, forget_shards
 from segray.exports.stac import item
+from segray.scenes import Masks, Scene, forget_shards
 from segray.settings import ExportSettings
 from segray.storage import describe, exists, join, publish_file
 

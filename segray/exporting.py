@@ -10,7 +10,8 @@ import time
 from collections import Counter, deque
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
-from itertools import islice
+from functools import partial
+from itertools import chain
 from typing import TextIO
 
 import ray
@@ -21,10 +22,10 @@ from segray.export_removal import remove_former
 from segray.export_tasks import Exporter, Outcome
 from segray.exports import EXPORTS
 from segray.exports.names import ending_of
-from segray.exports.scenes import Masks, Scene, open_masks, pieces_of, whole
-from segray.listing import list_files
+from segray.listing import files_if_any
 from segray.pipeline import DEATHS
 from segray.places import lies_in
+from segray.scenes import Masks, Scene, open_masks, pieces_of, whole
 from segray.settings import ExportSettings
 from segray.storage import (
     exists,
@@ -36,7 +37,7 @@ from segray.storage import (
     remove,
     remove_leftovers,
 )
-from segray.tasks import result_of
+from segray.tasks import in_tasks, result_of
 
 log = logging.getLogger("segray")
 FORMAT_VERSION = 1
@@ -102,19 +103,11 @@ def export(settings: ExportSettings) -> dict:
 
 def scenes_of(masks: Masks) -> Iterator[Scene]:
     """The scenes of all shards in the order of the plan; memory does not grow with their number."""
-    return whole(_parts(masks))
+    chunks = (range(masks.shards)[k : k + SHARDS_A_TASK] for k in range(0, masks.shards, SHARDS_A_TASK))
+    parts = in_tasks(partial(_read_parts, masks), chunks, in_flight=STATISTICS_IN_FLIGHT)
+    return whole(chain.from_iterable(parts))
 
 
-def _parts(masks: Masks) -> Iterator[Scene]:
-    chunks = (range(k, min(k + SHARDS_A_TASK, masks.shards)) for k in range(0, masks.shards, SHARDS_A_TASK))
-    running: deque[ray.ObjectRef] = deque(_read_parts.remote(masks, c) for c in islice(chunks, STATISTICS_IN_FLIGHT))
-    while running:
-        found = result_of(running.popleft())
-        running.extend(_read_parts.remote(masks, chunk) for chunk in islice(chunks, 1))
-        yield from found
-
-
-@ray.remote(num_cpus=1)
 def _read_parts(masks: Masks, shards: range) -> list[Scene]:
     return [part for shard in shards for part in pieces_of(masks, shard)]
 
@@ -239,10 +232,7 @@ def _claim(settings: ExportSettings, masks: Masks, exporter: Exporter) -> None:
 
 def _check_empty(output: str) -> None:
     """SegrayError when a folder holds files of somebody else, which an export could take for its own."""
-    try:
-        first = next(iter(list_files(output)), None)
-    except FileNotFoundError:
-        return
+    first = next(files_if_any(output), None)
     if first is not None:
         raise SegrayError(f"{output} holds {first.uri}, but no export; give an empty --output")
 

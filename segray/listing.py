@@ -31,6 +31,14 @@ def list_files(uri: str) -> Iterator[File]:
         raise FileNotFoundError(f"{uri} holds nothing")
 
 
+def files_if_any(uri: str) -> Iterator[File]:
+    """As `list_files`, but for a prefix with nothing there, where it gives nothing: stores know no empty folder."""
+    try:
+        yield from list_files(uri)
+    except FileNotFoundError:
+        return
+
+
 def names(uri: str) -> set[str]:
     """The names of what lies directly in a folder; none when it is not there. One listing, asked anew."""
     fs, path = filesystem(uri)

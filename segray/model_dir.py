@@ -9,7 +9,7 @@ import hashlib
 import io
 import json
 import math
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import TYPE_CHECKING
 
 from segray.errors import ModelError, SegrayError
@@ -108,7 +108,7 @@ def read_description(uri: str) -> Description:
         raise ModelError(f"{source} cannot be used: {reason}") from error
     if description.weights_sha256 not in (None, weights_sha256):
         raise ModelError(f"{description.weights_uri} is damaged: its sha256 is not the one in model.json; copy it anew")
-    return Description(**{**vars(description), "digest": digest})
+    return replace(description, digest=digest)
 
 
 def write_temperature(description: Description, temperature: float) -> Description:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
 from dataclasses import asdict
 from functools import partial
 
@@ -14,7 +13,7 @@ from segray.archives import open_archive
 from segray.archives.options import ArchiveOptions
 from segray.errors import SegrayError
 from segray.expand import Cutting
-from segray.listing import list_files
+from segray.listing import files_if_any
 from segray.masks import IGNORE
 from segray.model_dir import Description
 from segray.places import lies_in
@@ -106,8 +105,8 @@ def metadata(settings: SegmentSettings, description: Description, work: Work) ->
 def missing_shards(output: str, fmt: str, shards: int) -> list[int]:
     """The shards that are not committed yet."""
     missing = np.ones(shards, bool)
-    for uri in _mask_files(output):
-        match = re.search(rf"/shard-(\d+)\.{EXTENSIONS[fmt]}$", uri)
+    for file in files_if_any(join(output, "masks")):
+        match = re.search(rf"/shard-(\d+)\.{EXTENSIONS[fmt]}$", file.uri)
         if match and int(match.group(1)) < shards:
             missing[int(match.group(1))] = False
     return np.flatnonzero(missing).tolist()
@@ -125,20 +124,11 @@ def earlier(settings: SegmentSettings, plan: plans.Plan, missing: list[int]) -> 
 
 def _remove_results(settings: SegmentSettings) -> None:
     """Remove what an earlier run left; SegrayError when OUTPUT/masks holds files of somebody else."""
-    for uri in _mask_files(settings.output):
-        if not re.search(r"/shard-\d{8}\.(parquet|tar)$", uri):
-            raise SegrayError(f"{uri} is no mask shard, so nothing is overwritten; give another --output")
+    for file in files_if_any(join(settings.output, "masks")):
+        if not re.search(r"/shard-\d{8}\.(parquet|tar)$", file.uri):
+            raise SegrayError(f"{file.uri} is no mask shard, so nothing is overwritten; give another --output")
     for name in ("plan/plan.json", "plan", "masks", "summary.json", "report.html"):  # no plan without its files
         remove(join(settings.output, name))
-
-
-def _mask_files(output: str) -> Iterator[str]:
-    """The URIs of what is under OUTPUT/masks."""
-    try:
-        for file in list_files(join(output, "masks")):
-            yield file.uri
-    except FileNotFoundError:
-        return
 
 
 def _statistics(output: str, fmt: str, shards: list[int]) -> Totals:

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from dataclasses import dataclass
+from functools import partial
 from itertools import chain
 
 import numpy as np
@@ -25,14 +25,14 @@ from segray.reduction import cells, window_majority
 from segray.report import Overview, for_eyes
 from segray.report.overview import LONGEST, factor_of
 from segray.report.pictures import LONGEST as PICTURE_SIDE
-from segray.shards import OK, read_masks, read_statistics
+from segray.shards import OK, read_masks, read_statistics, window_of
 from segray.storage import filesystem, join, retry
-from segray.tasks import result_of
+from segray.tasks import in_tasks, result_of
 
 SCENES = 4  # on a page
 # Of masks that are decoded for a scene: 400 windows of 2048 x 2048 pixels, half a minute of one core.
 MOST_PIXELS = 400 * 2**22
-TASKS_IN_FLIGHT = 64
+TASKS_IN_FLIGHT = 64  # each brings pieces of a picture, which wait on the driver
 COLUMNS = ["shard", "image", "part", "image_height", "image_width", "estimate", "error"]
 
 
@@ -70,9 +70,9 @@ def overviews(output: str, fmt: str, plan: Plan, *, spec: InputSpec) -> list[Ove
 
 def _largest(plan: Plan) -> list[_Candidate]:
     """The scenes of most pixels in the plan, whose files are read in tasks."""
-    tasks = (_largest_in_file.remote(plan.uri, number) for number in range(len(plan.files)))
+    found = in_tasks(partial(_largest_in_file, plan.uri), range(len(plan.files)), in_flight=TASKS_IN_FLIGHT)
     best: dict[str, _Candidate] = {}
-    for candidate in chain.from_iterable(_results(tasks)):
+    for candidate in chain.from_iterable(found):
         known = best.get(candidate.image)
         shards = (*known.shards, *candidate.shards) if known else candidate.shards
         pixels = max(known.pixels, candidate.pixels) if known else candidate.pixels
@@ -90,13 +90,10 @@ def _ranked(candidates: Iterable[_Candidate]) -> list[_Candidate]:
 def _overview(output: str, fmt: str, candidate: _Candidate, spec: InputSpec) -> Overview | None:
     """The overview of a scene; None where it has no mask, or is no larger than the page's pictures."""
     step = -(-candidate.pixels // MOST_PIXELS)
-    tasks = (
-        _part.remote(output, fmt, shard, candidate.image, detailed=number % step == 0)
-        for number, shard in enumerate(candidate.shards)
-    )
+    shards = ((shard, number % step == 0) for number, shard in enumerate(candidate.shards))
     picture = _image.remote(candidate.image, candidate.part, spec)
     first, mask, seen = None, None, False
-    for part in _results(tasks):
+    for part in in_tasks(partial(_part, output, fmt, candidate.image), shards, in_flight=TASKS_IN_FLIGHT):
         if part is None:
             continue
         if mask is None:
@@ -121,18 +118,6 @@ def _overview(output: str, fmt: str, candidate: _Candidate, spec: InputSpec) -> 
     )
 
 
-def _results(tasks: Iterable[ray.ObjectRef]) -> Iterator:
-    """The results of tasks in their order; few are submitted ahead, so that the driver holds few."""
-    running: deque[ray.ObjectRef] = deque()
-    for task in tasks:
-        running.append(task)
-        if len(running) >= TASKS_IN_FLIGHT:
-            yield result_of(running.popleft())
-    while running:
-        yield result_of(running.popleft())
-
-
-@ray.remote(num_cpus=1)
 def _largest_in_file(uri: str, number: int) -> list[_Candidate]:
     """The scenes of most pixels in one plan file; in Arrow throughout, since it may hold a million images."""
     fs, path = filesystem(join(uri, f"plan-{number:05d}.parquet"))
@@ -154,19 +139,19 @@ def _largest_in_file(uri: str, number: int) -> list[_Candidate]:
     ]
 
 
-@ray.remote(num_cpus=1)
-def _part(output: str, fmt: str, shard: int, image: str, *, detailed: bool) -> _Part | None:
+def _part(output: str, fmt: str, image: str, part: tuple[int, bool]) -> _Part | None:
     """What a shard holds of a scene, at the resolution of its overview; None if nothing was segmented.
 
-    detailed: from the masks, else from the statistics alone.
+    part: the shard, and whether its masks are read or its statistics alone.
     """
+    shard, detailed = part
     read = read_masks if detailed else _without_masks
     first, pieces = None, []
     for row, data in read(output, shard, fmt):
         if row["image"] != image or row["status"] != OK:
             continue
         first = first or row
-        window, factor = _window(row), factor_of(row["image_height"], row["image_width"])
+        window, factor = window_of(row), factor_of(row["image_height"], row["image_width"])
         owned = cells(window, factor)
         if data is None:
             ids = np.full((owned.height, owned.width), int(np.argmax(row["pixel_counts"])), np.uint8)
@@ -175,7 +160,7 @@ def _part(output: str, fmt: str, shard: int, image: str, *, detailed: bool) -> _
         pieces.append((owned, ids))
     if first is None:
         return None
-    window, transform = _window(first), first["transform"]
+    window, transform = window_of(first), first["transform"]
     if transform:
         transform = window_transform(tuple(transform), Window(-window.row_off, -window.col_off, 0, 0))
     size = {"height": first["image_height"], "width": first["image_width"]}
@@ -195,10 +180,6 @@ def _image(uri: str, part: str, spec: InputSpec) -> np.ndarray | None:
         return None
     pixels, valid = found
     return for_eyes(pixels[list(bands)] if max(bands) < len(pixels) else pixels, valid)
-
-
-def _window(row: dict) -> Window:
-    return Window(*(row[name] for name in ("row_off", "col_off", "height", "width")))
 
 
 def _without_masks(output: str, shard: int, fmt: str) -> list[tuple[dict, None]]:

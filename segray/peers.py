@@ -20,9 +20,9 @@ from segray.blend import axis_weights
 from segray.errors import SegrayError
 from segray.grid import Lattice, Window, reflect
 from segray.inputs import InputSpec
-from segray.masks import IGNORE, decode_png
+from segray.masks import IGNORE
 from segray.model_dir import load_network, read_description
-from segray.shards import read_masks
+from segray.shards import mask_of, read_masks, window_of
 from segray.storage import local_path
 
 if TYPE_CHECKING:
@@ -62,10 +62,9 @@ def agreement(output: str, shards: int, *, fmt: str, masks: dict[str, str]) -> f
     same = total = 0
     for shard in range(shards):
         for row, png in read_masks(output, shard, fmt):
-            window = Window(*(row[name] for name in ("row_off", "col_off", "height", "width")))
-            ours = decode_png(png) if png else np.full((window.height, window.width), IGNORE, np.uint8)
+            ours = mask_of(row, png)
             with rasterio.open(masks[row["image"]]) as source:
-                theirs = source.read(1, window=_rasterio(window))
+                theirs = source.read(1, window=_rasterio(window_of(row)))
             same += int((ours == theirs).sum())
             total += ours.size
     return same / total

@@ -39,7 +39,6 @@ NO_PROGRESS_S = 6 * 3600.0  # a hang; waiting for nodes and the largest of shard
 READ_BYTES = 2**29  # of pixels that a reading stage hands over at once; what a shard has beyond, the actor reads itself
 ADVICE = "give the workers more memory, or lower --batch_size, --tile or --shard_mpx"
 SHARDS_AN_ACTOR = 4  # shards waiting at an actor; measured: the default of 2 leaves it idle between them
-SHARDS_A_GPU = 2  # at the same time
 
 
 DEATHS = (
@@ -153,23 +152,16 @@ def _chain(work: Work, rows: Dataset, actors: tuple[int, int]) -> Iterator[dict]
 
 
 def _segment(rows: Dataset, work: Work, actors: tuple[int, int], *, staged: bool) -> Dataset:
+    options = work.pool_options(SHARDS_AN_ACTOR if staged else 2)
     with retries_bounded():
         return rows.map_batches(
             SegmentActor,
             fn_constructor_args=(work, staged),
             batch_size=1,
-            compute=_pool(work, actors, SHARDS_AN_ACTOR if staged else 2),
+            compute=ActorPoolStrategy(min_size=actors[0], max_size=actors[1], **options),
             max_task_retries=1,
             **work.actor_options(staged=staged),
         )
-
-
-def _pool(work: Work, actors: tuple[int, int], in_flight: int) -> ActorPoolStrategy:
-    """The actors that hold the network, from fewest to most, with so many shards in flight each."""
-    options = {"max_tasks_in_flight_per_actor": in_flight}
-    if work.on_gpu:  # what one shard waits for, on its way to the device and back, another one hides
-        options |= {"max_concurrent_calls_per_actor": SHARDS_A_GPU, "enable_true_multi_threading": True}
-    return ActorPoolStrategy(min_size=actors[0], max_size=actors[1], **options)
 
 
 @contextmanager

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Iterable, Iterator
+from dataclasses import replace
 from itertools import chain
 
 import ray
@@ -38,7 +39,7 @@ def make_plan(uri: str, archive: Archive, cutting: Cutting) -> tuple[Plan, Listi
 
 def finish_plan(plan: Plan, fingerprint: dict) -> Plan:
     """Write plan.json with the fingerprint; the plan is valid from here on."""
-    finished = Plan(**{**vars(plan), "fingerprint": fingerprint})
+    finished = replace(plan, fingerprint=fingerprint)
     save(finished)
     return finished
 

@@ -6,6 +6,7 @@ import logging
 import posixpath
 from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
+from dataclasses import fields
 from multiprocessing import get_context
 from statistics import median
 
@@ -16,8 +17,7 @@ from segray.errors import SegrayError
 from segray.evaluation import evaluate
 from segray.grid import BLENDS
 from segray.made_up import archive_of, model_of
-from segray.settings import BenchmarkSettings, EvaluateSettings, SegmentSettings
-from segray.shards import read_statistics
+from segray.settings import BenchmarkSettings, EvaluateSettings, PathSettings, SegmentSettings
 from segray.storage import join
 from segray.throughput import SPANS, run_job
 
@@ -126,19 +126,11 @@ def _of_lattice(settings: BenchmarkSettings, samples: list[Sample], *, tile: int
     changes = {"tile": tile, "overlap": overlap, "blend": blend}
     archive = posixpath.dirname(posixpath.commonprefix([sample.image for sample in samples]))
     job = settings.job(archive=archive, output=join(settings.output, "lattice"), **changes)
-    shared = {name: getattr(job, name) for name in EvaluateSettings.__dataclass_fields__ if hasattr(job, name)}
+    shared = {item.name: getattr(job, item.name) for item in fields(PathSettings)}
     shared |= {"data": settings.data, "split": settings.split, "output": join(settings.output, "scores")}
     metrics = evaluate(EvaluateSettings(**shared))
     log.info("tile %d, overlap %d, %s: mIoU %s", tile, overlap, blend, metrics["miou"])
     runs = [run_job(job) for _ in range(settings.runs)]
     rate = _mpx(runs[0]) / median(map(_seconds, runs))
-    seams = seam_disagreement(job, runs[0]["shards"]["total"])
+    seams = runs[0]["seam_disagreement"]
     return {**changes, "miou": metrics["miou"], "seam_disagreement": seams, "mpx_per_s": rate}
-
-
-def seam_disagreement(job: SegmentSettings, shards: int) -> float | None:
-    """The mean over an output's windows, by their valid pixels; None without overlaps."""
-    rows = [row for shard in range(shards) for row in read_statistics(job.output, shard, job.formats[-1])]
-    rows = [row for row in rows if row["seam_disagreement"] is not None]
-    pixels = sum(row["valid_pixels"] for row in rows)
-    return sum(row["seam_disagreement"] * row["valid_pixels"] for row in rows) / pixels if pixels else None

@@ -18,16 +18,15 @@ from segray import cluster
 from segray import plan as plans
 from segray.archives.images import read_for
 from segray.errors import ImageError, SegrayError
-from segray.grid import Window
 from segray.masks import decode_png
 from segray.model_dir import Description, read_description
 from segray.outputs import check_place, earlier, metadata, missing_shards, plan_of
 from segray.overviews import overviews
 from segray.report import Picture, for_eyes, segmentation_page
 from segray.settings import PathSettings, SegmentSettings
-from segray.shards import OK, read_masks
+from segray.shards import OK, read_masks, window_of
 from segray.stopwatch import peak_memory
-from segray.storage import exists, join, publish, remove_leftovers
+from segray.storage import exists, join, publish, read_text, remove_leftovers
 from segray.summary import Totals
 from segray.tasks import in_tasks
 from segray.versions import versions
@@ -49,7 +48,7 @@ def segment(settings: SegmentSettings) -> dict:
     """
     description = read_description(settings.model)
     check_place(settings)
-    work = make_work(settings, description)
+    work = segment_work(settings, description)
     cluster.start()
     work = with_devices(work, settings)
     work = replace(work, metadata=metadata(settings, description, work))
@@ -58,7 +57,7 @@ def segment(settings: SegmentSettings) -> dict:
     summary_uri = join(settings.output, "summary.json")
     if not missing and exists(summary_uri):
         log.info("nothing to do: all %d shards of %d images are there", plan.shards, plan.images)
-        return json.loads(plans.read_text(summary_uri))
+        return json.loads(read_text(summary_uri))
     log.info("%d images in %d shards; %d shards to do", plan.images, plan.shards, len(missing))
     totals = earlier(settings, plan, missing)
     started = time.time()
@@ -100,8 +99,6 @@ def make_work(settings: PathSettings, description: Description) -> Work:
         classes=description.classes,
         spec=spec,
         explicit_bands=bands is not None,
-        window=getattr(settings, "window", sys.maxsize),
-        formats=getattr(settings, "formats", ()),
         metadata={},
         precision=settings.precision or "",
         blend=settings.blend,
@@ -109,7 +106,17 @@ def make_work(settings: PathSettings, description: Description) -> Work:
         on_gpu=False,
         threads=1,
         compiled=settings.compile,
-        enlarge=getattr(settings, "grid", "source") == "source",
+    )
+
+
+def segment_work(settings: SegmentSettings, description: Description) -> Work:
+    """As `make_work`, with what only a segmentation asks for."""
+    return replace(
+        make_work(settings, description),
+        window=settings.window,
+        formats=settings.formats,
+        shard_pixels=int((settings.shard_mpx or 0) * 1e6),
+        enlarge=settings.grid == "source",
     )
 
 
@@ -126,7 +133,7 @@ def with_devices(work: Work, settings: PathSettings) -> Work:
         work,
         on_gpu=on_gpu,
         batch_size=settings.batch_size or batch_size,
-        shard_pixels=int((getattr(settings, "shard_mpx", None) or shard_mpx) * 1e6),
+        shard_pixels=work.shard_pixels or int(shard_mpx * 1e6),
     )
     return replace(work, precision=probe(work))
 
@@ -262,7 +269,7 @@ def _pictures_of(work: Work, shard: int, *, count: int) -> list[Picture]:
     shown.sort(key=lambda pair: -sum(pixels > 0.02 * pair[0]["valid_pixels"] for pixels in pair[0]["pixel_counts"]))
     pictures = []
     for row, mask in shown[:count]:
-        window = Window(*(row[name] for name in ("row_off", "col_off", "height", "width")))
+        window = window_of(row)
         options = {"part": parts[row["image"]], "window": window, "explicit_bands": work.explicit_bands}
         with suppress(ImageError, OSError):
             raster = read_for(row["image"], spec, **options)

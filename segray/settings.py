@@ -22,7 +22,7 @@ __all__ = [
 
 FORMATS = ("parquet", "png")
 EXPORT_FORMATS = ("cog", "png", "polygons", "pmtiles")
-MAX_ZOOM = 22  # pixels of 4 cm at the equator, in tiles of 256
+MAX_ZOOM = 22  # pixels of 4 cm at the equator, in tiles of 256; web maps go no deeper
 MEASUREMENTS = ("stages", "memory", "growth", "lattice", "loading", "cluster", "planning")
 
 

@@ -16,7 +16,7 @@ import pyarrow.parquet as pq
 from segray.archives.raster import Affine6
 from segray.footprints import footprint, geometry_type, window_transform
 from segray.grid import Window
-from segray.masks import Classes, encode_png
+from segray.masks import IGNORE, Classes, decode_png, encode_png
 from segray.regions import WindowMask
 from segray.storage import filesystem, join, publish, read_bytes, retry
 
@@ -177,6 +177,16 @@ def read_masks(output: str, shard: int, fmt: str) -> list[tuple[dict, bytes | No
         members = {member.name: tar.extractfile(member).read() for member in tar}
     names = [name[: -len(".json")] for name in members if name.endswith(".json")]
     return [(json.loads(members[f"{name}.json"]), members.get(f"{name}.png")) for name in names]
+
+
+def window_of(row: dict) -> Window:
+    """The window of a row."""
+    return Window(*(row[name] for name in ("row_off", "col_off", "height", "width")))
+
+
+def mask_of(row: dict, png: bytes | None) -> np.ndarray:
+    """(h, w) uint8 class ids of a row's window, 255 where it has no mask."""
+    return decode_png(png) if png else np.full((row["height"], row["width"]), IGNORE, np.uint8)
 
 
 def _float32(value: float | None) -> float | None:

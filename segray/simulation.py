@@ -15,7 +15,6 @@ from typing import Any
 
 import numpy as np
 import ray
-from ray.data import ActorPoolStrategy
 
 from segray import pipeline
 from segray.archives.options import ArchiveOptions
@@ -159,15 +158,9 @@ class SimulatedWork(Work):
         """The stand-in of the network."""
         return Waiting(self.seconds)
 
-    def pool(self, actors: tuple[int, int], in_flight: int) -> ActorPoolStrategy:
-        """Actors of several devices each, with as many shards in flight a device as every work has."""
-        return ActorPoolStrategy(
-            min_size=actors[0],
-            max_size=actors[1],
-            max_tasks_in_flight_per_actor=in_flight * self.threads,
-            max_concurrent_calls_per_actor=self.threads,
-            enable_true_multi_threading=True,
-        )
+    def pool_options(self, in_flight: int) -> dict:
+        """Those of actors of several devices: a shard at a time on each, and as many in flight as every device has."""
+        return {**super().pool_options(in_flight * self.threads), "max_concurrent_calls_per_actor": self.threads}
 
     def publish(self, shard: int, results: Iterable[Segmented], costs: Costs, *, role: str = "actor") -> dict:
         """The row of a shard that is written nowhere."""

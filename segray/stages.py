@@ -23,11 +23,11 @@ from segray.archives import Archive
 from segray.archives.images import read_for
 from segray.grid import Window, reflect, windows
 from segray.inputs import InputSpec, prepare
-from segray.masks import IGNORE, Classes, decode_png
+from segray.masks import Classes
 from segray.plan import Item, read_shard
 from segray.reading import in_order
 from segray.regions import Region, WindowMask
-from segray.shards import Place, read_masks, write_shard
+from segray.shards import Place, mask_of, read_masks, window_of, write_shard
 from segray.storage import File, filesystem
 from segray.walk import READ_THREADS, Reading, Segmented
 
@@ -280,7 +280,6 @@ def _forward(segmenter: Segmenter, x_NCHW: torch.Tensor, times: int = 1) -> None
 
 def _segmented(row: dict, png: bytes | None) -> Segmented:
     """What was written as a row, as it was before."""
-    window = Window(*(row[name] for name in ("row_off", "col_off", "height", "width")))
     place = Place(
         image=row["image"],
         etag=row["etag"],
@@ -290,8 +289,8 @@ def _segmented(row: dict, png: bytes | None) -> Segmented:
         transform=tuple(row["transform"]) if row["transform"] else None,
     )
     mask = WindowMask(
-        window=window,
-        mask=decode_png(png) if png else np.full((window.height, window.width), IGNORE, np.uint8),
+        window=window_of(row),
+        mask=mask_of(row, png),
         pixel_counts=np.array(row["pixel_counts"] or [], np.int64),
         valid_pixels=row["valid_pixels"],
         confidence=row["confidence"],

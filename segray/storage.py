@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 from datetime import datetime
 from functools import cache
 from inspect import signature
-from typing import TypeVar
+from typing import BinaryIO, TypeVar
 
 from botocore.exceptions import BotoCoreError
 from fsspec import AbstractFileSystem, get_filesystem_class
@@ -162,38 +162,17 @@ def publish(uri: str, data: bytes) -> None:
 
     Object stores do that by themselves; elsewhere a temporary file beside it is renamed.
     """
-    fs, path = filesystem(uri)
-    if protocol_of(fs) in ATOMIC_PUT:
-        retry(lambda: fs.pipe_file(path, data))
-        return
-    temporary = _temporary(fs, path)
-    if protocol_of(fs) in ("file", "local"):
-        with open(temporary, "wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-        return
-    retry(lambda: fs.pipe_file(temporary, data))
-    fs.mv(temporary, path)
+    _publish(uri, lambda file: file.write(data), lambda fs, path: fs.pipe_file(path, data))
 
 
 def publish_file(uri: str, source: str) -> None:
     """Put the content of a local file in one atomic step, as `publish` does, without holding it in memory."""
-    fs, path = filesystem(uri)
-    if protocol_of(fs) in ATOMIC_PUT:
-        retry(lambda: fs.put_file(source, path))
-        return
-    temporary = _temporary(fs, path)
-    if protocol_of(fs) in ("file", "local"):
-        with open(source, "rb") as content, open(temporary, "wb") as file:
-            shutil.copyfileobj(content, file, COPY_BYTES)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-        return
-    retry(lambda: fs.put_file(source, temporary))
-    fs.mv(temporary, path)
+    with open(source, "rb") as content:  # before anything is written
+        _publish(
+            uri,
+            lambda file: shutil.copyfileobj(content, file, COPY_BYTES),
+            lambda fs, path: fs.put_file(source, path),
+        )
 
 
 def remove(uri: str) -> None:
@@ -235,6 +214,24 @@ def describe(error: BaseException) -> str:
     text = " ".join(str(error).split()) or type(error).__name__
     text = text.split(" at 0x")[0]
     return text[1:-1] if len(text) > 1 and text[0] == text[-1] and text[0] in "'\"" else text
+
+
+def _publish(uri: str, write: Callable[[BinaryIO], object], send: Callable[[AbstractFileSystem, str], object]) -> None:
+    """See `publish`. write: the content, into a file of this machine. send: it, to a path of any other store."""
+    fs, path = filesystem(uri)
+    if protocol_of(fs) in ATOMIC_PUT:
+        retry(lambda: send(fs, path))
+        return
+    temporary = _temporary(fs, path)
+    if protocol_of(fs) in ("file", "local"):
+        with open(temporary, "wb") as file:
+            write(file)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+        return
+    retry(lambda: send(fs, temporary))
+    fs.mv(temporary, path)
 
 
 @cache

@@ -16,15 +16,23 @@ IN_FLIGHT = 256  # tasks: bounds what the driver holds, and keeps a cluster busy
 
 
 def in_tasks(
-    function: Callable[[Part], Result], parts: Iterable[Part], *, num_cpus: int = 1, num_gpus: int = 0
+    function: Callable[[Part], Result],
+    parts: Iterable[Part],
+    *,
+    num_cpus: int = 1,
+    num_gpus: int = 0,
+    in_flight: int | None = None,
 ) -> Iterator[Result]:
-    """function(part) of each part, in their order; a SegrayError of a task is raised in its turn."""
+    """function(part) of each part, in their order; a SegrayError of a task is raised in its turn.
+
+    in_flight: tasks whose results nobody has taken yet; None for `IN_FLIGHT`.
+    """
     call = _call.options(num_cpus=num_cpus, num_gpus=num_gpus)
     shared = ray.put(function)  # what it holds travels once, not with every part
     running: deque[ray.ObjectRef] = deque()
     for part in parts:
         running.append(call.remote(shared, part))
-        if len(running) == IN_FLIGHT:
+        if len(running) == (in_flight or IN_FLIGHT):
             yield result_of(running.popleft())
     while running:
         yield result_of(running.popleft())

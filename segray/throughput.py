@@ -18,7 +18,7 @@ from segray.errors import SegrayError
 from segray.made_up import archive_of, model_of
 from segray.model_dir import read_description
 from segray.peers import agreement, check_local, plain_loop
-from segray.segmentation import make_work, segment, with_devices
+from segray.segmentation import segment, segment_work, with_devices
 from segray.settings import BenchmarkSettings, SegmentSettings
 from segray.stages import Cost, Workers
 from segray.storage import join, remove
@@ -109,7 +109,7 @@ def _subject(settings: BenchmarkSettings) -> Subject:
         raise SegrayError("the stages are measured on one machine; start this job where there is no cluster")
     job = settings.job(archive=archive, model=model, output=done)
     summary = run_job(job)
-    work = with_devices(make_work(job, read_description(model)), job)
+    work = with_devices(segment_work(job, read_description(model)), job)
     return Subject(
         job=replace(job, output=join(settings.output, "run")),
         work=work,

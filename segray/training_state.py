@@ -17,7 +17,7 @@ from dataclasses import asdict
 import torch
 
 from segray.errors import SegrayError
-from segray.listing import list_files
+from segray.listing import files_if_any
 from segray.settings import TrainSettings
 from segray.storage import exists, join, publish, read_bytes, read_text, remove
 
@@ -133,10 +133,7 @@ def _state_uri(output: str, position: Position) -> str:
 
 def _positions(output: str) -> list[Position]:
     """Where the states are, the newest last."""
-    try:
-        names = [posixpath.basename(file.uri) for file in list_files(join(output, "state"))]
-    except FileNotFoundError:
-        return []
+    names = (posixpath.basename(file.uri) for file in files_if_any(join(output, "state")))
     matches = filter(None, map(STATE_NAME.fullmatch, names))
     return sorted((int(match[1]), int(match[2] or 0)) for match in matches)
 

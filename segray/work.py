@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pickle
+import sys
 import time
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
@@ -20,6 +21,7 @@ from segray.summary import Totals, summarise
 from segray.tasks import in_tasks
 
 STAGES = "segray_stages"  # a Ray resource: where it is, the stages of a GPU cluster run on CPUs too
+SHARDS_A_GPU = 2  # at the same time
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,7 +29,7 @@ class Work:
     """What the workers must know to turn shards of a plan into published masks.
 
     digest: of the model that all of them use. detailed: see `canvas.Canvas`. ahead: images that are read at the same
-    time.
+    time. window, formats, shard_pixels: of a segmentation alone.
     """
 
     plan: str
@@ -37,14 +39,14 @@ class Work:
     classes: Classes
     spec: InputSpec
     explicit_bands: bool
-    window: int
-    formats: tuple[str, ...]
     metadata: dict
     precision: str
     blend: str
     batch_size: int
     on_gpu: bool
     threads: int
+    window: int = sys.maxsize
+    formats: tuple[str, ...] = ()
     compiled: bool = False
     shard_pixels: int = 0
     enlarge: bool = True
@@ -57,8 +59,34 @@ class Work:
         return walk.read_items(items, self.spec, **options, enlarge=self.enlarge, ahead=self.ahead)
 
     def segmenter(self) -> walk.Segmenter:
-        """The segmenter of this process's device."""
-        return make_segmenter(self)
+        """The segmenter of the model on this process's device, once it took a tile.
+
+        ModelError when it takes none, or the model is not the one that the job began with.
+        """
+        import torch
+
+        from segray.segmenter import Segmenter
+
+        if not self.on_gpu:
+            torch.set_num_threads(self.threads)
+            keep_memory()
+        description = model_of(self)
+        network = load_network(description)
+        segmenter = Segmenter(
+            network,
+            self.spec,
+            num_classes=len(self.classes),
+            device="cuda" if self.on_gpu else "cpu",
+            precision=self.precision,
+            blend=self.blend,
+            batch_size=self.batch_size,
+            static_batch=getattr(network, "batch", None),
+            compiled=self.compiled,
+            temperature=description.temperature,
+            detailed=self.detailed,
+        )
+        segmenter.try_a_tile()  # the first one takes several times as long
+        return segmenter
 
     def actor_options(self, *, staged: bool = False) -> dict:
         """What an actor that holds the network asks of Ray."""
@@ -66,6 +94,13 @@ class Work:
             return {"num_gpus": 1, "num_cpus": 0}  # readers and writers must find a core beside any number of actors
         cores = {"resources": {STAGES: 0.001}, "num_cpus": 0} if staged else {"num_cpus": self.threads}
         return {**cores, "runtime_env": ONE_ARENA}
+
+    def pool_options(self, in_flight: int) -> dict:
+        """What Ray Data is told of the pool of such actors. in_flight: shards at an actor, done or waiting."""
+        options = {"max_tasks_in_flight_per_actor": in_flight}
+        if self.on_gpu:  # what one shard waits for, on its way to the device and back, another one hides
+            options |= {"max_concurrent_calls_per_actor": SHARDS_A_GPU, "enable_true_multi_threading": True}
+        return options
 
     def publish(
         self, shard: int, results: Iterable[walk.Segmented], costs: Costs, *, role: str = "actor"
@@ -112,37 +147,6 @@ def model_of(work: Work) -> Description:
     return description
 
 
-def make_segmenter(work: Work) -> walk.Segmenter:
-    """The segmenter of a model directory on this process's device, once it took a tile.
-
-    ModelError when it takes none, or the model is not the one that the job began with.
-    """
-    import torch
-
-    from segray.segmenter import Segmenter
-
-    if not work.on_gpu:
-        torch.set_num_threads(work.threads)
-        keep_memory()
-    description = model_of(work)
-    network = load_network(description)
-    segmenter = Segmenter(
-        network,
-        work.spec,
-        num_classes=len(work.classes),
-        device="cuda" if work.on_gpu else "cpu",
-        precision=work.precision,
-        blend=work.blend,
-        batch_size=work.batch_size,
-        static_batch=getattr(network, "batch", None),
-        compiled=work.compiled,
-        temperature=description.temperature,
-        detailed=work.detailed,
-    )
-    segmenter.try_a_tile()  # the first one takes several times as long
-    return segmenter
-
-
 def probe(work: Work) -> str:
     """The precision to use (the work's own, or what a worker's device computes fast), once a worker tried it on a tile.
 
@@ -156,5 +160,5 @@ def _probe(work: Work) -> str:
     from segray.inference import default_precision
 
     precision = work.precision or default_precision("cuda" if work.on_gpu else "cpu")
-    make_segmenter(replace(work, precision=precision))
+    replace(work, precision=precision).segmenter()
     return precision

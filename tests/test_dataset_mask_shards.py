@@ -31,6 +31,7 @@ from segray.model_dir import Description, save_model
 from segray.networks import build_network
 from segray.plan import Item, Plan
 from segray.settings import EvaluateSettings
+from segray.shards import read_masks
 from segray.storage import File, join, publish, read_text, remove
 
 
@@ -189,6 +190,25 @@ def test_a_damaged_shard_is_named(tmp_path):
     publish(sample.mask, b"PAR1")
     with pytest.raises(SegrayError, match=f"shard {shard} of .* is damaged"):
         dataset.read_mask(sample)
+
+
+def test_an_image_whose_masks_are_gone_is_named(tmp_path):
+    images = images_at(str(tmp_path), 4)
+    uri = segmented(str(tmp_path), images[:3])
+    dataset, (_, sample) = open_dataset(uri), everything(uri)[images[0].uri]
+    segmented(str(tmp_path), images[1:])
+    with pytest.raises(SegrayError, match=r"out holds no mask of .*in/0.tif any more; begin again"):
+        dataset.read_mask(sample)
+
+
+def test_the_masks_of_one_shard_are_asked_for_once(tmp_path, monkeypatch):
+    dataset, asked = open_dataset(segmented(str(tmp_path), images_at(str(tmp_path), 3))), []
+    samples = [sample for split in dataset.splits() for sample in dataset.samples(split)]
+    monkeypatch.setattr("segray.scenes.read_statistics", None)
+    monkeypatch.setattr("segray.scenes.read_masks", lambda *place: asked.append(place) or read_masks(*place))
+    for sample in samples:
+        dataset.read_mask(sample)
+    assert asked == [(dataset.uri, 0, "parquet")]
 
 
 def test_the_fingerprint_follows_the_masks(tmp_path):

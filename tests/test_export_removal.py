@@ -14,7 +14,7 @@ from segray.export_removal import remove_former
 from segray.export_tasks import Exporter
 from segray.exporting import export
 from segray.exports.mercator import EDGE
-from segray.exports.scenes import Scene, open_masks
+from segray.scenes import Scene, open_masks
 from segray.settings import ExportSettings
 
 pytestmark = pytest.mark.filterwarnings("ignore::rasterio.errors.NotGeoreferencedWarning")

@@ -23,8 +23,8 @@ from segray.errors import SegrayError
 from segray.export_tasks import Exporter, Outcome
 from segray.exporting import export, outcomes_of
 from segray.exports import EXPORTS
-from segray.exports.scenes import Scene, open_masks
 from segray.listing import list_files
+from segray.scenes import Scene, open_masks
 from segray.settings import ExportSettings
 from segray.shards import shard_uri
 from segray.storage import exists, join, read_bytes, read_text

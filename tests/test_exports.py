@@ -20,7 +20,7 @@ from rio_cogeo.cogeo import cog_validate
 from segray.errors import ImageError
 from segray.export_tasks import Exporter
 from segray.exports import EXPORTS, cog, png, stac
-from segray.exports.scenes import Masks, Scene, forget_shards, open_masks, pieces_of, whole
+from segray.scenes import Masks, Scene, forget_shards, open_masks, pieces_of, whole
 from segray.settings import EXPORT_FORMATS, ExportSettings
 
 ROTATED = (0.3, 0.1, 389000.1, 0.1, -0.3, 5820000.7)
@@ -169,7 +169,7 @@ def test_a_scene_that_failed_in_part_has_no_data_there(tmp_path):
 LARGE = """
 import sys
 from segray.exports import cog
-from segray.exports.scenes import open_masks, pieces_of, whole
+from segray.scenes import open_masks, pieces_of, whole
 from segray.settings import ExportSettings
 masks = open_masks(sys.argv[1])
 (scene,) = whole(part for shard in range(masks.shards) for part in pieces_of(masks, shard))

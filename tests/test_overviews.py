@@ -12,13 +12,13 @@ from PIL import Image
 from rasterio.transform import from_origin
 
 from segray import overviews as module
-from segray.exports.scenes import SceneReader, open_masks, pieces_of, whole
 from segray.grid import Window
 from segray.model_dir import read_description
 from segray.overviews import overviews
 from segray.plan import load
 from segray.reduction import majority
 from segray.report.overview import factor_of
+from segray.scenes import SceneReader, open_masks, pieces_of, whole
 from segray.segmentation import segment
 from segray.settings import SegmentSettings
 from segray.synthetic import scene

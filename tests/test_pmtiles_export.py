@@ -17,11 +17,11 @@ from rasterio.warp import transform
 from segray.errors import SegrayError
 from segray.exports.mercator import EDGE, Tile, places_of
 from segray.exports.pmtiles import write_all
-from segray.exports.scenes import Masks, Scene, SceneReader, pieces_of, whole
 from segray.footprints import window_transform
 from segray.grid import Window, windows
 from segray.masks import IGNORE, Classes, decode_png, encode_png
 from segray.reduction import majority
+from segray.scenes import Masks, Scene, SceneReader, pieces_of, whole
 from segray.shards import MaskRow, write_shard
 
 CLASSES = Classes(names=("a", "b", "c"), colors=((200, 0, 0), (0, 200, 0), (0, 0, 200)))
@@ -250,8 +250,6 @@ def test_errors_say_what_to_do(tmp_path):
     empty = Made("empty.tif", np.full((50, 50), IGNORE, np.uint8), "EPSG:3857", on_grid(16, 40000, 20000))
     with pytest.raises(SegrayError, match="holds no class"):
         export(tmp_path, [empty])
-    with pytest.raises(SegrayError, match="--max_zoom must be 0 to 22, not 23"):
-        export(tmp_path, [UTM], 23)
 
 
 def test_a_scene_across_the_antimeridian_lies_on_both_sides(tmp_path):

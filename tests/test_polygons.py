@@ -20,10 +20,10 @@ from traced import MASKS
 
 from segray.errors import SegrayError
 from segray.exports import features, polygons
-from segray.exports.scenes import Masks, Scene, pieces_of, whole
 from segray.footprints import window_transform
 from segray.grid import Window
 from segray.masks import Classes, encode_png
+from segray.scenes import Masks, Scene, pieces_of, whole
 from segray.shards import FAILED, NODATA, OK, MaskRow, write_shard
 
 CLASSES = Classes(names=("ground", "house", "road"), colors=((0, 0, 0), (255, 0, 0), (9, 9, 9)))

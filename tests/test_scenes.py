@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 from mask_shards import CLASSES, UTM, Image, ids, write_masks
 
 from segray.errors import SegrayError
-from segray.exports.scenes import Masks, Scene, SceneReader, forget_shards, open_masks, pieces_of, whole
 from segray.grid import Window
+from segray.scenes import Masks, Scene, SceneReader, forget_shards, open_masks, pieces_of, whole
 from segray.shards import Place, failed_row, shard_uri, write_shard
 from segray.storage import join, publish, remove
 

@@ -164,7 +164,7 @@ def test_training_defaults_follow_from_other_settings(flags, expected):
         ([*EXPORT, "--format", ","], "--format is a list of cog"),
         ([*EXPORT, "--min_area", "-1"], "--min_area must be positive, not -1.0"),
         ([*EXPORT, "--simplify", "nan"], "--simplify must be positive, not nan"),
-        ([*EXPORT, "--max_zoom", "40"], "--max_zoom is 0 to 22, not 40"),
+        ([*EXPORT, "--max_zoom", "23"], "--max_zoom is 0 to 22, not 23"),
         ([*EXPORT, "--max_failed", "2"], "--max_failed is a share of 0 to 1, not 2.0"),
     ],
 )

@@ -30,10 +30,12 @@ from segray.shards import (
     encode_tar,
     failed_row,
     footprint,
+    mask_of,
     mask_row,
     read_masks,
     read_statistics,
     shard_uri,
+    window_of,
     write_shard,
 )
 from segray.storage import exists
@@ -103,6 +105,13 @@ def test_statuses_and_what_they_leave_out():
         assert picture.mode == "P"
         assert (np.asarray(picture) == result(Window(0, 0, 200, 150)).mask).all()
         assert np.asarray(picture.convert("RGB"))[-1, -1].tolist() == list(CLASSES.colors[np.asarray(picture)[-1, -1]])
+
+
+def test_the_window_and_the_mask_of_a_row():
+    rows = [vars(row) for row in all_kinds()]
+    assert [window_of(row) for row in rows[1:3]] == [Window(200, 150, 200, 150), Window(0, 150, 200, 150)]
+    assert np.array_equal(mask_of(rows[1], rows[1]["mask"]), result(Window(200, 150, 200, 150), seed=1).mask)
+    assert np.array_equal(mask_of(rows[2], None), np.full((200, 150), 255, np.uint8))
 
 
 @pytest.mark.parametrize("encode", [encode_parquet, encode_tar])

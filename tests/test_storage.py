@@ -13,7 +13,7 @@ import pytest
 
 from segray import storage
 from segray.errors import SegrayError
-from segray.listing import list_files
+from segray.listing import files_if_any, list_files
 from segray.storage import (
     absolute,
     describe,
@@ -62,6 +62,7 @@ def test_listing_is_sorted_recursive_and_without_hidden_files(store):
     assert (sorted(listed) if store.startswith("s3") else listed) == TREE
     assert names(store + "/") == listed
     assert {file.size for file in list_files(join(store, "a"))} == {len("a/b.png"), len("a/c/d.png")}
+    assert list(files_if_any(store)) == list(list_files(store))
     for file in list_files(store):
         assert read_bytes(file.uri).decode() == file.uri[-len(read_bytes(file.uri).decode()) :]
 
@@ -97,6 +98,7 @@ def test_a_single_file_is_its_own_listing(store):
 def test_nothing_there(store):
     with pytest.raises(FileNotFoundError, match="holds nothing"):
         list(list_files(join(store, "nope")))
+    assert list(files_if_any(join(store, "nope"))) == []
     with pytest.raises(FileNotFoundError):
         read_bytes(join(store, "nope"))
     with pytest.raises(SegrayError, match="does not exist"):
@@ -285,6 +287,7 @@ def test_a_local_file_is_published_whole_under_any_name(store, tmp_path):
     with pytest.raises(FileNotFoundError):
         publish_file(join(store, "b.tif"), str(tmp_path / "none"))
     assert not exists(join(store, "b.tif"))
+    assert not list(tmp_path.rglob(".*"))  # no temporary file either
 
 
 def test_links_to_folders_are_followed_once(tmp_path):

@@ -28,6 +28,10 @@ def test_what_tasks_give(local_ray, labelled_folder, monkeypatch):
     assert next(results) == 144
     with pytest.raises(LabelError, match="^13 is no number$"):
         next(results)
+    drawn: list[int] = []
+    few = tasks.in_tasks(later_first, (drawn.append(part) or part for part in range(10)), in_flight=2)
+    assert (next(few), drawn) == (0, [0, 1])
+    assert (next(few), drawn) == (1, [0, 1, 2])
     dataset, settings = open_dataset(labelled_folder), TrainSettings(data=labelled_folder, output="none", crop=32)
     samples = dataset.samples("train")
     assert inspect(dataset, samples, settings, run=tasks.in_tasks) == inspect(dataset, samples, settings)

@@ -41,3 +41,8 @@ class Kept(Generic[Key, Value]):
             finally:
                 with self._lock:
                     self._making.pop(key, None)
+
+    def forget(self) -> None:
+        """Let go of all values."""
+        with self._lock:
+            self._values.clear()

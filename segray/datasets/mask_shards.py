@@ -7,32 +7,25 @@ from __future__ import annotations
 
 import hashlib
 from bisect import bisect_left
-from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import chain
-from typing import TYPE_CHECKING, ClassVar
+from typing import ClassVar
 
 import numpy as np
 
 from segray import plan as plans
 from segray.archives.kept import Kept
 from segray.datasets.sample import Sample
-from segray.errors import LabelError, SegrayError
+from segray.errors import SegrayError
 from segray.grid import Window
-from segray.masks import IGNORE, Classes, decode_png
-from segray.shards import OK, read_masks, read_statistics, shard_uri
+from segray.masks import Classes
+from segray.scenes import Masks, Scene, SceneReader, open_masks, pieces_of, scene_in, whole
+from segray.shards import OK, shard_uri
 from segray.storage import exists, join
-
-if TYPE_CHECKING:
-    from segray.exports.scenes import Masks, Scene
 
 SHARES = {"train": 0.8, "val": 0.9, "test": 1.0}  # the place at which a split ends
 THREADS = 16
-SHARDS_KEPT = 32  # in a process, some MB each
-LISTS_KEPT = 4096  # of the windows in a shard
-
-Pieces = dict[str, list[tuple[Window, bytes | None]]]  # image -> its windows and their masks
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,8 +46,6 @@ class MaskShardsDataset:
     @classmethod
     def open(cls, uri: str) -> MaskShardsDataset:
         """The data set at a URI; SegrayError when the segmentation is not finished."""
-        from segray.exports.scenes import open_masks  # lazily: what exports need takes a second
-
         masks = open_masks(uri)
         return cls(uri=uri, classes=masks.classes, masks=masks)
 
@@ -75,42 +66,13 @@ class MaskShardsDataset:
         return list(found[split])
 
     def read_mask(self, sample: Sample) -> np.ndarray:
-        """The (H, W) uint8 mask with 255 where the segmentation gave none."""
-        window = sample.window or Window(0, 0, *sample.size)
-        mask = np.full((window.height, window.width), IGNORE, np.uint8)
+        """The (H, W) uint8 mask with 255 where the segmentation gave none; SegrayError when a shard is damaged."""
         first, last = map(int, sample.tag.split()[:2])
-        for number in range(first, last + 1):
-            shard = _Shard(output=self.uri, number=number, fmt=self.masks.fmt, digest=self.masks.digest)
-            if first < last and not _meeting(_lists.get(shard), sample.image, window):
-                continue
-            for where, png in _meeting(_contents.get(shard), sample.image, window):
-                part = where.intersection(window)
-                piece = decode_png(png)
-                if piece.shape != (where.height, where.width):
-                    raise LabelError(f"{sample.mask} holds a mask of another size than its window; segment anew")
-                mask[part.within(window)] = piece[part.within(where)]
-        return mask
+        scene = scene_in(self.masks, sample.image, range(first, last + 1))
+        return SceneReader(self.masks, scene).read(sample.window or Window(0, 0, *sample.size))
 
     def _found(self) -> dict[str, list[Sample]]:
-        return _splits.get(_Output(uri=self.uri, digest=self.masks.digest))
-
-
-@dataclass(frozen=True, kw_only=True)
-class _Output:
-    """A finished segmentation; digest: of what it holds."""
-
-    uri: str
-    digest: str
-
-
-@dataclass(frozen=True, kw_only=True)
-class _Shard:
-    """A shard of it."""
-
-    output: str
-    number: int
-    fmt: str
-    digest: str
+        return _splits.get(self.masks)
 
 
 def place_of(image: str) -> float:
@@ -118,12 +80,9 @@ def place_of(image: str) -> float:
     return int.from_bytes(hashlib.sha256(image.encode("utf-8", "surrogateescape")).digest()[:6]) / 2**48
 
 
-def _read_splits(output: _Output) -> dict[str, list[Sample]]:
+def _read_splits(masks: Masks) -> dict[str, list[Sample]]:
     """Split -> the samples of its images that have a mask, sorted by key. It asks all shards what they hold."""
-    from segray.exports.scenes import open_masks, pieces_of, whole
-
-    masks = open_masks(output.uri)
-    parts = plans.parts(join(output.uri, "plan"))
+    parts = plans.parts(join(masks.output, "plan"))
     with ThreadPoolExecutor(THREADS) as pool:
         pieces = pool.map(lambda shard: pieces_of(masks, shard), range(masks.shards))
         scenes = [scene for scene in whole(chain.from_iterable(pieces)) if _has_mask(scene)]
@@ -157,35 +116,4 @@ def _sample(masks: Masks, scene: Scene, part: str) -> Sample:
     )
 
 
-def _read_lists(shard: _Shard) -> Pieces:
-    from segray.exports.scenes import damage_told
-
-    with damage_told(shard.output, shard.number):
-        return _pieces((row, None) for row in read_statistics(shard.output, shard.number, shard.fmt))
-
-
-def _read_contents(shard: _Shard) -> Pieces:
-    from segray.exports.scenes import damage_told
-
-    with damage_told(shard.output, shard.number):
-        return _pieces(read_masks(shard.output, shard.number, shard.fmt))
-
-
-def _pieces(rows: Iterable[tuple[dict, bytes | None]]) -> Pieces:
-    """The windows of each image that have a mask."""
-    found: Pieces = {}
-    for row, png in rows:
-        if row["status"] == OK:
-            window = Window(*(row[name] for name in ("row_off", "col_off", "height", "width")))
-            found.setdefault(row["image"], []).append((window, png))
-    return found
-
-
-def _meeting(pieces: Pieces, image: str, window: Window) -> list[tuple[Window, bytes | None]]:
-    """What of an image meets a window."""
-    return [(where, png) for where, png in pieces.get(image, ()) if where.meets(window)]
-
-
-_splits: Kept[_Output, dict[str, list[Sample]]] = Kept(_read_splits, most=4)
-_lists: Kept[_Shard, Pieces] = Kept(_read_lists, most=LISTS_KEPT)
-_contents: Kept[_Shard, Pieces] = Kept(_read_contents, most=SHARDS_KEPT)
+_splits: Kept[Masks, dict[str, list[Sample]]] = Kept(_read_splits, most=4)

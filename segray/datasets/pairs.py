@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 
 from segray.archives.images import is_image
 from segray.errors import SegrayError
-from segray.listing import list_files, names
+from segray.listing import files_if_any, names
 from segray.storage import File, filesystem, join
 
 LEGEND = "classes.json"
@@ -60,17 +60,10 @@ def images_of(folder: str) -> dict[str, File]:
 def by_stem(folder: str, wanted: Callable[[str], bool]) -> dict[str, File]:
     """Path below the folder without its ending -> file, sorted; SegrayError when two files share one."""
     root, found = filesystem(folder)[1], {}
-    for file in _listed(folder):
+    for file in files_if_any(folder):  # the caller says what is missing
         if wanted(file.uri):
             stem = posixpath.splitext(file.uri.partition(root + "/")[2])[0]
             if stem in found:
                 raise SegrayError(f"{found[stem].uri} and {file.uri} have the same stem; remove one of them")
             found[stem] = file
     return dict(sorted(found.items()))
-
-
-def _listed(folder: str) -> Iterator[File]:
-    try:
-        yield from list_files(folder)
-    except FileNotFoundError:  # a store knows no empty folder: the caller says what is missing
-        return

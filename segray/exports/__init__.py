@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from typing import Protocol
 
 from segray.exports import cog, pmtiles, png, polygons
-from segray.exports.scenes import Masks, Scene
+from segray.scenes import Masks, Scene
 from segray.settings import ExportSettings
 
 

@@ -13,8 +13,8 @@ from rasterio.shutil import copy
 from rasterio.windows import Window as RasterioWindow
 
 from segray.exports.names import mirror
-from segray.exports.scenes import Masks, Scene, SceneReader
 from segray.masks import IGNORE, Classes, palette
+from segray.scenes import Masks, Scene, SceneReader
 from segray.settings import ExportSettings
 from segray.shards import OK
 

@@ -13,8 +13,8 @@ import shapely
 
 from segray.errors import SegrayError
 from segray.exports.ground import Ground
-from segray.exports.scenes import Masks, Scene
 from segray.rings import Rings
+from segray.scenes import Masks, Scene
 from segray.tracing import Regions
 
 ROW_GROUP, ROW_GROUP_BYTES = 2**16, 2**26  # features, or bytes of their geometries: whatever is reached first

@@ -14,17 +14,17 @@ from rasterio.transform import Affine
 from rasterio.warp import reproject, transform, transform_bounds
 
 from segray.archives.raster import Affine6
-from segray.exports.scenes import Scene
 from segray.footprints import window_transform
 from segray.grid import Window
 from segray.masks import IGNORE
+from segray.scenes import Scene
+from segray.settings import MAX_ZOOM
 
 MERCATOR = CRS.from_epsg(3857)
 SIZE = 256  # pixels of a tile
 _RADIUS = 6378137.0  # metres, the equator of WGS 84
 EDGE = math.pi * _RADIUS  # from the middle of the map to its edge
 _MOST_LATITUDE = math.degrees(math.atan(math.sinh(math.pi)))  # where the square map ends
-MOST_ZOOM = 22  # 4 cm at the equator; web maps go no deeper
 STEPS = 16  # of the grid of points by which the part of a scene under a tile is found
 SLACK = 1e-3  # of a zoom: a scene of a tile set, its georeference rounded, still has the zoom of its tiles
 Box = tuple[float, float, float, float]  # left, bottom, right, top
@@ -243,7 +243,7 @@ def _zoom(scene: Scene, crs: CRS) -> int | None:
     sides = [side for side in sides if side > 0]
     if not sides:
         return None
-    return min(MOST_ZOOM, max(0, math.ceil(math.log2(2 * EDGE / SIZE / min(sides)) - SLACK)))
+    return min(MAX_ZOOM, max(0, math.ceil(math.log2(2 * EDGE / SIZE / min(sides)) - SLACK)))
 
 
 def _span(values: np.ndarray, size: int) -> tuple[int, int]:

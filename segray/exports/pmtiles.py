@@ -18,11 +18,11 @@ from pmtiles.tile import Compression, TileType, zxy_to_tileid
 from pmtiles.writer import write
 
 from segray.errors import SegrayError
-from segray.exports.mercator import MOST_ZOOM, SIZE, Box, Place, Tile, places_of, warped, window_under
-from segray.exports.scenes import Masks, Scene, SceneReader
+from segray.exports.mercator import SIZE, Box, Place, Tile, places_of, warped, window_under
 from segray.grid import Window
 from segray.masks import IGNORE, Classes, encode_png
 from segray.reduction import majority
+from segray.scenes import Masks, Scene, SceneReader
 from segray.settings import ExportSettings
 
 PER_SCENE = False
@@ -50,8 +50,6 @@ def write_all(masks: Masks, scenes: Iterable[Scene], path: str, settings: Export
     Where scenes overlap the later one is seen, except where it has no data. Memory: a few tiles, what `SceneReader`
     keeps, and what is known of each scene. SegrayError when no scene has a georeference or none has a class.
     """
-    if settings.max_zoom is not None and not 0 <= settings.max_zoom <= MOST_ZOOM:
-        raise SegrayError(f"--max_zoom must be 0 to {MOST_ZOOM}, not {settings.max_zoom}")
     places, taken, left_out = [], 0, 0
     for scene in scenes:
         found = places_of(scene)

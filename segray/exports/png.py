@@ -11,11 +11,12 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from segray.errors import ImageError
+from segray.exports.mercator import EDGE
 from segray.exports.names import is_tile_set, mirror
-from segray.exports.scenes import CELL, Masks, Scene, SceneReader
 from segray.grid import Window
-from segray.listing import list_files
+from segray.listing import files_if_any
 from segray.masks import IGNORE, encode_png
+from segray.scenes import CELL, Masks, Scene, SceneReader
 from segray.settings import ExportSettings
 from segray.shards import OK
 
@@ -23,7 +24,6 @@ PER_SCENE = True
 MEDIA_TYPE = "image/png"
 MAX_PIXELS = 2**27  # a PNG is made in memory, three bytes a pixel
 TILE = 256
-EQUATOR_M = 2 * math.pi * 6378137.0  # of EPSG:3857
 TILES = "tiles.json"  # its existence says that the tree is whole
 TILE_JSON = re.compile(r"tiles(-\w+)?\.json")  # TILES, or where `distinct` added to it
 
@@ -44,10 +44,7 @@ def beside(uri: str) -> Iterator[str]:
     if not TILE_JSON.fullmatch(name):
         return
     tile = re.compile(rf"/{re.escape(posixpath.basename(folder))}/\d+/\d+\.png$")
-    try:
-        yield from (file.uri for file in list_files(folder) if tile.search(file.uri))
-    except FileNotFoundError:
-        return
+    yield from (file.uri for file in files_if_any(folder) if tile.search(file.uri))
 
 
 def write(masks: Masks, scene: Scene, path: str, options: ExportSettings) -> dict:
@@ -99,7 +96,7 @@ def _blocks(scene: Scene, left: int, top: int) -> Iterator[Window]:
 def _zoom(scene: Scene) -> int:
     """The zoom level at which tiles of 256 pixels have the pixels of a scene; ImageError when there is none."""
     a, b, _, d, e, _ = scene.transform or (0.0,) * 6
-    zoom = math.log2(EQUATOR_M / a / TILE) if a > 0 else -1.0
+    zoom = math.log2(2 * EDGE / a / TILE) if a > 0 else -1.0
     if b or d or not math.isclose(a, -e, rel_tol=1e-6) or zoom < -0.5 or abs(zoom - round(zoom)) > 1e-6:
         raise ImageError(f"{scene.image} has no pixels of a zoom level; export it with --format cog")
     return round(zoom)
@@ -107,5 +104,5 @@ def _zoom(scene: Scene) -> int:
 
 def _origin(scene: Scene) -> tuple[int, int]:
     """(column, row) of the scene's first pixel among all pixels of its zoom level."""
-    size = EQUATOR_M / (TILE << _zoom(scene))
-    return round((scene.transform[2] + EQUATOR_M / 2) / size), round((EQUATOR_M / 2 - scene.transform[5]) / size)
+    size = 2 * EDGE / (TILE << _zoom(scene))
+    return round((scene.transform[2] + EDGE) / size), round((EDGE - scene.transform[5]) / size)

@@ -11,9 +11,9 @@ from segray.errors import SegrayError
 from segray.exports.features import Batch, FeatureWriter, polygons_of
 from segray.exports.ground import Ground, ground_of
 from segray.exports.names import mirror
-from segray.exports.scenes import Masks, Scene, SceneReader
 from segray.grid import Window
 from segray.rings import Rings, rings_of
+from segray.scenes import Masks, Scene, SceneReader
 from segray.settings import ExportSettings
 from segray.tracing import Regions, Tracer
 

@@ -9,10 +9,10 @@ from rasterio._err import CPLE_BaseError
 from rasterio.crs import CRS
 from rasterio.errors import CRSError
 
-from segray.exports.scenes import Masks, Scene
 from segray.footprints import outline, rings
 from segray.grid import Window
 from segray.masks import IGNORE, Classes
+from segray.scenes import Masks, Scene
 
 EXTENSIONS = [
     "https://stac-extensions.github.io/projection/v2.0.0/schema.json",

@@ -7,23 +7,25 @@ import json
 import tarfile
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
-from functools import lru_cache
-from itertools import groupby, product
+from dataclasses import dataclass, field, replace
+from functools import lru_cache, partial
+from itertools import chain, groupby, product
 
 import numpy as np
 import pyarrow as pa
 
+from segray.archives.kept import Kept
 from segray.archives.raster import Affine6
 from segray.errors import SegrayError
 from segray.footprints import window_transform
 from segray.grid import Window
-from segray.listing import list_files
+from segray.listing import files_if_any
 from segray.masks import IGNORE, Classes, decode_png
-from segray.shards import EXTENSIONS, OK, read_masks, read_metadata, read_statistics
+from segray.shards import EXTENSIONS, OK, read_masks, read_metadata, read_statistics, window_of
 from segray.storage import describe, exists, join, read_text
 
-SHARDS_KEPT = 4  # in a process: as many meet in a corner, and small scenes follow each other in one
+SHARDS_KEPT = 32  # in a process: some 130 MB where they hold 64 megapixels each
+LISTS_KEPT = 4096  # of what a shard holds of large scenes: some kB each
 WINDOWS_KEPT = 16  # decoded, 4 MB each
 CELL = 2048  # pixels; windows are looked up by the squares of this side that they touch
 
@@ -65,15 +67,15 @@ class Scene:
 class Masks:
     """The output of a finished segmentation. fmt: of the shards that are read. archive: what was segmented.
 
-    digest: changes with what the masks hold, and does not change with where they lie.
+    digest: changes with what the masks hold, and does not change with where they lie; it stands for the rest in a hash.
     """
 
     output: str
     fmt: str
     shards: int
     archive: str
-    classes: Classes
-    metadata: dict
+    classes: Classes = field(hash=False)
+    metadata: dict = field(hash=False)
     digest: str = ""
 
 
@@ -90,10 +92,10 @@ def open_masks(uri: str) -> Masks:
         ending = f".{EXTENSIONS[fmt]}"
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise SegrayError(f"{summary_uri} is no summary of a segmentation; give the OUTPUT of segment.py") from error
-    found = _count(join(uri, "masks"), ending)
+    found = sum(file.uri.endswith(ending) for file in files_if_any(join(uri, "masks")))
     if found != shards:
         raise SegrayError(f"{uri} holds {found} of {shards} shards; run segment.py again, it goes on where it stopped")
-    with damage_told(uri, 0):
+    with _damage_told(uri, 0):
         metadata = read_metadata(uri, 0, fmt)
     identity = json.dumps([archive, shards, metadata, *counts], sort_keys=True)
     return Masks(
@@ -109,9 +111,8 @@ def open_masks(uri: str) -> Masks:
 
 def pieces_of(masks: Masks, shard: int) -> list[Scene]:
     """What a shard holds of each scene, in its order: scenes of one shard's pieces, to be put together by `whole`."""
-    with damage_told(masks.output, shard):
-        rows = read_statistics(masks.output, shard, masks.fmt)
-    return list(whole(_scene_of(row, shard, number) for number, row in enumerate(rows)))
+    with _damage_told(masks.output, shard):
+        return _scenes(read_statistics(masks.output, shard, masks.fmt), shard)
 
 
 def whole(parts: Iterable[Scene]) -> Iterator[Scene]:
@@ -120,12 +121,27 @@ def whole(parts: Iterable[Scene]) -> Iterator[Scene]:
         yield _joined(list(group))
 
 
+def scene_in(masks: Masks, image: str, shards: range) -> Scene:
+    """The scene of an image of which those shards, and no others, hold pieces.
+
+    One shard is read whole, since its masks are wanted next; of several only what they hold of scenes. Both are kept.
+    """
+    if len(shards) == 1:
+        parts, _ = _shards.get((masks, shards[0]))
+    else:
+        parts = chain.from_iterable(_lists.get((masks, shard)) for shard in shards)
+    scene = next(whole(part for part in parts if part.image == image), None)
+    if scene is None:
+        raise SegrayError(f"{masks.output} holds no mask of {image} any more; begin again with what it holds now")
+    return scene
+
+
 class SceneReader:
     """Reads the class ids of a scene; holds a few shards and windows, whatever the size of the scene."""
 
     def __init__(self, masks: Masks, scene: Scene) -> None:
         self.masks, self.scene = masks, scene
-        self._mask = lru_cache(WINDOWS_KEPT)(self._decode)
+        self._mask = lru_cache(WINDOWS_KEPT)(partial(_decoded, masks))
         self._cells: dict[tuple[int, int], list[Piece]] = {}
         for piece in scene.pieces:
             for cell in _cells(piece.window) if piece.status == OK else ():
@@ -140,47 +156,42 @@ class SceneReader:
     def pieces(self, window: Window) -> list[Piece]:
         """The pieces with a mask that meet a window, in the order of the plan."""
         near = {piece: None for cell in _cells(window) for piece in self._cells.get(cell, ())}
-        met = (piece for piece in near if meet(piece.window, window))
+        met = (piece for piece in near if piece.window.meets(window))
         return sorted(met, key=lambda piece: (piece.shard, piece.number))
 
     def read(self, window: Window) -> np.ndarray:
         """(h, w) uint8 class ids of any window, 255 where no mask says anything, as beyond the edges of the scene."""
         result = np.full((window.height, window.width), IGNORE, np.uint8)
         for piece in self.pieces(window):
-            part = meet(piece.window, window)
+            part = piece.window.intersection(window)
             result[part.within(window)] = self._mask(piece)[part.within(piece.window)]
         return result
-
-    def _decode(self, piece: Piece) -> np.ndarray:
-        mask = decode_png(_read_shard(self.masks.output, piece.shard, self.masks.fmt)[piece.number])
-        if mask.shape != (piece.window.height, piece.window.width):
-            place = f"shard {piece.shard} of {self.masks.output}"
-            raise SegrayError(f"{place} holds a mask of another size than its window; run segment.py with --overwrite")
-        mask.flags.writeable = False  # it is handed out again
-        return mask
 
 
 def forget_shards() -> None:
     """Let go of the shards that this process holds."""
-    _read_shard.cache_clear()
+    _shards.forget()
+    _lists.forget()
 
 
-def meet(a: Window, b: Window) -> Window | None:
-    """What two windows have in common, None if nothing."""
-    row, col = max(a.row_off, b.row_off), max(a.col_off, b.col_off)
-    bottom = min(a.row_off + a.height, b.row_off + b.height)
-    right = min(a.col_off + a.width, b.col_off + b.width)
-    return Window(row, col, bottom - row, right - col) if bottom > row and right > col else None
+def _decoded(masks: Masks, piece: Piece) -> np.ndarray:
+    _, found = _shards.get((masks, piece.shard))
+    mask = decode_png(found[piece.number])
+    if mask.shape != (piece.window.height, piece.window.width):
+        place = f"shard {piece.shard} of {masks.output}"
+        raise SegrayError(f"{place} holds a mask of another size than its window; run segment.py with --overwrite")
+    mask.flags.writeable = False  # it is handed out again
+    return mask
 
 
-@lru_cache(SHARDS_KEPT)
-def _read_shard(output: str, shard: int, fmt: str) -> list[bytes | None]:
-    with damage_told(output, shard):
-        return [mask for _, mask in read_masks(output, shard, fmt)]
+def _read_shard(masks: Masks, shard: int) -> _Shard:
+    with _damage_told(masks.output, shard):
+        rows = read_masks(masks.output, shard, masks.fmt)
+        return _scenes((row for row, _ in rows), shard), [mask for _, mask in rows]
 
 
 @contextmanager
-def damage_told(output: str, shard: int) -> Iterator[None]:
+def _damage_told(output: str, shard: int) -> Iterator[None]:
     """Whatever a damaged shard makes its readers raise becomes a SegrayError."""
     try:
         yield
@@ -197,15 +208,12 @@ def _cells(window: Window) -> Iterator[tuple[int, int]]:
     return product(rows, cols)
 
 
-def _count(folder: str, ending: str) -> int:
-    try:
-        return sum(file.uri.endswith(ending) for file in list_files(folder))
-    except FileNotFoundError:
-        return 0
+def _scenes(rows: Iterable[dict], shard: int) -> list[Scene]:
+    return list(whole(_scene_of(row, shard, number) for number, row in enumerate(rows)))
 
 
 def _scene_of(row: dict, shard: int, number: int) -> Scene:
-    window = Window(*(row[name] for name in ("row_off", "col_off", "height", "width")))
+    window = window_of(row)
     piece = Piece(shard=shard, number=number, window=window, status=row["status"])
     transform = tuple(row["transform"]) if row["transform"] else None
     if transform is not None:
@@ -232,3 +240,8 @@ def _joined(parts: list[Scene]) -> Scene:
 
 def _begins(part: Scene) -> bool:
     return any(not (piece.window.row_off or piece.window.col_off) for piece in part.pieces)
+
+
+_Shard = tuple[list[Scene], list[bytes | None]]  # what it holds of each scene, and the mask of each row
+_shards: Kept[tuple[Masks, int], _Shard] = Kept(lambda key: _read_shard(*key), most=SHARDS_KEPT)
+_lists: Kept[tuple[Masks, int], list[Scene]] = Kept(lambda key: pieces_of(*key), most=LISTS_KEPT)
