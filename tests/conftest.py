@@ -25,6 +25,20 @@ from segray.storage import join, publish
 from segray.synthetic import CLASSES, scene
 
 SPLITS = {"train": 4, "val": 2, "test": 2}
+LONGEST = (  # files of tests, the longest first
+    "test_exporting.py", "test_training.py", "test_cluster.py", "test_restarts.py", "test_scaling.py",
+    "test_segmentation.py", "test_pipeline.py", "test_benchmark.py", "test_planning.py", "test_simulation.py",
+    "test_throughput.py", "test_overviews.py", "test_evaluation.py",
+)  # fmt: skip
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Begin with the files that run whole jobs, the longest first.
+
+    A file is the work of one process: begun last, a long one would go on alone while the other process has no more.
+    """
+    places = {name: place for place, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: places.get(item.path.name, len(places)))
 
 
 def png(array: np.ndarray) -> bytes:
