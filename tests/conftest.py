@@ -71,6 +71,14 @@ def labelled_folder(write_folder: Callable[[str], str], tmp_path: Path) -> str:
 
 
 @pytest.fixture(scope="session")
+def small_model(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """The path of a model for tests in which any will do."""
+    from models import write_small_model  # imports torch
+
+    return write_small_model(str(tmp_path_factory.mktemp("small") / "model"))
+
+
+@pytest.fixture(scope="session")
 def s3(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """The URI of a bucket on a real S3 server (SeaweedFS); its settings are in os.environ for the session."""
     weed = shutil.which("weed", path=str(Path(sys.executable).parent)) or shutil.which("weed")
