@@ -180,7 +180,10 @@ def rows_of(items: list[Item], segmenter: Segmenter, window: int) -> list[MaskRo
     return list(walk.rows(walk.segment(readings, segmenter), CLASSES))
 
 
-@pytest.mark.parametrize("name", ARCHIVE_OF)
+STORES = [(name, store) for name in ARCHIVE_OF for store in ("local", "s3")] + [("tar: PNG", "memory")]
+
+
+@pytest.mark.parametrize(("name", "store"), STORES, indirect=["store"])
 def test_the_mask_is_the_same_in_every_format(
     store: str, segmenter: Segmenter, expected: np.ndarray, name: str
 ) -> None:
