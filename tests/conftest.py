@@ -26,9 +26,9 @@ from segray.synthetic import CLASSES, scene
 
 SPLITS = {"train": 4, "val": 2, "test": 2}
 LONGEST = (  # files of tests, the longest first
-    "test_exporting.py", "test_training.py", "test_cluster.py", "test_restarts.py", "test_scaling.py",
-    "test_segmentation.py", "test_pipeline.py", "test_benchmark.py", "test_planning.py", "test_simulation.py",
-    "test_throughput.py", "test_overviews.py", "test_evaluation.py",
+    "test_restarts.py", "test_cluster.py", "test_segmentation.py", "test_scaling.py", "test_exporting.py",
+    "test_training.py", "test_benchmark.py", "test_planning.py", "test_pipeline.py", "test_evaluation.py",
+    "test_throughput.py", "test_simulation.py", "test_overviews.py",
 )  # fmt: skip
 
 

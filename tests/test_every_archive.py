@@ -37,7 +37,7 @@ from segray.shards import OK, MaskRow
 from segray.storage import join, publish
 from segray.synthetic import scene
 
-SPEC = InputSpec(bands=(0, 1, 2), scale=1 / 255, mean=(0.5,) * 3, std=(0.2,) * 3, tile=64, overlap=16)
+SPEC = InputSpec(bands=(0, 1, 2), scale=1 / 255, mean=(0.5,) * 3, std=(0.2,) * 3, tile=128, overlap=16)
 CLASSES = Classes(names=("a", "b", "c"), colors=((0, 0, 0), (9, 0, 0), (0, 9, 0)))
 PIXELS = scene(3, 512, 768)[0]
 ZOOM, X0, Y0 = 12, 2200, 1343  # of the north-western tile
