@@ -25,6 +25,20 @@ from segray.storage import join, publish
 from segray.synthetic import CLASSES, scene
 
 SPLITS = {"train": 4, "val": 2, "test": 2}
+LONGEST = (  # files of tests, the longest first
+    "test_restarts.py", "test_cluster.py", "test_segmentation.py", "test_scaling.py", "test_exporting.py",
+    "test_training.py", "test_benchmark.py", "test_planning.py", "test_pipeline.py", "test_evaluation.py",
+    "test_throughput.py", "test_simulation.py", "test_overviews.py",
+)  # fmt: skip
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Begin with the files that run whole jobs, the longest first.
+
+    A file is the work of one process: begun last, a long one would go on alone while the other process has no more.
+    """
+    places = {name: place for place, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: places.get(item.path.name, len(places)))
 
 
 def png(array: np.ndarray) -> bytes:
@@ -54,6 +68,14 @@ def write_folder() -> Callable[[str], str]:
 def labelled_folder(write_folder: Callable[[str], str], tmp_path: Path) -> str:
     """The path of a labelled folder of synthetic scenes: 4 to train on, 2 to validate, 2 to test."""
     return write_folder(str(tmp_path / "labelled"))
+
+
+@pytest.fixture(scope="session")
+def small_model(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """The path of a model for tests in which any will do."""
+    from models import write_small_model  # imports torch
+
+    return write_small_model(str(tmp_path_factory.mktemp("small") / "model"))
 
 
 @pytest.fixture(scope="session")

@@ -8,6 +8,10 @@ import json
 import torch
 from torch import nn
 
+from segray.inputs import InputSpec
+from segray.masks import Classes
+from segray.model_dir import Description, save_model
+from segray.networks import build_network
 from segray.storage import join, publish
 
 CLASSES = [
@@ -51,4 +55,22 @@ def write_model(uri: str, *, tile: int = 32, overlap: int = 8, bands: int = 3) -
     }
     publish(join(uri, "program.pt2"), buffer.getvalue())
     publish(join(uri, "model.json"), json.dumps(document).encode())
+    return uri
+
+
+def write_small_model(uri: str) -> str:
+    """A model directory of a small network of the project, whose masks hold all classes; its URI.
+
+    Processes load it some two seconds faster than a program.
+    """
+    options = {"width": 8}
+    with torch.random.fork_rng(devices=[]), torch.no_grad():
+        torch.manual_seed(3)
+        network = build_network("encoder_decoder", options, num_classes=len(CLASSES), in_channels=3)
+        network.head.bias.zero_()
+        network.head.weight.sub_(network.head.weight.mean(dim=0))  # else one class wins everywhere
+    spec = InputSpec(bands=(0, 1, 2), scale=1 / 255, mean=(0.4,) * 3, std=(0.05,) * 3, tile=32, overlap=8)
+    described = {"name": "encoder_decoder", "options": options}
+    classes = Classes.from_json(CLASSES, 255, source="models.py")
+    save_model(Description(uri=uri, network=described, classes=classes, spec=spec), network)
     return uri

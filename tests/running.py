@@ -54,13 +54,13 @@ def kill_actor(process: subprocess.Popen) -> bool:
     return False
 
 
-def wait_for(condition: Callable[[], bool], *, timeout_s: float = 500) -> bool:
+def wait_for(condition: Callable[[], bool], *, timeout_s: float = 500, every_s: float = 0.02) -> bool:
     """Whether a condition came true in time."""
     end = time.monotonic() + timeout_s
     while time.monotonic() < end:
         if condition():
             return True
-        time.sleep(0.02)
+        time.sleep(every_s)
     return False
 
 

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import runpy
+import sys
 
 import pytest
-from running import run
+from running import ROOT, run
 
 from segray.benchmark import WHAT, aligned, lines
 from segray.command_line import BAD_INPUT, DONE, parse
@@ -101,9 +103,13 @@ def test_settings_are_those_of_the_job(tmp_path):
     assert (job.archive, job.model, job.output, job.tile, job.overlap) == ("/a", "/m", "/o", 64, None)
 
 
-def test_bad_input_is_one_sentence(tmp_path):
-    status, _, err = run("benchmark", output=tmp_path, what="growth", archive=tmp_path)
-    assert status == BAD_INPUT
+def test_bad_input_is_one_sentence(tmp_path, monkeypatch, capsys):
+    flags = [f"--output={tmp_path}", "--what=growth", f"--archive={tmp_path}"]
+    monkeypatch.setattr(sys, "argv", ["benchmark.py", *flags])
+    with pytest.raises(SystemExit) as ended:
+        runpy.run_path(str(ROOT / "jobs" / "benchmark.py"), run_name="__main__")
+    assert ended.value.code == BAD_INPUT
+    err = capsys.readouterr().err
     assert "leave --archive out" in err and len(err.splitlines()) == 1
 
 

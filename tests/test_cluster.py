@@ -5,15 +5,19 @@ from __future__ import annotations
 import json
 import os
 import re
+import shlex
 import socket
 import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
+from urllib.request import urlopen
 
 import pyarrow.parquet as pq
 import pytest
+from ray.job_submission import JobStatus, JobSubmissionClient
 from running import ROOT, wait_for
 
 from segray.listing import list_files
@@ -35,41 +39,78 @@ def free_port() -> int:
 def head(s3: str) -> Iterator[str]:
     """The dashboard address of a cluster of one node of two cores, whose environment has the S3 credentials."""
     folder, dashboard = tempfile.mkdtemp(prefix="sr", dir="/tmp"), free_port()
-    environment = {**os.environ, "RAY_AUTH_MODE": "disabled"}
     flags = {
         "port": free_port(), "dashboard-port": dashboard, "dashboard-agent-listen-port": free_port(), "num-cpus": 2,
         "temp-dir": folder, "node-ip-address": "127.0.0.1", "dashboard-host": "127.0.0.1",
     }  # fmt: skip
-    command = [RAY, "start", "--head", "--block", *(f"--{name}={value}" for name, value in flags.items())]
-    with open(Path(folder, "start.log"), "wb") as log:
-        process = subprocess.Popen(command, env=environment, stdout=log, stderr=log)
+    starting = [RAY, "start", "--head", "--block", *(f"--{name}={value}" for name, value in flags.items())]
+    with open(Path(folder, "start.log"), "wb") as log, pytest.MonkeyPatch.context() as environment:
+        environment.setenv("RAY_AUTH_MODE", "disabled")
+        process = subprocess.Popen(starting, stdout=log, stderr=log, start_new_session=True)
         address = f"http://127.0.0.1:{dashboard}"
         try:
-            listing = [RAY, "job", "list", "--address", address]
-            ready = wait_for(
-                lambda: subprocess.run(listing, env=environment, capture_output=True, check=False).returncode == 0
-            )
+            ready = wait_for(lambda: answers(f"{address}/api/version"), every_s=0.2)
             assert ready, Path(folder, "start.log").read_text()
             yield address
         finally:
-            process.terminate()  # a blocking `ray start` stops its node with itself
-            process.wait(timeout=60)
+            end(process)
 
 
-def submit(head: str, job: str, **settings: object) -> tuple[int, str]:
-    """(exit status of the command, its output) of a job that is submitted and waited for."""
-    flags = [f"--{name}={value}" for name, value in settings.items()]
-    command = [RAY, "job", "submit", "--address", head, "--working-dir", str(ROOT), "--", "python", f"jobs/{job}.py"]
-    environment = {**os.environ, "RAY_AUTH_MODE": "disabled"}
-    done = subprocess.run([*command, *flags], env=environment, capture_output=True, text=True, timeout=500, check=False)
+def answers(url: str) -> bool:
+    """Whether a server gives a page."""
+    with suppress(OSError), urlopen(url, timeout=10):
+        return True
+    return False
+
+
+def end(head: subprocess.Popen) -> None:
+    """Kill a head and all that it started: nothing of it is of use any more, and an orderly end takes half a minute."""
+    import psutil  # comes with Ray, and is found once that is imported
+
+    for process in [psutil.Process(head.pid), *psutil.Process(head.pid).children(recursive=True)]:
+        with suppress(psutil.NoSuchProcess):
+            process.kill()
+    head.wait(timeout=60)
+    assert wait_for(lambda: not session_of(head.pid), timeout_s=60), session_of(head.pid)
+
+
+def session_of(leader: int) -> list[str]:
+    """What still runs of the session that a process began."""
+    import psutil
+
+    found = []
+    for process in psutil.process_iter():
+        with suppress(psutil.Error, ProcessLookupError):  # it ended meanwhile
+            if os.getsid(process.pid) == leader and process.status() != psutil.STATUS_ZOMBIE:
+                found.append(" ".join(process.cmdline()))
+    return found
+
+
+def submit(head: str, job: str, **settings: object) -> tuple[JobStatus, str]:
+    """(status, output) of a job that is submitted and waited for."""
+    client = JobSubmissionClient(head)
+    number = client.submit_job(entrypoint=shlex.join(command(job, settings)), runtime_env={"working_dir": str(ROOT)})
+    assert wait_for(lambda: client.get_job_status(number).is_terminal(), every_s=0.2)
+    return client.get_job_status(number), client.get_job_logs(number)
+
+
+def submit_by_hand(head: str, job: str, **settings: object) -> tuple[int, str]:
+    """(exit status of `ray job submit`, its output), as users give the command."""
+    prefix = [RAY, "job", "submit", "--address", head, "--working-dir", str(ROOT), "--"]
+    done = subprocess.run([*prefix, *command(job, settings)], capture_output=True, text=True, timeout=500, check=False)
     return done.returncode, done.stdout + done.stderr
+
+
+def command(job: str, settings: dict[str, object]) -> list[str]:
+    """The command of a job on the cluster."""
+    return ["python", f"jobs/{job}.py", *(f"--{name}={value}" for name, value in settings.items())]
 
 
 def test_train_evaluate_and_segment_with_everything_on_s3(head, s3, write_folder):
     data = write_folder(join(s3, "labelled"))
     logs = []
     trained, options = join(s3, "trained"), {"network": "unet?width=4", "crop": 32, "batch_size": 4}
-    status, log = submit(head, "train", data=data, output=trained, epochs=1, **options)
+    status, log = submit_by_hand(head, "train", data=data, output=trained, epochs=1, **options)
     assert status == 0, log[-4000:]
     logs.append(log)
     lines = read_bytes(join(trained, "metrics.jsonl")).splitlines()
@@ -77,7 +118,7 @@ def test_train_evaluate_and_segment_with_everything_on_s3(head, s3, write_folder
 
     model, scores = join(trained, "model"), join(s3, "scores")
     status, log = submit(head, "evaluate", model=model, data=data, split="test", output=scores)
-    assert status == 0, log[-4000:]
+    assert status == JobStatus.SUCCEEDED, log[-4000:]
     logs.append(log)
     metrics = json.loads(read_bytes(join(scores, "metrics.json")))
     assert metrics["images"] == 2
@@ -87,7 +128,7 @@ def test_train_evaluate_and_segment_with_everything_on_s3(head, s3, write_folder
     publish(join(images, "broken.png"), b"not a picture")
     settings = {"model": model, "archive": images, "output": masks, "format": "parquet,png", "max_failed": 0.5}
     status, log = submit(head, "segment", **settings)
-    assert status == 0, log[-4000:]
+    assert status == JobStatus.SUCCEEDED, log[-4000:]
     logs.append(log)
     fs, path = filesystem(join(masks, "masks", "shard-00000000.parquet"))
     with fs.open(path) as file:
@@ -97,7 +138,7 @@ def test_train_evaluate_and_segment_with_everything_on_s3(head, s3, write_folder
     assert decode_png(rows[1]["mask"]).shape == (96, 96)
     assert len(rows[1]["pixel_counts"]) == len(CLASSES)
     again, log = submit(head, "segment", **settings)
-    assert again == 0
+    assert again == JobStatus.SUCCEEDED
     assert "nothing to do" in log
 
     secrets = [os.environ["AWS_SECRET_ACCESS_KEY"].encode(), os.environ["AWS_ACCESS_KEY_ID"].encode()]
@@ -108,7 +149,7 @@ def test_train_evaluate_and_segment_with_everything_on_s3(head, s3, write_folder
 
 
 def test_a_refused_job_fails_and_says_why_in_one_sentence(head, s3):
-    status, log = submit(head, "segment", model=join(s3, "nowhere"), archive=s3, output=join(s3, "none"))
+    status, log = submit_by_hand(head, "segment", model=join(s3, "nowhere"), archive=s3, output=join(s3, "none"))
     assert status != 0
     assert re.search(r"is no model directory: .*model\.json does not exist", log)
     assert "Traceback" not in log

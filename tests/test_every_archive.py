@@ -37,7 +37,7 @@ from segray.shards import OK, MaskRow
 from segray.storage import join, publish
 from segray.synthetic import scene
 
-SPEC = InputSpec(bands=(0, 1, 2), scale=1 / 255, mean=(0.5,) * 3, std=(0.2,) * 3, tile=64, overlap=16)
+SPEC = InputSpec(bands=(0, 1, 2), scale=1 / 255, mean=(0.5,) * 3, std=(0.2,) * 3, tile=128, overlap=16)
 CLASSES = Classes(names=("a", "b", "c"), colors=((0, 0, 0), (9, 0, 0), (0, 9, 0)))
 PIXELS = scene(3, 512, 768)[0]
 ZOOM, X0, Y0 = 12, 2200, 1343  # of the north-western tile
@@ -180,7 +180,10 @@ def rows_of(items: list[Item], segmenter: Segmenter, window: int) -> list[MaskRo
     return list(walk.rows(walk.segment(readings, segmenter), CLASSES))
 
 
-@pytest.mark.parametrize("name", ARCHIVE_OF)
+STORES = [(name, store) for name in ARCHIVE_OF for store in ("local", "s3")] + [("tar: PNG", "memory")]
+
+
+@pytest.mark.parametrize(("name", "store"), STORES, indirect=["store"])
 def test_the_mask_is_the_same_in_every_format(
     store: str, segmenter: Segmenter, expected: np.ndarray, name: str
 ) -> None:

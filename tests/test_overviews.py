@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import rasterio
-from models import write_model
+from models import write_small_model
 from PIL import Image
 from rasterio.transform import from_origin
 
@@ -39,7 +39,7 @@ def segmented(local_ray, tmp_path_factory) -> Path:
             file.write(image.transpose(2, 0, 1))
     for number in range(3):
         Image.fromarray(scene(number, 64, 64)[0]).save(folder / "images" / f"t{number}.png")
-    model = write_model(str(folder / "model"))
+    model = write_small_model(str(folder / "model"))
     segment(SegmentSettings(
         model=model, archive=str(folder / "images"), output=str(folder / "out"), window=150, shard_mpx=0.1, actors="1",
     ))  # fmt: skip

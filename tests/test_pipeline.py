@@ -5,12 +5,15 @@ from __future__ import annotations
 import errno
 import json
 import os
+import shutil
 import signal
 import sys
 import tempfile
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import ray
@@ -19,18 +22,46 @@ from PIL import Image
 
 from segray import cluster, pipeline
 from segray.errors import ModelError, SegrayError
+from segray.grid import Window
 from segray.inference import default_precision
 from segray.listing import list_files
 from segray.model_dir import read_description
 from segray.plan import whole, write_files
+from segray.regions import Region, WindowMask
 from segray.summary import Totals
 from segray.synthetic import scene
 from segray.work import STAGES, Work, probe
 
 
+@dataclass(frozen=True)
+class Constant:
+    """The stand-in of a network: class 0 everywhere, and no torch in the many processes that die."""
+
+    classes: int
+
+    def segment(self, regions: Iterable[Region]) -> Iterator[list[WindowMask]]:
+        """A mask a window."""
+        for region in regions:
+            yield [self._mask(window) for window in region.windows]
+
+    def _mask(self, window: Window) -> WindowMask:
+        counts = np.array([window.pixels] + [0] * (self.classes - 1))
+        known = {"pixel_counts": counts, "valid_pixels": window.pixels, "confidence": 1.0, "seam_disagreement": None}
+        return WindowMask(window=window, mask=np.zeros((window.height, window.width), np.uint8), **known)
+
+
 @dataclass(frozen=True, kw_only=True)
-class PoisonedWork(Work):
-    """As every work, but that an image named poison kills its reader."""
+class ConstantWork(Work):
+    """As every work, but for the network."""
+
+    def segmenter(self) -> Constant:
+        """The stand-in."""
+        return Constant(len(self.classes))
+
+
+@dataclass(frozen=True, kw_only=True)
+class PoisonedWork(ConstantWork):
+    """As that, but that an image named poison kills its reader."""
 
     def readings(self, items):
         """Die as of a fault in a decoder."""
@@ -40,8 +71,8 @@ class PoisonedWork(Work):
 
 
 @dataclass(frozen=True, kw_only=True)
-class CrowdedWork(Work):
-    """As every work, but that several images at the same time, or in any case, are too much for its process."""
+class CrowdedWork(ConstantWork):
+    """As that, but that several images at the same time, or in any case, are too much for its process."""
 
     at_the_same_time: bool
 
@@ -53,8 +84,8 @@ class CrowdedWork(Work):
 
 
 @dataclass(frozen=True, kw_only=True)
-class FullDiskWork(Work):
-    """As every work, but that it can write nothing but a dot for each shard that it should write."""
+class FullDiskWork(ConstantWork):
+    """As that, but that it can write nothing but a dot for each shard that it should write."""
 
     record: str
 
@@ -69,7 +100,7 @@ class FullDiskWork(Work):
 
 @pytest.fixture(scope="module", autouse=True)
 def local_ray():
-    """A Ray of two cores, whose workers take the class above with its code; its stages are those of a GPU cluster."""
+    """A Ray of two cores with the stages of a GPU cluster, whose workers take the classes above with their code."""
     os.environ["RAY_AUTH_MODE"] = "disabled"
     folder = tempfile.mkdtemp(prefix="sr", dir="/tmp")
     stages = {STAGES: 1}
@@ -82,15 +113,21 @@ def local_ray():
     ray.shutdown()
 
 
+@pytest.fixture(scope="module")
+def model(tmp_path_factory) -> str:
+    """A model that no test writes to."""
+    return write_model(str(tmp_path_factory.mktemp("model")))
+
+
 @pytest.fixture
-def work(tmp_path) -> dict:
+def work(model, tmp_path) -> dict:
     """The settings of a work on six images, two a shard, one of them poisonous."""
     images = tmp_path / "images"
     images.mkdir()
     for number in range(6):
         name = "poison" if number == 3 else "image"
         Image.fromarray(scene(number, 48, 48)[0]).save(images / f"{number:02d}-{name}.png")
-    model = write_model(str(tmp_path / "model"))
+    model = shutil.copytree(model, str(tmp_path / "model"))
     items = [whole(file) for file in list_files(str(images))]
     shards = [items[start : start + 2] for start in range(0, 6, 2)]
     assert write_files(str(tmp_path / "plan"), shards) == (3,)

@@ -15,7 +15,6 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from conftest import png
-from models import write_model
 
 from segray.errors import SegrayError
 from segray.segmentation import segment
@@ -49,9 +48,8 @@ def packed(path: Path) -> str:
     return str(path)
 
 
-def test_members_are_images_and_what_is_wrong_is_a_row(local_ray, tmp_path: Path) -> None:
-    model = write_model(str(tmp_path / "model"))
-    settings = {"model": model, "archive": packed(tmp_path / "archive"), "format": "parquet", "max_failed": 0.5}
+def test_members_are_images_and_what_is_wrong_is_a_row(local_ray, small_model: str, tmp_path: Path) -> None:
+    settings = {"model": small_model, "archive": packed(tmp_path / "archive"), "format": "parquet", "max_failed": 0.5}
     summary = segment(SegmentSettings(**settings, output=str(tmp_path / "out"), shard_mpx=0.006))
     rows = pq.read_table(tmp_path / "out" / "masks").to_pylist()
     base = str(tmp_path / "archive")
@@ -83,48 +81,38 @@ def test_members_are_images_and_what_is_wrong_is_a_row(local_ray, tmp_path: Path
     assert (tmp_path / "out" / "summary.json").read_bytes() == before
 
 
-def test_an_archive_without_a_usable_member_is_refused(local_ray, tmp_path: Path) -> None:
-    model = write_model(str(tmp_path / "model"))
+def test_an_archive_without_a_usable_member_is_refused(local_ray, small_model: str, tmp_path: Path) -> None:
     (tmp_path / "a.zip").write_bytes(b"PK no zip at all")
     with zipfile.ZipFile(tmp_path / "b.zip", "w") as file:
         file.writestr("note.txt", "no image")
     for name, sentence in (("a.zip", r"a\.zip"), ("b.zip", "no image in them")):
-        settings = SegmentSettings(model=model, archive=str(tmp_path / name), output=str(tmp_path / "out"))
+        settings = SegmentSettings(model=small_model, archive=str(tmp_path / name), output=str(tmp_path / "out"))
         with pytest.raises(SegrayError, match=sentence):
             segment(settings)
     assert not (tmp_path / "out" / "masks").exists()
 
 
-def test_a_list_may_name_what_is_not_there(local_ray, tmp_path: Path) -> None:
-    model = write_model(str(tmp_path / "model"))
-    (tmp_path / "x.png").write_bytes(image(1))
-    (tmp_path / "list.txt").write_text("x.png\nnone.png\n")
-    settings = {"model": model, "archive": str(tmp_path / "list.txt"), "output": str(tmp_path / "out")}
-    summary = segment(SegmentSettings(**settings))
-    assert summary["images"] == {"ok": 1, "nodata": 0, "failed": 1}
-    assert "none.png cannot be read: it does not exist" in summary["failures"][0]["error"]
-    assert np.isclose(summary["failed_share"], 0.5)
-    with pytest.raises(SegrayError, match="--column was None|--column was"):
-        segment(SegmentSettings(**settings, column="other"))
-
-
-def test_one_bad_line_of_a_list_is_one_failed_row(local_ray, tmp_path: Path) -> None:
-    model = write_model(str(tmp_path / "model"))
+def test_a_bad_line_of_a_list_is_a_failed_row(local_ray, small_model: str, tmp_path: Path) -> None:
     (tmp_path / "x.png").write_bytes(image(1))
     (tmp_path / "empty.png").write_bytes(b"")
     pq.write_table(pa.table({"image": [image(number) for number in range(3)]}), tmp_path / "some.parquet")
     bad = {
+        "none.png": "none.png cannot be read: it does not exist",
         "nosuch://x/y.jpg": "cannot be opened",
         "x.png/z.jpg": "cannot be read",
         "a\0b.png": "cannot be read",
         "empty.png": "the file is empty",
     }
-    (tmp_path / "list.txt").write_text("\n".join(["x.png", *bad, "some.parquet"]))
-    summary = segment(SegmentSettings(model=model, archive=str(tmp_path / "list.txt"), output=str(tmp_path / "out")))
+    (tmp_path / "list.txt").write_text("".join(f"{line}\n" for line in ["x.png", *bad, "some.parquet"]))
+    settings = {"model": small_model, "archive": str(tmp_path / "list.txt"), "output": str(tmp_path / "out")}
+    summary = segment(SegmentSettings(**settings))
     assert summary["images"] == {"ok": 1 + 3, "nodata": 0, "failed": len(bad)}
+    assert np.isclose(summary["failed_share"], len(bad) / (len(bad) + 4))
     for name, reason in bad.items():
         (error,) = [row["error"] for row in summary["failures"] if row["image"].endswith(name)]
         assert reason in error
+    with pytest.raises(SegrayError, match="--column was None|--column was"):
+        segment(SegmentSettings(**settings, column="other"))
 
 
 def test_the_driver_plans_without_torch_and_ray_data():

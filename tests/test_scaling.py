@@ -7,10 +7,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from models import CLASSES, write_model
+from models import CLASSES
 
 from segray.errors import SegrayError
 from segray.masks import Classes, encode_png
+from segray.places import check_unclaimed
 from segray.scaling import growth_table, lattice_table, memory_table
 from segray.settings import BenchmarkSettings
 from segray.storage import join, publish
@@ -39,16 +40,28 @@ def test_growth(tmp_path, monkeypatch):
 
 
 @pytest.mark.usefixtures("local_ray")
-def test_lattices(tmp_path, labelled, monkeypatch):
-    model = write_model(str(tmp_path / "model"))
+def test_a_lattice(tmp_path, labelled, small_model, monkeypatch):
     options = {**SMALL, "tile": None, "overlap": None}
-    settings = BenchmarkSettings(what="lattice", data=labelled, model=model, output=str(tmp_path / "out"), **options)
-    monkeypatch.setattr("segray.scaling.LATTICES", ((32, 8), (128, 8)))
-    table = lattice_table(settings)
-    found = [(row["tile"], row["overlap"], row["blend"]) for row in table["rows"]]
-    assert found == [(32, 8, "taper"), (32, 8, "crop")]
-    for row in table["rows"]:
-        assert 0 <= row["miou"] <= 1 and 0 < row["seam_disagreement"] <= 1 and row["mpx_per_s"] > 0
+    settings = BenchmarkSettings(
+        what="lattice", data=labelled, model=small_model, output=str(tmp_path / "out"), **options
+    )
+    monkeypatch.setattr("segray.scaling.LATTICES", ((32, 8),))
+    monkeypatch.setattr("segray.scaling.BLENDS", ("taper",))
+    (row,) = lattice_table(settings)["rows"]
+    assert (row["tile"], row["overlap"], row["blend"]) == (32, 8, "taper")
+    assert 0 <= row["miou"] <= 1 and 0 < row["seam_disagreement"] <= 1 and row["mpx_per_s"] > 0
+    check_unclaimed(str(tmp_path / "out" / "scores"))  # the scores of a next row would go there too
+
+
+def test_lattices(tmp_path, labelled, monkeypatch):
+    monkeypatch.setattr("segray.scaling._of_lattice", lambda settings, samples, **lattice: lattice)
+    monkeypatch.setattr("segray.scaling.LATTICES", ((32, 8), (96, 16), (128, 8), (128, 16)))
+    table = lattice_table(BenchmarkSettings(what="lattice", data=labelled, model="none", output=str(tmp_path)))
+    assert table["rows"] == [
+        {"tile": tile, "overlap": overlap, "blend": blend}
+        for tile, overlap in ((32, 8), (96, 16))
+        for blend in ("taper", "crop")
+    ]
     assert table["notes"][1:] == ["images of 96 x 96 pixels take no tiles of 128"]
 
 

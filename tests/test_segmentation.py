@@ -105,7 +105,7 @@ def plain_loop(model: str, archive: Path) -> dict[str, np.ndarray]:
 
 @pytest.mark.parametrize(
     ("window", "shard_mpx", "actors"),
-    [(2048, 32, "1"), (100, 0.01, "2"), (64, 0.03, "1"), (37, 0.002, "2"), (32, 32, "1:2")],
+    [(2048, 32, "1"), (37, 0.002, "2"), (32, 0.01, "1:2")],
 )
 @pytest.mark.usefixtures("local_ray")
 def test_same_masks_however_the_job_is_cut(model, archive, tmp_path, *, window, shard_mpx, actors):
@@ -119,6 +119,7 @@ def test_same_masks_however_the_job_is_cut(model, archive, tmp_path, *, window, 
     assert expected.keys() == found.keys()
     for name, mask in expected.items():
         assert (found[name] == mask).all(), name
+    check_georeference(archive / "scene.tif", tmp_path)
     assert len(list((tmp_path / "masks").glob("*.tar"))) == len(list((tmp_path / "masks").glob("*.parquet")))
     again = segment(SegmentSettings(
         model=model, archive=str(archive), output=str(tmp_path), window=window, shard_mpx=shard_mpx,
@@ -127,23 +128,27 @@ def test_same_masks_however_the_job_is_cut(model, archive, tmp_path, *, window, 
     assert again == summary
 
 
-def test_georeference_in_is_georeference_out(local_ray, model, archive, tmp_path):
-    segment(SegmentSettings(model=model, archive=str(archive / "scene.tif"), output=str(tmp_path), window=100))
-    table = pq.read_table(tmp_path / "masks" / "shard-00000000.parquet")
-    first = table.to_pylist()[0]
-    with rasterio.open(archive / "scene.tif") as source:
-        assert first["crs"] == source.crs.to_string() == "EPSG:32618"
-        assert first["transform"] == list(source.transform)[:6]
-        assert sum(table["valid_pixels"].to_pylist()) == (source.dataset_mask() > 0).sum()
-    geo = json.loads(table.schema.metadata[b"geo"])
-    assert geo["version"] == "1.1.0"
-    assert json.loads((tmp_path / "summary.json").read_text())["km2"] == pytest.approx(
-        sum(table["valid_pixels"].to_pylist()) * 0.09 / 1e6, rel=0.01
-    )
+def check_georeference(scene: Path, output: Path) -> None:
+    """Windows lie where the scene has them to the last digit, and the area is that of its pixels with data (R9)."""
+    valid_pixels = 0
+    with rasterio.open(scene) as source:
+        a, b, c, d, e, f, *_ = source.transform
+        for shard in sorted((output / "masks").glob("*.parquet")):
+            table = pq.read_table(shard)
+            rows = [row for row in table.to_pylist() if row["image"] == str(scene)]
+            for row in rows:
+                down, right = row["row_off"], row["col_off"]
+                assert row["crs"] == source.crs.to_string() == "EPSG:32618"
+                assert row["transform"] == [a, b, c + a * right + b * down, d, e, f + d * right + e * down]
+            assert not rows or json.loads(table.schema.metadata[b"geo"])["version"] == "1.1.0"
+            valid_pixels += sum(row["valid_pixels"] for row in rows)
+        assert valid_pixels == (source.dataset_mask() > 0).sum()
+    summary = json.loads((output / "summary.json").read_text())
+    assert summary["km2"] == pytest.approx(valid_pixels * 0.09 / 1e6, rel=0.01)
 
 
-def test_another_job_on_the_same_output_is_refused(local_ray, model, archive, tmp_path):
-    settings = {"model": model, "archive": str(archive / "tiles"), "output": str(tmp_path)}
+def test_another_job_on_the_same_output_is_refused(local_ray, small_model, archive, tmp_path):
+    settings = {"model": small_model, "archive": str(archive / "tiles"), "output": str(tmp_path)}
     segment(SegmentSettings(**settings))
     before = contents(tmp_path)
     with pytest.raises(SegrayError, match="--window was 2048 and is now 512.*--overwrite"):
@@ -151,15 +156,17 @@ def test_another_job_on_the_same_output_is_refused(local_ray, model, archive, tm
     with pytest.raises(SegrayError, match="--format was parquet and is now png"):
         segment(SegmentSettings(**settings, format="png"))
     assert contents(tmp_path) == before
-    segment(SegmentSettings(**settings, blend="crop", overwrite=True))
-    assert json.loads((tmp_path / "summary.json").read_text())["settings"]["blend"] == "crop"
+    segment(SegmentSettings(**settings, blend="taper", overwrite=True))
+    assert json.loads((tmp_path / "summary.json").read_text())["settings"]["blend"] == "taper"
 
 
-def test_overwriting_removes_nothing_before_the_archive_is_there_and_nothing_of_others(local_ray, model, tmp_path):
+def test_overwriting_removes_nothing_before_the_archive_is_there_and_nothing_of_others(
+    local_ray, small_model, tmp_path
+):
     labels = tmp_path / "masks" / "label.png"
     labels.parent.mkdir()
     labels.write_bytes(b"mine")
-    settings = {"model": model, "output": str(tmp_path), "overwrite": True}
+    settings = {"model": small_model, "output": str(tmp_path), "overwrite": True}
     (tmp_path / "images").mkdir()
     Image.fromarray(scene(1, 40, 40)[0]).save(tmp_path / "images" / "a.png")
     with pytest.raises(SegrayError, match=r"label\.png is no mask shard"):
@@ -170,16 +177,9 @@ def test_overwriting_removes_nothing_before_the_archive_is_there_and_nothing_of_
     with pytest.raises(SegrayError, match="does not exist"):
         segment(SegmentSettings(**settings, archive=str(tmp_path / "imagse")))
     assert contents(tmp_path) == before
-
-
-def test_a_changed_archive_is_refused(local_ray, model, tmp_path):
-    (tmp_path / "images").mkdir()
-    Image.fromarray(scene(1, 40, 40)[0]).save(tmp_path / "images" / "a.png")
-    settings = SegmentSettings(model=model, archive=str(tmp_path / "images"), output=str(tmp_path / "out"))
-    segment(settings)
     Image.fromarray(scene(2, 40, 40)[0]).save(tmp_path / "images" / "b.png")
     with pytest.raises(SegrayError, match="held 1 images and now holds 2"):
-        segment(settings)
+        segment(SegmentSettings(**{**settings, "overwrite": False}, archive=str(tmp_path / "images")))
 
 
 def write_odd_files(folder: Path) -> None:
@@ -202,11 +202,11 @@ def write_odd_files(folder: Path) -> None:
     image.save(folder / "rotated.jpg", exif=exif)
 
 
-def test_odd_files_are_segmented_or_rows_with_a_reason(local_ray, model, tmp_path):
+def test_odd_files_are_segmented_or_rows_with_a_reason(local_ray, small_model, tmp_path):
     images = tmp_path / "images"
     images.mkdir()
     write_odd_files(images)
-    summary = segment(SegmentSettings(model=model, archive=str(images), output=str(tmp_path / "out")))
+    summary = segment(SegmentSettings(model=small_model, archive=str(images), output=str(tmp_path / "out")))
     rows = {Path(row["image"]).name: row for row in pq.read_table(tmp_path / "out" / "masks").to_pylist()}
     assert {name for name, row in rows.items() if row["status"] == "ok"} == {
         "one.png", "cmyk.jpg", "palette.png", "alpha.png", "rotated.jpg",
@@ -222,12 +222,12 @@ def test_odd_files_are_segmented_or_rows_with_a_reason(local_ray, model, tmp_pat
     assert len(summary["failures"]) == 4
 
 
-def test_an_archive_that_does_not_fit_the_model_is_refused_before_any_mask(local_ray, model, tmp_path):
+def test_an_archive_that_does_not_fit_the_model_is_refused_before_any_mask(local_ray, small_model, tmp_path):
     options = {"driver": "GTiff", "height": 20, "width": 20, "count": 4, "dtype": "uint8", "photometric": "minisblack"}
     (tmp_path / "images").mkdir()
     with rasterio.open(tmp_path / "images" / "four.tif", "w", **options) as file:
         file.write(np.ones((4, 20, 20), np.uint8))
-    settings = {"model": model, "archive": str(tmp_path / "images"), "output": str(tmp_path / "out")}
+    settings = {"model": small_model, "archive": str(tmp_path / "images"), "output": str(tmp_path / "out")}
     with pytest.raises(SegrayError, match=r"four\.tif has 4 bands.*--bands 0,1,2"):
         segment(SegmentSettings(**settings))
     assert not (tmp_path / "out" / "masks").exists()

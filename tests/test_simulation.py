@@ -14,9 +14,10 @@ from segray.work import Work
 
 @pytest.fixture
 def tiny(monkeypatch):
-    """A cluster of two GPUs and listings of a few pictures, where the tables have more."""
+    """A cluster of four GPUs on two processes and listings of a few pictures, where the tables have more."""
     monkeypatch.setenv("RAY_AUTH_MODE", "disabled")
-    monkeypatch.setattr(simulation, "GPUS", (2,))
+    monkeypatch.setattr(simulation, "GPUS", (4,))
+    monkeypatch.setattr(simulation, "simulate", _on_a_small_machine)
     monkeypatch.setattr(simulation, "SECONDS_A_SHARD", (0.01,))
     monkeypatch.setattr(simulation, "IMAGES", (50, 3000))
 
@@ -24,23 +25,18 @@ def tiny(monkeypatch):
 def test_every_shard_of_simulated_gpus_is_done_once(tiny):
     table = simulation.cluster_table(BenchmarkSettings())
     (row,) = table["rows"]
-    assert (row["gpus"], row["processes"]) == (2, 2)
-    assert row["shards"] == 2 * simulation.SHARDS_A_GPU
+    assert (row["gpus"], row["processes"]) == (4, 2)  # each process is two of them
+    assert row["shards"] == 4 * simulation.SHARDS_A_GPU
     assert 0 < row["ratio"] <= 1.1
-    assert row["shards_per_s"] * 0.01 / 2 == pytest.approx(row["ratio"])
+    assert row["shards_per_s"] * 0.01 / 4 == pytest.approx(row["ratio"])
     assert 0 < row["driver_cpu_ms"] < row["control_cpu_ms"]
     assert row["worker_cpu_ms"] > 0
     assert "shards a second" in table["notes"][0]
 
 
-def test_more_gpus_than_processes_are_threads_of_these(tiny):
-    row = simulation._alone(_with_one_process, gpus=4, seconds=0.01, shards=20)
-    assert (row["gpus"], row["processes"], row["shards"]) == (4, 1, 20)
-
-
-def _with_one_process(**arguments: float) -> dict:
+def _on_a_small_machine(**arguments: float) -> dict:
     """Run in a process of its own, which knows nothing of monkeypatch."""
-    simulation.MOST_PROCESSES = 1
+    simulation.MOST_PROCESSES, simulation.STAGE_CORES = 2, 4
     return simulation.simulate(**arguments)
 
 

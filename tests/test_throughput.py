@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import pytest
-from models import write_model
 
 from segray.errors import SegrayError
 from segray.made_up import make_tiles
@@ -41,9 +40,9 @@ def test_what_of_a_job_is_counted():
 
 
 @pytest.mark.usefixtures("local_ray")
-def test_a_job_starts_afresh_and_images_must_not_fail(tmp_path):
+def test_a_job_starts_afresh_and_images_must_not_fail(small_model, tmp_path):
     archive, output = make_tiles(str(tmp_path / "tiles"), 3), tmp_path / "out"
-    job = SegmentSettings(model=write_model(str(tmp_path / "model")), archive=archive, output=str(output), actors="1")
+    job = SegmentSettings(model=small_model, archive=archive, output=str(output), actors="1", tile=256)
     publish(f"{output}/masks/shard-00000000.parquet", b"of an earlier run")
     summary = run_job(job)
     assert summary["shards"]["this_run"] == summary["shards"]["total"] == 1
