@@ -3,7 +3,7 @@
     python jobs/demo.py
 
 A few minutes on two cores. The same command again continues where it was stopped; another number of
-epochs starts afresh with --overwrite.
+epochs starts afresh with --overwrite. Exit status: 0 done; 1 failed; 2 bad usage or input.
 """
 
 import io

@@ -7,6 +7,7 @@ On a Ray cluster, from the root of this repository:
         python jobs/train.py --data s3://bucket/labelled --output s3://bucket/trained --network unet --epochs 100
 
 The same command again continues where it was interrupted. All settings: python jobs/train.py --help
+Exit status: 0 done; 1 failed; 2 bad usage or input.
 """
 
 from __future__ import annotations
