@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import os
 import shutil
 import socket
 import subprocess
@@ -24,6 +25,8 @@ from segray.masks import encode_png
 from segray.storage import join, publish
 from segray.synthetic import CLASSES, scene
 
+# Ray's workers would give way to the tests that wait for them in loops: on two cores both took several times as long.
+os.environ.setdefault("RAY_worker_niceness", "0")
 SPLITS = {"train": 4, "val": 2, "test": 2}
 LONGEST = (  # files of tests, the longest first
     "test_restarts.py", "test_cluster.py", "test_segmentation.py", "test_scaling.py", "test_exporting.py",
