@@ -38,7 +38,7 @@ def run(job: str, **settings: object) -> tuple[int, str, str]:
 def kill(process: subprocess.Popen) -> None:
     """SIGKILL to the driver alone: what it started must find out by itself."""
     os.kill(process.pid, signal.SIGKILL)
-    process.communicate(timeout=60)
+    process.communicate(timeout=300)
 
 
 def kill_actor(process: subprocess.Popen) -> bool:
