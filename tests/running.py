@@ -42,11 +42,11 @@ def kill(process: subprocess.Popen) -> None:
 
 
 def kill_actor(process: subprocess.Popen) -> bool:
-    """SIGKILL to one actor that holds the network, if there is one; whether there was."""
+    """SIGKILL to one actor that segments at this moment, if there is one; whether there was."""
     for entry in Path("/proc").iterdir():
         try:
             session = int((entry / "stat").read_text().rsplit(")", 1)[1].split()[3]) if entry.name.isdigit() else -1
-            if session == process.pid and b"SegmentActor" in (entry / "cmdline").read_bytes():
+            if session == process.pid and b"SegmentActor)).submit" in (entry / "cmdline").read_bytes():
                 os.kill(int(entry.name), signal.SIGKILL)
                 return True
         except (FileNotFoundError, ProcessLookupError):
