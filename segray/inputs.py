@@ -61,11 +61,15 @@ class InputSpec:
         return replace(self, bands=tuple(known.index(name.lower()) for name in self.band_names))
 
     def takes(self, dtype: np.dtype) -> bool:
-        """Whether values of that type are in the unit that `scale` is for: bytes, more than bytes, or real numbers."""
+        """Whether values of that type are in the unit that `scale` is for: bytes, more than bytes, or real numbers.
+
+        Integers are not in the unit of a network that was trained on real numbers of 0 to 1, which have such moments.
+        """
         eight_bit = abs(255 * self.scale - 1) < 1e-3
         if dtype.kind == "f":
             return not eight_bit
-        return dtype.kind in "iu" and (1 / self.scale <= 256) == (dtype.itemsize == 1)
+        fractions = self.scale == 1 and all(abs(mean) <= 1 and std <= 0.5 for mean, std in zip(self.mean, self.std))
+        return dtype.kind in "iu" and not fractions and (1 / self.scale <= 256) == (dtype.itemsize == 1)
 
     def with_overrides(self, **changes: object) -> InputSpec:
         """This spec with those of tile, overlap, bands and scale that are not None replaced."""

@@ -22,6 +22,7 @@ SPECS = {
     "16 bit": spec(scale=1 / 65535),
     "reflectance": spec(scale=1e-4),
     "float": spec(scale=1.0),
+    "raw": spec(scale=1.0, mean=(123.7, 116.3, 103.5), std=(58.4, 57.1, 57.4)),
 }
 
 
@@ -35,7 +36,8 @@ def check(name: str, *, bands: int = 3, dtype: str = "uint8", explicit: bool = F
         ("8 bit", ["uint8"]),
         ("16 bit", ["uint16", "int16", "uint32", "float32"]),
         ("reflectance", ["uint16", "int16", "float32", "float64"]),
-        ("float", ["float16", "float32", "float64", "uint8"]),
+        ("float", ["float16", "float32", "float64"]),
+        ("raw", ["uint8", "float32"]),
     ],
 )
 def test_types_that_fit(name: str, dtypes: list[str]) -> None:
@@ -47,7 +49,8 @@ MISFITS = [
     ("8 bit", ["uint16", "int16", "int32", "float32", "float64", ">u2"]),
     ("16 bit", ["uint8"]),
     ("reflectance", ["uint8", "int8"]),
-    ("float", ["uint16", "int16"]),
+    ("float", ["uint8", "uint16", "int16"]),
+    ("raw", ["uint16"]),
 ]
 
 
