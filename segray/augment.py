@@ -62,7 +62,7 @@ def crop_sample(
 
     Every random number comes from `rng`. The piece is cut first and scaled after: the rest is never touched. Mask and
     valid take the nearest source pixel; pixels are interpolated over the valid source pixels alone. around: (row,
-    column) of a pixel that the piece must hold.
+    column) of a pixel that the piece must hold; where several become one, that one has its class.
     """
     scale = math.exp(rng.uniform(*map(math.log, augment.scale_range)))  # halving is as likely as doubling
     side = max(1, round(augment.crop / scale))
@@ -77,6 +77,8 @@ def crop_sample(
     if side != augment.crop:
         pixels = _resize(pixels, valid, augment.crop)
         valid, mask = _nearest(valid, augment.crop), _nearest(mask, augment.crop)
+        if around is not None:
+            mask[tuple((at - off) * augment.crop // side for at, off in zip(around, offsets))] = mask_HW[around]
     mirrored = augment.mirror and rng.random() < 0.5
     turns = int(rng.integers(4)) if augment.turn else 0
     return tuple(_orient(array, mirrored=mirrored, turns=turns) for array in (pixels, valid, mask))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 import pytest
 import torch
@@ -131,6 +133,20 @@ def test_a_crop_holds_the_pixel_that_it_must(shape: tuple[int, int], size: int, 
     cut = crop_sample(*sample, augment=augment, rng=rng, around=around)[2]
     assert (cut == 1).sum() == 1
     assert (cut != 255).sum() == np.prod([min(size, n) for n in shape])  # no more lies outside than must
+
+
+@settings(deadline=None)
+@given(shape=st.tuples(st.integers(1, 60), st.integers(1, 60)), zoom=st.floats(0.1, 4), seed=st.integers(0, 999))
+def test_a_crop_holds_the_pixel_that_it_must_however_it_is_scaled(shape: tuple, zoom: float, seed: int) -> None:
+    mask = np.zeros(shape, np.uint8)
+    around = tuple(int(seed * k % n) for k, n in zip((7, 11), shape))
+    mask[around] = 1
+    sample = (mask[None], np.ones(shape, bool), mask)
+    augment = Augment(crop=9, scale_range=(zoom, zoom))
+    pixels, _, cut = crop_sample(*sample, augment=augment, rng=np.random.default_rng(seed), around=around)
+    assert 1 <= (cut == 1).sum() <= math.ceil(zoom + 1) ** 2
+    if zoom >= 1:
+        assert pixels[0][cut == 1].max() >= pixels.max() / 2  # where it lies in the image
 
 
 def test_a_pixel_that_a_crop_must_hold_may_be_anywhere_in_it() -> None:
