@@ -111,6 +111,8 @@ class TrainSettings:
             raise ValueError(
                 f"--accumulate {self.accumulate} is more than the crops that a worker has in a step; lower it"
             )
+        if self.optimizer == "adam" and self.weight_decay:
+            raise ValueError(f"--weight_decay {self.weight_decay:g} has no effect on adam; leave it out, or take adamw")
         check_loss(self.loss, self.class_weights)
         if re.search(r"://[^/@]*:[^/@]*@", self.mlflow or ""):
             raise ValueError("--mlflow holds a password; give it in MLFLOW_TRACKING_PASSWORD")

@@ -107,6 +107,7 @@ def test_wrong_flags_are_one_sentence(flags, sentence):
         ([*TRAIN, "--loss", "mse"], "--loss is one of cross_entropy, focal, ohem, dice, lovasz, or a sum"),
         ([*TRAIN, "--loss", "dice", "--class_weights", "inverse_log"], "has no effect on --loss dice"),
         ([*TRAIN, "--optimizer", "lion"], "invalid choice: 'lion'"),
+        ([*TRAIN, "--optimizer", "adam", "--weight_decay", "0.1"], "--weight_decay 0.1 has no effect on adam"),
         ([*TRAIN, "--schedule", "step"], "invalid choice: 'step'"),
         ([*TRAIN, "--warm_up", "1.5"], "--warm_up is 0 to 1, not 1.5"),
         ([*TRAIN, "--momentum", "1"], "--momentum is at least 0 and below 1, not 1.0"),
