@@ -56,7 +56,7 @@ def _job(settings: BenchmarkSettings) -> Job:
     dataset = open_dataset(train.data)
     samples = dataset.samples("train")
     inspection = inspect(dataset, samples, train)
-    units = inspection.train(samples, train.crop)
+    units = inspection.train(samples, train.reach)
     return Job(settings=train, dataset=dataset, train=units, val=(), inspection=inspection, data="")
 
 

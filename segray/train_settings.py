@@ -150,6 +150,11 @@ class TrainSettings:
         return parse_loss(self.loss)
 
     @property
+    def reach(self) -> int:
+        """Side of what the largest crop shows, in pixels of the image."""
+        return math.ceil(self.crop / self.scales[0])
+
+    @property
     def scales(self) -> tuple[float, float]:
         """The two numbers of --scale_range; (0, 0) when they are none."""
         match = re.fullmatch(r"(\d+\.?\d*|\.\d+):(\d+\.?\d*|\.\d+)", self.scale_range)

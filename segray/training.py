@@ -78,7 +78,7 @@ def train(settings: TrainSettings) -> dict:
     job = Job(
         settings=settings,
         dataset=dataset,
-        train=inspection.train(train_samples, settings.crop),
+        train=inspection.train(train_samples, settings.reach),
         val=inspection.val(val_samples, settings.crop),
         inspection=inspection,
         data=data,

@@ -336,7 +336,7 @@ def test_a_large_scene_is_trained_on_and_validated_in_pieces(tmp_path: Path, mon
     job = Job(
         settings=settings,
         dataset=dataset,
-        train=found.train(train, settings.crop),
+        train=found.train(train, settings.reach),
         val=found.val(val, settings.crop),
         inspection=found,
         data="mark",

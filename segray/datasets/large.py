@@ -12,7 +12,7 @@ from segray.grid import Window
 
 LARGE_PIXELS = 2**23  # an image of more is read in pieces, if it can be read by window
 PIECE_SIDE = 2048  # of a piece to train on, pixels
-CROPS_A_SIDE = 4  # at least; the image is shrunk by up to 2, so that crops have room to move
+CROPS_A_SIDE = 2  # at least, of the largest ones, so that they have room to move
 ALIGNED = 256  # borders of pieces lie on those of the blocks that rasters are stored in, mostly
 Size = tuple[int, int]
 
@@ -46,9 +46,12 @@ def cut(
             yield sample
 
 
-def pieces(height: int, width: int, crop: int) -> list[Window]:
-    """The windows of an image from which crops of that side are cut: of about equal size, in scan order."""
-    rows, cols = (_cuts(size, max(PIECE_SIDE, CROPS_A_SIDE * crop)) for size in (height, width))
+def pieces(height: int, width: int, reach: int) -> list[Window]:
+    """The windows of an image from which crops are cut: of about equal size, in scan order.
+
+    reach: side of what the largest crop shows, in pixels of the image.
+    """
+    rows, cols = (_cuts(size, max(PIECE_SIDE, CROPS_A_SIDE * reach)) for size in (height, width))
     return [
         Window(top, left, bottom - top, right - left)
         for top, bottom in pairwise(rows)
