@@ -32,7 +32,7 @@ from segray.reading import in_order, memory_of, read_labelled
 from segray.settings import TrainSettings
 
 IMAGES = 200  # whose pixels are read, evenly spread; mean and deviation are then good to a percent
-COUNTED = 20_000  # whose classes are counted, evenly spread
+COUNTED, BALANCED = 20_000, 500_000  # whose classes are counted, evenly spread; BALANCED: if crops are drawn by class
 HEADERS = 16  # of the first images: whether grey and colour are mixed
 PART = 32  # samples; a task of a minute at most
 THREADS = 8
@@ -50,7 +50,7 @@ class Inspection:
 
     images: whose pixels were read. large, large_val: (number, height, width) of the samples to train on and to validate
     that are read in pieces. class_counts: labelled pixels of each class in every piece or image to train on, or of
-    COUNTED of them; without those where the image has no data, if its pixels were read.
+    `counted_units` of them; without those where the image has no data, if its pixels were read.
     """
 
     bands: tuple[int, ...]
@@ -74,9 +74,9 @@ class Inspection:
         """The input spec of a network that is trained on crops of that side."""
         return InputSpec(bands=self.bands, scale=self.scale, mean=self.mean, std=self.std, tile=crop, overlap=crop // 8)
 
-    def train(self, samples: Sequence[Sample], crop: int) -> tuple[Sample, ...]:
-        """The samples to train on, large ones as the pieces that are read at a time."""
-        return tuple(cut(samples, _sizes(self.large), partial(pieces, crop=crop)))
+    def train(self, samples: Sequence[Sample], reach: int) -> tuple[Sample, ...]:
+        """The samples to train on, large ones as the pieces that are read at a time. reach: see `large.pieces`."""
+        return tuple(cut(samples, _sizes(self.large), partial(pieces, reach=reach)))
 
     def val(self, samples: Sequence[Sample], crop: int) -> tuple[Sample, ...]:
         """The samples to validate, large ones as blocks in which few tiles are computed twice."""
@@ -108,13 +108,13 @@ def inspect(
     scale = 1.0 / np.iinfo(dtype).max if dtype.kind in "iu" else 1.0
     raw = InputSpec(bands=bands, scale=scale, mean=(0.0,) * len(bands), std=(1.0,) * len(bands))
     large, large_val = (large_ones(part, measured(part, run)) for part in (samples, val))
-    units = list(cut(samples, large, partial(pieces, crop=settings.crop)))
-    read, counted = (set(spread(range(len(units)), count)) for count in (IMAGES, COUNTED))
-    numbers = sorted(read | counted)
+    units = list(cut(samples, large, partial(pieces, reach=settings.reach)))
+    read, counted = set(spread(range(len(units)), IMAGES)), counted_units(len(units), balance=settings.balance)
+    numbers = sorted(read.union(counted))
     look = partial(look_at, dataset=dataset, spec=raw, explicit_bands=settings.bands is not None)
     found = chain.from_iterable(run(look, _parts([(units[number], number in read) for number in numbers])))
     seen = dict(zip(numbers, found))
-    counts = np.stack([seen[number].class_pixels for number in sorted(counted)])
+    counts = np.stack([seen[number].class_pixels for number in counted])
     if not counts.sum():
         raise SegrayError(
             f"none of {len(counts)} training masks of {dataset.uri} has a labelled pixel; correct the masks, or the "
@@ -157,9 +157,9 @@ def spread(samples: Sequence[Any], count: int) -> list[Any]:
     return [samples[k] for k in sorted({k * len(samples) // count for k in range(count if samples else 0)})]
 
 
-def counted_units(units: int) -> np.ndarray:
-    """The numbers of the pieces or images that have a row in `Inspection.class_counts`."""
-    return np.array(spread(range(units), COUNTED))
+def counted_units(units: int, *, balance: float) -> list[int]:
+    """The numbers of the pieces or images that have a row in `Inspection.class_counts`, rising."""
+    return spread(range(units), BALANCED if balance else COUNTED)
 
 
 def measured(samples: Sequence[Sample], run: Run) -> dict[int, Size]:

@@ -57,7 +57,7 @@ class Job:
         order = epoch_order(images, crops_per_image=crops, positions=positions, together=together, **stream)
         counts = np.zeros((images if self.settings.balance else 0, len(self.dataset.classes)), np.int64)
         if self.settings.balance:
-            counts[counted_units(images)] = self.inspection.class_counts
+            counts[counted_units(images, balance=self.settings.balance)] = self.inspection.class_counts
         fit = images <= together  # then they are decoded once, whatever the order
         return balanced(
             order,

@@ -200,7 +200,8 @@ def test_masks_are_counted_where_images_are_not_read(tmp_path: Path, monkeypatch
     assert found.class_counts == tuple((100, 0) if k % 2 == 0 else (0, 100) for k in range(9))
     monkeypatch.setattr(inspection, "COUNTED", 4)
     assert look(data).class_pixels == (400, 0)  # of 0, 2, 4, 6, evenly spread
-    assert inspection.counted_units(9).tolist() == [0, 2, 4, 6]
+    assert look(data, balance=0.5) == found  # crops are drawn from all of them
+    assert inspection.counted_units(9, balance=0) == [0, 2, 4, 6]
 
 
 def test_large_scenes_are_looked_at_piece_by_piece(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -219,7 +220,7 @@ def test_large_scenes_are_looked_at_piece_by_piece(tmp_path: Path, monkeypatch: 
     assert (found.large, found.large_val) == (((1, 64, 90),), ((0, 64, 90),))
     assert (found.class_pixels, found.images) == (whole.class_pixels, 8)
     assert found.mean == pytest.approx(whole.mean, rel=1e-12)
-    units = found.train(samples, 16)
+    units = found.train(samples, settings.reach)
     assert [unit.key for unit in units] == ["0", *["1"] * 6, "2"]
     counts = [
         masks[int(unit.key)][unit.window.rows, unit.window.cols] if unit.window else masks[int(unit.key)]
