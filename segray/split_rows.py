@@ -7,8 +7,8 @@ from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 
 from segray.datasets import Dataset, Sample
-from segray.datasets.large import large_ones
-from segray.inspection import BLOCK_PIXELS, Run, measured
+from segray.datasets.large import large_ones, size_of
+from segray.inspection import BLOCK_PIXELS, Run, measured, spread
 
 # A row, which is a block of Ray's, has at least so many images. On a large split it has more, so that rows are few and
 # fill the batches of a GPU, as long as each actor gets several.
@@ -17,6 +17,7 @@ ROWS, ROWS_AN_ACTOR, BATCHES_A_ROW = 512, 4, 4
 # Memory of an actor beside its network, about: for a pixel of an image that is held whole with those ahead of it, for a
 # pixel of a large scene (its mask, its truth, and strips of them in which contours are looked for), and for its blocks.
 WHOLE_BYTES, SCENE_BYTES, BLOCK_BYTES = 90, 3, 90 * BLOCK_PIXELS
+PICTURES = 64  # evenly spread, whose headers say how large pictures are
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,10 +35,12 @@ class Split:
 
     @classmethod
     def of(cls, dataset: Dataset, samples: Sequence[Sample], run: Run) -> Split:
-        """`run` measures the samples whose size nobody knows; ImageError when one cannot be read."""
+        """`run` measures the samples of unknown size, and of pictures some; ImageError when one cannot be read."""
         sizes = measured(samples, run)
         large = large_ones(samples, sizes)
         known = {**{number: sample.size for number, sample in enumerate(samples) if sample.size}, **sizes}
+        pictures = spread([number for number in range(len(samples)) if number not in known], PICTURES)
+        known |= zip(pictures, run(size_of, [samples[number] for number in pictures]))
         areas = {number: height * width for number, (height, width) in known.items()}
         whole = [area for number, area in areas.items() if number not in large]
         costs = [area * WHOLE_BYTES for area in whole]

@@ -11,7 +11,7 @@ from scene_sets import raster
 
 from segray.datasets import open_dataset
 from segray.masks import encode_png
-from segray.split_rows import BLOCK_BYTES, SCENE_BYTES, Split, images_a_row, ranges_of
+from segray.split_rows import BLOCK_BYTES, PICTURES, SCENE_BYTES, WHOLE_BYTES, Split, images_a_row, ranges_of
 from segray.storage import join, publish
 from segray.synthetic import CLASSES, scene
 
@@ -68,3 +68,26 @@ def test_a_large_scene_is_measured_and_reckoned_with(tmp_path, monkeypatch):
     rows = [split.row(*samples) for samples in split.ranges(batch=1, actors=1)]
     assert [row["large"] for row in rows] == [True, False]
     assert [pickle.loads(row["samples"]) for row in rows] == [samples[:1], samples[1:]]
+
+
+@pytest.mark.parametrize("ending", ["png", "tif"])
+def test_an_actor_needs_memory_for_the_largest_image_that_it_holds_whole(ending, tmp_path):
+    dataset = open_dataset(split_of(str(tmp_path), ending))
+    split = Split.of(dataset, dataset.samples("val"), map)
+    assert (split.large, split.actor_bytes) == (frozenset(), 150 * 131 * WHOLE_BYTES)
+    assert split.pixels == sum(height * width for height, width in SIZES) // len(SIZES)
+
+
+def test_some_pictures_stand_for_all(tmp_path, monkeypatch):
+    monkeypatch.setattr("segray.split_rows.PICTURES", 2)
+    dataset, looked = open_dataset(split_of(str(tmp_path), "png")), []
+    split = Split.of(dataset, dataset.samples("val"), lambda size_of, some: map(size_of, looked.extend(some) or looked))
+    assert PICTURES > 2 == len(looked)
+    assert split.actor_bytes == 150 * 131 * WHOLE_BYTES
+
+
+def test_a_picture_of_any_size_is_held_whole(tmp_path, monkeypatch):
+    monkeypatch.setattr("segray.datasets.large.LARGE_PIXELS", 100)
+    dataset = open_dataset(split_of(str(tmp_path), "png"))
+    split = Split.of(dataset, dataset.samples("val"), map)
+    assert split.large == frozenset() and split.ranges(batch=1, actors=1) == [(0, 3)]
