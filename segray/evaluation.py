@@ -6,8 +6,9 @@ import json
 import logging
 import pickle
 import time
-from collections.abc import Collection, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from itertools import chain, islice
 
 import numpy as np
@@ -19,10 +20,9 @@ from segray.archives.images import read_for, read_header
 from segray.archives.rasters import scaling_of
 from segray.archives.reduced import means
 from segray.calibration import TEMPERATURES, best_temperature, mean_nll
-from segray.datasets.large import large_ones
 from segray.errors import LabelError, SegrayError
 from segray.grid import Window
-from segray.inspection import BLOCK_PIXELS, measured
+from segray.inspection import BLOCK_PIXELS
 from segray.model_dir import Description, read_description, write_temperature
 from segray.places import check_unclaimed
 from segray.plan import Item, cut
@@ -30,17 +30,14 @@ from segray.report import Picture, evaluation_page, for_eyes
 from segray.segmentation import actor_range, make_work, with_devices, with_threads
 from segray.settings import EvaluateSettings
 from segray.showcase import Candidate, Showcase
+from segray.split_rows import Split
 from segray.storage import File, join, publish, real
 from segray.tally import ImageCounter, Measures, Tally, image_row, image_table
 from segray.tasks import in_tasks
 from segray.work import Work, model_of
 
 log = logging.getLogger("segray")
-IMAGES_A_ROW = 4
-AHEAD = 4  # images, or blocks of a large one, that are read ahead
-# Memory of an actor beside its network, about: for a pixel of an image that is held whole with those ahead of it, for a
-# pixel of a large scene (its mask, its truth, and strips of them in which contours are looked for), and for its blocks.
-WHOLE_BYTES, SCENE_BYTES, BLOCK_BYTES = 90, 3, 90 * BLOCK_PIXELS
+AHEAD = 3  # images, or blocks of a large one, that are read ahead of one that is segmented
 PICTURE_SIDE = 640
 EDGES = TEMPERATURES[0], TEMPERATURES[-1]
 
@@ -51,32 +48,6 @@ class Part:
 
     tally: Tally
     candidates: list[Candidate] = field(default_factory=list)
-
-
-@dataclass(frozen=True, kw_only=True)
-class Split:
-    """The samples of a split as actors take them. large: the numbers of those that are segmented block by block.
-
-    ranges: (start, stop) of the samples of each row. actor_bytes: see `segmentation.actor_range`.
-    """
-
-    samples: int
-    large: frozenset[int]
-    ranges: tuple[tuple[int, int], ...]
-    actor_bytes: int
-
-    @classmethod
-    def of(cls, samples: Sequence[datasets.Sample]) -> Split:
-        """Measures the samples whose size nobody knows in Ray tasks; ImageError when one cannot be read."""
-        sizes = measured(samples, in_tasks)
-        large = large_ones(samples, sizes)
-        known = {**{number: sample.size for number, sample in enumerate(samples) if sample.size}, **sizes}
-        costs = (
-            height * width * SCENE_BYTES + BLOCK_BYTES if number in large else height * width * WHOLE_BYTES
-            for number, (height, width) in known.items()
-        )
-        ranges = tuple(ranges_of(len(samples), large))
-        return cls(samples=len(samples), large=frozenset(large), ranges=ranges, actor_bytes=max(costs, default=0))
 
 
 def evaluate(settings: EvaluateSettings) -> dict:
@@ -94,7 +65,7 @@ def evaluate(settings: EvaluateSettings) -> dict:
     work = replace(make_work(settings, description), detailed=True)
     cluster.start()
     work = with_devices(work, settings)
-    split = Split.of(samples)
+    split = Split.of(dataset, samples, in_tasks)
     start = time.monotonic()
     calibration = None
     if settings.calibrate:
@@ -124,39 +95,36 @@ def evaluate(settings: EvaluateSettings) -> dict:
 
 
 class EvaluateActor:
-    """Holds the network; segments labelled images as the segmentation does, and counts. large: see `Split`."""
+    """Holds the network; segments labelled images as the segmentation does, and counts. images: of the split."""
 
-    def __init__(
-        self, work: Work, settings: EvaluateSettings, measures: Measures, large: Collection[int] = frozenset()
-    ) -> None:
-        self.work, self.measures, self.large = replace(work, ahead=AHEAD), measures, large
-        self.dataset = datasets.open_dataset(settings.data)
-        self.samples = self.dataset.samples(settings.split)
-        self.showcase = Showcase(len(self.samples))
+    def __init__(self, work: Work, dataset: datasets.Dataset, measures: Measures, images: int) -> None:
+        self.work, self.dataset, self.measures = replace(work, ahead=AHEAD), dataset, measures
+        self.showcase = Showcase(images)
         self.segmenter = work.segmenter()
 
     def __call__(self, batch: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-        """Samples, {"start", "stop"}, to {"part"} (pickled) and {"error"}, the sentence of what was bad in them."""
+        """A row, see `Split.row`, to {"part"} (pickled) and {"error"}, the sentence of what was bad in it."""
+        samples = pickle.loads(batch["samples"][0])
         try:
-            part, error = self._count(range(int(batch["start"][0]), int(batch["stop"][0]))), ""
+            part, error = self._count(int(batch["start"][0]), samples, large=bool(batch["large"][0])), ""
         except SegrayError as found:
             part, error = None, str(found)
         return {"part": np.array([pickle.dumps(part)], object), "error": np.array([error], object)}
 
-    def _count(self, numbers: range) -> Part:
+    def _count(self, start: int, samples: Sequence[datasets.Sample], *, large: bool) -> Part:
         part = Part(tally=Tally.empty(self.measures))
-        items = [items_of(self.samples[number], self.work, cut_up=number in self.large) for number in numbers]
+        items = [items_of(sample, self.work, cut_up=large) for sample in samples]
         results = walk.segment(self.work.readings(list(chain.from_iterable(items))), self.segmenter)
-        for number, of_image in zip(numbers, items):
-            sample = self.samples[number]
+        for number, (sample, of_image) in enumerate(zip(samples, items), start):
             counter = self._counted(sample, islice(results, len(of_image)))
             tally = counter.tally()
             row = image_row(sample, tally.scores(), self.work.classes)
             tally.images.append((number, row))
             part.tally.add(tally)
             if (miou := row["miou"]) is not None and self.showcase.wants(number, (miou, sample.key)):
-                picture = self._picture(sample, counter, in_strips=number in self.large)
+                picture = self._picture(sample, counter, in_strips=large)
                 part.candidates.append(Candidate(rank=(miou, sample.key), number=number, picture=picture))
+                part.candidates = [one for one in part.candidates if self.showcase.wants(one.number, one.rank)]
         return part
 
     def _counted(self, sample: datasets.Sample, results: Iterable[walk.Segmented]) -> ImageCounter:
@@ -202,16 +170,6 @@ def items_of(sample: datasets.Sample, work: Work, *, cut_up: bool) -> list[Item]
     return list(cut(file, height=header.height, width=header.width, shard_pixels=BLOCK_PIXELS, **options))
 
 
-def ranges_of(samples: int, large: Collection[int]) -> Iterator[tuple[int, int]]:
-    """(start, stop) of some consecutive samples each, which together are all; a large one is alone."""
-    start = 0
-    for number in range(samples):
-        ends = number + 1 - start == IMAGES_A_ROW or number in large or number + 1 in large or number + 1 == samples
-        if ends:
-            yield start, number + 1
-            start = number + 1
-
-
 def _calibrate(
     settings: EvaluateSettings, work: Work, description: Description, split: Split
 ) -> tuple[Description, dict]:
@@ -246,15 +204,16 @@ def _count(
     settings: EvaluateSettings, work: Work, split: Split, temperatures: tuple[float, ...]
 ) -> tuple[Tally, Showcase]:
     """The counts of all samples, and those to show; SegrayError when one of them is bad."""
-    low, high = actor_range(settings, work, len(split.ranges), more_bytes=split.actor_bytes)
+    count, actors = len(split.samples), partial(actor_range, settings, work, more_bytes=split.actor_bytes)
+    ranges = split.ranges(batch=work.batch_size, actors=actors(count)[1])
+    low, high = actors(len(ranges))
     work = with_threads(work, high)
     measures = Measures(num_classes=len(work.classes), boundary=settings.boundary, temperatures=temperatures)
-    ranges = [{"start": start, "stop": stop} for start, stop in split.ranges]
-    rows = ray.data.from_items(ranges, override_num_blocks=len(ranges))
+    rows = ray.data.from_items([split.row(*samples) for samples in ranges], override_num_blocks=len(ranges))
     with pipeline.retries_bounded():
         rows = rows.map_batches(
             EvaluateActor,
-            fn_constructor_args=(work, settings, measures, split.large),
+            fn_constructor_args=(work, split.dataset, measures, count),
             batch_size=1,
             compute=ActorPoolStrategy(min_size=low, max_size=high),
             max_task_retries=1,
@@ -262,15 +221,16 @@ def _count(
         )
     pipeline.configure()
     ray.data.DataContext.get_current().max_errored_blocks = 0  # every image counts
-    total, showcase = Tally.empty(measures), Showcase(split.samples)
+    total, showcase = Tally.empty(measures), Showcase(count)
     for row in _rows(rows, work):
         if row["error"]:
             raise SegrayError(row["error"])
         part: Part = pickle.loads(row["part"])
+        before = len(total.images)
         total.add(part.tally)
         showcase.add(part.candidates)
-        if not len(total.images) % 100:
-            log.info("%d of %d images", len(total.images), split.samples)
+        if before // 100 < len(total.images) // 100:
+            log.info("%d of %d images", len(total.images), count)
     return total, showcase
 
 

@@ -20,7 +20,7 @@ from segray import evaluation
 from segray.calibration import TEMPERATURES
 from segray.datasets import Labelled, open_dataset, read
 from segray.errors import SegrayError
-from segray.evaluation import EvaluateActor, Split, evaluate, items_of, ranges_of
+from segray.evaluation import EvaluateActor, Part, evaluate, items_of
 from segray.inputs import InputSpec
 from segray.masks import encode_png
 from segray.model_dir import Description, load_network, read_description, save_model
@@ -29,6 +29,7 @@ from segray.segmentation import make_work
 from segray.segmenter import Segmenter
 from segray.settings import EvaluateSettings
 from segray.showcase import Showcase
+from segray.split_rows import Split, ranges_of
 from segray.storage import exists, join, publish, read_bytes
 from segray.synthetic import CLASSES, scene
 from segray.tally import Measures, Tally, image_row
@@ -187,11 +188,43 @@ def test_scores_go_neither_into_the_data_nor_into_the_model(flag, given, tmp_pat
     assert not exists(join(given[flag], "report.html"))
 
 
-def test_large_samples_are_rows_of_their_own():
-    assert list(ranges_of(9, {3, 4})) == [(0, 3), (3, 4), (4, 5), (5, 9)]
-    assert list(ranges_of(9, set())) == [(0, 4), (4, 8), (8, 9)]
-    assert list(ranges_of(2, {0, 1})) == [(0, 1), (1, 2)]
-    assert list(ranges_of(0, set())) == []
+def counted(actor: EvaluateActor, row: dict) -> Part:
+    """What an actor finds in a row."""
+    result = actor({name: np.array([value], object) for name, value in row.items()})
+    assert result["error"].tolist() == [""]
+    return pickle.loads(result["part"][0])
+
+
+def test_rows_of_any_length_have_the_same_counts_and_actors_list_nothing(given, tmp_path):
+    data = shutil.copytree(given["data"], tmp_path / "labelled")
+    settings = EvaluateSettings(model=given["model"], data=str(data), output=str(tmp_path / "out"), **OPTIONS)
+    work = replace(make_work(settings, read_description(settings.model)), detailed=True)
+    dataset = open_dataset(settings.data)
+    split = Split.of(dataset, dataset.samples("val"), map)
+    (data / "classes.json").unlink()
+    found = []
+    for images in (1, 4, IMAGES):
+        actor = EvaluateActor(work, dataset, Measures(num_classes=len(CLASSES)), IMAGES)
+        rows = [split.row(*samples) for samples in ranges_of(IMAGES, (), images)]
+        parts = [counted(actor, pickle.loads(pickle.dumps(row))) for row in rows]
+        total, showcase = Tally.empty(actor.measures), Showcase(IMAGES)
+        for part in parts:
+            total.add(part.tally)
+            showcase.add(part.candidates)
+        shown = showcase.pictures([(row["miou"], row["key"]) for _, row in total.images])
+        found.append((total.scores(), total.images, [(picture.title, picture.note) for picture in shown]))
+    assert len(found[0][1]) == IMAGES and found[0] == found[1] == found[2]
+
+
+def test_an_actor_hands_over_only_what_the_page_may_show(given, tmp_path):
+    """Of a split of thousands, of which those in the middle are far between."""
+    settings = EvaluateSettings(**given, output=str(tmp_path), **OPTIONS)
+    work = replace(make_work(settings, read_description(settings.model)), detailed=True)
+    dataset = open_dataset(settings.data)
+    split = Split.of(dataset, dataset.samples("val"), map)
+    actor = EvaluateActor(work, dataset, Measures(num_classes=len(CLASSES)), 10_000)
+    candidates = counted(actor, split.row(1, IMAGES)).candidates
+    assert len(candidates) == 4
 
 
 def geotiff_split(uri: str) -> str:
@@ -214,29 +247,16 @@ def test_a_scene_in_blocks_has_the_counts_of_the_whole(options, given, tmp_path,
     settings = EvaluateSettings(model=given["model"], data=data, output=str(tmp_path / "out"), **OPTIONS, **options)
     work = replace(make_work(settings, read_description(settings.model)), detailed=True)
     measures = Measures(num_classes=len(CLASSES), temperatures=(1.0, 2.0))
-    parts = []
-    for large in ((), {0, 1}):
-        actor = EvaluateActor(work, settings, measures, frozenset(large))
-        counts = {len(items_of(sample, work, cut_up=bool(large))) for sample in actor.samples}
+    dataset = open_dataset(data)
+    samples, parts = dataset.samples("val"), []
+    for large in (False, True):
+        split = Split(dataset=dataset, samples=samples, large=frozenset([0, 1] * large), pixels=0, actor_bytes=0)
+        counts = {len(items_of(sample, work, cut_up=large)) for sample in samples}
         assert min(counts) > 1 if large else counts == {1}
-        result = actor({"start": np.array([0]), "stop": np.array([2])})
-        assert result["error"].tolist() == [""]
-        parts.append(pickle.loads(result["part"][0]))
+        parts.append(counted(EvaluateActor(work, dataset, measures, 2), split.row(0, 2)))
     whole, cut = (part.tally for part in parts)
     for name in ("matrix", "boundary", "bins", "nll"):
         assert getattr(whole, name).any() and np.array_equal(getattr(whole, name), getattr(cut, name)), name
     assert whole.images == cut.images
     for ours, theirs in zip(*(part.candidates for part in parts), strict=True):
         assert all(np.array_equal(getattr(ours.picture, n), getattr(theirs.picture, n)) for n in ("mask", "truth"))
-
-
-def test_a_large_scene_is_measured_and_reckoned_with(given, tmp_path, monkeypatch):
-    samples = open_dataset(geotiff_split(str(tmp_path / "scenes"))).samples("val")
-    monkeypatch.setattr(evaluation, "in_tasks", map)
-    assert Split.of(samples).large == frozenset()
-    monkeypatch.setattr("segray.datasets.large.LARGE_PIXELS", 150 * 131 - 1)
-    split = Split.of(samples)
-    assert (split.samples, split.large, split.ranges) == (2, {0}, ((0, 1), (1, 2)))
-    assert split.actor_bytes == 150 * 131 * evaluation.SCENE_BYTES + evaluation.BLOCK_BYTES
-    pictures = Split.of(open_dataset(given["data"]).samples("val"))  # nobody asks for their sizes
-    assert (pictures.large, len(pictures.ranges), pictures.actor_bytes) == (frozenset(), 3, 0)

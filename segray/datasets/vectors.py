@@ -124,8 +124,23 @@ def _bendable(shapes: np.ndarray, bounds: tuple[float, ...]) -> np.ndarray:
     """
     low, high = shapely.bounds(shapes)[:, :2], shapely.bounds(shapes)[:, 2:]
     beyond = (low < bounds[:2]).any(axis=1) | (high > bounds[2:]).any(axis=1)
-    shapes[beyond] = shapely.clip_by_rect(shapes[beyond], *bounds)
+    shapes[beyond] = _clipped(shapes[beyond], bounds)
     return shapely.segmentize(shapes, max(bounds[2] - bounds[0], bounds[3] - bounds[1]) / EDGES)
+
+
+def _clipped(shapes: np.ndarray, bounds: tuple[float, ...]) -> np.ndarray:
+    """The areas of the shapes within the bounds, as multipolygons of parts that may overlap.
+
+    What crosses itself has the area that `rasterize` fills, polygon by polygon: shapely cuts valid ones alone.
+    """
+    parts, owner = shapely.get_parts(shapes, return_index=True)
+    invalid = ~shapely.is_valid(parts)
+    parts[invalid] = shapely.make_valid(parts[invalid], method="linework")
+    pieces, part = shapely.get_parts(shapely.clip_by_rect(parts, *bounds), return_index=True)
+    areas = shapely.get_type_id(pieces) == shapely.GeometryType.POLYGON  # lines and points are left of what has none
+    nothing = np.full(len(shapes), shapely.MultiPolygon())
+    shapely.multipolygons(pieces[areas], indices=owner[part[areas]], out=nothing)
+    return nothing
 
 
 def _read(file: VectorFile) -> Features:

@@ -1,0 +1,83 @@
+"""Polygons that cross or touch themselves cover the same pixels whatever the CRS that they come in."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import shapely
+from rasterio.warp import transform
+from scene_sets import GRID, UTM, features, raster, write_scenes
+from shapely.geometry.base import BaseGeometry
+
+from segray.archives.raster import Header
+from segray.datasets import open_dataset, read
+from segray.datasets.regrid import coordinates
+from segray.datasets.vectors import VectorFile, burn
+from segray.grid import Window
+from segray.storage import join, publish
+
+SIDE = 100
+IMAGE = Header(height=SIDE, width=SIDE, bands=1, dtype="uint8", crs=UTM, transform=tuple(GRID)[:6])
+WHOLE = Window(0, 0, SIDE, SIDE)
+
+
+def polygon(*pixels: tuple[float, float]) -> shapely.Polygon:
+    """A polygon of columns and rows of the image, in the image's CRS."""
+    return shapely.Polygon(coordinates(IMAGE.transform, np.array(pixels)))
+
+
+def in_degrees(shape: BaseGeometry) -> BaseGeometry:
+    points = shapely.get_coordinates(shape)
+    return shapely.set_coordinates(shape, np.stack(transform(UTM, "EPSG:4326", *points.T), axis=1))
+
+
+STAR = [(50 + 70 * np.sin(turn), 40 - 70 * np.cos(turn)) for turn in np.arange(5) * 4 * np.pi / 5]
+RINGS = {
+    "bow-tie": polygon((-40, 20), (60, 60), (60, 20), (-40, 60)),
+    "swapped vertices": polygon((20, 20), (20, 50), (150, 50), (130, 60), (130, 30), (150, 20)),
+    "touching": polygon((-40, 20), (60, 20), (60, 60), (20, 60), (20, 40), (30, 50), (20, 60), (-40, 60)),
+    "back and forth": polygon((-40, 20), (60, 20), (60, 60), (80, 60), (60, 60), (-40, 60)),
+    "star": polygon(*STAR),
+    "hole across": shapely.Polygon(
+        polygon((-40, 20), (60, 20), (60, 60), (-40, 60)).exterior,
+        [polygon((30, 40), (80, 40), (80, 80), (30, 80)).exterior],
+    ),
+    "overlapping": shapely.MultiPolygon(
+        [polygon((-40, 20), (40, 20), (40, 60), (-40, 60)), polygon((20, 40), (130, 40), (130, 80), (20, 80))]
+    ),
+}
+
+
+def burnt(folder: str, shapes: list[BaseGeometry], crs: str) -> np.ndarray:
+    """Where the image is covered by the first shape (1), the second (2), or none (0)."""
+    uri = join(folder, f"{crs.removeprefix('EPSG:')}.gpkg")
+    publish(uri, features(shapes, crs, "gpkg", **{"class": list(range(1, len(shapes) + 1))}))
+    file = VectorFile(uri=uri, tag="", attribute=None, ids=(("1", 1), ("2", 2)))
+    whole = burn(file, IMAGE, WHOLE, background=0)
+    assert np.array_equal(burn(file, IMAGE, Window(30, 20, 17, 50), background=0), whole[30:47, 20:70])
+    return whole
+
+
+@pytest.mark.parametrize("shape", RINGS.values(), ids=RINGS)
+def test_what_crosses_itself_covers_the_same_pixels_in_another_crs(shape, tmp_path):
+    assert shape.is_valid is False
+    shapes = [shape, polygon((-10, 90), (50, 90), (50, 110), (-10, 110))]
+    there = burnt(str(tmp_path), shapes, UTM)
+    found = burnt(str(tmp_path), [in_degrees(shape) for shape in shapes], "EPSG:4326")
+    assert (there == 1).sum() > 500 and (there == 2).sum() >= 500
+    assert (found != there).sum() <= 20  # centres next to an edge
+
+
+def test_what_has_no_area_in_the_image_covers_nothing(tmp_path):
+    line, spike = polygon((-40, 20), (60, 60), (-40, 20)), polygon((150, 20), (30, 30), (150, 20), (150, 80))
+    assert not burnt(str(tmp_path), [in_degrees(line), in_degrees(spike)], "EPSG:4326").any()
+
+
+def test_a_scene_is_read_with_such_labels(tmp_path):
+    content = features([in_degrees(RINGS["touching"])], "EPSG:4326", "geojson", **{"class": ["water"]})
+    image = raster(np.ones((3, SIDE, SIDE), np.uint8))
+    files = {"train/images/a.tif": image, "train/labels/a.geojson": content}
+    dataset = open_dataset(write_scenes(str(tmp_path), files, background="land"))
+    (sample,) = dataset.samples("train")
+    mask = read(dataset, sample).mask
+    assert abs((mask == 1).sum() - (60 * 40 - 10 * 20 / 2)) <= 60 and (mask <= 1).all()
