@@ -8,11 +8,14 @@ import sys
 
 import pytest
 import yaml
+from botocore.exceptions import NoCredentialsError
+from ray.exceptions import RayTaskError
 
 from segray.command_line import BAD_INPUT, DONE, FAILED, TOO_MANY_FAILED, parse, run_job
 from segray.errors import SegrayError
 from segray.settings import EvaluateSettings, ExportSettings, SegmentSettings, TrainSettings
 from segray.storage import join, publish
+from segray.store_errors import StoreError
 
 SEGMENT = ["--model", "/m", "--archive", "s3://b/a/", "--output", "out"]
 TRAIN = ["--data", "/d", "--output", "/o"]
@@ -328,6 +331,28 @@ def test_a_store_that_refuses_the_output_is_bad_input(monkeypatch, capsys):
     monkeypatch.setattr(sys, "argv", ["jobs/train.py", "--data", "labelled", "--output", "s3://bucket/x"])
     assert run_job(main, TrainSettings) == BAD_INPUT
     assert "--output s3://bucket/x cannot be used: Access Denied; correct it" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("error", "said"),
+    [
+        (
+            StoreError("the store refuses the credentials: no such key"),
+            "train.py: the store refuses the credentials: no",
+        ),
+        (NoCredentialsError(), "the object store does not answer: Unable to locate credentials; once that is mended"),
+    ],
+)
+@pytest.mark.parametrize("in_task", [False, True])
+def test_a_store_that_fails_fails_the_job_with_one_sentence(monkeypatch, capsys, error, said, in_task):
+    def main(settings: TrainSettings) -> int:
+        raise RayTaskError("read", "Traceback", error).as_instanceof_cause() if in_task else error
+
+    monkeypatch.setattr(sys, "argv", ["jobs/train.py", *TRAIN])
+    assert run_job(main, TrainSettings) == FAILED
+    told = capsys.readouterr().err
+    assert told.count("\n") == 1
+    assert said in told
 
 
 @pytest.mark.parametrize("code", [errno.ENOSPC, errno.EIO])
