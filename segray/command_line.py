@@ -71,6 +71,9 @@ def _run(main: Callable[[Settings], int], settings_class: type[Settings]) -> int
     except (ValueError, SegrayError) as error:
         sys.stderr.write(f"{sys.argv[0]}: {error}\n")
         return BAD_INPUT
+    except STORE_FAILURES as error:
+        sys.stderr.write(f"{sys.argv[0]}: {_failure(error)}\n")
+        return BAD_INPUT
     try:
         return main(settings)
     except SegrayError as error:

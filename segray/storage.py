@@ -8,7 +8,8 @@ import re
 import shutil
 import time
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from datetime import datetime
 from functools import cache
@@ -164,10 +165,23 @@ def read_text(uri: str) -> str:
 
 
 def exists(uri: str) -> bool:
-    """Whether a file or a folder is there; asks the store anew, never a cache."""
+    """Whether a file or a folder is there; asks the store anew, never a cache. SegrayError when that is refused."""
     fs, path = filesystem(uri)
     fs.invalidate_cache()
-    return retry(lambda: fs.exists(path))
+    with refusals_named(uri):
+        return retry(lambda: fs.exists(path))
+
+
+@contextmanager
+def refusals_named(uri: str) -> Iterator[None]:
+    """A store's refusal to say what is there, as a SegrayError: its own error names nothing."""
+    try:
+        yield
+    except PermissionError as error:
+        if is_local(uri):
+            raise
+        advice = "correct the URI, or what your credentials may do"
+        raise SegrayError(f"{uri} cannot be looked at: {describe(error)}; {advice}") from error
 
 
 def publish(uri: str, data: bytes) -> None:

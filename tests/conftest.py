@@ -121,6 +121,18 @@ def s3(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
 
 
 @pytest.fixture
+def become(s3: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[str, str], None]]:
+    """A function that sets a variable of the environment from which the credentials come."""
+
+    def change(name: str, value: str) -> None:
+        monkeypatch.setenv(name, value)
+        s3fs.S3FileSystem.clear_instance_cache()
+
+    yield change
+    s3fs.S3FileSystem.clear_instance_cache()
+
+
+@pytest.fixture
 def no_credentials(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """A process that finds no credentials for S3, whose retries have no pauses."""
     for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_PROFILE"):

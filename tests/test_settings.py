@@ -9,9 +9,11 @@ import sys
 import pytest
 import yaml
 from botocore.exceptions import NoCredentialsError
+from conftest import GUEST
 from ray.exceptions import RayTaskError
 
 from segray.command_line import BAD_INPUT, DONE, FAILED, TOO_MANY_FAILED, parse, run_job
+from segray.datasets import open_dataset
 from segray.errors import SegrayError
 from segray.settings import EvaluateSettings, ExportSettings, SegmentSettings, TrainSettings
 from segray.storage import join, publish
@@ -353,6 +355,36 @@ def test_a_store_that_fails_fails_the_job_with_one_sentence(monkeypatch, capsys,
     told = capsys.readouterr().err
     assert told.count("\n") == 1
     assert said in told
+
+
+@pytest.mark.parametrize("output", ["/out", "s3://segray-test/open/out"])
+def test_an_input_that_may_not_be_looked_at_is_bad_input(become, monkeypatch, capsys, output):
+    become("AWS_ACCESS_KEY_ID", GUEST)
+    private = "s3://segray-test/private"
+    monkeypatch.setattr(sys, "argv", ["jobs/train.py", "--data", private, "--output", output])
+    assert run_job(lambda settings: open_dataset(settings.data), TrainSettings) == BAD_INPUT
+    said = capsys.readouterr().err
+    assert said.count("\n") == 1
+    assert said.startswith(f"jobs/train.py: {private}") and "cannot be looked at: " in said
+
+
+@pytest.mark.parametrize("flag", ["weights", "config"])
+@pytest.mark.parametrize("access", [GUEST, "AKIANOBODY"])
+def test_a_file_that_may_not_be_read_is_bad_input(become, monkeypatch, capsys, flag, access):
+    become("AWS_ACCESS_KEY_ID", access)
+    monkeypatch.setattr("segray.storage.time.sleep", lambda seconds: None)
+    monkeypatch.setattr(sys, "argv", ["jobs/train.py", *TRAIN, f"--{flag}", "s3://segray-test/private.yaml"])
+    assert run_job(lambda settings: DONE, TrainSettings) == BAD_INPUT
+    said = capsys.readouterr().err
+    assert said.count("\n") == 1
+    assert "s3://segray-test/private.yaml cannot be " in said
+
+
+@pytest.mark.parametrize("flag", ["weights", "config"])
+def test_no_credentials_for_a_file_of_the_command_line_are_bad_input(no_credentials, monkeypatch, capsys, flag):
+    monkeypatch.setattr(sys, "argv", ["jobs/train.py", *TRAIN, f"--{flag}", "s3://bucket/x.yaml"])
+    assert run_job(lambda settings: DONE, TrainSettings) == BAD_INPUT
+    assert "train.py: the object store does not answer: Unable to locate credentials" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("code", [errno.ENOSPC, errno.EIO])

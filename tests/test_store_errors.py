@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import threading
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import numpy as np
 import pytest
-import s3fs
 from aiohttp import InvalidURL
 from botocore.exceptions import ClientError
 from conftest import GUEST, png
@@ -22,7 +21,8 @@ from segray.archives.images import read_header, read_image
 from segray.archives.ranges import read_range
 from segray.errors import ImageError, SegrayError
 from segray.expand import _known
-from segray.storage import File, join, publish, read_bytes, stat
+from segray.listing import files_if_any, list_files, names
+from segray.storage import File, exists, join, publish, read_bytes, stat
 from segray.store_errors import StoreError, store_errors
 
 PICTURE = png(np.zeros((4, 5, 3), np.uint8))
@@ -164,18 +164,6 @@ def stored(s3) -> str:
     return s3
 
 
-@pytest.fixture
-def become(monkeypatch) -> Iterator[Callable[[str, str], None]]:
-    """A function that sets a variable of the environment from which the credentials come."""
-
-    def change(name: str, value: str) -> None:
-        monkeypatch.setenv(name, value)
-        s3fs.S3FileSystem.clear_instance_cache()
-
-    yield change
-    s3fs.S3FileSystem.clear_instance_cache()
-
-
 ASKS = [
     lambda uri: read_image(f"{uri}/a.png"),
     lambda uri: read_header(f"{uri}/a.png"),
@@ -198,7 +186,16 @@ def test_wrong_credentials_are_a_failure_of_the_store(stored, become, no_pause, 
 @pytest.mark.parametrize("ask", ASKS)
 def test_an_object_that_may_not_be_read_is_a_failed_image(stored, become, no_pause, ask):
     become("AWS_ACCESS_KEY_ID", GUEST)
-    with pytest.raises(ImageError, match=r"shut/a\..* cannot be read: .*Access Denied"):
+    with pytest.raises(ImageError, match=r"shut/a\..* cannot be (read|looked at): .*Access Denied"):
         ask(join(stored, "shut"))
     assert read_image(join(stored, "open", "a.png")).height == 4
     assert no_pause == []
+
+
+@pytest.mark.parametrize(
+    "look", [exists, names, lambda uri: list(list_files(uri)), lambda uri: list(files_if_any(uri))]
+)
+def test_a_place_that_may_not_be_looked_at_is_one_sentence(stored, become, look):
+    become("AWS_ACCESS_KEY_ID", GUEST)
+    with pytest.raises(SegrayError, match=r"^s3://segray-test/shut cannot be looked at: .*; correct the URI, or what"):
+        look(join(stored, "shut"))

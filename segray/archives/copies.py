@@ -17,10 +17,10 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 
-from segray.archives.entries import reason_of, stored_range
+from segray.archives.entries import stored_range
 from segray.errors import ImageError, SegrayError
 from segray.listing import list_files
-from segray.storage import FINAL_ERRORS, local_path
+from segray.storage import local_path
 
 MAX_COPIES = max(8, 2 * (os.cpu_count() or 1))  # kept at a time; as many as a machine may read at once
 GRACE_S = 60.0  # a copy used since then stays, since its reader may be about to open it
@@ -119,8 +119,10 @@ def _check_bomb(uri: str, packed: int, unpacked: int) -> None:
 def _check_version(uri: str, etag: str) -> None:
     try:
         found = next(list_files(uri)).etag
-    except FINAL_ERRORS as error:
-        raise ImageError(f"{uri} cannot be read: {reason_of(error)}") from error
+    except FileNotFoundError as error:
+        raise ImageError(f"{uri} cannot be read: it does not exist") from error
+    except SegrayError as error:
+        raise ImageError(str(error)) from error
     if found != etag:
         raise ImageError(f"{uri} changed since it was listed ({etag} then, {found} now); run again with --overwrite")
 
