@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import errno
 import logging
 import re
 import sys
@@ -17,10 +16,9 @@ from botocore.exceptions import BotoCoreError
 
 from segray.errors import SegrayError
 from segray.storage import FINAL_ERRORS, absolute, describe, exists, local_path, read_text
-from segray.store_errors import StoreError
+from segray.store_errors import NO_ROOM, StoreError
 
 Settings = TypeVar("Settings")
-NO_ROOM = (errno.ENOSPC, errno.EDQUOT)
 STORE_FAILURES = (StoreError, BotoCoreError)
 DONE, FAILED, BAD_INPUT, TOO_MANY_FAILED = 0, 1, 2, 3  # exit statuses
 
@@ -92,7 +90,7 @@ def _run(main: Callable[[Settings], int], settings_class: type[Settings]) -> int
         if cause.errno not in NO_ROOM:
             raise
         advice = "make room, and run the same again: what is written stays"
-        sys.stderr.write(f"{sys.argv[0]}: --output {settings.output} is full: {describe(cause)}; {advice}\n")
+        sys.stderr.write(f"{sys.argv[0]}: {_full(cause, settings.output)} is full: {describe(cause)}; {advice}\n")
         return FAILED
 
 
@@ -101,6 +99,14 @@ def _failure(error: Exception) -> str:
     said = describe(getattr(error, "cause", error))  # of a Ray task
     said = said if isinstance(error, StoreError) else f"the object store does not answer: {said}"
     return f"{said}; once that is mended, run the same again: what is written stays"
+
+
+def _full(error: OSError, output: str) -> str:
+    """What a disk without room holds: a file beside OUTPUT that the error names, or OUTPUT, where that is on a disk."""
+    path, named = local_path(output), error.filename and str(error.filename)
+    if named and not (path and f"{named}/".startswith(f"{path}/")):
+        return f"the disk of {named}"
+    return f"--output {output}" if path else "a disk of the machine that worked for it"
 
 
 def _refusal(error: OSError, output: str) -> str | None:

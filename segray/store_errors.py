@@ -1,7 +1,8 @@
-"""What stores fail with, whatever their libraries raise, as the OSErrors that callers tell apart."""
+"""What stores and full disks fail with, whatever libraries raise, as the OSErrors that callers tell apart."""
 
 from __future__ import annotations
 
+import errno
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -13,6 +14,7 @@ OF_CREDENTIALS = {
     "InvalidSecurity", "InvalidToken", "NotSignedUp", "RequestTimeTooSkewed", "SignatureDoesNotMatch",
     "TokenRefreshRequired",
 }  # fmt: skip
+NO_ROOM = (errno.ENOSPC, errno.EDQUOT)
 GONE = (404, 410)
 FOR_NOW = (408, 425, 429)  # statuses of a request that may be tried again
 BEYOND_THE_END = ("416", "InvalidRange")
@@ -32,6 +34,17 @@ def store_errors() -> Iterator[None]:
         if told is error:
             raise
         raise told from error
+
+
+@contextmanager
+def full_disk_named(path: str) -> Iterator[None]:
+    """Where a disk is full, the error names a file or folder of it: that of a write names nothing."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in NO_ROOM or error.filename is not None:
+            raise
+        raise OSError(error.errno, error.strerror, path) from error
 
 
 def code_of(error: BaseException) -> str:

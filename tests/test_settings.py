@@ -403,6 +403,25 @@ def test_a_full_disk_fails_the_job_with_one_sentence(monkeypatch, capsys, code):
     assert "--output /o is full: [Errno 28] No space left on device; make room, and run the same again" in said
 
 
+@pytest.mark.parametrize(
+    ("output", "named", "full"),
+    [
+        ("/o", "/tmp/segray-1/copy", "the disk of /tmp/segray-1/copy"),
+        ("/o", "/o/masks/x.tmp", "--output /o"),
+        ("/o", "/other", "the disk of /other"),
+        ("s3://b/o", "/tmp/segray-1/copy", "the disk of /tmp/segray-1/copy"),
+        ("s3://b/o", None, "a disk of the machine that worked for it"),
+    ],
+)
+def test_a_full_disk_is_named(monkeypatch, capsys, output, named, full):
+    def main(settings: TrainSettings) -> int:
+        raise OSError(errno.ENOSPC, "No space left on device", named)
+
+    monkeypatch.setattr(sys, "argv", ["jobs/train.py", "--data", "/d", "--output", output])
+    assert run_job(main, TrainSettings) == FAILED
+    assert capsys.readouterr().err.startswith(f"jobs/train.py: {full} is full: [Errno 28] No space left on device")
+
+
 def test_a_fault_of_the_program_is_no_bad_input(monkeypatch):
     def main(settings: TrainSettings) -> int:
         raise ZeroDivisionError

@@ -21,6 +21,7 @@ from segray.archives.entries import stored_range
 from segray.errors import ImageError, SegrayError
 from segray.listing import list_files
 from segray.storage import local_path
+from segray.store_errors import full_disk_named
 
 MAX_COPIES = max(8, 2 * (os.cpu_count() or 1))  # kept at a time; as many as a machine may read at once
 GRACE_S = 60.0  # a copy used since then stays, since its reader may be about to open it
@@ -62,7 +63,7 @@ def local_copy(uri: str, etag: str, *, gunzip: bool = False) -> str:
 
 
 def _write(path: str, uri: str, *, gunzip: bool) -> None:
-    with open(path, "wb") as file:
+    with full_disk_named(path), open(path, "wb") as file:
         for piece in _unpacked(uri) if gunzip else _pieces(uri):
             file.write(piece)
 
