@@ -68,6 +68,8 @@ def _told(error: Exception) -> Exception:
     said = " ".join(str(getattr(error, "message", "") or error).split())  # str() of aiohttp's has the signed address
     if code in OF_CREDENTIALS or (code == "401" and library not in ("", "aiohttp")):
         return StoreError(f"the store refuses the credentials: {said}")
+    if type(error) is OSError and said.startswith("Forbidden: "):  # as gcsfs says so, alone of all that it tells apart
+        return PermissionError(said)
     if not library:
         return error
     status = int(code) if code.isdigit() else getattr(error, "status_code", None) or 0

@@ -91,7 +91,7 @@ def server() -> Iterator[str]:
 )  # fmt: skip
 def test_a_web_server_that_refuses_one_image_is_a_failed_image(server, no_pause, status, reason, name):
     uri = f"{server}/{status}/{name}?sig=secret"
-    for read in (read_header, read_image):
+    for read in (read_header, read_image, lambda uri: _known(File(uri, -1, ""))):
         with pytest.raises(ImageError, match=rf"{status}/{name}.* cannot be read: .*({reason})") as caught:
             read(uri)
         assert str(caught.value).count("secret") == 1  # in the address alone
@@ -148,6 +148,7 @@ def of_library(module: str, **values: object) -> Exception:
         (of_library("gcsfs.retry", code=401), StoreError),
         (of_library("gcsfs.retry", code=403), PermissionError),
         (of_library("gcsfs.retry", code=503), StoreError),
+        (OSError("Forbidden: bucket/a.png\nno access"), PermissionError),  # of gcsfs too
     ],
 )
 def test_errors_by_what_the_store_says(error, kind):
