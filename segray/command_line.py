@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import errno
 import logging
 import re
 import sys
@@ -17,9 +16,10 @@ from botocore.exceptions import BotoCoreError
 
 from segray.errors import SegrayError
 from segray.storage import FINAL_ERRORS, absolute, describe, exists, local_path, read_text
+from segray.store_errors import NO_ROOM, StoreError
 
 Settings = TypeVar("Settings")
-NO_ROOM = (errno.ENOSPC, errno.EDQUOT)
+STORE_FAILURES = (StoreError, BotoCoreError)
 DONE, FAILED, BAD_INPUT, TOO_MANY_FAILED = 0, 1, 2, 3  # exit statuses
 
 
@@ -69,11 +69,17 @@ def _run(main: Callable[[Settings], int], settings_class: type[Settings]) -> int
     except (ValueError, SegrayError) as error:
         sys.stderr.write(f"{sys.argv[0]}: {error}\n")
         return BAD_INPUT
+    except STORE_FAILURES as error:
+        sys.stderr.write(f"{sys.argv[0]}: {_failure(error)}\n")
+        return BAD_INPUT
     try:
         return main(settings)
     except SegrayError as error:
         sys.stderr.write(f"{sys.argv[0]}: {error}\n")
         return BAD_INPUT
+    except STORE_FAILURES as error:
+        sys.stderr.write(f"{sys.argv[0]}: {_failure(error)}\n")
+        return FAILED
     except FINAL_ERRORS as error:
         if (sentence := _refusal(error, settings.output)) is None:
             raise
@@ -84,11 +90,23 @@ def _run(main: Callable[[Settings], int], settings_class: type[Settings]) -> int
         if cause.errno not in NO_ROOM:
             raise
         advice = "make room, and run the same again: what is written stays"
-        sys.stderr.write(f"{sys.argv[0]}: --output {settings.output} is full: {describe(cause)}; {advice}\n")
+        sys.stderr.write(f"{sys.argv[0]}: {_full(cause, settings.output)} is full: {describe(cause)}; {advice}\n")
         return FAILED
-    except BotoCoreError as error:
-        sys.stderr.write(f"{sys.argv[0]}: the object store does not answer: {describe(error)}\n")
-        return FAILED
+
+
+def _failure(error: Exception) -> str:
+    """What to say where a store does not do what it should, whatever it was asked for."""
+    said = describe(getattr(error, "cause", error))  # of a Ray task
+    said = said if isinstance(error, StoreError) else f"the object store does not answer: {said}"
+    return f"{said}; once that is mended, run the same again: what is written stays"
+
+
+def _full(error: OSError, output: str) -> str:
+    """What a disk without room holds: a file beside OUTPUT that the error names, or OUTPUT, where that is on a disk."""
+    path, named = local_path(output), error.filename and str(error.filename)
+    if named and not (path and f"{named}/".startswith(f"{path}/")):
+        return f"the disk of {named}"
+    return f"--output {output}" if path else "a disk of the machine that worked for it"
 
 
 def _refusal(error: OSError, output: str) -> str | None:

@@ -21,6 +21,7 @@ from segray.exports.stac import item
 from segray.scenes import Masks, Scene, forget_shards
 from segray.settings import ExportSettings
 from segray.storage import describe, exists, join, publish_file
+from segray.store_errors import full_disk_named
 
 # What is wrong with a scene; any other error (a full disk, a store that fails) ends the job, which can be run again.
 SCENE_ERRORS = (SegrayError, RasterioError, CRSError, CPLE_BaseError, IsADirectoryError, NotADirectoryError)
@@ -137,7 +138,8 @@ class Exporter:
             return None
         with tempfile.TemporaryDirectory(prefix="segray-") as folder, _long_names_told(uri):
             local = os.path.join(folder, posixpath.basename(path))
-            facts = write(local)
+            with full_disk_named(folder):
+                facts = write(local)
             files = [file for file in sorted(Path(folder).rglob("*")) if file.is_file()]
             for file in files:
                 if str(file) != local:

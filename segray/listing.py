@@ -9,24 +9,26 @@ from functools import partial
 
 from fsspec import AbstractFileSystem
 
-from segray.storage import File, etag_of, filesystem, is_chain, is_local, protocol_of, retry
+from segray.storage import File, etag_of, filesystem, is_chain, is_local, protocol_of, refusals_named, retry
 
 
 def list_files(uri: str) -> Iterator[File]:
     """Every file below a prefix (or the one file that the URI names), in the order of their paths.
 
     Hidden files and folders (leading dot) are left out. No request is made per object, and an S3 listing is streamed
-    page by page, so that memory does not grow with it. FileNotFoundError when nothing is there.
+    page by page, so that memory does not grow with it. FileNotFoundError when nothing is there, SegrayError when the
+    store refuses to say so.
     """
     fs, path = filesystem(uri)
     fs.invalidate_cache()
     found, local = False, is_local(uri)
     chain = uri[uri.index("::") :] if is_chain(uri) else ""
-    for name, info in _walk_s3(fs, path) if protocol_of(fs) in ("s3", "s3a") else _walk(fs, path):
-        found = True
-        relative = name[len(path) :]
-        if not any(part.startswith(".") for part in relative.split("/")):
-            yield File(name if local else fs.unstrip_protocol(name) + chain, int(info["size"]), etag_of(info))
+    with refusals_named(uri):
+        for name, info in _walk_s3(fs, path) if protocol_of(fs) in ("s3", "s3a") else _walk(fs, path):
+            found = True
+            relative = name[len(path) :]
+            if not any(part.startswith(".") for part in relative.split("/")):
+                yield File(name if local else fs.unstrip_protocol(name) + chain, int(info["size"]), etag_of(info))
     if not found:
         raise FileNotFoundError(f"{uri} holds nothing")
 
@@ -44,7 +46,8 @@ def names(uri: str) -> set[str]:
     fs, path = filesystem(uri)
     fs.invalidate_cache()
     try:
-        entries = retry(lambda: fs.ls(path, detail=False))
+        with refusals_named(uri):
+            entries = retry(lambda: fs.ls(path, detail=False))
     except (FileNotFoundError, NotADirectoryError):
         return set()
     return {posixpath.basename(entry.rstrip("/")) for entry in entries}
@@ -56,7 +59,7 @@ def _walk(fs: AbstractFileSystem, path: str, above: tuple[str, ...] = ()) -> Ite
     Links to folders are followed, but for those that lead back to one that they lie in. above: the latter.
     """
     if fs.isfile(path):
-        yield path, fs.info(path)
+        yield path, retry(lambda: fs.info(path))
         return
     try:
         entries = retry(lambda: fs.ls(path, detail=True))

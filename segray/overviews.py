@@ -12,10 +12,11 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import ray
+from botocore.exceptions import BotoCoreError
 
 from segray.archives.images import read_header
 from segray.archives.reduced import read_reduced
-from segray.errors import ImageError
+from segray.errors import SegrayError
 from segray.footprints import window_transform
 from segray.grid import Window
 from segray.inputs import InputSpec
@@ -174,7 +175,7 @@ def _image(uri: str, part: str, spec: InputSpec) -> np.ndarray | None:
         names = read_header(uri, part=part).names if spec.band_names else ()
         bands = spec.for_bands(names, uri).bands
         found = read_reduced(uri, longest=LONGEST, part=part)
-    except (ImageError, OSError):
+    except (SegrayError, OSError, BotoCoreError):
         return None
     if found is None:
         return None

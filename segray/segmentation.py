@@ -12,12 +12,13 @@ from functools import partial
 from itertools import chain
 
 import numpy as np
+from botocore.exceptions import BotoCoreError
 from tqdm import tqdm
 
 from segray import cluster
 from segray import plan as plans
 from segray.archives.images import read_for
-from segray.errors import ImageError, SegrayError
+from segray.errors import SegrayError
 from segray.masks import decode_png
 from segray.model_dir import Description, read_description
 from segray.outputs import check_place, earlier, metadata, missing_shards, plan_of
@@ -271,7 +272,7 @@ def _pictures_of(work: Work, shard: int, *, count: int) -> list[Picture]:
     for row, mask in shown[:count]:
         window = window_of(row)
         options = {"part": parts[row["image"]], "window": window, "explicit_bands": work.explicit_bands}
-        with suppress(ImageError, OSError):
+        with suppress(SegrayError, OSError, BotoCoreError):
             raster = read_for(row["image"], spec, **options)
             part = window.within(raster.window)
             note = f"confidence {row['confidence']:.2f}"

@@ -8,7 +8,8 @@ import re
 import shutil
 import time
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from datetime import datetime
 from functools import cache
@@ -20,6 +21,7 @@ from fsspec import AbstractFileSystem, get_filesystem_class
 from fsspec.core import has_magic, split_protocol, url_to_fs
 
 from segray.errors import SegrayError
+from segray.store_errors import code_of, store_errors
 
 Result = TypeVar("Result")
 ATTEMPTS = 4
@@ -99,7 +101,7 @@ def is_absolute(uri: str) -> bool:
 def stat(file: File) -> File:
     """The file with its size and etag asked from its store; FileNotFoundError or the store's error."""
     fs, path = filesystem(file.uri)
-    info = retry(lambda: fs.info(path))
+    info = retry(lambda: with_reason(fs, path, fs.info))
     return replace(file, size=int(info["size"] or 0), etag=etag_of(info))
 
 
@@ -122,16 +124,28 @@ def absolute(uri: str) -> str:
 def retry(call: Callable[[], Result]) -> Result:
     """The result of a call to a store, tried again with growing pauses when the store or the network fails.
 
-    What trying again cannot mend (not found, no permission) is raised at once.
+    What trying again cannot mend (not found, no permission) is raised at once. Errors are those of `store_errors`.
     """
     for attempt in range(ATTEMPTS - 1):
         try:
-            return call()
+            with store_errors():
+                return call()
         except FINAL_ERRORS:
             raise
         except (OSError, BotoCoreError):  # botocore's errors of the network are no OSError
             time.sleep(0.2 * 4**attempt)
-    return call()
+    with store_errors():
+        return call()
+
+
+def with_reason(fs: AbstractFileSystem, path: str, ask: Callable[[str], Result]) -> Result:
+    """The result of a call that asks S3 for a HEAD of a path; refused without a reason, a byte is read to have one."""
+    try:
+        return ask(path)
+    except PermissionError as error:
+        if code_of(error) == "403":
+            fs.cat_file(path, start=0, end=1)
+        raise
 
 
 def read_bytes(uri: str) -> bytes:
@@ -151,10 +165,23 @@ def read_text(uri: str) -> str:
 
 
 def exists(uri: str) -> bool:
-    """Whether a file or a folder is there; asks the store anew, never a cache."""
+    """Whether a file or a folder is there; asks the store anew, never a cache. SegrayError when that is refused."""
     fs, path = filesystem(uri)
     fs.invalidate_cache()
-    return retry(lambda: fs.exists(path))
+    with refusals_named(uri):
+        return retry(lambda: fs.exists(path))
+
+
+@contextmanager
+def refusals_named(uri: str) -> Iterator[None]:
+    """A store's refusal to say what is there, as a SegrayError: its own error names nothing."""
+    try:
+        yield
+    except PermissionError as error:
+        if is_local(uri):
+            raise
+        advice = "correct the URI, or what your credentials may do"
+        raise SegrayError(f"{uri} cannot be looked at: {describe(error)}; {advice}") from error
 
 
 def publish(uri: str, data: bytes) -> None:

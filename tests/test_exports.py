@@ -7,6 +7,7 @@ import json
 import math
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 import numpy as np
@@ -356,3 +357,16 @@ def test_a_crs_of_no_authority_is_given_in_words(tmp_path):
     assert found["properties"]["proj:code"] is None
     assert found["properties"]["proj:wkt2"].startswith("PROJCRS")
     assert found["bbox"][0] == pytest.approx(20, abs=1e-6)
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="a device of Linux")
+def test_a_temporary_folder_without_room_is_named(tmp_path, monkeypatch):
+    def write(masks: Masks, scene: Scene, path: str, settings: ExportSettings) -> dict:
+        Path("/dev/full").write_bytes(b"x" * 10_000)
+
+    monkeypatch.setattr(png, "write", write)
+    masks, scenes = segmented(tmp_path, GEO)
+    settings = ExportSettings(masks="/m", output=str(tmp_path / "out"), format="png")
+    with pytest.raises(OSError, match="No space left") as caught:
+        list(Exporter(masks=masks, settings=settings, usual=".tif").outcomes(scenes))
+    assert caught.value.filename.startswith(f"{tempfile.gettempdir()}/segray-")

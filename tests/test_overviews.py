@@ -104,3 +104,8 @@ def test_an_image_that_is_gone_leaves_its_mask(segmented):
         assert gone.image is None and gone.mask.shape == (900, 400)
     finally:
         (segmented / "high.tif").rename(segmented / "images" / "high.tif")
+
+
+def test_an_image_whose_store_fails_is_not_shown(segmented, no_credentials):
+    spec = read_description(str(segmented / "model")).spec
+    assert module._image._function("s3://bucket/high.tif", "", spec) is None

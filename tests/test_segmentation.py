@@ -25,10 +25,13 @@ from segray.errors import SegrayError
 from segray.grid import Window
 from segray.masks import IGNORE, decode_png
 from segray.model_dir import load_network, read_description
-from segray.plan import cut, whole
-from segray.segmentation import segment
+from segray.plan import cut, whole, write_files
+from segray.regions import WindowMask
+from segray.segmentation import _pictures_of, segment, segment_work
 from segray.segmenter import Segmenter
 from segray.settings import SegmentSettings
+from segray.shards import Place, mask_row, write_shard
+from segray.storage import File, join
 from segray.synthetic import scene
 
 
@@ -235,3 +238,20 @@ def test_an_archive_that_does_not_fit_the_model_is_refused_before_any_mask(local
     assert summary["images"]["ok"] == 1
     with pytest.raises(SegrayError, match="--bands names 2"):
         segment(SegmentSettings(**settings, bands=(3, 2), overwrite=True))
+
+
+def test_a_picture_whose_store_fails_is_left_out_of_the_page(model, tmp_path, no_credentials):
+    description, output = read_description(model), str(tmp_path)
+    there = tmp_path / "there.png"
+    Image.fromarray(scene(0, 48, 48)[0]).save(there)
+    images = [File(uri, 1, "") for uri in ("s3://bucket/a.png", str(there))]
+    write_files(join(output, "plan"), [[whole(file) for file in images]])
+    settings = SegmentSettings(model=model, archive=output, output=output)
+    work = segment_work(settings, description)
+    counts = np.bincount(np.zeros(48 * 48, np.int64), minlength=len(description.classes))
+    known = {"valid_pixels": 48 * 48, "confidence": 0.9, "seam_disagreement": 0.0}
+    mask = np.zeros((48, 48), np.uint8)
+    result = WindowMask(window=Window(0, 0, 48, 48), mask=mask, pixel_counts=counts, **known)
+    rows = [mask_row(Place(image=file.uri, etag=""), result, description.classes) for file in images]
+    write_shard(output, 0, rows=rows, formats=work.formats, metadata={})
+    assert [picture.title for picture in _pictures_of(work, 0, count=2)] == [str(there)]

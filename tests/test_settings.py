@@ -8,11 +8,16 @@ import sys
 
 import pytest
 import yaml
+from botocore.exceptions import NoCredentialsError
+from conftest import GUEST
+from ray.exceptions import RayTaskError
 
 from segray.command_line import BAD_INPUT, DONE, FAILED, TOO_MANY_FAILED, parse, run_job
+from segray.datasets import open_dataset
 from segray.errors import SegrayError
 from segray.settings import EvaluateSettings, ExportSettings, SegmentSettings, TrainSettings
 from segray.storage import join, publish
+from segray.store_errors import StoreError
 
 SEGMENT = ["--model", "/m", "--archive", "s3://b/a/", "--output", "out"]
 TRAIN = ["--data", "/d", "--output", "/o"]
@@ -331,6 +336,58 @@ def test_a_store_that_refuses_the_output_is_bad_input(monkeypatch, capsys):
     assert "--output s3://bucket/x cannot be used: Access Denied; correct it" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(
+    ("error", "said"),
+    [
+        (
+            StoreError("the store refuses the credentials: no such key"),
+            "train.py: the store refuses the credentials: no",
+        ),
+        (NoCredentialsError(), "the object store does not answer: Unable to locate credentials; once that is mended"),
+    ],
+)
+@pytest.mark.parametrize("in_task", [False, True])
+def test_a_store_that_fails_fails_the_job_with_one_sentence(monkeypatch, capsys, error, said, in_task):
+    def main(settings: TrainSettings) -> int:
+        raise RayTaskError("read", "Traceback", error).as_instanceof_cause() if in_task else error
+
+    monkeypatch.setattr(sys, "argv", ["jobs/train.py", *TRAIN])
+    assert run_job(main, TrainSettings) == FAILED
+    told = capsys.readouterr().err
+    assert told.count("\n") == 1
+    assert said in told
+
+
+@pytest.mark.parametrize("output", ["/out", "s3://segray-test/open/out"])
+def test_an_input_that_may_not_be_looked_at_is_bad_input(become, monkeypatch, capsys, output):
+    become("AWS_ACCESS_KEY_ID", GUEST)
+    private = "s3://segray-test/private"
+    monkeypatch.setattr(sys, "argv", ["jobs/train.py", "--data", private, "--output", output])
+    assert run_job(lambda settings: open_dataset(settings.data), TrainSettings) == BAD_INPUT
+    said = capsys.readouterr().err
+    assert said.count("\n") == 1
+    assert said.startswith(f"jobs/train.py: {private}") and "cannot be looked at: " in said
+
+
+@pytest.mark.parametrize("flag", ["weights", "config"])
+@pytest.mark.parametrize("access", [GUEST, "AKIANOBODY"])
+def test_a_file_that_may_not_be_read_is_bad_input(become, monkeypatch, capsys, flag, access):
+    become("AWS_ACCESS_KEY_ID", access)
+    monkeypatch.setattr("segray.storage.time.sleep", lambda seconds: None)
+    monkeypatch.setattr(sys, "argv", ["jobs/train.py", *TRAIN, f"--{flag}", "s3://segray-test/private.yaml"])
+    assert run_job(lambda settings: DONE, TrainSettings) == BAD_INPUT
+    said = capsys.readouterr().err
+    assert said.count("\n") == 1
+    assert "s3://segray-test/private.yaml cannot be " in said
+
+
+@pytest.mark.parametrize("flag", ["weights", "config"])
+def test_no_credentials_for_a_file_of_the_command_line_are_bad_input(no_credentials, monkeypatch, capsys, flag):
+    monkeypatch.setattr(sys, "argv", ["jobs/train.py", *TRAIN, f"--{flag}", "s3://bucket/x.yaml"])
+    assert run_job(lambda settings: DONE, TrainSettings) == BAD_INPUT
+    assert "train.py: the object store does not answer: Unable to locate credentials" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("code", [errno.ENOSPC, errno.EIO])
 def test_a_full_disk_fails_the_job_with_one_sentence(monkeypatch, capsys, code):
     def main(settings: TrainSettings) -> int:
@@ -345,6 +402,25 @@ def test_a_full_disk_fails_the_job_with_one_sentence(monkeypatch, capsys, code):
     said = capsys.readouterr().err
     assert said.count("\n") == 1
     assert "--output /o is full: [Errno 28] No space left on device; make room, and run the same again" in said
+
+
+@pytest.mark.parametrize(
+    ("output", "named", "full"),
+    [
+        ("/o", "/tmp/segray-1/copy", "the disk of /tmp/segray-1/copy"),
+        ("/o", "/o/masks/x.tmp", "--output /o"),
+        ("/o", "/other", "the disk of /other"),
+        ("s3://b/o", "/tmp/segray-1/copy", "the disk of /tmp/segray-1/copy"),
+        ("s3://b/o", None, "a disk of the machine that worked for it"),
+    ],
+)
+def test_a_full_disk_is_named(monkeypatch, capsys, output, named, full):
+    def main(settings: TrainSettings) -> int:
+        raise OSError(errno.ENOSPC, "No space left on device", named)
+
+    monkeypatch.setattr(sys, "argv", ["jobs/train.py", "--data", "/d", "--output", output])
+    assert run_job(main, TrainSettings) == FAILED
+    assert capsys.readouterr().err.startswith(f"jobs/train.py: {full} is full: [Errno 28] No space left on device")
 
 
 def test_a_fault_of_the_program_is_no_bad_input(monkeypatch):

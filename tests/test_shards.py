@@ -13,6 +13,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import shapely
+from fsspec import register_implementation
+from fsspec.implementations.memory import MemoryFileSystem
 from PIL import Image
 
 from segray.footprints import window_transform
@@ -33,6 +35,7 @@ from segray.shards import (
     mask_of,
     mask_row,
     read_masks,
+    read_metadata,
     read_statistics,
     shard_uri,
     window_of,
@@ -255,6 +258,28 @@ def test_statistics_leave_the_masks_where_they_are(tmp_path, monkeypatch, tail):
     write_shard(str(tmp_path), 0, rows=rows, formats=("parquet",), metadata=METADATA)
     fresh = [{k: v for k, v in dataclasses.asdict(row).items() if k not in ("mask", "geometry")} for row in rows]
     assert read_statistics(str(tmp_path), 0, "parquet") == fresh
+
+
+class StrictFileSystem(MemoryFileSystem):
+    """Files in memory whose ranges have a start and an end, as those of Azure must."""
+
+    protocol = "strict"
+    store: dict = {}  # noqa: RUF012 as its parent has it
+
+    def cat_file(self, path, start=None, end=None, **options):
+        if start is not None and not 0 <= start < end:
+            raise ValueError(f"bytes={start}-{end} is no range")
+        return super().cat_file(path, start=start, end=end, **options)
+
+
+@pytest.mark.parametrize("tail", [10, 6000, 2**20])
+def test_statistics_are_read_where_ranges_cannot_be_counted_from_the_end(monkeypatch, tail):
+    register_implementation("strict", StrictFileSystem, clobber=True)
+    monkeypatch.setattr("segray.shards.TAIL_BYTES", tail)
+    rows = all_kinds() * 3
+    write_shard("strict://out", 0, rows=rows, formats=("parquet",), metadata=METADATA)
+    assert [row["image"] for row in read_statistics("strict://out", 0, "parquet")] == [row.image for row in rows]
+    assert read_metadata("strict://out", 0, "parquet") == METADATA
 
 
 def test_statistics_are_the_same_from_both_formats(store):

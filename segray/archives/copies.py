@@ -21,6 +21,7 @@ from segray.archives.entries import stored_range
 from segray.errors import ImageError, SegrayError
 from segray.listing import list_files
 from segray.storage import local_path
+from segray.store_errors import full_disk_named
 
 MAX_COPIES = max(8, 2 * (os.cpu_count() or 1))  # kept at a time; as many as a machine may read at once
 GRACE_S = 60.0  # a copy used since then stays, since its reader may be about to open it
@@ -62,7 +63,7 @@ def local_copy(uri: str, etag: str, *, gunzip: bool = False) -> str:
 
 
 def _write(path: str, uri: str, *, gunzip: bool) -> None:
-    with open(path, "wb") as file:
+    with full_disk_named(path), open(path, "wb") as file:
         for piece in _unpacked(uri) if gunzip else _pieces(uri):
             file.write(piece)
 
@@ -121,6 +122,8 @@ def _check_version(uri: str, etag: str) -> None:
         found = next(list_files(uri)).etag
     except FileNotFoundError as error:
         raise ImageError(f"{uri} cannot be read: it does not exist") from error
+    except SegrayError as error:
+        raise ImageError(str(error)) from error
     if found != etag:
         raise ImageError(f"{uri} changed since it was listed ({etag} then, {found} now); run again with --overwrite")
 

@@ -222,6 +222,8 @@ def _set_of(found: Level) -> TileSet:
     """The tile set of a level, open since its last use; ImageError when it is damaged or gone."""
     try:
         return _sets.get((found.kind, found.source, found.etag, found.endings))
+    except SegrayError as error:
+        raise ImageError(str(error)) from error
     except FINAL_ERRORS as error:
         raise ImageError(f"{found.source} cannot be read: {pictures.reason(error)}") from error
 

@@ -13,7 +13,8 @@ from functools import partial
 from fsspec import AbstractFileSystem
 
 from segray.errors import ImageError
-from segray.storage import filesystem, local_path, retry
+from segray.storage import filesystem, local_path, retry, with_reason
+from segray.store_errors import BEYOND_THE_END, code_of, store_errors
 
 WHOLE_BYTES = 2**22  # a smaller file comes with the first request; a larger one wastes that many bytes once
 HEADER_BYTES = 2**15  # the directory of a COG of 10,000 x 10,000 pixels takes 3 kB
@@ -38,10 +39,10 @@ def read_range(uri: str, start: int, size: int) -> bytes:
 
 def _range_once(fs: AbstractFileSystem, path: str, start: int, stop: int) -> bytes:
     try:
-        with _one_reader if not fs.async_impl else nullcontext():
+        with store_errors(), _one_reader if not fs.async_impl else nullcontext():
             return fs.cat_file(path, start=start, end=stop)
     except OSError as error:
-        if error.errno == errno.EINVAL and fs.size(path) <= start:  # S3 has no range that starts beyond the end
+        if code_of(error) in BEYOND_THE_END and (fs.size(path) or 0) <= start:  # S3 and web servers have no such range
             return b""
         raise
 
@@ -177,7 +178,7 @@ class StoredFile:
 
     def _fresh_tag(self) -> str:
         self._fs.invalidate_cache()
-        return str(self._fs.info(self._path))
+        return str(with_reason(self._fs, self._path, self._fs.info))
 
 
 class _Opened:
@@ -188,7 +189,8 @@ class _Opened:
 
     def __init__(self, fs: AbstractFileSystem, path: str) -> None:
         self._fs, self._path = fs, path
-        self._file = fs.open(path, "rb", cache_type="none") if fs.async_impl else None
+        opened = partial(fs.open, mode="rb", cache_type="none")
+        self._file = with_reason(fs, path, opened) if fs.async_impl else None
         info = getattr(self._file, "details", None) or fs.info(path)
         self.size, self.tag = int(info["size"]), str(info)
         self._fetcher = getattr(getattr(self._file, "cache", None), "fetcher", None)

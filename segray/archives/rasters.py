@@ -135,7 +135,8 @@ def _one_sentence(uri: str, file: str | None) -> Iterator[None]:
 
 def _reason(error: Exception) -> str:
     """What GDAL says, without the random name by which it knows a stored file: equal runs write equal reasons."""
-    return re.sub(r"/vsiriopener_[0-9a-f]+/[0-9]+/", "", describe(error.__cause__ or error))
+    said = error.__cause__ if isinstance(error, RasterioError) else None
+    return re.sub(r"/vsiriopener_[0-9a-f]+/[0-9]+/", "", describe(said or error))
 
 
 def _header(uri: str, source: rasterio.DatasetReader) -> Header:

@@ -1,0 +1,85 @@
+"""What stores and full disks fail with, whatever libraries raise, as the OSErrors that callers tell apart."""
+
+from __future__ import annotations
+
+import errno
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+LIBRARIES = ("aiohttp", "azure", "gcsfs", "google")  # whose errors are no OSErrors
+# S3's and Azure's names for what is wrong with the credentials or the clock, and with no object. fsspec's
+# PermissionError does not tell them from the refusal of one object.
+OF_CREDENTIALS = {
+    "AccountProblem", "AuthenticationFailed", "ExpiredToken", "InvalidAccessKeyId", "InvalidAuthenticationInfo",
+    "InvalidSecurity", "InvalidToken", "NotSignedUp", "RequestTimeTooSkewed", "SignatureDoesNotMatch",
+    "TokenRefreshRequired",
+}  # fmt: skip
+NO_ROOM = (errno.ENOSPC, errno.EDQUOT)
+GONE = (404, 410)
+FOR_NOW = (408, 425, 429)  # statuses of a request that may be tried again
+BEYOND_THE_END = ("416", "InvalidRange")
+
+
+class StoreError(OSError):
+    """A store fails or refuses the credentials: no fault of the object that was asked for."""
+
+
+@contextmanager
+def store_errors() -> Iterator[None]:
+    """Errors of stores' libraries in the block become FileNotFoundError, PermissionError or StoreError."""
+    try:
+        yield
+    except Exception as error:  # most of these libraries derive theirs from Exception alone
+        told = _told(error)
+        if told is error:
+            raise
+        raise told from error
+
+
+@contextmanager
+def full_disk_named(path: str) -> Iterator[None]:
+    """Where a disk is full, the error names a file or folder of it: that of a write names nothing."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in NO_ROOM or error.filename is not None:
+            raise
+        raise OSError(error.errno, error.strerror, path) from error
+
+
+def code_of(error: BaseException) -> str:
+    """The code or the HTTP status with which a store refused, "" where the error has none."""
+    for found in (error, error.__cause__):
+        if isinstance(response := getattr(found, "response", None), dict):  # botocore's, the cause of s3fs's errors
+            return str(response.get("Error", {}).get("Code", ""))
+        for name in ("error_code", "status", "status_code", "code"):  # of Azure, aiohttp, Azure, gcsfs
+            if _library(found) and (code := getattr(found, name, None)):
+                return str(getattr(code, "value", code))
+    return ""
+
+
+def _told(error: Exception) -> Exception:
+    """The error that stands for one of a library; any other as it is."""
+    if isinstance(error, StoreError):
+        return error
+    if isinstance(error, FileNotFoundError) and _library(error.__cause__):  # whatever a web server answers
+        error = error.__cause__
+    code, library = code_of(error), _library(error)
+    said = " ".join(str(getattr(error, "message", "") or error).split())  # str() of aiohttp's has the signed address
+    if code in OF_CREDENTIALS or (code == "401" and library not in ("", "aiohttp")):
+        return StoreError(f"the store refuses the credentials: {said}")
+    if type(error) is OSError and said.startswith("Forbidden: "):  # as gcsfs says so, alone of all that it tells apart
+        return PermissionError(said)
+    if not library:
+        return error
+    status = int(code) if code.isdigit() else getattr(error, "status_code", None) or 0
+    said = f"the store answers {code}: {said}" if code else said or type(error).__name__
+    if status in GONE:
+        return FileNotFoundError(said)
+    return PermissionError(said) if 300 <= status < 500 and status not in FOR_NOW else StoreError(said)
+
+
+def _library(error: BaseException | None) -> str:
+    """Which of `LIBRARIES` an error is of; "" for all others, as for an address that is none."""
+    name = type(error).__module__.partition(".")[0]
+    return name if name in LIBRARIES and not isinstance(error, ValueError) else ""
