@@ -97,7 +97,7 @@ def _run(main: Callable[[Settings], int], settings_class: type[Settings]) -> int
 def _failure(error: Exception) -> str:
     """What to say where a store does not do what it should, whatever it was asked for."""
     said = describe(getattr(error, "cause", error))  # of a Ray task
-    said = said if isinstance(error, StoreError) else f"the object store does not answer: {said}"
+    said = (said if isinstance(error, StoreError) else f"the object store does not answer: {said}").rstrip(".")
     return f"{said}; once that is mended, run the same again: what is written stays"
 
 
