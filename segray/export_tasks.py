@@ -7,8 +7,10 @@ import os
 import posixpath
 import tempfile
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from itertools import islice
 from pathlib import Path
 
 from rasterio._err import CPLE_BaseError
@@ -22,6 +24,7 @@ from segray.scenes import Masks, Scene, forget_shards
 from segray.settings import ExportSettings
 from segray.storage import describe, exists, join, publish_file
 
+FILES_AT_ONCE, THREADS = 256, 16  # stores have latency
 # What is wrong with a scene; any other error (a full disk, a store that fails) ends the job, which can be run again.
 SCENE_ERRORS = (SegrayError, RasterioError, CRSError, CPLE_BaseError, IsADirectoryError, NotADirectoryError)
 
@@ -139,11 +142,21 @@ class Exporter:
             local = os.path.join(folder, posixpath.basename(path))
             facts = write(local)
             files = [file for file in sorted(Path(folder).rglob("*")) if file.is_file()]
-            for file in files:
-                if str(file) != local:
-                    publish_file(join(posixpath.dirname(uri), file.relative_to(folder).as_posix()), str(file))
+            others = (file.relative_to(folder).as_posix() for file in files if str(file) != local)
+            _publish_all(others, folder, posixpath.dirname(uri))
             publish_file(uri, local)  # last: its existence says that all of it is there
             return {**facts, "files": len(files), "bytes": sum(file.stat().st_size for file in files)}
+
+
+def _publish_all(names: Iterator[str], folder: str, output: str) -> None:
+    """Publish files of a folder under the same names, several at once: a tile set has thousands of small ones."""
+
+    def put(name: str) -> None:
+        publish_file(join(output, name), os.path.join(folder, name))
+
+    with ThreadPoolExecutor(THREADS) as pool:
+        while chunk := list(islice(names, FILES_AT_ONCE)):  # on a full disk no more than these are tried
+            list(pool.map(put, chunk))
 
 
 @contextmanager
