@@ -5,7 +5,6 @@ from __future__ import annotations
 import errno
 import os
 import posixpath
-import tempfile
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -21,6 +20,7 @@ from segray.exports import EXPORTS
 from segray.exports.names import distinct, mirror
 from segray.exports.stac import item
 from segray.scenes import Masks, Scene, forget_shards
+from segray.scratch import remove_abandoned, scratch
 from segray.settings import ExportSettings
 from segray.storage import describe, exists, join, publish_file
 
@@ -71,12 +71,14 @@ class Exporter:
 
     def outcomes(self, scenes: list[Scene]) -> Iterator[Outcome]:
         """The scenes written and published, as far as they are not there yet."""
+        remove_abandoned()
         for scene in scenes:
             yield self._outcome(scene)
         forget_shards()
 
     def all_in_one(self, fmt: str, scenes: list[Scene]) -> Outcome:
         """The one file of a format that takes all scenes, if it takes any."""
+        remove_abandoned()
         module = EXPORTS[fmt]
         taken = [scene for scene in scenes if scene.is_usable and module.name(scene, self.masks.archive)]
         if not taken:
@@ -138,7 +140,7 @@ class Exporter:
         uri = join(self.settings.output, path)
         if exists(uri):
             return None
-        with tempfile.TemporaryDirectory(prefix="segray-") as folder, _long_names_told(uri):
+        with scratch() as folder, _long_names_told(uri):
             local = os.path.join(folder, posixpath.basename(path))
             facts = write(local)
             files = [file for file in sorted(Path(folder).rglob("*")) if file.is_file()]

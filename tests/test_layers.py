@@ -23,7 +23,7 @@ LAYERS = {
         "storage model_dir shards plan archives datasets exports export_tasks report settings command_line walk "
         "summary reading loading expand inspection validation trainer training_job training_state training_remote "
         "training_console made_up stages peers tally showcase train_settings learner feeding scalars tracking "
-        "publishing listing footprints places scenes"
+        "publishing listing footprints places scenes scratch"
     ),
     "ray": (
         "cluster planning work pipeline outputs overviews segmentation evaluation exporting training throughput "
