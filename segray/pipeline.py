@@ -216,7 +216,7 @@ def _rescue(work: Work, shard: int) -> dict:
         raise SegrayError(f"every image of shard {shard} kills the process that segments it; {ADVICE}")
     poisonous = {item.image for item in found}
     log.info("shard %d: %d image(s) kill their process and are recorded as failed", shard, len(poisonous))
-    reason = "reading or segmenting it killed its process (out of memory, or a fault in a decoder)"
+    reason = "reading or segmenting it killed its process (out of memory, or a fault of a decoder or a GPU)"
     safe = [_fail(item, f"{item.image}: {reason}") if item.image in poisonous else item for item in items]
     try:
         return _publish_alone(work, shard, safe)
