@@ -19,3 +19,7 @@ class LabelError(SegrayError):
 
 class ModelError(SegrayError):
     """A model directory is damaged, of a later format version, or does not fit what is asked of it."""
+
+
+class OutOfMemoryError(SegrayError):
+    """A shard takes more memory than its process or its device has; others may take less."""

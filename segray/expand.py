@@ -11,7 +11,7 @@ import numpy as np
 
 from segray.archives import mosaic
 from segray.archives.images import is_picture, read_header
-from segray.archives.members import CONTAINERS, kind_of
+from segray.archives.members import CONTAINERS, is_row, kind_of
 from segray.archives.options import ArchiveOptions
 from segray.archives.raster import Header
 from segray.archives.rasters import scaling_of
@@ -49,7 +49,8 @@ class Found:
 
 def is_small(file: File) -> bool:
     """Whether a file is planned by what its listing says."""
-    return file.error is None and is_picture(file.uri) and 0 <= file.size <= SMALL_PICTURE_BYTES
+    whole = is_picture(file.uri) or is_row(file.uri)
+    return file.error is None and whole and 0 <= file.size <= SMALL_PICTURE_BYTES
 
 
 def expand(files: tuple[File, ...], cutting: Cutting) -> Iterator[Found]:

@@ -5,10 +5,11 @@ from __future__ import annotations
 import errno
 import os
 import posixpath
-import tempfile
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from itertools import islice
 from pathlib import Path
 
 from rasterio._err import CPLE_BaseError
@@ -19,10 +20,12 @@ from segray.exports import EXPORTS
 from segray.exports.names import distinct, mirror
 from segray.exports.stac import item
 from segray.scenes import Masks, Scene, forget_shards
+from segray.scratch import remove_abandoned, scratch
 from segray.settings import ExportSettings
 from segray.storage import describe, exists, join, publish_file
 from segray.store_errors import full_disk_named
 
+FILES_AT_ONCE, THREADS = 256, 16  # stores have latency
 # What is wrong with a scene; any other error (a full disk, a store that fails) ends the job, which can be run again.
 SCENE_ERRORS = (SegrayError, RasterioError, CRSError, CPLE_BaseError, IsADirectoryError, NotADirectoryError)
 
@@ -69,12 +72,14 @@ class Exporter:
 
     def outcomes(self, scenes: list[Scene]) -> Iterator[Outcome]:
         """The scenes written and published, as far as they are not there yet."""
+        remove_abandoned()
         for scene in scenes:
             yield self._outcome(scene)
         forget_shards()
 
     def all_in_one(self, fmt: str, scenes: list[Scene]) -> Outcome:
         """The one file of a format that takes all scenes, if it takes any."""
+        remove_abandoned()
         module = EXPORTS[fmt]
         taken = [scene for scene in scenes if scene.is_usable and module.name(scene, self.masks.archive)]
         if not taken:
@@ -136,16 +141,26 @@ class Exporter:
         uri = join(self.settings.output, path)
         if exists(uri):
             return None
-        with tempfile.TemporaryDirectory(prefix="segray-") as folder, _long_names_told(uri):
+        with scratch() as folder, _long_names_told(uri):
             local = os.path.join(folder, posixpath.basename(path))
             with full_disk_named(folder):
                 facts = write(local)
             files = [file for file in sorted(Path(folder).rglob("*")) if file.is_file()]
-            for file in files:
-                if str(file) != local:
-                    publish_file(join(posixpath.dirname(uri), file.relative_to(folder).as_posix()), str(file))
+            others = (file.relative_to(folder).as_posix() for file in files if str(file) != local)
+            _publish_all(others, folder, posixpath.dirname(uri))
             publish_file(uri, local)  # last: its existence says that all of it is there
             return {**facts, "files": len(files), "bytes": sum(file.stat().st_size for file in files)}
+
+
+def _publish_all(names: Iterator[str], folder: str, output: str) -> None:
+    """Publish files of a folder under the same names, several at once: a tile set has thousands of small ones."""
+
+    def put(name: str) -> None:
+        publish_file(join(output, name), os.path.join(folder, name))
+
+    with ThreadPoolExecutor(THREADS) as pool:
+        while chunk := list(islice(names, FILES_AT_ONCE)):  # on a full disk no more than these are tried
+            list(pool.map(put, chunk))
 
 
 @contextmanager

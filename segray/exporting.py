@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import logging
 import os
-import tempfile
 import time
 from collections import Counter, deque
 from collections.abc import Iterable, Iterator
@@ -26,6 +25,7 @@ from segray.listing import files_if_any
 from segray.pipeline import DEATHS
 from segray.places import lies_in
 from segray.scenes import Masks, Scene, open_masks, pieces_of, whole
+from segray.scratch import scratch
 from segray.settings import ExportSettings
 from segray.storage import (
     exists,
@@ -86,7 +86,7 @@ def export(settings: ExportSettings) -> dict:
     exporter = Exporter(masks=masks, settings=settings, usual=_usual_ending(masks))
     _claim(settings, masks, exporter)
     start, counts = time.monotonic(), _Counts()
-    with tempfile.TemporaryDirectory(prefix="segray-") as folder:
+    with scratch() as folder:
         path = os.path.join(folder, COLLECTION)
         with open(path, "w", encoding="utf-8") as file:
             _collect(outcomes_of(exporter), counts, file)

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import re
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from functools import partial
+from itertools import chain
 
 import numpy as np
 
@@ -38,13 +39,15 @@ def check_place(settings: SegmentSettings) -> None:
 def plan_of(settings: SegmentSettings, description: Description, work: Work) -> plans.Plan:
     """The plan on the output if it is of this job, else a new one; fills in nothing of the masks."""
     archive = open_archive(settings.archive, settings.archive_options)
-    next(iter(archive.images()))  # before anything is removed: SegrayError when there is nothing to segment
+    images = archive.images()
+    first = next(images)  # before anything is removed: SegrayError when there is nothing to segment
+    images = chain([first], images)  # listed once: a level of a tile tree is one image of millions of files
     if settings.overwrite:
         _remove_results(settings)
     plan = plans.load(work.plan)
     if plan is not None:
         digest = plans.ListingDigest()
-        for _ in digest.watch(archive.images()):
+        for _ in digest.watch(images):
             pass
     elif exists(join(settings.output, "masks")):
         raise SegrayError(f"{settings.output} holds masks but no plan; give another --output, or --overwrite")
@@ -56,7 +59,8 @@ def plan_of(settings: SegmentSettings, description: Description, work: Work) -> 
             shard_pixels=work.shard_pixels,
             options=settings.archive_options,
         )
-        plan, digest = make_plan(work.plan, archive, cutting)
+        plan, digest = make_plan(work.plan, images, cutting)
+        plan = replace(plan, skipped=plan.skipped + archive.skipped)
     wanted = plans.fingerprint(
         archive=settings.archive,
         listing=digest.hexdigest(),

@@ -19,11 +19,12 @@ from itertools import chain
 import numpy as np
 import ray
 from ray.data import ActorPoolStrategy, DataContext, Dataset
+from ray.exceptions import RayTaskError
 from ray.util.annotations import RayDeprecationWarning
 
 from segray import plan as plans
-from segray import walk
-from segray.errors import SegrayError
+from segray.errors import OutOfMemoryError, SegrayError
+from segray.faults import ADVICE
 from segray.packing import batch_of, pack, unpack
 from segray.reading import in_order
 from segray.summary import Totals
@@ -37,7 +38,6 @@ ATTEMPTS = 2  # without any shard done, before the images of those that are left
 MAX_LOST_SHARDS = 64  # in one pass; more is no poisonous image but a broken cluster
 NO_PROGRESS_S = 6 * 3600.0  # a hang; waiting for nodes and the largest of shards take less
 READ_BYTES = 2**29  # of pixels that a reading stage hands over at once; what a shard has beyond, the actor reads itself
-ADVICE = "give the workers more memory, or lower --batch_size, --tile or --shard_mpx"
 SHARDS_AN_ACTOR = 4  # shards waiting at an actor; measured: the default of 2 leaves it idle between them
 
 
@@ -47,6 +47,7 @@ DEATHS = (
     ray.exceptions.OutOfMemoryError,
     ray.exceptions.NodeDiedError,
     ray.exceptions.ObjectLostError,
+    OutOfMemoryError,  # this process goes on; the shard is none the better for it
 )
 
 
@@ -122,11 +123,13 @@ def _run_wave(
 
 
 def _until_a_loss(rows: Iterator[dict]) -> Iterator[dict]:
-    """The rows until a process dies in a way that Ray Data gives up on."""
+    """The rows until Ray Data gives up: on the way in which a process died, or since too many shards failed."""
     try:
         yield from rows
     except DEATHS as error:
         log.info("an actor was lost: %s", " ".join(str(error).split())[:200])
+    except RayTaskError:  # of many shards; the one that is tried alone then says what is wrong
+        log.info("more than %d shards failed; trying one by itself", MAX_LOST_SHARDS)
 
 
 def staged(work: Work) -> bool:
@@ -213,7 +216,7 @@ def _rescue(work: Work, shard: int) -> dict:
         raise SegrayError(f"every image of shard {shard} kills the process that segments it; {ADVICE}")
     poisonous = {item.image for item in found}
     log.info("shard %d: %d image(s) kill their process and are recorded as failed", shard, len(poisonous))
-    reason = "reading or segmenting it killed its process (out of memory, or a fault in a decoder)"
+    reason = "reading or segmenting it killed its process (out of memory, or a fault of a decoder or a GPU)"
     safe = [_fail(item, f"{item.image}: {reason}") if item.image in poisonous else item for item in items]
     try:
         return _publish_alone(work, shard, safe)
@@ -254,7 +257,7 @@ def _resources(work: Work) -> dict:
 
 @ray.remote
 def _try_items(work: Work, items: list[plans.Item]) -> None:
-    for _ in walk.segment(work.readings(items), work.segmenter()):
+    for _ in Costs().segmented(work.readings(items), work.segmenter()):
         pass
 
 

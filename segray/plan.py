@@ -29,7 +29,8 @@ SHARDS_A_GROUP, ITEMS_A_GROUP = 32, 4096
 IMAGES_A_SHARD = 1024  # a shard of tiny images is also the unit of retry: keep it at seconds of work
 FORMAT_VERSION = 1
 # Pixels a byte, about, of the pictures that are planned by their listed size alone.
-PIXELS_A_BYTE = {".jpg": 4.0, ".jpeg": 4.0, ".webp": 8.0}
+# Those of tables have no ending, and are JPEGs more often than not.
+PIXELS_A_BYTE = {".jpg": 4.0, ".jpeg": 4.0, ".webp": 8.0, "": 4.0}
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)  # there are as many as images

@@ -9,7 +9,6 @@ from itertools import chain
 
 import ray
 
-from segray.archives import Archive
 from segray.archives.members import kind_of
 from segray.errors import SegrayError
 from segray.expand import Cutting, Found, expand, is_small
@@ -22,18 +21,18 @@ TASKS_IN_FLIGHT = 64  # bounds what the driver holds, and keeps a cluster busy
 Running = list[Item] | ray.ObjectRefGenerator
 
 
-def make_plan(uri: str, archive: Archive, cutting: Cutting) -> tuple[Plan, ListingDigest]:
-    """Write the plan files of an archive; `finish_plan` makes them valid. Memory does not grow with the archive.
+def make_plan(uri: str, files: Iterable[File], cutting: Cutting) -> tuple[Plan, ListingDigest]:
+    """Write the plan files of what an archive lists; `finish_plan` makes them valid. Memory does not grow with it.
 
     SegrayError when no image of the archive can be segmented, with the reason of the first.
     """
     digest, seen = ListingDigest(), _Seen()
-    items = seen.watch(_items(digest.watch(archive.images()), cutting, seen))
+    items = seen.watch(_items(digest.watch(files), cutting, seen))
     counts = write_files(uri, group(items, cutting.shard_pixels))
     if not seen.usable:
         reason = f"the first: {seen.error}" if seen.error else "it holds files for images, but no image in them"
         raise SegrayError(f"none of the {seen.images} images can be segmented; {reason}")
-    plan = Plan(uri=uri, fingerprint={}, files=counts, images=seen.images, skipped=archive.skipped + seen.skipped)
+    plan = Plan(uri=uri, fingerprint={}, files=counts, images=seen.images, skipped=seen.skipped)
     return plan, digest
 
 

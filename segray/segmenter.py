@@ -13,6 +13,7 @@ from torch import nn
 
 from segray.canvas import SIGNED, Canvas, decide_singles
 from segray.errors import ModelError
+from segray.faults import is_out_of_memory
 from segray.inference import Inference
 from segray.inputs import InputSpec, prepare
 from segray.regions import Region, WindowMask, whole_image
@@ -126,7 +127,7 @@ class Segmenter:
             pixels = torch.zeros((self.batch_size, bands, size, size), device=self.device)
             self.probabilities(self.logits(pixels, None))
         except (RuntimeError, ValueError) as error:
-            if isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error):
+            if is_out_of_memory(error):
                 count = f"{self.batch_size} tile(s) of {size} px"
                 raise ModelError(f"{count} do not fit into memory; lower --batch_size or --tile") from error
             reason = " ".join(str(error).split())[:200]

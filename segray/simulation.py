@@ -108,7 +108,7 @@ def plan_listing(*, images: int, shard_pixels: int) -> dict:
     with tempfile.TemporaryDirectory(prefix="segray-") as folder:
         start = time.process_time()
         options = {"lattice": Lattice(512, 64), "shard_pixels": shard_pixels, "options": ArchiveOptions()}
-        plan, _ = make_plan(folder, MadeUpListing(images), Cutting(spec=SPEC, explicit_bands=False, **options))
+        plan, _ = make_plan(folder, MadeUpListing(images).images(), Cutting(spec=SPEC, explicit_bands=False, **options))
         planned = time.process_time()
         for _ in ListingDigest().watch(MadeUpListing(images).images()):
             pass

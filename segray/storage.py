@@ -9,7 +9,7 @@ import shutil
 import time
 import uuid
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from datetime import datetime
 from functools import cache
@@ -231,7 +231,7 @@ def remove_leftovers(folder: str) -> None:
     """Remove the temporary files that a killed process left below a folder (see `publish`)."""
     fs, path = filesystem(folder)
     if protocol_of(fs) not in ATOMIC_PUT and fs.exists(path):
-        for name in fs.find(path):
+        for name in _local_files(path) if is_local(folder) else fs.find(path):
             if LEFTOVER.fullmatch(posixpath.basename(name)):
                 fs.rm_file(name)
 
@@ -273,6 +273,21 @@ def _temporary(fs: AbstractFileSystem, path: str) -> str:
     parent, name = posixpath.split(path)
     fs.makedirs(parent, exist_ok=True)
     return posixpath.join(parent, f".{name}.{uuid.uuid4().hex}.tmp")
+
+
+def _local_files(folder: str) -> Iterator[str]:
+    """The paths of all files below a folder, of which `find` of fsspec would hold a dict each; links are not followed.
+
+    What cannot be listed, or is gone by now, is left out.
+    """
+    folders = [folder]
+    while folders:
+        with suppress(OSError), os.scandir(folders.pop()) as entries:
+            for entry in entries:
+                if entry.is_dir(follow_symlinks=False):
+                    folders.append(entry.path)
+                else:
+                    yield entry.path
 
 
 def protocol_of(fs: AbstractFileSystem) -> str:

@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 from segray import plan as plans
 from segray import walk
 from segray.errors import ModelError
+from segray.faults import guarded
 from segray.heap import ONE_ARENA, keep_memory
 from segray.inputs import InputSpec
 from segray.masks import Classes
@@ -123,7 +124,8 @@ class Costs:
 
     def segmented(self, readings: Iterable[walk.Reading], segmenter: walk.Segmenter) -> Iterator[walk.Segmented]:
         """The readings segmented, with the time that each step takes."""
-        return self.watch.over("segmenting", walk.segment(self.watch.over("waiting", self._read(readings)), segmenter))
+        masks = walk.segment(self.watch.over("waiting", self._read(readings)), segmenter)
+        return self.watch.over("segmenting", guarded(masks))
 
     def note_peak(self, role: str) -> None:
         """Note the peak memory of this process, which plays that role."""

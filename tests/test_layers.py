@@ -13,7 +13,7 @@ ROOT = Path(__file__).parents[1]
 LAYERS = {
     "kernel": (
         "errors grid blend masks metrics synthetic regions sampling stopwatch resample reduction tracing rings "
-        "packing boundary calibration loss_terms schedules flags heap versions"
+        "packing boundary calibration loss_terms schedules flags heap versions faults"
     ),
     "network": (
         "inputs augment losses networks segmenter programs workers optimizer canvas rows seams folding inference "
@@ -23,7 +23,7 @@ LAYERS = {
         "storage model_dir shards plan archives datasets exports export_tasks report settings command_line walk "
         "summary reading loading expand inspection validation trainer training_job training_state training_remote "
         "training_console made_up stages peers tally showcase train_settings learner feeding scalars tracking "
-        "publishing listing footprints places scenes split_rows store_errors"
+        "publishing listing footprints places scenes split_rows store_errors scratch"
     ),
     "ray": (
         "cluster planning work pipeline outputs overviews segmentation evaluation exporting training throughput "

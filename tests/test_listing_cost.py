@@ -7,14 +7,19 @@ import tarfile
 import zipfile
 from pathlib import Path
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from conftest import png
 from containers import BODIES, CHANCE, WRITERS, body, container_of, put, tar_of
 from fsspec import AbstractFileSystem, register_implementation
 from s3fs.core import S3File
 
 from segray.archives import tables, tars, zips
+from segray.archives.options import ArchiveOptions
+from segray.expand import SMALL_PICTURE_BYTES, Cutting, expand
+from segray.inputs import InputSpec
 from segray.storage import File, join
 
 
@@ -103,6 +108,22 @@ def test_a_table_is_listed_by_its_footer_and_a_row_group_is_read_once(tmp_path, 
     counting.clear()
     assert [tables.read(f"counting://{path}", member.part) for member in found] == images
     assert sum(counting) < 1.1 * path.stat().st_size
+
+
+def test_a_table_is_planned_by_its_footer_unless_its_images_are_large(tmp_path, counting):
+    spec = InputSpec(bands=(0, 1, 2), scale=1.0, mean=(0.0,) * 3, std=(1.0,) * 3, tile=32, overlap=8)
+    options = {"explicit_bands": False, "shard_pixels": 10**6, "options": ArchiveOptions()}
+    cutting = Cutting(spec=spec, lattice=spec.lattice("taper"), **options)
+    small = [CHANCE.bytes(10_000) for _ in range(2000)]  # whatever they are: nobody looks
+    large = [png(np.zeros((8, 9, 3), np.uint8)) + bytes(SMALL_PICTURE_BYTES) for _ in range(2)]
+    for images, measured in ((small, False), (large, True)):
+        path = tmp_path / f"{measured}.parquet"
+        pq.write_table(pa.table({"image": pa.array(images)}), path, use_dictionary=False, compression="none")
+        counting.clear()
+        items = [item for found in expand((file_of(path),), cutting) for item in found.items]
+        assert len(items) == len(images)
+        assert all((item.height == 8) is measured and item.error is None for item in items)
+        assert (sum(counting) > path.stat().st_size / 2) is measured
 
 
 def test_a_tar_on_s3_is_listed_without_its_bodies(s3, monkeypatch):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import tracemalloc
 from pathlib import Path
 
 import pyarrow as pa
@@ -40,6 +41,18 @@ def test_a_list_names_its_images_in_order(store: str, name: str) -> None:
     files = list(open_archive(join(store, name)).images())
     assert [file.uri for file in files] == [NAMES[0], join(store, NAMES[1]), NAMES[2], join(store, NAMES[3])]
     assert all(file.size < 0 for file in files)  # nobody asked the store
+
+
+@pytest.mark.parametrize("name", ["l.txt", "l.csv"])
+def test_memory_does_not_grow_with_a_list(tmp_path: Path, name: str) -> None:
+    (tmp_path / name).write_text("uri\r\n" + "".join(f"s3://bucket/{k:030d}.tif\r\n" for k in range(20_000)))
+    tracemalloc.start()
+    images = iter(open_archive(str(tmp_path / name)).images())
+    count = sum(file.uri.startswith("s3://bucket/0") and file.uri.endswith(".tif") for file in images)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert count == 20_000
+    assert peak < 500_000  # the file has twice that
 
 
 def test_a_column_can_be_named(tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""The output of a segmentation may lie anywhere but in its archive."""
+"""The output of a segmentation may lie anywhere but in its archive, and its plan takes one listing of that."""
 
 from __future__ import annotations
 
@@ -6,9 +6,13 @@ from pathlib import Path
 
 import pytest
 
+from segray.archives.files import FilesArchive
 from segray.errors import SegrayError
-from segray.outputs import check_place
+from segray.model_dir import read_description
+from segray.outputs import check_place, plan_of
+from segray.segmentation import segment_work
 from segray.settings import SegmentSettings
+from segray.storage import publish
 
 
 @pytest.mark.parametrize(
@@ -36,3 +40,16 @@ def test_masks_do_not_become_imagery(tmp_path: Path, archive: str, output: str, 
     else:
         with pytest.raises(SegrayError, match=f"--output {output} lies in the archive .*; give a folder beside it"):
             check_place(settings)
+
+
+def test_an_archive_is_listed_once_a_run(small_model: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("a.txt", "b.png", "c.png", "d.png", "e.txt"):
+        publish(str(tmp_path / "images" / name), b"no matter what")
+    listings, images = [], FilesArchive.images
+    monkeypatch.setattr(FilesArchive, "images", lambda self: listings.append(self.uri) or images(self))
+    places = {"model": small_model, "archive": str(tmp_path / "images"), "output": str(tmp_path / "out")}
+    settings = SegmentSettings(**places, shard_mpx=1)
+    description = read_description(small_model)
+    for run in (1, 2):
+        plan = plan_of(settings, description, segment_work(settings, description))
+        assert (plan.images, plan.skipped, len(listings)) == (3, 2, run)

@@ -21,6 +21,7 @@ from models import write_model
 from PIL import Image
 
 from segray import cluster, pipeline
+from segray import plan as plans
 from segray.errors import ModelError, SegrayError
 from segray.grid import Window
 from segray.inference import default_precision
@@ -31,6 +32,9 @@ from segray.regions import Region, WindowMask
 from segray.summary import Totals
 from segray.synthetic import scene
 from segray.work import STAGES, Work, probe
+
+OUT_OF_MEMORY = "CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 has a total capacity of 79.11 GiB"
+FAULT = "CUDA error: an illegal memory access was encountered"
 
 
 @dataclass(frozen=True)
@@ -81,6 +85,33 @@ class CrowdedWork(ConstantWork):
         if len(items) > 1 and (self.ahead > 1 or not self.at_the_same_time):
             os.kill(os.getpid(), signal.SIGKILL)
         return super().readings(items)
+
+
+@dataclass(frozen=True)
+class FailingDevice(Constant):
+    """As that stand-in, but that images of less than 48 rows, or all, make it raise an error in the words of torch."""
+
+    message: str
+    always: bool
+
+    def segment(self, regions):
+        """Fail as a device does."""
+        for region in regions:
+            if self.always or region.height < 48:
+                raise RuntimeError(self.message)
+            yield from super().segment([region])
+
+
+@dataclass(frozen=True, kw_only=True)
+class FailingDeviceWork(ConstantWork):
+    """A work on such a device."""
+
+    message: str
+    always: bool = False
+
+    def segmenter(self) -> FailingDevice:
+        """The stand-in."""
+        return FailingDevice(len(self.classes), self.message, self.always)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -169,6 +200,31 @@ def test_a_full_disk_ends_the_job_before_all_is_done_again(work, tmp_path):
         pipeline.run(full, list(range(3)), actors=(1, 1), on_result=lambda totals: None)
     assert caught.value.cause.errno == errno.ENOSPC
     assert len((tmp_path / "record").read_text()) == 3 + 1  # each shard, and the one that was tried alone
+
+
+def test_a_full_disk_is_told_however_many_shards_are_left(work, tmp_path):
+    items = plans.read_shard(work["plan"], 0)[:1]
+    shards = pipeline.MAX_LOST_SHARDS + 6
+    assert write_files(work["plan"], [items] * shards) == (shards,)
+    full = FullDiskWork(**work, record=str(tmp_path / "record"))
+    with pytest.raises(OSError, match="No space left") as caught:
+        pipeline.run(full, list(range(shards)), actors=(1, 1), on_result=lambda totals: None)
+    assert caught.value.cause.errno == errno.ENOSPC
+
+
+@pytest.mark.parametrize("message", [OUT_OF_MEMORY, FAULT])
+def test_an_image_on_which_the_device_fails_is_a_failed_row(work, tmp_path, message):
+    Image.fromarray(scene(3, 40, 48)[0]).save(tmp_path / "images" / "03-poison.png")
+    totals = Totals()
+    pipeline.run(FailingDeviceWork(**work, message=message), list(range(3)), actors=(1, 1), on_result=totals.add)
+    assert totals.image_counts() == {"ok": 5, "nodata": 0, "failed": 1}
+
+
+@pytest.mark.parametrize("message", [OUT_OF_MEMORY, FAULT])
+def test_a_device_that_always_fails_is_one_sentence(work, message):
+    failing = FailingDeviceWork(**work, message=message, always=True)
+    with pytest.raises(SegrayError, match="3 shards kill every process that segments them; give the workers more mem"):
+        pipeline.run(failing, list(range(3)), actors=(1, 1), on_result=lambda totals: None, fresh=True)
 
 
 def test_a_model_that_changed_meanwhile_is_not_used(work, tmp_path):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -11,6 +12,8 @@ from PIL import Image
 from running import contents, kill, kill_actor, run, start, wait_for
 
 from segray.synthetic import scene
+
+ROOM = "make room, and run the same again: what is written stays"
 
 
 @pytest.fixture(scope="module")
@@ -57,6 +60,27 @@ def test_killed_anywhere_and_run_again_the_masks_are_those_of_an_undisturbed_run
     assert status == 3
     assert "nothing to do" in out
     assert contents(tmp_path) == before
+
+
+def test_a_full_disk_is_one_sentence_and_with_more_room_the_job_goes_on(undisturbed, small_model, tmp_path):
+    images, whole_output = undisturbed
+    settings = {"model": small_model, "archive": images, "output": tmp_path, "shard_mpx": 0.01, "actors": 2}
+    size = "size={}k,mode=777"
+    if subprocess.run(["mount", "-t", "tmpfs", "-o", size.format(256), "none", tmp_path], check=False).returncode:
+        pytest.skip("only root can mount a small disk")
+    try:
+        status, _, err = run("segment", **settings)
+        done = len(list((tmp_path / "masks").glob("shard-*.parquet")))
+        assert 0 < done < len(contents(whole_output / "masks")) - 64  # more are left than Ray Data lets fail
+        assert status == 1
+        assert err.endswith(f"--output {tmp_path} is full: [Errno 28] No space left on device; {ROOM}\n")
+        assert "Traceback" not in err
+        subprocess.run(["mount", "-o", "remount," + size.format(2**16), tmp_path], check=True)
+        status, _, err = run("segment", **settings, max_failed=0.5)
+        assert status == 0, err
+        assert contents(tmp_path / "masks") == contents(whole_output / "masks")
+    finally:
+        subprocess.run(["umount", tmp_path], check=True)
 
 
 def test_bad_input_is_one_sentence(tmp_path):

@@ -7,9 +7,12 @@ import signal
 import subprocess
 import sys
 import time
+import tracemalloc
 import zipfile
+from pathlib import Path
 
 import pytest
+from fsspec.implementations.local import LocalFileSystem
 
 from segray import storage
 from segray.errors import SegrayError
@@ -196,6 +199,23 @@ def test_a_writer_killed_before_its_rename_leaves_only_what_listing_ignores(tmp_
     assert (tmp_path / ".of another.tmp").exists()
     assert sorted(os.listdir(tmp_path / "out")) == (["other", "shard"] if before else ["other"])
     remove_leftovers(str(tmp_path / "nowhere"))
+
+
+def test_leftovers_are_found_in_any_depth_and_memory_does_not_grow_with_the_files(tmp_path):
+    for name in [f"{folder}/{number}.tif" for folder in ("a", "a/b", "c") for number in range(1000)]:
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).touch()
+    (tmp_path / "a" / "round").symlink_to(tmp_path)
+    left = [storage._temporary(LocalFileSystem(), str(tmp_path / name)) for name in ("x", "a/b/x", "c/x")]
+    for path in left:
+        Path(path).touch()
+    tracemalloc.start()
+    remove_leftovers(str(tmp_path))
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 200_000  # a dict a file would be two million
+    assert not any(map(os.path.exists, left))
+    assert sum(len(files) for _, _, files in os.walk(tmp_path)) == 3000
 
 
 @pytest.mark.parametrize(("failures", "passes"), [(0, True), (1, True), (3, True), (4, False)])

@@ -9,10 +9,13 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import rasterio
 from containers import CHANCE, body, put, table_of
 
 from segray.archives import tables
+from segray.archives.images import read_image
 from segray.errors import ImageError, SegrayError
+from segray.grid import Window
 from segray.listing import list_files
 from segray.storage import File
 
@@ -114,3 +117,15 @@ def test_a_damaged_row_group_fails_alone_and_a_new_version_is_read_anew(tmp_path
     os.utime(file.uri, (1, 1))
     again = next(list_files(file.uri))
     assert [body(again, member) for member in tables.members(again)] == list(images.values())
+
+
+def test_a_raster_that_unpacks_to_more_than_may_be_held_is_refused(tmp_path):
+    with rasterio.MemoryFile() as memory:
+        options = {"count": 3, "dtype": "uint8", "tiled": True, "compress": "deflate", "sparse_ok": True}
+        with memory.open(driver="GTiff", height=20_000, width=20_000, **options):
+            pass  # no block of it takes a byte
+        file = write_table(tmp_path / "a.parquet", image=pa.array([memory.read()]))
+    (member,) = tables.members(file)
+    with pytest.raises(ImageError, match="00000000::.*it has 1200000000 bytes, and what is read whole may have"):
+        read_image(member.uri, part=member.part)
+    assert read_image(member.uri, part=member.part, window=Window(0, 0, 9, 9)).pixels.shape == (3, 9, 9)

@@ -9,8 +9,10 @@ from functools import partial
 import numpy as np
 
 from segray.archives import mosaic, pictures, rasters
+from segray.archives.entries import too_large
 from segray.archives.members import holder
 from segray.archives.raster import Choose, Header, Raster, take_bands
+from segray.errors import ImageError
 from segray.grid import Window
 from segray.inputs import InputSpec, check_pixels
 from segray.storage import ending
@@ -69,6 +71,8 @@ def read_image(
         return rasters.read(uri, window, file=file, span=span, **options)
     data = container.read(file, part)
     if _is_raster(uri, data):
+        if window is None:  # of a table: nobody has asked yet how large it is
+            _check_size(uri, rasters.header_of_bytes(uri, data))
         return rasters.read_bytes(uri, data, window, **options)
     return _of_bands(pictures.of_bytes(uri, pictures.decode, data), choose)
 
@@ -104,6 +108,13 @@ def _of_bands(raster: Raster, choose: Choose) -> Raster:
     """An image that was decoded with all its bands, with the chosen ones; pictures have no names for theirs."""
     pixels = raster.pixels
     return replace(raster, pixels=take_bands(pixels, choose(len(pixels), pixels.dtype, ()))) if choose else raster
+
+
+def _check_size(uri: str, header: Header) -> None:
+    """ImageError where a raster has more pixels than may be held."""
+    size = header.bands * header.height * header.width * np.dtype(header.dtype).itemsize
+    if error := too_large(size):
+        raise ImageError(f"{uri} cannot be read: {error}")
 
 
 def _is_raster(uri: str, data: bytes) -> bool:

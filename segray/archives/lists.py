@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import csv
-import io
 from collections.abc import Iterable, Iterator
+from itertools import chain
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from segray.archives.options import ArchiveOptions
 from segray.errors import SegrayError
-from segray.storage import File, beside, describe, ending, filesystem, is_absolute, read_text
+from segray.storage import File, beside, describe, ending, filesystem, is_absolute
 
 ENDINGS = (".txt", ".csv", ".parquet")
 COLUMNS = ("uri", "url", "path", "href", "image", "file", "filename", "location")  # the first that is there
@@ -44,11 +44,10 @@ class ListArchive:
         if ending(self.uri) == ".parquet":
             yield from _rows(self.uri, self.column)
             return
-        text = read_text(self.uri)
         if ending(self.uri) == ".csv":
-            yield from _cells(self.uri, text, self.column)
+            yield from _cells(self.uri, _lines(self.uri), self.column)
             return
-        lines = (line.strip() for line in text.splitlines())
+        lines = (line.strip() for line in _lines(self.uri))
         yield from (line for line in lines if line and not line.startswith("#"))
 
 
@@ -57,17 +56,29 @@ def listed(document: str, name: str) -> File:
     return File(name if is_absolute(name) else beside(document, name), UNKNOWN, "")
 
 
-def _cells(uri: str, text: str, column: str | None) -> Iterator[str]:
+def _lines(uri: str) -> Iterator[str]:
+    """The lines of a UTF-8 text file as they are read, with their ends; SegrayError when it cannot be read."""
+    fs, path = filesystem(uri)
+    try:
+        with fs.open(path, "r", encoding="utf-8-sig", newline="") as file:
+            yield from file
+    except FileNotFoundError as error:
+        raise SegrayError(f"{uri} does not exist") from error
+    except (OSError, UnicodeDecodeError) as error:
+        raise SegrayError(f"{uri} cannot be read: {describe(error)}") from error
+
+
+def _cells(uri: str, lines: Iterable[str], column: str | None) -> Iterator[str]:
     """The named column of a CSV file, the first known one, or the only one, with or without a header."""
-    rows = [row for row in csv.reader(io.StringIO(text)) if row]
-    if not rows:
+    rows = (row for row in csv.reader(lines) if row)
+    first = next(rows, None)
+    if first is None:
         return
-    header = [name.strip().lower() for name in rows[0]]
+    header = [name.strip().lower() for name in first]
     if column is None and len(header) == 1 and header[0] not in COLUMNS:
-        place = 0
+        place, rows = 0, chain([first], rows)
     else:
         place = header.index(_chosen(uri, header, column))
-        rows = rows[1:]
     for number, row in enumerate(rows, 1):
         if len(row) <= place:
             raise SegrayError(f"{uri} has no column {place + 1} in row {number}; correct the file")

@@ -51,3 +51,8 @@ def holder(uri: str) -> tuple[Container, str]:
     """The format and the URI of the container that holds a member."""
     scheme, rest = uri.split("://", maxsplit=1)
     return CONTAINERS[scheme], rest.split("::", maxsplit=1)[1]
+
+
+def is_row(uri: str) -> bool:
+    """Whether an image is a row of a table: its name has no ending, so that its bytes alone say its format."""
+    return uri.startswith("parquet://")

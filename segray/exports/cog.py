@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import tempfile
 from xml.etree import ElementTree
 from xml.sax.saxutils import escape
 
@@ -15,6 +14,7 @@ from rasterio.windows import Window as RasterioWindow
 from segray.exports.names import mirror
 from segray.masks import IGNORE, Classes, palette
 from segray.scenes import Masks, Scene, SceneReader
+from segray.scratch import scratch
 from segray.settings import ExportSettings
 from segray.shards import OK
 
@@ -52,7 +52,7 @@ def write(masks: Masks, scene: Scene, path: str, options: ExportSettings) -> dic
     names: GDAL keeps them in the file beside, and band tags CLASS_0, CLASS_1, ... say them in the file too. A CRS that
     has no GeoTIFF keys is in the file beside alone.
     """
-    with rasterio.Env(GDAL_CACHEMAX=CACHE_BYTES), tempfile.TemporaryDirectory(prefix="segray-") as folder:
+    with rasterio.Env(GDAL_CACHEMAX=CACHE_BYTES), scratch() as folder:
         plain = os.path.join(folder, "plain.tif")
         _write_plain(masks, scene, plain)
         copy(plain, path, **OPTIONS)

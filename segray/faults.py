@@ -1,0 +1,45 @@
+"""What goes wrong with a device, and what it means for the process that uses it."""
+
+from __future__ import annotations
+
+import logging
+import os
+import re
+from collections.abc import Iterable, Iterator
+from typing import TypeVar
+
+from segray.errors import OutOfMemoryError
+
+log = logging.getLogger("segray")
+Result = TypeVar("Result")
+ADVICE = "give the workers more memory, or lower --batch_size, --tile or --shard_mpx"
+NO_MEMORY = re.compile(r"out of memory|can't allocate memory|_STATUS_ALLOC_FAILED")  # CUDA, torch on CPUs, cuBLAS
+FAULT = re.compile(r"\b(CUDA|CUDA driver|cuDNN|cuFFT) error: |Triton Error \[CUDA\]")  # as torch and Triton begin them
+ENDED = 70  # exit status of a process whose device failed: EX_SOFTWARE
+
+
+def is_out_of_memory(error: Exception) -> bool:
+    """Whether memory, of a device or of the process, was too small; the process can go on."""
+    return isinstance(error, MemoryError) or NO_MEMORY.search(str(error)) is not None
+
+
+def is_fault(error: Exception) -> bool:
+    """Whether a GPU failed: all that this process asks of it from now on fails too."""
+    return not is_out_of_memory(error) and FAULT.search(str(error)) is not None
+
+
+def guarded(results: Iterable[Result]) -> Iterator[Result]:
+    """The same results; too little memory becomes an OutOfMemoryError, and a fault of the device ends the process.
+
+    Ray starts another process in place of one that ended, whose device works again.
+    """
+    try:
+        yield from results
+    except (RuntimeError, MemoryError) as error:
+        reason = " ".join(str(error).split())[:200]
+        if is_out_of_memory(error):
+            raise OutOfMemoryError(f"a shard does not fit into memory: {reason}; {ADVICE}") from error
+        if is_fault(error):
+            log.error("the GPU failed, and with it this process ends: %s", reason)
+            os._exit(ENDED)
+        raise

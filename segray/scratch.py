@@ -1,0 +1,48 @@
+"""Temporary folders of this machine that do not outlive the process that made them for long, however that ended."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import shutil
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+
+PREFIX = "segray-scratch-"
+LOCK, FILES = "lock", "files"
+GRACE_S = 60.0  # since a folder was made: by then its process holds the lock
+
+
+@contextmanager
+def scratch() -> Iterator[str]:
+    """An empty folder for the time of the block; if the process is killed in it, `remove_abandoned` removes it."""
+    with tempfile.TemporaryDirectory(prefix=PREFIX) as folder, open(os.path.join(folder, LOCK), "ab") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)  # let go of when the process ends, even by a kill
+        files = os.path.join(folder, FILES)
+        os.mkdir(files)
+        yield files
+
+
+def remove_abandoned() -> None:
+    """Remove the folders of this user's processes that are gone; what cannot be removed stays."""
+    with os.scandir(tempfile.gettempdir()) as entries:
+        for entry in entries:
+            with suppress(OSError):  # others remove it at the same time
+                if entry.name.startswith(PREFIX) and _is_abandoned(entry):
+                    shutil.rmtree(entry.path)
+
+
+def _is_abandoned(entry: os.DirEntry) -> bool:
+    status = entry.stat(follow_symlinks=False)
+    if status.st_uid != os.getuid() or time.time() - status.st_mtime < GRACE_S:
+        return False
+    try:
+        with open(os.path.join(entry.path, LOCK), "rb") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    except FileNotFoundError:  # its process ended before it made one, or removes the folder now
+        pass
+    return True

@@ -1,0 +1,92 @@
+"""Temporary folders: empty, removed at the end, and after a kill by the next process that looks."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from mask_shards import Image, ids, write_masks
+
+from segray.export_tasks import Exporter
+from segray.scenes import open_masks, pieces_of, whole
+from segray.scratch import GRACE_S, PREFIX, remove_abandoned, scratch
+from segray.settings import ExportSettings
+
+HOLD = """
+import time
+from segray.scratch import scratch
+with scratch() as folder:
+    print(folder, flush=True)
+    time.sleep(600)
+"""
+
+
+@pytest.fixture(autouse=True)
+def folder(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
+    """The temporary folder of the test and of its processes."""
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    monkeypatch.setenv("TMPDIR", str(tmp_path))
+    return tmp_path
+
+
+def age(folder: Path) -> None:
+    """Let a folder have been made long ago."""
+    then = folder.stat().st_mtime - 2 * GRACE_S
+    os.utime(folder, (then, then))
+
+
+def hold() -> tuple[subprocess.Popen, Path]:
+    """A process that works in a folder which it made long ago, and that folder."""
+    process = subprocess.Popen([sys.executable, "-c", HOLD], stdout=subprocess.PIPE, text=True)
+    made = Path(process.stdout.readline().strip())
+    (made / "large.tif").write_bytes(b"1")
+    age(made.parent)
+    return process, made
+
+
+def kill(process: subprocess.Popen) -> None:
+    process.send_signal(signal.SIGKILL)
+    process.communicate(timeout=60)
+
+
+def test_a_folder_is_there_for_a_block(folder: Path) -> None:
+    with scratch() as made:
+        assert os.listdir(made) == []
+        Path(made, "x").touch()
+        age(Path(made).parent)
+        remove_abandoned()
+        assert os.listdir(made) == ["x"]
+    assert list(folder.iterdir()) == []
+
+
+def test_what_a_killed_process_left_is_removed_and_what_others_use_is_not(folder: Path) -> None:
+    (process, left), (other, used) = hold(), hold()
+    try:
+        remove_abandoned()
+        assert (left.exists(), used.exists()) == (True, True)
+        kill(process)
+        (folder / f"{PREFIX}fresh").mkdir()  # just made: not locked yet
+        (folder / f"{PREFIX}link").symlink_to(used)
+        remove_abandoned()
+        assert not left.parent.exists()
+        assert (used / "large.tif").exists()
+        assert (folder / f"{PREFIX}fresh").exists()
+    finally:
+        kill(other)
+
+
+def test_a_task_of_an_export_removes_what_killed_ones_left(folder: Path) -> None:
+    process, left = hold()
+    kill(process)
+    image = Image(uri="s3://b/in/a.tif", mask=ids(20, 20))
+    masks = open_masks(write_masks(str(folder / "masks"), [image], archive="s3://b/in"))
+    settings = ExportSettings(masks=str(folder / "masks"), output=str(folder / "out"))
+    exporter = Exporter(masks=masks, settings=settings, usual=".tif")
+    (outcome,) = exporter.outcomes(list(whole(iter(pieces_of(masks, 0)))))
+    assert outcome.written
+    assert not left.parent.exists()
+    assert list(folder.glob("segray-*")) == []
