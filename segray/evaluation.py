@@ -21,6 +21,7 @@ from segray.archives.rasters import scaling_of
 from segray.archives.reduced import means
 from segray.calibration import TEMPERATURES, best_temperature, mean_nll
 from segray.errors import LabelError, SegrayError
+from segray.faults import guarded
 from segray.grid import Window
 from segray.inspection import BLOCK_PIXELS
 from segray.model_dir import Description, read_description, write_temperature
@@ -114,7 +115,7 @@ class EvaluateActor:
     def _count(self, start: int, samples: Sequence[datasets.Sample], *, large: bool) -> Part:
         part = Part(tally=Tally.empty(self.measures))
         items = [items_of(sample, self.work, cut_up=large) for sample in samples]
-        results = walk.segment(self.work.readings(list(chain.from_iterable(items))), self.segmenter)
+        results = guarded(walk.segment(self.work.readings(list(chain.from_iterable(items))), self.segmenter))
         for number, (sample, of_image) in enumerate(zip(samples, items), start):
             counter = self._counted(sample, islice(results, len(of_image)))
             tally = counter.tally()
