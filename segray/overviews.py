@@ -12,11 +12,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import ray
-from botocore.exceptions import BotoCoreError
 
 from segray.archives.images import read_header
 from segray.archives.reduced import read_reduced
-from segray.errors import SegrayError
 from segray.footprints import window_transform
 from segray.grid import Window
 from segray.inputs import InputSpec
@@ -28,6 +26,7 @@ from segray.report.overview import LONGEST, factor_of
 from segray.report.pictures import LONGEST as PICTURE_SIDE
 from segray.shards import OK, read_masks, read_statistics, window_of
 from segray.storage import filesystem, join, retry
+from segray.store_errors import UNREADABLE
 from segray.tasks import in_tasks, result_of
 
 SCENES = 4  # on a page
@@ -175,7 +174,7 @@ def _image(uri: str, part: str, spec: InputSpec) -> np.ndarray | None:
         names = read_header(uri, part=part).names if spec.band_names else ()
         bands = spec.for_bands(names, uri).bands
         found = read_reduced(uri, longest=LONGEST, part=part)
-    except (SegrayError, OSError, BotoCoreError):
+    except UNREADABLE:
         return None
     if found is None:
         return None

@@ -12,7 +12,6 @@ from functools import partial
 from itertools import chain
 
 import numpy as np
-from botocore.exceptions import BotoCoreError
 from tqdm import tqdm
 
 from segray import cluster
@@ -28,6 +27,7 @@ from segray.settings import PathSettings, SegmentSettings
 from segray.shards import OK, read_masks, window_of
 from segray.stopwatch import peak_memory
 from segray.storage import exists, join, publish, read_text, remove_leftovers
+from segray.store_errors import UNREADABLE
 from segray.summary import Totals
 from segray.tasks import in_tasks
 from segray.versions import versions
@@ -272,7 +272,7 @@ def _pictures_of(work: Work, shard: int, *, count: int) -> list[Picture]:
     for row, mask in shown[:count]:
         window = window_of(row)
         options = {"part": parts[row["image"]], "window": window, "explicit_bands": work.explicit_bands}
-        with suppress(SegrayError, OSError, BotoCoreError):
+        with suppress(*UNREADABLE):
             raster = read_for(row["image"], spec, **options)
             part = window.within(raster.window)
             note = f"confidence {row['confidence']:.2f}"

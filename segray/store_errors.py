@@ -6,6 +6,10 @@ import errno
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+from botocore.exceptions import BotoCoreError
+
+from segray.errors import SegrayError
+
 LIBRARIES = ("aiohttp", "azure", "gcsfs", "google")  # whose errors are no OSErrors
 # S3's and Azure's names for what is wrong with the credentials or the clock, and with no object. fsspec's
 # PermissionError does not tell them from the refusal of one object.
@@ -14,6 +18,7 @@ OF_CREDENTIALS = {
     "InvalidSecurity", "InvalidToken", "NotSignedUp", "RequestTimeTooSkewed", "SignatureDoesNotMatch",
     "TokenRefreshRequired",
 }  # fmt: skip
+UNREADABLE = (SegrayError, OSError, BotoCoreError)  # whatever may keep an image from being read
 NO_ROOM = (errno.ENOSPC, errno.EDQUOT)
 GONE = (404, 410)
 FOR_NOW = (408, 425, 429)  # statuses of a request that may be tried again
