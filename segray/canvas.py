@@ -7,12 +7,12 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Sequence
-from functools import lru_cache
 from itertools import product
 
 import numpy as np
 import torch
 
+from segray.counts import class_counts
 from segray.details import Details
 from segray.grid import Lattice, Window, read_extent
 from segray.masks import IGNORE
@@ -22,8 +22,6 @@ from segray.seams import AGREE, ALONE, DISAGREE, meet, place
 
 # What torch can move but not index, and the type of the same bytes that it can.
 SIGNED = {torch.uint16: torch.int16, torch.uint32: torch.int32, torch.uint64: torch.int64}
-
-CLASSES_AT_ONCE = 32  # that are counted: a byte a pixel each
 
 warnings.filterwarnings("ignore", message="The given NumPy array is not writable")  # nothing writes to pixels
 
@@ -69,7 +67,8 @@ class Canvas:
         self.row = rows[0]  # the row of tiles that is being filled
         self.joined: BlendedRow | CroppedRow | None = None  # its tiles, None while it has none
         self.above: tuple[BlendedRow | CroppedRow, torch.Tensor, torch.Tensor] | None = None  # what the row above left
-        self.mask: torch.Tensor | None = None
+        self.mask: torch.Tensor | None = None  # of the block, while it is made
+        self.masks: list[torch.Tensor] = []  # of its windows, on the host
         self.arrived: torch.cuda.Event | None = None  # when the results are on the host
 
     def tile(self, row: int, col: int) -> tuple[torch.Tensor, torch.Tensor | None]:
@@ -113,15 +112,22 @@ class Canvas:
         if not self.single:
             self._start()
             self._advance(self.row_axis.tiles[-1] + 1)
-            (self.mask, self.tallies), self.arrived = _to_host(self.mask, self.tallies)
+            # window by window, so that the mask of each is one piece of memory on its way from here
+            parts = [self.mask[window.within(self.block)].flatten() for window in self.windows]
+            (masks, self.tallies), self.arrived = _to_host(torch.cat(parts), self.tallies)
+            sizes = [part.numel() for part in parts]
+            self.masks = [
+                mask.view(window.height, window.width) for mask, window in zip(masks.split(sizes), self.windows)
+            ]
+            self.mask = None
         self.pixels = self.valid = self.block_valid = self.joined = self.above = None
 
     def results(self) -> list[WindowMask]:
         """The masks of the windows, after `finish`."""
         if self.arrived is not None:
             self.arrived.synchronize()
-        mask, tallies = self.mask.numpy(), self.tallies.numpy()
-        return [self._result(window, mask, tally) for window, tally in zip(self.windows, tallies)]
+        found = zip(self.windows, self.masks, self.tallies.numpy())
+        return [self._result(window, mask.numpy(), tally) for window, mask, tally in found]
 
     def _upload(self, tensor: torch.Tensor) -> torch.Tensor:
         if self.device.type != "cuda":
@@ -202,9 +208,9 @@ class Canvas:
                 self.tallies[number] += self._tally(label[inside], steps[inside], seam[inside])
 
     def _tally(self, label: torch.Tensor, steps: torch.Tensor, seam: torch.Tensor) -> torch.Tensor:
-        counts, seams = _counts(torch.stack([label, seam]), max(self.num_classes, DISAGREE + 1))
+        of_classes, seams = class_counts(torch.stack([label, seam]), max(self.num_classes, DISAGREE + 1))
         total = steps.sum(dtype=torch.float64)[None]
-        return torch.cat([counts[: self.num_classes], total, seams[AGREE : DISAGREE + 1]])
+        return torch.cat([of_classes[: self.num_classes], total, seams[AGREE : DISAGREE + 1]])
 
     def _result(self, window: Window, mask: np.ndarray, tally: np.ndarray) -> WindowMask:
         counts = tally[: self.num_classes].astype(np.int64)
@@ -212,7 +218,7 @@ class Canvas:
         pixels = int(counts.sum())
         return WindowMask(
             window=window,
-            mask=mask[window.within(self.block)],
+            mask=mask,
             pixel_counts=counts,
             valid_pixels=pixels,
             confidence=confidence * CONFIDENCE_UNIT / pixels if pixels else None,
@@ -237,35 +243,15 @@ def decide_singles(
             label[number].masked_fill_(missing, IGNORE)
             steps[number].masked_fill_(missing, 0)
     sums = steps.sum(dim=(1, 2), dtype=torch.float64)[:, None]
-    tallies = torch.cat([_counts(label, num_classes), sums, sums.new_zeros(len(canvases), 2)], dim=1)
+    tallies = torch.cat([class_counts(label, num_classes), sums, sums.new_zeros(len(canvases), 2)], dim=1)
     (masks, tallies), arrived = _to_host(label, tallies)
     for number, canvas in enumerate(canvases):
-        canvas.mask, canvas.tallies = masks[number, : canvas.block.height, : canvas.block.width], tallies[number, None]
+        canvas.masks = [masks[number, : canvas.block.height, : canvas.block.width]]
+        canvas.tallies = tallies[number, None]
         canvas.arrived, canvas.missing = arrived, 0
         if canvas.details is not None:
             rows, cols = slice(0, canvas.block.height), slice(0, canvas.block.width)
             canvas.details.put(rows, steps[number, rows, cols])
-
-
-def _counts(label_NHW: torch.Tensor, num_classes: int) -> torch.Tensor:
-    """(N, K) float64: the pixels of each class, or of whatever else is numbered from 0."""
-    if label_NHW.device.type == "cpu":
-        counts = [torch.bincount(label.flatten(), minlength=IGNORE + 1)[:num_classes] for label in label_NHW]
-        return torch.stack(counts).double()
-    return compared_counts(label_NHW, num_classes)  # bincount would wait for the GPU
-
-
-def compared_counts(label_NHW: torch.Tensor, num_classes: int) -> torch.Tensor:
-    """(N, K) float64: the pixels of each class, by comparisons that a GPU starts in a few steps."""
-    parts = _numbers(num_classes, label_NHW.device).split(CLASSES_AT_ONCE)
-    counts = [(label_NHW == part).sum(dim=(2, 3), dtype=torch.float64) for part in parts]
-    return (counts[0] if len(counts) == 1 else torch.cat(counts)).T
-
-
-@lru_cache(maxsize=16)
-def _numbers(count: int, device: torch.device) -> torch.Tensor:
-    """(K, 1, 1, 1) uint8 0, 1, 2, ..."""
-    return torch.arange(count, dtype=torch.uint8, device=device).view(-1, 1, 1, 1)
 
 
 def _steps(confidence: torch.Tensor) -> torch.Tensor:

@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 from segray.folding import fold_batch_norms
+from segray.fusing import fuse_relus
 
 PRECISIONS = {"bf16": torch.bfloat16, "fp32": torch.float32}
 
@@ -38,6 +39,8 @@ class Inference:
         if compiled:
             # freezing makes constants of the weights, so that they are laid out once as the kernels want them
             self.network = torch.compile(self.network, dynamic=False, options={"freezing": True})
+        elif device.type == "cuda" and torch.version.cuda:  # cuDNN, not what stands for it on other makers' GPUs
+            self.network = fuse_relus(self.network)
         self.tried = self.dtype is torch.float32
 
     @torch.inference_mode()

@@ -60,7 +60,9 @@ class Segmenter:
         self.copies = torch.cuda.Stream(self.device) if self.device.type == "cuda" else None
         self.behind = BATCHES_BEHIND if self.device.type == "cuda" else 0
         self.temperature, self.detailed = temperature, detailed
-        self.turn = threading.Lock()  # of a batch: two at once would take twice the memory
+        # Of a region: two batches at once would take twice the memory, and two threads that start kernels in turn take
+        # longer than one, since each waits for the other's Python.
+        self.turn = threading.Lock()
 
     def segment(self, regions: Iterable[Region]) -> Iterator[list[WindowMask]]:
         """The masks of each region's windows, in order; batches run across regions, so that small images fill them."""
@@ -72,19 +74,21 @@ class Segmenter:
         options["detailed"] = self.detailed
         for region in regions:
             waiting.append(canvas := Canvas(region, self.lattice, **options))
-            for row, col in canvas.tiles:
-                batch.append((canvas, row, col))
-                if len(batch) == self.batch_size:
+            with self.turn:
+                for row, col in canvas.tiles:
+                    batch.append((canvas, row, col))
+                    if len(batch) == self.batch_size:
+                        self._run(batch)
+                        batch, batches = [], batches + 1
+                if len(waiting) > WAITING_BATCHES * self.batch_size:  # images without data fill no batch
                     self._run(batch)
                     batch, batches = [], batches + 1
-            if len(waiting) > WAITING_BATCHES * self.batch_size:  # images without data fill no batch
-                self._run(batch)
-                batch, batches = [], batches + 1
-            finished.extend((batches, canvas) for canvas in _finished(waiting))
+                finished.extend((batches, canvas) for canvas in _finished(waiting))
             while finished and batches - finished[0][0] >= self.behind:
                 yield finished.popleft()[1].results()
-        self._run(batch)
-        finished.extend((batches, canvas) for canvas in _finished(waiting))
+        with self.turn:
+            self._run(batch)
+            finished.extend((batches, canvas) for canvas in _finished(waiting))
         for _, canvas in finished:
             yield canvas.results()
 
@@ -135,11 +139,8 @@ class Segmenter:
             raise ModelError(f"the network takes no tiles of {shape}: {reason}; give another --tile") from error
 
     def _run(self, batch: list[Tile]) -> None:
-        if batch:
-            with self.turn:
-                self._take_turn(batch)
-
-    def _take_turn(self, batch: list[Tile]) -> None:
+        if not batch:
+            return
         pixels, valid = zip(*(canvas.tile(row, col) for canvas, row, col in batch))
         missing = self.batch_size - len(batch) if self.pad_batch else 0
         logits = self.logits(_stack(pixels, missing), self._validity(valid, missing))

@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 import torch
 
-from segray.canvas import Canvas, compared_counts, decide_singles
+from segray.canvas import Canvas, decide_singles
+from segray.counts import compared_counts
 from segray.grid import BLENDS, Lattice, Window, blocks, read_extent
 from segray.masks import IGNORE
 from segray.regions import Region, whole_image
@@ -158,6 +159,7 @@ def test_images_of_one_tile_are_decided_as_on_a_canvas(size):
 
 @pytest.mark.parametrize("classes", [2, 32, 33, 254])
 def test_a_gpu_counts_classes_as_bincount_does(classes):
-    label = torch.from_numpy(np.random.default_rng(classes).integers(0, 256, (3, 40, 50), dtype=np.uint8))
+    label = torch.from_numpy(np.random.default_rng(classes).integers(0, 256, (3, 300, 50), dtype=np.uint8))
+    label[0] = 1  # more in a column than a byte counts
     expected = [np.bincount(one.numpy().ravel(), minlength=256)[:classes] for one in label]
     assert (compared_counts(label, classes).numpy() == np.array(expected)).all()

@@ -10,9 +10,12 @@ import torch
 import torch.distributed as dist
 from test_segmenter import K, adversary, detailed, mosaic, scene, spec
 from test_trainer import Interrupted, make_job, silent
+from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from segray.batch_norm import synchronise
+from segray.fusing import ConvReLU
+from segray.inference import Inference
 from segray.losses import LOSSES
 from segray.networks import NETWORKS, build_network
 from segray.regions import whole_image
@@ -52,6 +55,31 @@ def test_masks_of_a_network_are_those_of_a_cpu(precision: str, compiled: bool) -
     again, summed = mosaic(segmenter, pixels, valid, window=100, shard_pixels=10**9)
     assert (again == found).all()
     assert summed == total
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+@pytest.mark.parametrize("name", ["unet", "nano", "encoder_decoder"])
+def test_convolutions_that_apply_their_relu_give_the_same(name: str, precision: str) -> None:
+    torch.manual_seed(0)
+    network = build_network(name, {}, num_classes=K, in_channels=3)
+    inference = Inference(network, device=GPU, precision=precision)
+    x = torch.randn(2, 3, 128, 96, device=GPU)
+    found = inference(x).float()
+    fused = [module for module in inference.network.modules() if isinstance(module, ConvReLU)]
+    assert any(module.by_cudnn for module in fused)
+    for module in fused:
+        module.by_cudnn = False
+    expected = inference(x).float()
+    assert (found - expected).abs().max() < 0.05 * expected.abs().max()
+
+
+def test_a_fused_convolution_passes_on_what_is_no_number() -> None:
+    """So that a network without numbers is noticed."""
+    fused = ConvReLU(nn.Conv2d(8, 8, 3, padding=1)).to(GPU, torch.bfloat16, memory_format=torch.channels_last)
+    x = torch.randn(1, 8, 32, 32, device=GPU, dtype=torch.bfloat16).contiguous(memory_format=torch.channels_last)
+    x[0, :, 16, 16] = torch.nan
+    assert fused(x).isnan().sum() == 8 * 9
+    assert fused.by_cudnn
 
 
 @pytest.mark.parametrize("kind", [np.uint16, np.int16, np.float32])

@@ -1,0 +1,91 @@
+"""Fused networks: which ReLUs are applied by the convolution before them, and that the function stays the same."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from test_folding import awake
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from segray.folding import fold_batch_norms
+from segray.fusing import ConvReLU, fuse_relus
+from segray.networks import NETWORKS, build_network
+
+
+@pytest.fixture
+def without_cudnn(monkeypatch: pytest.MonkeyPatch) -> None:
+    """cuDNN's operator by torch's own, which a CPU has."""
+
+    def conv_relu(x: Tensor, weight: Tensor, bias: Tensor | None, *options: object) -> Tensor:
+        return F.conv2d(x, weight, bias, *options).relu()
+
+    monkeypatch.setattr(torch, "cudnn_convolution_relu", conv_relu)
+
+
+def fused_in(network: nn.Module) -> int:
+    return sum(type(module) is ConvReLU for module in network.modules())
+
+
+@pytest.mark.usefixtures("without_cudnn")
+@pytest.mark.parametrize("name", [name for name in NETWORKS if name != "smp"])
+def test_every_network_stays_the_same_function(name: str) -> None:
+    torch.manual_seed(0)
+    folded = fold_batch_norms(awake(build_network(name, {}, num_classes=4, in_channels=3)))
+    fused = fuse_relus(folded)
+    x = torch.randn(2, 3, 64, 64)
+    with torch.inference_mode():
+        assert torch.allclose(fused(x), folded(x), atol=1e-5)
+    assert fused_in(folded) == 0
+    if name == "unet":
+        assert fused_in(fused) == 18
+
+
+class Odd(nn.Module):
+    """ReLUs behind convolutions of which only the last can be fused: `shared` is called twice."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.same = nn.Conv2d(4, 4, 3, padding="same")
+        self.circular = nn.Conv2d(4, 4, 3, padding=1, padding_mode="circular")
+        self.grouped = nn.Conv2d(4, 4, 3, padding=1, groups=2)
+        self.shared = nn.Conv2d(4, 4, 1)
+        self.norm = nn.BatchNorm2d(4)
+        self.seen_twice, self.lone = nn.Conv2d(4, 4, 1), nn.Conv2d(4, 4, 3, padding=2, stride=2, dilation=2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        for layer in (self.same, self.circular, self.grouped, self.shared, self.shared):
+            x = torch.relu(layer(x))
+        before = self.norm(self.seen_twice(x))
+        return F.relu(self.lone(before + before.relu()))
+
+
+@pytest.mark.usefixtures("without_cudnn")
+def test_only_lone_plain_convolutions_are_fused() -> None:
+    folded = fold_batch_norms(awake(Odd()))
+    fused = fuse_relus(folded)
+    assert fused_in(fused) == 1
+    x = torch.randn(2, 4, 16, 16)
+    assert torch.allclose(fused(x), folded(x), atol=1e-6)
+
+
+def test_a_network_that_was_not_traced_stays_as_it_is() -> None:
+    network = nn.Sequential(nn.Conv2d(3, 4, 1), nn.ReLU())
+    assert fuse_relus(network) is network
+
+
+@pytest.mark.parametrize("error", [RuntimeError("no engine"), torch.OutOfMemoryError("full")])
+def test_what_cudnn_refuses_is_done_by_torch(error: RuntimeError, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object) -> None:
+        raise error
+
+    monkeypatch.setattr(torch, "cudnn_convolution_relu", refuse)
+    convolution = nn.Conv2d(3, 4, 3, padding=1)
+    fused, x = ConvReLU(convolution), torch.randn(1, 3, 8, 8)
+    if isinstance(error, torch.OutOfMemoryError):
+        with pytest.raises(torch.OutOfMemoryError):
+            fused(x)
+        assert fused.by_cudnn
+    else:
+        assert torch.equal(fused(x), convolution(x).relu())
+        assert not fused.by_cudnn
