@@ -13,6 +13,7 @@ from segray.archives.raster import Header
 from segray.datasets import open_dataset, read
 from segray.datasets.regrid import coordinates
 from segray.datasets.vectors import VectorFile, burn
+from segray.errors import LabelError
 from segray.grid import Window
 from segray.storage import join, publish
 
@@ -71,6 +72,13 @@ def test_what_crosses_itself_covers_the_same_pixels_in_another_crs(shape, tmp_pa
 def test_what_has_no_area_in_the_image_covers_nothing(tmp_path):
     line, spike = polygon((-40, 20), (60, 60), (-40, 20)), polygon((150, 20), (30, 30), (150, 20), (150, 80))
     assert not burnt(str(tmp_path), [in_degrees(line), in_degrees(spike)], "EPSG:4326").any()
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_a_coordinate_that_is_no_number_is_refused(value, tmp_path):
+    broken = shapely.Polygon([(500_000, 5_800_000), (500_100, 5_800_000), (500_100, value)])
+    with pytest.raises(LabelError, match=r"gpkg holds a feature \(number 1, from 0\) with a coordinate that is no"):
+        burnt(str(tmp_path), [RINGS["star"], broken], UTM)
 
 
 def test_a_scene_is_read_with_such_labels(tmp_path):

@@ -155,6 +155,13 @@ def _read(file: VectorFile) -> Features:
         name = geometries[wrong[0]].geom_type
         raise LabelError(f"{file.uri} holds a {name}, which has no area; buffer lines and points to polygons")
     geometries = shapely.force_2d(geometries[there])
+    points, owner = shapely.get_coordinates(geometries, return_index=True)
+    if not np.isfinite(points).all():
+        number = np.flatnonzero(there)[owner[~np.isfinite(points).all(axis=1)][0]]
+        raise LabelError(
+            f"{file.uri} holds a feature (number {number}, from 0) with a coordinate that is no finite number; correct "
+            "it or leave it out"
+        )
     # a scene without any feature may have no columns either
     ids = _ids(file, frame[_attribute(file, frame.columns)][there]) if there.any() else np.zeros(0, np.uint8)
     return Features(crs=frame.crs.to_wkt(), geometries=geometries, ids=ids, tree=shapely.STRtree(geometries))
