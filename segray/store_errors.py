@@ -18,6 +18,10 @@ OF_CREDENTIALS = {
     "InvalidSecurity", "InvalidToken", "NotSignedUp", "RequestTimeTooSkewed", "SignatureDoesNotMatch",
     "TokenRefreshRequired",
 }  # fmt: skip
+OF_KEYS = {  # of the key that an object is encrypted with: no other object needs to be refused
+    "KMS.DisabledException", "KMS.InvalidKeyUsageException", "KMS.InvalidStateException",
+    "KMS.KMSInvalidStateException", "KMS.NotFoundException",
+}  # fmt: skip
 UNREADABLE = (SegrayError, OSError, BotoCoreError)  # whatever may keep an image from being read
 NO_ROOM = (errno.ENOSPC, errno.EDQUOT)
 GONE = (404, 410)
@@ -73,7 +77,8 @@ def _told(error: Exception) -> Exception:
     said = " ".join(str(getattr(error, "message", "") or error).split())  # str() of aiohttp's has the signed address
     if code in OF_CREDENTIALS or (code == "401" and library not in ("", "aiohttp")):
         return StoreError(f"the store refuses the credentials: {said}")
-    if type(error) is OSError and said.startswith("Forbidden: "):  # as gcsfs says so, alone of all that it tells apart
+    # gcsfs says so of what is forbidden, alone of all that it tells apart
+    if code in OF_KEYS or (type(error) is OSError and said.startswith("Forbidden: ")):
         return PermissionError(said)
     if not library:
         return error

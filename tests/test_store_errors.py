@@ -140,6 +140,8 @@ def of_library(module: str, **values: object) -> Exception:
         (of_s3("RequestTimeTooSkewed"), StoreError),
         (of_s3("AccessDenied"), PermissionError),
         (of_s3("403"), PermissionError),
+        (of_s3("KMS.DisabledException"), PermissionError),
+        (of_s3("KMS.ThrottlingException"), OSError),
         (of_s3("NoSuchKey"), FileNotFoundError),
         (of_library("azure.core.exceptions", status_code=403, error_code="AuthenticationFailed"), StoreError),
         (of_library("azure.core.exceptions", status_code=403, error_code="AuthorizationFailure"), PermissionError),
