@@ -41,6 +41,7 @@ LEGEND = {
 }
 IDS = np.array([[0, 1, 2, 255], [2, 2, 1, 0], [0, 0, 255, 1]], np.uint8)
 COLORS = np.array([[200, 180, 90], [0, 0, 255], [90, 90, 90], [0, 0, 0]], np.uint8)[np.where(IDS == 255, 3, IDS)]
+CLASS_IDS = np.where(IDS == 255, np.uint8(0), IDS)
 ROGUE = np.array([[0, 1, 2, 7], [2, 2, 1, 0], [0, 0, 0, 1]], np.uint8)
 OPAQUE = np.where(IDS == 255, 0, 255).astype(np.uint8)
 ROGUE_WHERE_CLEAR = np.where(OPAQUE[..., None] == 0, np.uint8(9), COLORS)  # under full transparency lies no label
@@ -74,13 +75,16 @@ def palette_tiff(ids: np.ndarray, colors: Sequence[Sequence[int]]) -> bytes:
         return file.read()
 
 
-def tiff(bands: np.ndarray, **options: object) -> bytes:
+def tiff(bands: np.ndarray, *, mask: np.ndarray | None = None, **options: object) -> bytes:
     with warnings.catch_warnings(), rasterio.MemoryFile() as file:
         warnings.simplefilter("ignore", NotGeoreferencedWarning)
         count, height, width = bands.shape
         profile = {"driver": "GTiff", "count": count, "height": height, "width": width, "dtype": bands.dtype, **options}
         with file.open(**profile) as target:
             target.write(bands)
+            if mask is not None:
+                with rasterio.Env(GDAL_TIFF_INTERNAL_MASK=True):
+                    target.write_mask(mask)
         return file.read()
 
 
@@ -142,6 +146,8 @@ EXACT = {
     "TIFF ids": ("masks/a.tif", tiff(IDS[None])),
     "TIFF 16-bit ids": ("masks/a.tiff", tiff(IDS[None].astype(np.uint16), compress="deflate")),
     "TIFF signed, nodata": ("masks/a.TIF", tiff(np.where(IDS == 255, -9, IDS.astype(np.int16))[None], nodata=-9)),
+    "TIFF masked": ("masks/a.tif", tiff(CLASS_IDS[None], mask=OPAQUE)),
+    "TIFF masked colours": ("masks/a.tif", tiff(ROGUE_WHERE_CLEAR.transpose(2, 0, 1), mask=OPAQUE, photometric="rgb")),
     "TIFF colours": ("masks/a.tif", tiff(COLORS.transpose(2, 0, 1), photometric="rgb")),
 }  # fmt: skip
 
@@ -149,6 +155,28 @@ EXACT = {
 @pytest.mark.parametrize("name, mask", EXACT.values(), ids=EXACT)
 def test_labels_arrive_exactly(place: str, name: str, mask: bytes) -> None:
     assert np.array_equal(only_mask(folder(place, mask, name=name)), IDS)
+
+
+def test_what_a_mask_inside_a_tiff_hides_is_unlabelled_in_every_window(place: str) -> None:
+    dataset = open_dataset(folder(place, tiff(CLASS_IDS[None], mask=OPAQUE), name="masks/a.tif"))
+    (sample,) = dataset.samples("train")
+    for window in (Window(0, 0, 3, 4), Window(1, 1, 2, 3), Window(0, 3, 1, 1)):
+        found = dataset.read_mask(replace(sample, size=(3, 4), window=window))
+        assert np.array_equal(found, IDS[window.rows, window.cols])
+
+
+def test_a_mask_beside_a_tiff_counts_on_disk(tmp_path: Path) -> None:
+    uri = folder(str(tmp_path), b"", name="masks/a.tif")
+    with rasterio.Env(GDAL_TIFF_INTERNAL_MASK=False):
+        path = tmp_path / "train/masks/a.tif"
+        with rasterio.open(path, "w", driver="GTiff", count=1, height=3, width=4, dtype="uint8") as target:
+            target.write(CLASS_IDS, 1)
+            target.write_mask(OPAQUE)
+    assert path.with_suffix(".tif.msk").exists()
+    dataset = open_dataset(uri)
+    (sample,) = dataset.samples("train")
+    for window in (None, Window(0, 0, 3, 4)):
+        assert np.array_equal(dataset.read_mask(replace(sample, size=(3, 4), window=window)), IDS)
 
 
 @pytest.mark.parametrize("bits", [1, 2, 4])
@@ -160,7 +188,6 @@ def test_ids_of_few_bits_are_not_stretched(tmp_path: Path, write: Callable, bits
 
 LAND, WATER, ROAD_GREY, UNSEEN = (tuple(entry["color"]) for entry in LEGEND["classes"])
 WHITE, BLACK = (255, 255, 255), (0, 0, 0)
-CLASS_IDS = np.where(IDS == 255, np.uint8(0), IDS)
 PALETTES = {  # name -> (indices, which are the ids; the colours shown for them)
     "the legend's": (IDS, [LAND, WATER, ROAD_GREY] + [BLACK] * 253),
     "the legend's, void in its colour": (IDS, [LAND, WATER, ROAD_GREY] + [(9, 9, 9)] * 252 + [UNSEEN]),

@@ -12,7 +12,7 @@ import numpy as np
 import rasterio
 from PIL import Image
 from rasterio._err import CPLE_BaseError  # some damage is raised as it is, not as one of rasterio.errors
-from rasterio.enums import ColorInterp
+from rasterio.enums import ColorInterp, MaskFlags
 from rasterio.errors import NotGeoreferencedWarning, RasterioError
 from rasterio.windows import Window as RasterioWindow
 
@@ -21,7 +21,7 @@ from segray.archives.pictures import BROKEN
 from segray.errors import ImageError, LabelError
 from segray.grid import Window
 from segray.masks import IGNORE, Classes, colors_to_mask, ids_to_mask
-from segray.storage import FINAL_ERRORS, describe, read_bytes
+from segray.storage import FINAL_ERRORS, describe, exists, is_local, read_bytes
 
 PICTURES, RASTERS = {".png", ".bmp"}, {".tif", ".tiff"}
 ENDINGS = PICTURES | RASTERS
@@ -35,7 +35,7 @@ Legend = Mapping[int, Collection[Color]]  # id in a file -> its colours
 
 @dataclass(frozen=True, kw_only=True)
 class Labels:
-    """values: (H, W) integer ids or (H, W, 3) uint8 colours. labelled: (H, W) bool, False where transparent / no data.
+    """values: (H, W) integer ids or (H, W, 3) uint8 colours. labelled: (H, W) bool, False where transparent or masked.
 
     nodata: the id that the file itself declares to mean "no data", or None. palette: the colours that the file shows
     for ids, from 0 on; empty where it has none.
@@ -64,7 +64,7 @@ def read_labels(uri: str, *, window: Window | None = None, size: tuple[int, int]
         raise LabelError(f"{uri} is no label file; masks are PNG, BMP or TIFF")
     try:
         picture = posixpath.splitext(uri)[1].lower() in PICTURES
-        if window is not None and not picture:
+        if not picture and (window is not None or _has_sidecar(uri)):
             with borrow(uri, driver="GTiff") as raster:
                 return raster.run(lambda: _raster(uri, raster.source, window, size))
         data = read_bytes(uri)  # small files come with one request
@@ -156,15 +156,21 @@ def _picture(uri: str, data: bytes) -> Labels:
     return replace(labels, palette=tuple(zip(flat[::3], flat[1::3], flat[2::3])))
 
 
+def _has_sidecar(uri: str) -> bool:
+    """Whether a mask lies beside a raster, which GDAL finds by its path alone."""
+    return is_local(uri) and exists(f"{uri}.msk")
+
+
 def _whole_raster(uri: str, data: bytes, size: tuple[int, int] | None) -> Labels:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", NotGeoreferencedWarning)
         with rasterio.MemoryFile(data) as file, file.open(driver="GTiff") as source:
-            return _raster(uri, source, Window(0, 0, source.height, source.width), size)
+            return _raster(uri, source, None, size)
 
 
-def _raster(uri: str, source: rasterio.DatasetReader, window: Window, size: tuple[int, int] | None) -> Labels:
+def _raster(uri: str, source: rasterio.DatasetReader, window: Window | None, size: tuple[int, int] | None) -> Labels:
     _check_size(uri, source.shape, size)
+    window = window or Window(0, 0, source.height, source.width)
     if window.pixels > MAX_PIXELS:
         raise LabelError(f"{uri} would be read in a piece of more than {MAX_PIXELS} pixels; make its pixels larger")
     if "jpeg" in str(source.profile.get("compress", "")).lower():
@@ -181,6 +187,8 @@ def _raster(uri: str, source: rasterio.DatasetReader, window: Window, size: tupl
     if values.ndim == 3 and values.dtype != np.uint8:
         raise LabelError(f"{uri} holds colours of {values.dtype}; colours of the legend are 8-bit")
     labels = _split_alpha(uri, values) if alpha else _labels(values)
+    if not alpha and any(MaskFlags.per_dataset in flags for flags in source.mask_flag_enums):
+        labels = replace(labels, labelled=source.dataset_mask(window=part) != 0)
     palette = source.colormap(1) if source.colorinterp[0] == ColorInterp.palette and values.dtype == np.uint8 else {}
     colors = tuple(palette[index][:3] for index in sorted(palette))
     return replace(labels, nodata=nodata if labels.values.ndim == 2 else None, palette=colors)
