@@ -5,12 +5,15 @@ from __future__ import annotations
 import io
 import random
 import struct
+import warnings
 import zlib
 from pathlib import Path
 
 import numpy as np
 import pytest
+import rasterio
 from PIL import Image
+from rasterio.errors import NotGeoreferencedWarning
 
 from segray.archives import open_archive
 from segray.archives.images import is_image, read_header, read_image
@@ -46,10 +49,13 @@ def raw_png(width: int, height: int, depth: int, kind: int, *chunks: bytes) -> b
     return b"\x89PNG\r\n\x1a\n" + header + b"".join(chunks) + chunk(b"IEND", b"")
 
 
-def deep_rgb() -> bytes:
-    values = np.stack([DEEP] * 3, -1).astype(">u2").tobytes()
-    rows = b"".join(b"\0" + values[i * 240 : (i + 1) * 240] for i in range(24))
-    return raw_png(40, 24, 16, 2, chunk(b"IDAT", zlib.compress(rows)))
+def deep_png(bands: int) -> bytes:
+    """A 16-bit PNG of grey, grey and alpha, RGB or RGBA, all bands alike."""
+    with warnings.catch_warnings(), rasterio.MemoryFile() as file:
+        warnings.simplefilter("ignore", NotGeoreferencedWarning)
+        with file.open(driver="PNG", count=bands, height=24, width=40, dtype="uint16") as target:
+            target.write(np.stack([DEEP] * bands))
+        return file.read()
 
 
 PALETTE = Image.fromarray(RGB).quantize(16, dither=Image.Dither.NONE)
@@ -60,7 +66,7 @@ CHANNELS_LAST = {  # name -> (bytes, the (H, W) or (H, W, C) pixels that viewers
     "one.png": (encoded(RGB[:1, :1]), RGB[:1, :1], None),
     "grey.png": (encoded(GREY), GREY, None),
     "deep.png": (encoded(DEEP), DEEP, None),
-    "deep_rgb.png": (deep_rgb(), np.stack([DEEP >> 8] * 3, -1).astype(np.uint8), None),
+    "deep of GDAL.png": (deep_png(1), DEEP, None),
     "bits.png": (encoded(Image.fromarray(GREY > 127)), np.where(GREY > 127, 255, 0).astype(np.uint8), None),
     "palette.png": (encoded(PALETTE), SEEN_PALETTE, None),
     "trns.png": (encoded(PALETTE, transparency=3), SEEN_PALETTE, np.asarray(PALETTE) != 3),
@@ -130,6 +136,9 @@ BROKEN = {  # name -> (bytes, the reason)
     "a gif.png": (encoded(GREY, "GIF"), "no PNG, JPEG, WebP or BMP"),
     "bomb.png": (BOMB, "tiled GeoTIFF"),
     "text_bomb.png": (TEXT_BOMB, "too large"),
+    "deep_alpha.png": (deep_png(2), "16-bit .*; store it as GeoTIFF"),
+    "deep_rgb.png": (deep_png(3), "16-bit .*; store it as GeoTIFF"),
+    "deep_rgba.png": (deep_png(4), "16-bit .*; store it as GeoTIFF"),
     "empty.tif": (b"", "not recognized"),
     "text.tif": (b"this is no raster at all\n" * 9, "not recognized"),
     "a png.tif": (encoded(RGB), "not recognized"),
@@ -146,7 +155,7 @@ def test_broken_files_are_refused_with_a_reason(tmp_path, name):
         read_image(uri)
     assert str(caught.value).startswith(uri)
     assert "\n" not in str(caught.value)
-    if name.startswith(("bomb", "text", "a ", "empty")):
+    if name.startswith(("bomb", "text", "a ", "empty", "deep")):
         with pytest.raises(ImageError, match="cannot be read"):
             read_header(uri)
 

@@ -9,7 +9,8 @@ import struct
 import uuid
 import warnings
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -22,7 +23,8 @@ from test_dataset_mask_shards import images_at, segmented
 
 from segray.datasets import DATASETS, labels, open_dataset, read
 from segray.errors import ImageError, LabelError, SegrayError
-from segray.masks import IGNORE
+from segray.grid import Window
+from segray.masks import IGNORE, Classes, encode_png
 from segray.storage import join, publish
 from segray.synthetic import CLASSES, scene
 
@@ -39,6 +41,7 @@ LEGEND = {
 }
 IDS = np.array([[0, 1, 2, 255], [2, 2, 1, 0], [0, 0, 255, 1]], np.uint8)
 COLORS = np.array([[200, 180, 90], [0, 0, 255], [90, 90, 90], [0, 0, 0]], np.uint8)[np.where(IDS == 255, 3, IDS)]
+CLASS_IDS = np.where(IDS == 255, np.uint8(0), IDS)
 ROGUE = np.array([[0, 1, 2, 7], [2, 2, 1, 0], [0, 0, 0, 1]], np.uint8)
 OPAQUE = np.where(IDS == 255, 0, 255).astype(np.uint8)
 ROGUE_WHERE_CLEAR = np.where(OPAQUE[..., None] == 0, np.uint8(9), COLORS)  # under full transparency lies no label
@@ -52,23 +55,36 @@ def picture(array: np.ndarray, kind: str = "PNG", **options: object) -> bytes:
     return file.getvalue()
 
 
-def palette_png(ids: np.ndarray, bits: int = 8) -> bytes:
-    """A palette PNG whose colours are those of no legend: only its indices mean something."""
-    image = Image.fromarray(ids, "L").copy()
-    image = Image.frombytes("P", image.size, image.tobytes())
-    image.putpalette([value for k in range(256) for value in (255 - k, k, 7)])
+FOREIGN = [(255 - k, k, 7) for k in range(256)]  # the colours of no legend: only their indices mean something
+
+
+def palette_png(ids: np.ndarray, bits: int = 8, colors: Sequence[Sequence[int]] = FOREIGN, kind: str = "PNG") -> bytes:
+    """A picture whose indices are `ids`, in these colours."""
+    image = Image.frombytes("P", ids.shape[::-1], ids.tobytes())
+    image.putpalette(np.array(colors, np.uint8).tobytes())
     file = io.BytesIO()
-    image.save(file, "PNG", bits=bits)
+    image.save(file, kind, **({"bits": bits} if kind == "PNG" else {}))
     return file.getvalue()
 
 
-def tiff(bands: np.ndarray, **options: object) -> bytes:
+def palette_tiff(ids: np.ndarray, colors: Sequence[Sequence[int]]) -> bytes:
+    with rasterio.MemoryFile() as file:
+        with file.open(driver="GTiff", count=1, height=3, width=4, dtype="uint8") as target:
+            target.write(ids, 1)
+            target.write_colormap(1, {k: (*color, 255) for k, color in enumerate(colors)})
+        return file.read()
+
+
+def tiff(bands: np.ndarray, *, mask: np.ndarray | None = None, **options: object) -> bytes:
     with warnings.catch_warnings(), rasterio.MemoryFile() as file:
         warnings.simplefilter("ignore", NotGeoreferencedWarning)
         count, height, width = bands.shape
         profile = {"driver": "GTiff", "count": count, "height": height, "width": width, "dtype": bands.dtype, **options}
         with file.open(**profile) as target:
             target.write(bands)
+            if mask is not None:
+                with rasterio.Env(GDAL_TIFF_INTERNAL_MASK=True):
+                    target.write_mask(mask)
         return file.read()
 
 
@@ -130,6 +146,8 @@ EXACT = {
     "TIFF ids": ("masks/a.tif", tiff(IDS[None])),
     "TIFF 16-bit ids": ("masks/a.tiff", tiff(IDS[None].astype(np.uint16), compress="deflate")),
     "TIFF signed, nodata": ("masks/a.TIF", tiff(np.where(IDS == 255, -9, IDS.astype(np.int16))[None], nodata=-9)),
+    "TIFF masked": ("masks/a.tif", tiff(CLASS_IDS[None], mask=OPAQUE)),
+    "TIFF masked colours": ("masks/a.tif", tiff(ROGUE_WHERE_CLEAR.transpose(2, 0, 1), mask=OPAQUE, photometric="rgb")),
     "TIFF colours": ("masks/a.tif", tiff(COLORS.transpose(2, 0, 1), photometric="rgb")),
 }  # fmt: skip
 
@@ -139,6 +157,28 @@ def test_labels_arrive_exactly(place: str, name: str, mask: bytes) -> None:
     assert np.array_equal(only_mask(folder(place, mask, name=name)), IDS)
 
 
+def test_what_a_mask_inside_a_tiff_hides_is_unlabelled_in_every_window(place: str) -> None:
+    dataset = open_dataset(folder(place, tiff(CLASS_IDS[None], mask=OPAQUE), name="masks/a.tif"))
+    (sample,) = dataset.samples("train")
+    for window in (Window(0, 0, 3, 4), Window(1, 1, 2, 3), Window(0, 3, 1, 1)):
+        found = dataset.read_mask(replace(sample, size=(3, 4), window=window))
+        assert np.array_equal(found, IDS[window.rows, window.cols])
+
+
+def test_a_mask_beside_a_tiff_counts_on_disk(tmp_path: Path) -> None:
+    uri = folder(str(tmp_path), b"", name="masks/a.tif")
+    with rasterio.Env(GDAL_TIFF_INTERNAL_MASK=False):
+        path = tmp_path / "train/masks/a.tif"
+        with rasterio.open(path, "w", driver="GTiff", count=1, height=3, width=4, dtype="uint8") as target:
+            target.write(CLASS_IDS, 1)
+            target.write_mask(OPAQUE)
+    assert path.with_suffix(".tif.msk").exists()
+    dataset = open_dataset(uri)
+    (sample,) = dataset.samples("train")
+    for window in (None, Window(0, 0, 3, 4)):
+        assert np.array_equal(dataset.read_mask(replace(sample, size=(3, 4), window=window)), IDS)
+
+
 @pytest.mark.parametrize("bits", [1, 2, 4])
 @pytest.mark.parametrize("write", [packed_grey, palette_png])
 def test_ids_of_few_bits_are_not_stretched(tmp_path: Path, write: Callable, bits: int) -> None:
@@ -146,13 +186,69 @@ def test_ids_of_few_bits_are_not_stretched(tmp_path: Path, write: Callable, bits
     assert np.array_equal(only_mask(folder(str(tmp_path), write(ids, bits))), ids)
 
 
-def test_a_tiff_palette_is_ids_too(tmp_path: Path) -> None:
-    with rasterio.MemoryFile() as file:
-        with file.open(driver="GTiff", count=1, height=3, width=4, dtype="uint8") as target:
-            target.write(IDS, 1)
-            target.write_colormap(1, {k: (255 - k, k, 7, 255) for k in range(256)})
-        mask = file.read()
-    assert np.array_equal(only_mask(folder(str(tmp_path), mask, name="masks/a.tif")), IDS)
+LAND, WATER, ROAD_GREY, UNSEEN = (tuple(entry["color"]) for entry in LEGEND["classes"])
+WHITE, BLACK = (255, 255, 255), (0, 0, 0)
+PALETTES = {  # name -> (indices, which are the ids; the colours shown for them)
+    "the legend's": (IDS, [LAND, WATER, ROAD_GREY] + [BLACK] * 253),
+    "the legend's, void in its colour": (IDS, [LAND, WATER, ROAD_GREY] + [(9, 9, 9)] * 252 + [UNSEEN]),
+    "foreign": (IDS, FOREIGN),
+    "foreign, one class": (np.zeros_like(IDS), [BLACK, *FOREIGN[1:]]),  # black is the legend's "unknown"
+    "foreign, one class in the colour of another": (np.zeros_like(IDS), [WATER, *FOREIGN[1:]]),
+    "greys": (IDS, [(k, k, k) for k in range(256)]),
+    "greys, one class": (np.full_like(IDS, 2), [(k, k, k) for k in range(256)]),
+    "stretched greys": (CLASS_IDS, [BLACK, (127, 127, 127), WHITE]),
+    "black and white": (np.minimum(CLASS_IDS, 1), [BLACK, WHITE]),
+    "black and white, one class": (np.ones_like(IDS), [BLACK, WHITE]),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("write", [palette_png, palette_tiff])
+@pytest.mark.parametrize("ids, colors", PALETTES.values(), ids=PALETTES)
+def test_the_indices_of_a_palette_are_ids(tmp_path: Path, ids: np.ndarray, colors: list, write: Callable) -> None:
+    ending = "png" if write is palette_png else "tif"
+    uri = folder(str(tmp_path), write(ids, colors=colors), name=f"masks/a.{ending}")
+    assert np.array_equal(only_mask(uri), ids)
+
+
+def test_a_mask_that_segray_wrote_is_read_as_it_was(tmp_path: Path) -> None:
+    """Its palette has black for 255, which may be the colour of a class, too."""
+    black = dict(LEGEND, classes=[{"id": 0, "name": "none", "color": [0, 0, 0]}, *LEGEND["classes"][1:3]])
+    uri = folder(str(tmp_path), encode_png(IDS, Classes.parse(json.dumps(black), source="")))
+    publish(join(uri, "classes.json"), json.dumps(black).encode())
+    assert np.array_equal(only_mask(uri), IDS)
+
+
+GREY_OF = [(k, k, k) for k in (1, 2)]
+CONTRADICTIONS = {  # name -> (name of the mask, its bytes, what is said of it)
+    "optimised ids": ("a.png", palette_png(CLASS_IDS % 2, 1, GREY_OF), r"0 is shown as \(1, 1, 1\), which means 1;"),
+    "optimised ids, void": ("a.png", palette_png(CLASS_IDS, 2, [BLACK, GREY_OF[0], WHITE]), "2 is shown as .* 255;"),
+    "colours in another order": ("a.png", palette_png(CLASS_IDS, 2, [WATER, LAND, ROAD_GREY]), "0 is shown as .* 1;"),
+    "filled up": ("a.png", palette_png(CLASS_IDS, 8, [WATER, LAND, ROAD_GREY] + [BLACK] * 253), "0 is shown as .* 1;"),
+    "void as a class": ("a.png", palette_png(CLASS_IDS, 2, [LAND, WATER, UNSEEN]), r"2 is shown as \(0, 0, 0\).* 255;"),
+    "void alone": ("a.png", palette_png(np.zeros_like(IDS), 1, [UNSEEN]), "0 is shown as .* 255;"),
+    "bitmap": ("a.bmp", palette_png(CLASS_IDS, 8, [WATER, LAND, ROAD_GREY], "BMP"), "0 is shown as .* 1;"),
+    "TIFF": ("a.tif", palette_tiff(CLASS_IDS, [WATER, LAND, ROAD_GREY]), "0 is shown as .* 1;"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name, mask, sentence", CONTRADICTIONS.values(), ids=CONTRADICTIONS)
+def test_a_palette_that_contradicts_its_indices_is_refused(
+    tmp_path: Path, name: str, mask: bytes, sentence: str
+) -> None:
+    dataset = open_dataset(folder(str(tmp_path), mask, name=f"masks/{name}"))
+    (sample,) = dataset.samples("train")
+    for window in (None, Window(0, 0, 2, 3)):
+        with pytest.raises(LabelError, match=f"masks/{name} has a palette .*{sentence} save it as 8-bit grey"):
+            dataset.read_mask(replace(sample, size=(3, 4), window=window))
+
+
+def test_colours_that_a_program_made_indexed_are_refused(tmp_path: Path) -> None:
+    image = Image.fromarray(COLORS).quantize(4)
+    assert image.getpalette()[:9] != [*LAND, *WATER, *ROAD_GREY]  # Pillow's order is not the legend's
+    file = io.BytesIO()
+    image.save(file, "PNG")
+    with pytest.raises(LabelError, match="a.png has a palette that contradicts its ids"):
+        only_mask(folder(str(tmp_path), file.getvalue()))
 
 
 REFUSED = {
@@ -296,6 +392,18 @@ def test_an_id_outside_the_table_is_named(tmp_path: Path, value: int, dtype: str
     dataset = open_dataset(cityscapes(str(tmp_path), np.full((2, 3), value, dtype)))
     with pytest.raises(LabelError, match=f"labelIds.png holds the id {value}, which"):
         dataset.read_mask(dataset.samples("train")[0])
+
+
+def test_labels_of_cityscapes_that_were_optimised_are_refused(place: str) -> None:
+    ids = np.array([[ROAD, CAR, VOID]], np.uint8)
+    uri = cityscapes(place, ids)
+    (city,) = (sample.mask for sample in open_dataset(uri).samples("val") if "aachen" in sample.key)
+    publish(city, palette_png(np.array([[1, 2, 0]], np.uint8), 2, [(k, k, k) for k in (VOID, ROAD, CAR)]))
+    dataset = open_dataset(uri)
+    with pytest.raises(LabelError, match=r"labelIds.png has a palette .* 0 is shown as \(4, 4, 4\), which means 4;"):
+        dataset.read_mask(dataset.samples("val")[0])
+    publish(city, palette_png(ids))
+    assert dataset.read_mask(dataset.samples("val")[0]).tolist() == [[0, 13, IGNORE]]
 
 
 def test_coarse_labels_when_there_are_no_fine_ones(place: str) -> None:

@@ -163,7 +163,6 @@ def test_tiles_on_both_sides_of_the_world_are_one_wide_image(tmp_path):
 @pytest.mark.parametrize(
     ("data", "sentence"),
     [
-        (b"", "the file is empty"),
         (b"no picture", "no PNG, JPEG"),
         (encoded(noise(0))[:5000], "cannot be read: .+"),
         (encoded(noise(0, size=512)), "has 512 x 512 pixels, the others 256 x 256"),
@@ -173,12 +172,26 @@ def test_tiles_on_both_sides_of_the_world_are_one_wide_image(tmp_path):
 )
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_damaged_tile_is_named(tmp_path, kind, data, sentence):
-    if kind == "pmtiles" and not data:
-        data, sentence = b" ", "no PNG, JPEG"  # PMTiles cannot hold an empty tile
     file = level(kind, write_set(kind, str(tmp_path / "set"), TILES | {(ZOOM, X + 1, Y + 2): data}))
     with pytest.raises(ImageError, match=rf"tile {ZOOM}/{X + 1}/{Y + 2} of .*set.* {sentence}"):
         read(file.uri, file.part, None)
     check(file, Window(0, 0, 512, 1024))  # beside it, all is well
+
+
+@pytest.mark.parametrize("kind", [kind for kind in KINDS if kind != "pmtiles"])  # which cannot hold empty tiles
+def test_empty_tiles_are_missing_ones(store, kind):
+    empty = {(ZOOM, X + col, Y + row): b"" for row, col in HOLES}
+    check(level(kind, write_set(kind, join(store, "set"), TILES | empty)), None)
+
+
+@pytest.mark.parametrize("kind", ["xyz", "mbtiles"])
+def test_the_size_is_not_asked_of_empty_tiles(tmp_path, kind):
+    empty = {(5, x, 1): b"" for x in range(12)}
+    file = level(kind, write_set(kind, str(tmp_path / "a"), empty | {(5, 12, 1): encoded(noise(0, size=512))}))
+    assert file.part.startswith("0,1,12,1,512,")
+    assert read(file.uri, file.part, None).valid.sum() == 512 * 512
+    with pytest.raises(SegrayError, match="none of the first tiles of .*b.* can be read; they are empty"):
+        level(kind, write_set(kind, str(tmp_path / "b"), empty))
 
 
 def test_the_first_damaged_tile_is_named_whatever_thread_is_first(tmp_path):

@@ -1,8 +1,8 @@
 """A zoom level of a tile set as one image in Web Mercator: no seams, and every tile has its neighbours as context.
 
 Its pixels begin at the north-west corner of its north-westernmost column and row of tiles. All tiles are three bands of
-8 bits, grey expanded; missing tiles and transparent pixels are no data. Its URI is KIND://ZOOM::URI OF THE SET, and the
-`part` that belongs to it says what else a machine must know to read any window without listing.
+8 bits, grey expanded; missing tiles, empty ones and transparent pixels are no data. Its URI is KIND://ZOOM::URI OF THE
+SET, and the `part` that belongs to it says what else a machine must know to read any window without listing.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import islice
 
 import numpy as np
 
@@ -34,6 +35,7 @@ KEPT_SETS = 16
 MAX_TILES = 2**27  # of a level; their places take 2 GB
 MAX_SIDE = 2**31 - 1  # pixels; the plan counts in 32 bits
 LOOKED_AT = 8  # tiles, for one that can be read and tells the size of all
+FIRST = 1024  # tiles, for so many that are not empty
 PLACES_AT_ONCE = 2**20
 __all__ = ["header", "is_level", "level", "occupied", "occupied_blocks", "parse", "read", "tile_size"]
 _pool = ThreadPoolExecutor(FETCHERS, thread_name_prefix="tiles")
@@ -126,7 +128,7 @@ def read(uri: str, part: str, window: Window | None) -> Raster:
 def _paste(raster: Raster, tiles: TileSet, found: Level, place: tuple[int, int]) -> None:
     """Put what a tile has of a raster's window into its place; no two tiles share a pixel."""
     data = _fetch(tiles, found, *place)
-    if data is None:
+    if not data:  # programs that copy tile servers leave an empty one where there is none
         return
     tile, whole = _decode(data, found, *place), found.window_of(*place)
     shared = whole.intersection(raster.window)
@@ -136,7 +138,7 @@ def _paste(raster: Raster, tiles: TileSet, found: Level, place: tuple[int, int])
 
 @dataclass(frozen=True, kw_only=True)
 class _Survey:
-    """What a pass over a level's tiles finds. first: a few tiles. endings, digest: of a tree's files, else empty."""
+    """What a pass over a level's tiles finds. first: some tiles. endings, digest: of a tree's files, else empty."""
 
     count: int
     bounds: dict[str, int]
@@ -151,9 +153,10 @@ def _survey(tiles: TileSet, zoom: int) -> _Survey:
     digest = hashlib.sha256()
     first: list[tuple[int, int]] = []
     count, x0, y0, x1, y1 = 0, 2**zoom, 2**zoom, -1, -1
-    for x, y in _digested(tiles, zoom, endings, digest) if isinstance(tiles, XYZ) else tiles.tiles(zoom):
+    tree = isinstance(tiles, XYZ)  # only its listing says how large each tile is
+    for x, y, size in _digested(tiles, zoom, endings, digest) if tree else ((*place, 1) for place in tiles.tiles(zoom)):
         count, x0, y0, x1, y1 = count + 1, min(x, x0), min(y, y0), max(x, x1), max(y, y1)
-        if count <= LOOKED_AT:
+        if size and len(first) < FIRST:
             first.append((x, y))
         if not (0 <= x < 2**zoom and 0 <= y < 2**zoom):
             raise SegrayError(f"{tiles.uri} has a tile {zoom}/{x}/{y}, which is not on the map; remove it")
@@ -167,11 +170,12 @@ def _survey(tiles: TileSet, zoom: int) -> _Survey:
     return _Survey(count=count, bounds=bounds, first=first, endings=tuple(frequent), digest=hexdigest)
 
 
-def _digested(tiles: XYZ, zoom: int, endings: Counter[str], digest: hashlib._Hash) -> Iterator[tuple[int, int]]:
+def _digested(tiles: XYZ, zoom: int, endings: Counter[str], digest: hashlib._Hash) -> Iterator[tuple[int, int, int]]:
+    """x, y and bytes of a tree's tiles, which are counted by ending and digested."""
     for x, y, name, file in tiles.files(zoom):
         endings[name.rpartition(".")[2]] += 1
         digest.update(f"{name}\0{file.size}\0{file.etag}\n".encode())
-        yield x, y
+        yield x, y, file.size
 
 
 def _choose(uri: str, zooms: list[int], wanted: int | None) -> int:
@@ -185,9 +189,10 @@ def _choose(uri: str, zooms: list[int], wanted: int | None) -> int:
 def _tile_size(tiles: TileSet, zoom: int, places: list[tuple[int, int]]) -> int:
     """Pixels a side of the first tile that can be read; SegrayError when none can, or it is of no usual size."""
     reasons = []
-    for x, y in places:
+    held = ((x, y, data) for x, y in places if (data := tiles.read(zoom, x, y)))
+    for x, y, data in islice(held, LOOKED_AT):
         try:
-            height, width = pictures.size_of(tiles.read(zoom, x, y) or b"")
+            height, width = pictures.size_of(data)
         except pictures.BROKEN as error:
             reasons.append(f"tile {zoom}/{x}/{y}: {pictures.reason(error)}")
             continue
@@ -195,7 +200,8 @@ def _tile_size(tiles: TileSet, zoom: int, places: list[tuple[int, int]]) -> int:
             sizes = " or ".join(map(str, TILE_SIZES))
             raise SegrayError(f"tile {zoom}/{x}/{y} of {tiles.uri} has {height} x {width} pixels, not {sizes} a side")
         return height
-    raise SegrayError(f"none of the first tiles of {tiles.uri} can be read; {reasons[0]}")
+    reason = reasons[0] if reasons else "they are empty"
+    raise SegrayError(f"none of the first tiles of {tiles.uri} can be read; {reason}")
 
 
 @contextmanager

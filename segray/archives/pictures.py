@@ -16,6 +16,7 @@ from segray.archives.ranges import read_range
 from segray.archives.raster import Header, Raster
 from segray.errors import ImageError
 from segray.grid import Window
+from segray.masks import PNG_SIGNATURE
 from segray.storage import FINAL_ERRORS, describe, read_bytes
 
 Source, Result = TypeVar("Source"), TypeVar("Result")
@@ -104,6 +105,13 @@ def _bytes(uri: str, ask: Callable[[], bytes]) -> bytes:
 
 
 def _open(file: IO[bytes]) -> Image.Image:
+    head = file.read(26)
+    file.seek(0)
+    # Bytes 24 and 25 of a PNG are its bit depth and colour type, 0 = grey (PNG specification, section 11.2.1).
+    if head.startswith(PNG_SIGNATURE) and head[24:25] == b"\x10" and head[25:] != b"\0":
+        raise ValueError(
+            "it holds 16-bit colours or grey with alpha, of which Pillow gives 8 bits; store it as GeoTIFF"
+        )
     with warnings.catch_warnings():  # Pillow warns at half of the size that it refuses; the refusal is what counts
         warnings.simplefilter("ignore", Image.DecompressionBombWarning)
         return Image.open(file, formats=FORMATS)

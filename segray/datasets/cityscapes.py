@@ -8,7 +8,7 @@ from typing import ClassVar
 
 import numpy as np
 
-from segray.datasets.labels import read_labels
+from segray.datasets.labels import check_palette, read_labels
 from segray.datasets.sample import Sample
 from segray.errors import LabelError, SegrayError
 from segray.listing import list_files
@@ -77,7 +77,9 @@ class CityscapesDataset:
 
     def read_mask(self, sample: Sample) -> np.ndarray:
         """The (H, W) uint8 train ids with 255 = ignore; LabelError on an id that Cityscapes does not have."""
-        ids = read_labels(sample.mask, window=sample.window, size=sample.size).values
+        labels = read_labels(sample.mask, window=sample.window, size=sample.size)
+        check_palette(labels, _colors(), ignore_index=PLATE, source=sample.mask)
+        ids = labels.values
         if ids.ndim != 2:
             raise LabelError(f"{sample.mask} holds colours; the labels of Cityscapes are the ids of *_labelIds.png")
         ids = ids.astype(np.int32)  # so that the bounds below fit the type
@@ -98,6 +100,14 @@ def _train_ids() -> np.ndarray:
     for label in Cityscapes.classes:
         table[label.id] = label.train_id if 0 <= label.train_id < IGNORE else IGNORE
     return table
+
+
+@cache
+def _colors() -> dict[int, tuple[tuple[int, int, int]]]:
+    """Label id, as 8-bit files hold it -> its colour."""
+    from torchvision.datasets import Cityscapes  # lazily: it imports torch
+
+    return {label.id % 256: (label.color,) for label in Cityscapes.classes}
 
 
 def _classes() -> Classes:

@@ -5,13 +5,14 @@ from __future__ import annotations
 import io
 import posixpath
 import warnings
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, replace
 
 import numpy as np
 import rasterio
 from PIL import Image
 from rasterio._err import CPLE_BaseError  # some damage is raised as it is, not as one of rasterio.errors
-from rasterio.enums import ColorInterp
+from rasterio.enums import ColorInterp, MaskFlags
 from rasterio.errors import NotGeoreferencedWarning, RasterioError
 from rasterio.windows import Window as RasterioWindow
 
@@ -20,25 +21,30 @@ from segray.archives.pictures import BROKEN
 from segray.errors import ImageError, LabelError
 from segray.grid import Window
 from segray.masks import IGNORE, Classes, colors_to_mask, ids_to_mask
-from segray.storage import FINAL_ERRORS, describe, read_bytes
+from segray.storage import FINAL_ERRORS, describe, exists, is_local, read_bytes
 
 PICTURES, RASTERS = {".png", ".bmp"}, {".tif", ".tiff"}
 ENDINGS = PICTURES | RASTERS
 LOSSY_ENDINGS = {".jpg", ".jpeg", ".webp", ".jp2"}
 MAX_PIXELS = 2**30  # a label file is decoded whole
 PACKED_GREY = {2: 85, 4: 17}  # Pillow stretches 2 and 4 bit grey to 0..255: id 1 of 4 arrives as 85
+BLACK = (0, 0, 0)
+Color = tuple[int, int, int]
+Legend = Mapping[int, Collection[Color]]  # id in a file -> its colours
 
 
 @dataclass(frozen=True, kw_only=True)
 class Labels:
-    """values: (H, W) integer ids or (H, W, 3) uint8 colours. labelled: (H, W) bool, False where transparent / no data.
+    """values: (H, W) integer ids or (H, W, 3) uint8 colours. labelled: (H, W) bool, False where transparent or masked.
 
-    nodata: the id that the file itself declares to mean "no data", or None.
+    nodata: the id that the file itself declares to mean "no data", or None. palette: the colours that the file shows
+    for ids, from 0 on; empty where it has none.
     """
 
     values: np.ndarray
     labelled: np.ndarray
     nodata: float | None = None
+    palette: tuple[Color, ...] = ()
 
 
 def is_label(uri: str) -> bool:
@@ -58,7 +64,7 @@ def read_labels(uri: str, *, window: Window | None = None, size: tuple[int, int]
         raise LabelError(f"{uri} is no label file; masks are PNG, BMP or TIFF")
     try:
         picture = posixpath.splitext(uri)[1].lower() in PICTURES
-        if window is not None and not picture:
+        if not picture and (window is not None or _has_sidecar(uri)):
             with borrow(uri, driver="GTiff") as raster:
                 return raster.run(lambda: _raster(uri, raster.source, window, size))
         data = read_bytes(uri)  # small files come with one request
@@ -93,12 +99,31 @@ def decode(labels: Labels, classes: Classes, *, source: str) -> np.ndarray:
                 f"'{classes.names[int(labels.nodata)]}'; unset the value or use another id"
             )
         labelled = labelled & (labels.values != labels.nodata)
+    legend = {number: (color,) for number, color in enumerate(classes.colors)}
+    legend[classes.ignore_index] = classes.ignore_colors
+    check_palette(replace(labels, labelled=labelled), legend, ignore_index=classes.ignore_index, source=source)
     convert = ids_to_mask if labels.values.ndim == 2 else colors_to_mask
     if labelled.all():  # the copies below take as long as the rest
         return convert(labels.values, classes, source=source)
     mask = np.full(labelled.shape, IGNORE, np.uint8)
     mask[labelled] = convert(labels.values[labelled], classes, source=source)
     return mask
+
+
+def check_palette(labels: Labels, legend: Legend, *, ignore_index: int, source: str) -> None:
+    """LabelError, naming `source`, where the colour of a palette means another id than its index.
+
+    Programs that make PNGs smaller, or save RGB as indexed, put palettes in an order of their own.
+    """
+    if not labels.palette:
+        return
+    shown = {index: labels.palette[index] for index in _used(labels) if index < len(labels.palette)}
+    for index, meant in _meant(labels.palette, shown, legend).items():
+        if index not in meant and (index, shown[index]) != (ignore_index, BLACK):  # which palettes leave unnamed
+            raise LabelError(
+                f"{source} has a palette that contradicts its ids: {index} is shown as {shown[index]}, which means "
+                f"{meant[0]}; save it as 8-bit grey whose values are the ids, or as RGB in the legend's colours"
+            )
 
 
 def size_error(mask: str, *, have: tuple[int, ...], want: tuple[int, ...], image: str = "") -> str:
@@ -126,18 +151,26 @@ def _picture(uri: str, data: bytes) -> Labels:
         values = values // PACKED_GREY[depth]
     if mode == "1":
         values = values.astype(np.uint8)
-    return _split_alpha(uri, values) if mode in ("RGBA", "LA", "PA") else _labels(values)
+    labels = _split_alpha(uri, values) if mode in ("RGBA", "LA", "PA") else _labels(values)
+    flat = picture.getpalette() if mode == "P" else []
+    return replace(labels, palette=tuple(zip(flat[::3], flat[1::3], flat[2::3])))
+
+
+def _has_sidecar(uri: str) -> bool:
+    """Whether a mask lies beside a raster, which GDAL finds by its path alone."""
+    return is_local(uri) and exists(f"{uri}.msk")
 
 
 def _whole_raster(uri: str, data: bytes, size: tuple[int, int] | None) -> Labels:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", NotGeoreferencedWarning)
         with rasterio.MemoryFile(data) as file, file.open(driver="GTiff") as source:
-            return _raster(uri, source, Window(0, 0, source.height, source.width), size)
+            return _raster(uri, source, None, size)
 
 
-def _raster(uri: str, source: rasterio.DatasetReader, window: Window, size: tuple[int, int] | None) -> Labels:
+def _raster(uri: str, source: rasterio.DatasetReader, window: Window | None, size: tuple[int, int] | None) -> Labels:
     _check_size(uri, source.shape, size)
+    window = window or Window(0, 0, source.height, source.width)
     if window.pixels > MAX_PIXELS:
         raise LabelError(f"{uri} would be read in a piece of more than {MAX_PIXELS} pixels; make its pixels larger")
     if "jpeg" in str(source.profile.get("compress", "")).lower():
@@ -154,12 +187,39 @@ def _raster(uri: str, source: rasterio.DatasetReader, window: Window, size: tupl
     if values.ndim == 3 and values.dtype != np.uint8:
         raise LabelError(f"{uri} holds colours of {values.dtype}; colours of the legend are 8-bit")
     labels = _split_alpha(uri, values) if alpha else _labels(values)
-    return Labels(values=labels.values, labelled=labels.labelled, nodata=nodata if values.ndim == 2 else None)
+    if not alpha and any(MaskFlags.per_dataset in flags for flags in source.mask_flag_enums):
+        labels = replace(labels, labelled=source.dataset_mask(window=part) != 0)
+    palette = source.colormap(1) if source.colorinterp[0] == ColorInterp.palette and values.dtype == np.uint8 else {}
+    colors = tuple(palette[index][:3] for index in sorted(palette))
+    return replace(labels, nodata=nodata if labels.values.ndim == 2 else None, palette=colors)
 
 
 def _check_size(uri: str, have: tuple[int, ...], want: tuple[int, int] | None) -> None:
     if want is not None and have[:2] != want:
         raise LabelError(size_error(uri, have=have[:2], want=want))
+
+
+def _used(labels: Labels) -> list[int]:
+    """The 8-bit ids that occur where there are labels, ascending."""
+    used = np.zeros(256, bool)
+    for ids, labelled in zip(labels.values, labels.labelled):  # by rows: numpy takes 8 bytes for each index
+        used[ids[labelled]] = True
+    return np.flatnonzero(used).tolist()
+
+
+def _meant(palette: tuple[Color, ...], shown: dict[int, Color], legend: Legend) -> dict[int, list[int]]:
+    """Index -> the ids that the colour shown for it means; empty where the palette's colours are not meant as ids.
+
+    They are where all of them are the legend's, or all are grey and those shown are ids, not merely black and white.
+    """
+    length = max((index + 1 for index, color in enumerate(palette) if color != BLACK), default=0)  # black fills it up
+    colors = {color: [k for k in legend if color in legend[k]] for color in (*palette[:length], *shown.values())}
+    if all(colors[color] for color in palette[:length]):
+        return {index: colors[color] for index, color in shown.items() if colors[color]}
+    greys = {color[0] for color in shown.values()}
+    if all(len(set(color)) == 1 for color in palette) and greys <= legend.keys() and not greys <= {0, 255}:
+        return {index: [color[0]] for index, color in shown.items()}
+    return {}
 
 
 def _part(labels: Labels, window: Window) -> Labels:
