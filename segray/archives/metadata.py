@@ -1,0 +1,68 @@
+"""What an open raster says of itself: its bands, alpha and palette, where it lies and how fine it is."""
+
+from __future__ import annotations
+
+import math
+
+import rasterio
+from rasterio.enums import ColorInterp
+
+from segray.archives.raster import Affine6
+from segray.errors import ImageError
+
+WEB_MERCATOR, EARTH_RADIUS_M, METRES_A_DEGREE = 3857, 6_378_137.0, 111_319.49
+MAX_BLOCK_PIXELS = 2**28  # a block is decoded whole: a larger one is a decompression bomb, or is not worth its memory
+
+
+def check(uri: str, source: rasterio.DatasetReader) -> None:
+    """ImageError when a raster is no imagery, or cannot be read in pieces."""
+    if source.dtypes[0].startswith("complex"):
+        raise ImageError(f"{uri} holds complex numbers, which are no imagery; give its amplitude instead")
+    for height, width in source.block_shapes:
+        if height * width > MAX_BLOCK_PIXELS:
+            raise ImageError(f"{uri} is stored in blocks of {height} x {width} pixels; rewrite it as tiled GeoTIFF")
+
+
+def data_bands(source: rasterio.DatasetReader) -> list[int]:
+    """1-based numbers of the bands that hold imagery: all but alpha."""
+    return [index for index, kind in zip(source.indexes, source.colorinterp) if kind != ColorInterp.alpha]
+
+
+def band_names(source: rasterio.DatasetReader) -> tuple[str, ...]:
+    """The descriptions of the data bands, "" where they have none."""
+    return tuple(source.descriptions[index - 1] or "" for index in data_bands(source))
+
+
+def alpha_bands(source: rasterio.DatasetReader) -> list[int]:
+    """1-based numbers of the bands that say what is transparent."""
+    return [index for index, kind in zip(source.indexes, source.colorinterp) if kind == ColorInterp.alpha]
+
+
+def palette(source: rasterio.DatasetReader) -> dict[int, tuple[int, int, int, int]] | None:
+    """The colours, with alpha, of the indices that a raster of bytes holds; None when it holds none."""
+    if source.count == 1 and source.colorinterp[0] == ColorInterp.palette and source.dtypes[0] == "uint8":
+        return source.colormap(1)
+    return None
+
+
+def georeference(source: rasterio.DatasetReader) -> tuple[str | None, Affine6 | None]:
+    """(CRS, affine of the raster) as authority code or WKT and (a, b, c, d, e, f)."""
+    if source.transform.is_identity and source.crs is None:
+        return None, None
+    return source.crs.to_string() if source.crs else None, tuple(source.transform)[:6]
+
+
+def metres(source: rasterio.DatasetReader) -> float | None:
+    """Metres a pixel at the raster's centre: the root of a pixel's area; None without georeference.
+
+    In degrees, and in Web Mercator, which stretches by 1 / cos(latitude), on a sphere.
+    """
+    crs, side = source.crs, abs(source.transform.determinant) ** 0.5
+    if crs is None or not side:
+        return None
+    *_, d, e, f = tuple(source.transform)[:6]
+    y = d * source.width / 2 + e * source.height / 2 + f
+    if crs.is_geographic:
+        return side * METRES_A_DEGREE * math.cos(math.radians(min(abs(y), 89.0))) ** 0.5
+    side *= crs.linear_units_factor[1] if crs.is_projected else 1.0
+    return side / math.cosh(y / EARTH_RADIUS_M) if crs.to_epsg() == WEB_MERCATOR else side
