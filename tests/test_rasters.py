@@ -186,6 +186,23 @@ def test_complex_numbers_and_huge_blocks_are_refused(tmp_path):
         read(str(tmp_path / "b.tif"), Window(0, 0, 1, 1))
 
 
+def test_bands_in_pages_are_refused_and_overviews_and_masks_are_no_pages(tmp_path, store):
+    pages = [Image.fromarray(band) for band in RGB.transpose(2, 0, 1)]
+    pages[0].save(tmp_path / "pages.tif", save_all=True, append_images=pages[1:])
+    data, sentence = (tmp_path / "pages.tif").read_bytes(), r"pages\.tif holds 3 pages.* write its bands into one page"
+    uri = join(store, "pages.tif")
+    publish(uri, data)
+    calls = (read_header, read_image, lambda name: rasters.read_bytes(name, data, None))
+    for call in calls:
+        with pytest.raises(ImageError, match=sentence):
+            call(uri)
+
+    single = tiff(tmp_path, RGB, mask=ALPHA)
+    with rasterio.Env(GDAL_TIFF_INTERNAL_MASK=True), rasterio.open(single, "r+") as target:
+        target.build_overviews([2, 4])
+    assert (read_image(single).pixels == RGB.transpose(2, 0, 1)).all()
+
+
 def test_truncated_rasters_are_refused_with_the_same_reason_in_every_run(tmp_path, store, monkeypatch):
     monkeypatch.setattr("segray.storage.time.sleep", lambda seconds: None)
     data = Path(tiff(tmp_path, RGB)).read_bytes()

@@ -15,7 +15,14 @@ MAX_BLOCK_PIXELS = 2**28  # a block is decoded whole: a larger one is a decompre
 
 
 def check(uri: str, source: rasterio.DatasetReader) -> None:
-    """ImageError when a raster is no imagery, or cannot be read in pieces."""
+    """ImageError when a raster is no imagery, or cannot be read whole or in pieces.
+
+    GDAL lists pages as subdatasets where there are several; overviews and masks are none.
+    """
+    if pages := len(source.subdatasets):
+        raise ImageError(
+            f"{uri} holds {pages} pages, of which only the first would be read; write its bands into one page"
+        )
     if source.dtypes[0].startswith("complex"):
         raise ImageError(f"{uri} holds complex numbers, which are no imagery; give its amplitude instead")
     for height, width in source.block_shapes:
