@@ -300,6 +300,36 @@ def test_bands_can_be_named(tmp_path):
         read_for(tiff(tmp_path, RGB), spec, explicit_bands=True)
 
 
+def test_infrared_that_is_marked_as_alpha_is_data_where_it_is_chosen(tmp_path):
+    infrared = np.where(COLUMN < 9, 0, GREY).astype(np.uint8)
+    place = {"crs": "EPSG:32633", "transform": Affine(0.5, 0, 500000, 0, -0.5, 5800000)}
+    uri = tiff(tmp_path, np.dstack([RGB, infrared]), **place)
+    four = InputSpec(bands=(0, 1, 2, 3), scale=1 / 255, mean=(0.5,) * 4, std=(0.2,) * 4)
+    assert (read_header(uri).bands, read_header(uri).alpha) == (3, 1)
+    for order in ((0, 1, 2, 3), (3, 1, 0, 3)):
+        raster = read_for(uri, replace(four, bands=order), explicit_bands=True)
+        assert (raster.pixels == np.dstack([RGB, infrared]).transpose(2, 0, 1)[list(order)]).all()
+        assert raster.valid.all()
+    assert read_for(uri, four.with_overrides(resolution=1.0), explicit_bands=True).pixels.shape == (4, 35, 45)
+    for explicit in (False, True):  # a model of three bands takes it for alpha
+        raster = read_for(uri, BYTES, explicit_bands=explicit)
+        assert (raster.valid == (COLUMN >= 9)).all() and len(raster.pixels) == 3
+    with pytest.raises(MismatchError, match=r"3 band\(s\) and band 3, marked as alpha, .* --bands 0,1,2,3$"):
+        read_for(uri, four)
+    with pytest.raises(MismatchError, match=r"3 band\(s\) and band 3, marked as alpha, .* --bands 0,1,2$"):
+        read_for(uri, BYTES.with_overrides(bands=(0, 1, 4)), explicit_bands=True)
+
+    with rasterio.open(uri, "r+") as target:
+        target.descriptions = ("red", "green", "blue", "nir")
+        target.build_overviews([2])
+    named = replace(four, band_names=("nir", "red", "green", "blue"))
+    found = read_for(uri, named.with_overrides(resolution=1.0), explicit_bands=True)
+    assert (
+        found.pixels == read_for(uri, replace(four, bands=(3, 0, 1, 2), resolution=1.0), explicit_bands=True).pixels
+    ).all()
+    assert (read_for(uri, named, explicit_bands=True).pixels[0] == infrared).all()
+
+
 def test_bands_that_are_not_read_decide_nothing(tmp_path):
     index = np.full((70, 90), np.nan)
     index[:5] = 0.5

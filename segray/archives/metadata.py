@@ -35,14 +35,18 @@ def data_bands(source: rasterio.DatasetReader) -> list[int]:
     return [index for index, kind in zip(source.indexes, source.colorinterp) if kind != ColorInterp.alpha]
 
 
-def band_names(source: rasterio.DatasetReader) -> tuple[str, ...]:
-    """The descriptions of the data bands, "" where they have none."""
-    return tuple(source.descriptions[index - 1] or "" for index in data_bands(source))
-
-
 def alpha_bands(source: rasterio.DatasetReader) -> list[int]:
-    """1-based numbers of the bands that say what is transparent."""
+    """1-based numbers of the bands that are marked as alpha: they say what is transparent."""
     return [index for index, kind in zip(source.indexes, source.colorinterp) if kind == ColorInterp.alpha]
+
+
+def numbered_bands(source: rasterio.DatasetReader) -> list[int]:
+    """1-based numbers of the bands that a user can choose: data bands, then those marked as alpha that follow them.
+
+    GDAL marks the last of four bands of bytes so, though it may be infrared.
+    """
+    data = data_bands(source)
+    return data + [index for index in alpha_bands(source) if index > max(data, default=0)]
 
 
 def palette(source: rasterio.DatasetReader) -> dict[int, tuple[int, int, int, int]] | None:

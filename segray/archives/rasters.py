@@ -16,7 +16,7 @@ from rasterio.errors import RasterioError
 from rasterio.io import MemoryFile
 from rasterio.windows import Window as RasterioWindow
 
-from segray.archives.metadata import alpha_bands, band_names, check, data_bands, georeference, metres, palette
+from segray.archives.metadata import alpha_bands, check, data_bands, georeference, metres, numbered_bands, palette
 from segray.archives.opened import STRIPE_BYTES, OpenRaster, Span, borrow
 from segray.archives.raster import Choose, Header, Raster, take_bands
 from segray.errors import ImageError
@@ -54,7 +54,7 @@ def read(
     resolution: float | None = None,
     choose: Choose = None,
 ) -> Raster:
-    """A window of a raster (None: all of it) with the data bands that `choose` says; ImageError when it cannot be read.
+    """A window of a raster (None: all of it) with the bands that `choose` says; ImageError when it cannot be read.
 
     Bands that are not chosen are neither decoded nor asked what is valid. Validity joins the nodata value, an alpha
     band, a mask band and NaN. A palette is expanded to RGB. The raster stays open for the next window; a file that
@@ -137,16 +137,20 @@ def _reason(error: Exception) -> str:
 
 def _header(uri: str, source: rasterio.DatasetReader) -> Header:
     check(uri, source)
-    bands = 3 if palette(source) else len(data_bands(source))
+    numbered, data = numbered_bands(source), data_bands(source)
+    bands = {"bands": len(data), "alpha": len(numbered) - len(data)}
+    if palette(source):
+        bands = {"bands": 3}
+    names = tuple(source.descriptions[index - 1] or "" for index in numbered)
     crs, transform = georeference(source)
     size = {"height": source.height, "width": source.width}
-    place = {"crs": crs, "transform": transform, "resolution": metres(source), "names": band_names(source)}
-    return Header(**size, bands=bands, dtype=source.dtypes[0], **place)
+    place = {"crs": crs, "transform": transform, "resolution": metres(source)}
+    return Header(**size, **bands, dtype=source.dtypes[0], names=names, **place)
 
 
 def _chosen(header: Header, choose: Choose) -> tuple[int, ...]:
-    """0-based numbers of the data bands to read, in their order."""
-    return choose(header.bands, np.dtype(header.dtype), header.names) if choose else tuple(range(header.bands))
+    """0-based numbers of the bands to read, in their order."""
+    return choose(header) if choose else tuple(range(header.bands))
 
 
 def _read(source: rasterio.DatasetReader, window: Window | None, chosen: tuple[int, ...]) -> Raster:
@@ -158,8 +162,8 @@ def _read(source: rasterio.DatasetReader, window: Window | None, chosen: tuple[i
         table[list(colors)] = [color[:3] for color in colors.values()]
         pixels = take_bands(np.ascontiguousarray(table[pixels[0]].transpose(2, 0, 1)), chosen)
     else:
-        data, decoded = data_bands(source), sorted(set(chosen))
-        pixels, valid = _pixels(source, part, [data[band] for band in decoded])
+        numbered, decoded = numbered_bands(source), sorted(set(chosen))
+        pixels, valid = _pixels(source, part, [numbered[band] for band in decoded])
         pixels = take_bands(pixels, [decoded.index(band) for band in chosen])
     crs, transform = georeference(source)
     size = {"height": source.height, "width": source.width}
@@ -199,14 +203,15 @@ def _overview(source: rasterio.DatasetReader, scaling: Scaling) -> int | None:
 def _pixels(source: rasterio.DatasetReader, part: RasterioWindow, bands: list[int]) -> tuple[np.ndarray, np.ndarray]:
     """(C, h, w) pixels of those bands, before any palette, and (h, w) validity.
 
-    Every block is decoded once: GDAL's own masks of alpha and nodata would decode them again.
+    A band that is asked for is data, even if it is marked as alpha. Every block is decoded once: GDAL's own masks of
+    alpha and nodata would decode them again.
     """
-    alpha = alpha_bands(source)
+    alpha = [band for band in alpha_bands(source) if band not in bands]
     shape = (part.height, part.width)
     if alpha:
         pixels = _blocks(source, [*bands, alpha[-1]], part)
         valid, pixels = pixels[-1] != 0, pixels[:-1]
-    elif any(MaskFlags.per_dataset in flags for flags in source.mask_flag_enums):
+    elif any(MaskFlags.per_dataset in flags and MaskFlags.alpha not in flags for flags in source.mask_flag_enums):
         valid = source.dataset_mask(window=part) != 0
         if not valid.any():
             return np.zeros((len(bands), *shape), source.dtypes[0]), valid
