@@ -82,11 +82,23 @@ def test_windows_equal_the_whole(tmp_path, store, profile):
 FLOATS = np.where(COLUMN < 9, np.nan, GREY).astype(np.float32)
 HOLES = np.where(COLUMN[..., None] < 9, 0, RGB).astype(np.uint8)
 ONE_HOLE = np.where((COLUMN < 9)[..., None] & (np.arange(3) == 1), 0, RGB).astype(np.uint8)
+
+
+def one_hole(dtype: str, hole: float) -> np.ndarray:
+    """(70, 90, 3) pixels, of which the band in the middle has a hole."""
+    return np.where((COLUMN < 9)[..., None] & (np.arange(3) == 1), hole, RGB.astype(dtype))
+
+
 LEAST = float(np.finfo(np.float32).min)
 CASES = {  # name -> (pixels, options, the first column that has data)
     "all": (RGB, {}, 0),
     "nodata": (HOLES, {"nodata": 0}, 9),
     "nodata in one band of three": (ONE_HOLE, {"nodata": 0}, 0),
+    "nodata of 16 bit in one band": (one_hole("int16", -32768), {"nodata": -32768}, 9),
+    "nodata of unsigned 16 bit in one band": (one_hole("uint16", 65535), {"nodata": 65535}, 9),
+    "nodata of 16 bit in one band that may be black": (one_hole("uint16", 0), {"nodata": 0}, 0),
+    "nodata of floats in one band": (one_hole("float32", -9999), {"nodata": -9999}, 9),
+    "huge nodata of floats in one band": (one_hole("float32", 1e20), {"nodata": 1e20}, 9),
     "nodata of 16 bit": (np.where(COLUMN < 9, 65535, 5).astype(np.uint16), {"nodata": 65535}, 9),
     "nodata of floats": (np.where(COLUMN < 9, -9999, 0.5).astype(np.float32), {"nodata": -9999}, 9),
     "nodata is the least float": (np.where(COLUMN < 9, LEAST, 0.5).astype(np.float32), {"nodata": LEAST}, 9),

@@ -237,12 +237,18 @@ def _blocks(source: rasterio.DatasetReader, bands: list[int], part: RasterioWind
 
 
 def _drop_nodata(valid: np.ndarray, pixels: np.ndarray, nodata: list[float | None]) -> None:
-    """Set `valid` False where every band has its nodata value, or one is no finite number."""
-    if all(value is not None for value in nodata):
+    """Set `valid` False where every band has its nodata value, or one has what is none of 0..255, or no finite number.
+
+    0 or 255 in one band may be a colour; -9999 or 65535 there is none.
+    """
+    if all(value is not None and 0 <= value <= 255 for value in nodata):
         seen = pixels[0] != nodata[0]
         for band, value in zip(pixels[1:], nodata[1:]):
             seen |= band != value
         valid &= seen
+    for band, value in zip(pixels, nodata):
+        if value is not None and not 0 <= value <= 255:
+            valid &= band != value
     if pixels.dtype.kind == "f":
         for band in pixels:
             valid &= np.isfinite(band)
