@@ -173,6 +173,15 @@ def test_absent_georeference_is_none(tmp_path):
     assert (placed.crs, placed.transform) == (None, tuple(TRANSFORMS["rotated"])[:6])
 
 
+def test_a_crs_without_a_transform_is_no_place(tmp_path):
+    """GDAL gives it the identity, by which its first pixel would lie at the CRS's origin."""
+    uri = tiff(tmp_path, GREY, crs="EPSG:32633")
+    for found in (read_header(uri), read_image(uri)):
+        assert (found.crs, found.transform) == ("EPSG:32633", None)
+    assert read_header(uri).resolution is None
+    assert read_image(uri, resolution=2.0).pixels.shape == (1, 70, 90)
+
+
 VRT = """<VRTDataset rasterXSize="90" rasterYSize="70"><VRTRasterBand dataType="Byte" band="1"><SimpleSource>
 <SourceFilename relativeToVRT="0">{}</SourceFilename><SourceBand>1</SourceBand></SimpleSource></VRTRasterBand>
 </VRTDataset>"""

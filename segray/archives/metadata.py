@@ -57,10 +57,12 @@ def palette(source: rasterio.DatasetReader) -> dict[int, tuple[int, int, int, in
 
 
 def georeference(source: rasterio.DatasetReader) -> tuple[str | None, Affine6 | None]:
-    """(CRS, affine of the raster) as authority code or WKT and (a, b, c, d, e, f)."""
-    if source.transform.is_identity and source.crs is None:
-        return None, None
-    return source.crs.to_string() if source.crs else None, tuple(source.transform)[:6]
+    """(CRS, affine of the raster) as authority code or WKT and (a, b, c, d, e, f).
+
+    rasterio gives the identity where the file has no affine; a CRS alone places nothing, but is kept.
+    """
+    crs = source.crs.to_string() if source.crs else None
+    return crs, None if source.transform.is_identity else tuple(source.transform)[:6]
 
 
 def metres(source: rasterio.DatasetReader) -> float | None:
@@ -69,7 +71,7 @@ def metres(source: rasterio.DatasetReader) -> float | None:
     In degrees, and in Web Mercator, which stretches by 1 / cos(latitude), on a sphere.
     """
     crs, side = source.crs, abs(source.transform.determinant) ** 0.5
-    if crs is None or not side:
+    if crs is None or source.transform.is_identity or not side:
         return None
     *_, d, e, f = tuple(source.transform)[:6]
     y = d * source.width / 2 + e * source.height / 2 + f
