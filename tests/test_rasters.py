@@ -18,6 +18,7 @@ from rasterio.transform import Affine
 from segray.archives import open_archive, rasters
 from segray.archives.images import read_for, read_header, read_image
 from segray.archives.rasters import read
+from segray.archives.reduced import read_reduced
 from segray.errors import ImageError, MismatchError
 from segray.grid import Window
 from segray.inputs import InputSpec
@@ -135,6 +136,18 @@ def test_a_palette_becomes_colours(tmp_path):
     assert (raster.pixels.transpose(1, 2, 0) == np.array([colours[i][:3] for i in range(4)], np.uint8)[ids]).all()
     assert (raster.valid == (ids != 2)).all()
     assert read_header(uri).bands == 3
+
+
+def test_a_palette_may_have_alpha_behind_it(tmp_path):
+    ids = (GREY % 3).astype(np.uint8)
+    colours = {0: (9, 8, 7, 255), 1: (255, 0, 0, 255), 2: (0, 255, 1, 255)}
+    uri = tiff(tmp_path, np.dstack([ids, ALPHA]), palette=colours, photometric="palette", alpha="yes")
+    raster, header = read_image(uri), read_header(uri)
+    assert (raster.pixels.transpose(1, 2, 0) == np.array([colours[i][:3] for i in range(3)], np.uint8)[ids]).all()
+    assert (raster.valid == (COLUMN >= 7)).all()
+    assert (header.bands, header.alpha) == (3, 0)
+    pixels, valid = read_reduced(uri, longest=100)
+    assert (pixels == raster.pixels).all() and (valid == raster.valid).all()
 
 
 @pytest.mark.parametrize(("nodata", "pixel", "valid"), [(None, 0, True), (200, 200, False)])

@@ -50,10 +50,10 @@ def numbered_bands(source: rasterio.DatasetReader) -> list[int]:
 
 
 def palette(source: rasterio.DatasetReader) -> dict[int, tuple[int, int, int, int]] | None:
-    """The colours, with alpha, of the indices that a raster of bytes holds; None when it holds none."""
-    if source.count == 1 and source.colorinterp[0] == ColorInterp.palette and source.dtypes[0] == "uint8":
-        return source.colormap(1)
-    return None
+    """The colours, with alpha, of the indices that are the only data band of a raster of bytes; None for all others."""
+    data = data_bands(source)
+    kinds = [(source.colorinterp[index - 1], source.dtypes[index - 1]) for index in data]
+    return source.colormap(data[0]) if kinds == [(ColorInterp.palette, "uint8")] else None
 
 
 def georeference(source: rasterio.DatasetReader) -> tuple[str | None, Affine6 | None]:

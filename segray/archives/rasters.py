@@ -157,7 +157,7 @@ def _read(source: rasterio.DatasetReader, window: Window | None, chosen: tuple[i
     window = window or Window(0, 0, source.height, source.width)
     part = RasterioWindow(window.col_off, window.row_off, window.width, window.height)
     if colors := palette(source):
-        pixels, valid = _pixels(source, part, [1])
+        pixels, valid = _pixels(source, part, data_bands(source))
         table = np.zeros((256, 3), np.uint8)
         table[list(colors)] = [color[:3] for color in colors.values()]
         pixels = take_bands(np.ascontiguousarray(table[pixels[0]].transpose(2, 0, 1)), chosen)
