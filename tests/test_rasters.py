@@ -421,6 +421,9 @@ def test_ground_control_points_are_no_affine(tmp_path):
     assert read_header(uri).resolution is None
 
 
+ON_AN_ELLIPSOID = ("EPSG:3395", "EPSG:3994", "+proj=merc +y_0=-9e6 +units=us-ft")
+
+
 @pytest.mark.parametrize(
     ("crs", "transform", "metres"),
     [
@@ -428,7 +431,13 @@ def test_ground_control_points_are_no_affine(tmp_path):
         ("EPSG:2263", Affine(2.0, 0, 980000, 0, -2.0, 200000), 2 * 1200 / 3937),  # US survey feet
         ("EPSG:4326", Affine(1e-4, 0, 13, 0, -1e-4, 60.0035), 11.132 * 0.5**0.5),
         ("EPSG:3857", Affine(10, 0, 0, 0, -10, 8399737.9 + 350), 5.0),  # 60 degrees north
+        ("EPSG:3857", Affine(10, 0, 0, 0, -10, 1e12), 0.1745),  # beyond every map: as at 89 degrees
+        ("EPSG:900913", Affine(10, 0, 0, 0, -10, 8399737.9 + 350), 5.0),
+        ("EPSG:3395", Affine(10, 0, 0, 0, -10, 8362698.5 + 350), 5.0),
+        ("EPSG:3994", Affine(10, 0, 0, 0, -10, -3767132.0 + 350), 10.0),  # 41 degrees south, where it is true to scale
+        ("+proj=merc +y_0=-9e6 +units=us-ft", Affine(10, 0, 0, 0, -10, -2090879.8 + 350), 5 * 1200 / 3937),
     ],
 )
 def test_metres_a_pixel(tmp_path, crs, transform, metres):
-    assert read_header(tiff(tmp_path, GREY, crs=crs, transform=transform)).resolution == pytest.approx(metres, rel=1e-3)
+    found = read_header(tiff(tmp_path, GREY, crs=crs, transform=transform)).resolution
+    assert found == pytest.approx(metres, rel=6e-3 if crs in ON_AN_ELLIPSOID else 1e-3)  # measured on a sphere

@@ -10,7 +10,9 @@ from rasterio.enums import ColorInterp
 from segray.archives.raster import Affine6
 from segray.errors import ImageError
 
-WEB_MERCATOR, EARTH_RADIUS_M, METRES_A_DEGREE = 3857, 6_378_137.0, 111_319.49
+EARTH_RADIUS_M, METRES_A_DEGREE = 6_378_137.0, 111_319.49
+MERCATORS = ("merc", "webmerc")  # in PROJ's words
+Y_OF_89_DEGREES = math.asinh(math.tan(math.radians(89)))  # of the Mercator map of a sphere of radius 1
 MAX_BLOCK_PIXELS = 2**28  # a block is decoded whole: a larger one is a decompression bomb, or is not worth its memory
 
 
@@ -68,7 +70,7 @@ def georeference(source: rasterio.DatasetReader) -> tuple[str | None, Affine6 | 
 def metres(source: rasterio.DatasetReader) -> float | None:
     """Metres a pixel at the raster's centre: the root of a pixel's area; None without georeference.
 
-    In degrees, and in Web Mercator, which stretches by 1 / cos(latitude), on a sphere.
+    In degrees, and in the Mercator projections, which stretch by 1 / cos(latitude), on a sphere.
     """
     crs, side = source.crs, abs(source.transform.determinant) ** 0.5
     if crs is None or source.transform.is_identity or not side:
@@ -77,5 +79,18 @@ def metres(source: rasterio.DatasetReader) -> float | None:
     y = d * source.width / 2 + e * source.height / 2 + f
     if crs.is_geographic:
         return side * METRES_A_DEGREE * math.cos(math.radians(min(abs(y), 89.0))) ** 0.5
-    side *= crs.linear_units_factor[1] if crs.is_projected else 1.0
-    return side / math.cosh(y / EARTH_RADIUS_M) if crs.to_epsg() == WEB_MERCATOR else side
+    if not crs.is_projected:
+        return side
+    unit, projection = crs.linear_units_factor[1], crs.to_dict()
+    side *= unit
+    return side / _stretch(projection, y * unit) if projection.get("proj") in MERCATORS else side
+
+
+def _stretch(mercator: dict, y_m: float) -> float:
+    """Metres on a Mercator map that a metre on the ground takes: scale x cosh(y), 1 at its `lat_ts`.
+
+    mercator: its parameters in PROJ's words, https://proj.org/operations/projections/merc.html.
+    """
+    scale = max(1e-3, mercator.get("k", 1.0) * math.cos(math.radians(mercator.get("lat_ts", 0.0))))  # more than nothing
+    y = abs(y_m - mercator.get("y_0", 0.0)) / (EARTH_RADIUS_M * scale)
+    return scale * math.cosh(min(y, Y_OF_89_DEGREES))
