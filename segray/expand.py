@@ -124,7 +124,7 @@ def _check(file: File, header: Header, cutting: Cutting) -> None:
     spec = cutting.spec.for_bands(header.names, file.uri)
     if header.bands == 1 and header.dtype == "uint8":  # 8-bit grey is judged when it is read
         return
-    seen = {"bands": header.bands, "dtype": np.dtype(header.dtype)}
+    seen = {"bands": header.bands, "alpha": header.alpha, "dtype": np.dtype(header.dtype)}
     check_pixels(spec, **seen, explicit_bands=cutting.explicit_bands, source=file.uri)
 
 

@@ -54,8 +54,9 @@ def outline(crs: str, transform: Affine6, window: Window) -> np.ndarray | None:
     """(n, 2) float64 longitude and latitude of a window's outline, the first again at the end, degrees.
 
     Its four corners. Longitudes go on beyond 180 where the window does, so that the way from one corner to the next is
-    that of its edge. Around a pole: points of its edges from -180 to 180, and back along the pole. None where the CRS
-    has no way to longitude and latitude (an engineering CRS, or a point outside its domain).
+    that of its edge; latitudes end at the poles, though grids of points reach over them. Around a pole: points of its
+    edges from -180 to 180, and back along the pole. None where the CRS has no way to longitude and latitude (an
+    engineering CRS, or a point outside its domain).
     """
     affine = window_transform(transform, window)
     points = _edges(crs, affine, window, STEPS)
@@ -104,6 +105,7 @@ def _edges(crs: str, affine: Affine6, window: Window, steps: int) -> np.ndarray 
         return None
     turns = np.cumsum(np.round(np.diff(points[:, 0], prepend=points[0, 0]) / 360))
     points[:, 0] -= 360 * turns
+    points[:, 1] = np.clip(points[:, 1], -90, 90)
     return points
 
 

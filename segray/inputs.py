@@ -56,7 +56,7 @@ class InputSpec:
         known = [name.lower() for name in names]
         for name in self.band_names:
             if known.count(name.lower()) != 1:
-                has = f"names its bands {', '.join(names)}" if any(names) else "names no band"
+                has = f"names its bands {', '.join(filter(None, names))}" if any(names) else "names no band"
                 raise MismatchError(f"{source} {has}, so --bands {name} cannot be found; give numbers, as in 0,1,2")
         return replace(self, bands=tuple(known.index(name.lower()) for name in self.band_names))
 
@@ -76,19 +76,25 @@ class InputSpec:
         return replace(self, **{name: value for name, value in changes.items() if value is not None})
 
 
-def check_pixels(spec: InputSpec, *, bands: int, dtype: np.dtype, explicit_bands: bool, source: str) -> None:
+def check_pixels(
+    spec: InputSpec, *, bands: int, dtype: np.dtype, explicit_bands: bool, source: str, alpha: int = 0
+) -> None:
     """MismatchError unless an image of that band count and type fits the spec; the sentence names the flag to give.
 
-    explicit_bands: the user chose bands with --bands, so an image may have more than the network takes.
+    explicit_bands: the user chose bands with --bands, so an image may have more than the network takes. alpha: bands
+    behind the others that are marked as alpha; they are bands like others only where the user chose them.
     """
-    if max(spec.bands) >= bands:
+    marked = f" and band {_listed(range(bands, bands + alpha))}, marked as alpha" if alpha else ""
+    if max(spec.bands) >= bands + alpha * explicit_bands:
+        inside = max(spec.bands) < bands + alpha
+        choice = spec.bands if inside else (min(i, bands - 1) for i in range(len(spec.bands)))
         raise MismatchError(
-            f"{source} has {bands} band(s), but the model reads bands {_listed(spec.bands)}; "
-            f"say which to use with --bands, as in --bands {_listed(min(i, bands - 1) for i in range(len(spec.bands)))}"
+            f"{source} has {bands} band(s){marked}, but the model reads bands {_listed(spec.bands)}; "
+            f"say which to use with --bands, as in --bands {_listed(choice)}"
         )
     if bands > max(spec.bands) + 1 and not explicit_bands:
         raise MismatchError(
-            f"{source} has {bands} bands, but the model was trained on {max(spec.bands) + 1}; "
+            f"{source} has {bands} bands{marked}, but the model was trained on {max(spec.bands) + 1}; "
             f"say which to use with --bands, as in --bands {_listed(spec.bands)}"
         )
     if not spec.takes(dtype):

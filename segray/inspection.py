@@ -232,10 +232,11 @@ def _bands(samples: Sequence[Sample], settings: TrainSettings, run: Run) -> tupl
     """The bands to train on (of the image with the most, so that grey among colour does not decide) and their type."""
     headers = list(chain.from_iterable(run(_headers, [samples])))
     count = max(header.bands for header in headers)
-    if settings.bands and max(settings.bands) >= count:
+    most = max(header.bands + header.alpha for header in headers)  # what is marked as alpha can be chosen too
+    if settings.bands and max(settings.bands) >= most:
         raise SegrayError(
-            f"{samples[0].image} has {count} band(s), so --bands {','.join(map(str, settings.bands))} cannot be read; "
-            f"bands are numbered 0 to {count - 1}"
+            f"{samples[0].image} has {most} band(s), so --bands {','.join(map(str, settings.bands))} cannot be read; "
+            f"bands are numbered 0 to {most - 1}"
         )
     return settings.bands or tuple(range(count)), np.dtype(headers[0].dtype)
 

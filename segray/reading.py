@@ -14,6 +14,7 @@ from typing import TypeVar
 import numpy as np
 
 from segray.archives.images import bands_for
+from segray.archives.raster import Header
 from segray.datasets import Dataset, Labelled, Sample, read
 from segray.errors import MismatchError
 from segray.inputs import InputSpec
@@ -27,13 +28,13 @@ def read_labelled(dataset: Dataset, sample: Sample, spec: InputSpec, *, explicit
     ImageError, LabelError or MismatchError when image, mask or their types are not as they should be.
     """
 
-    def choose(bands: int, dtype: np.dtype, names: tuple[str, ...]) -> tuple[int, ...]:
-        if not spec.takes(dtype):
+    def choose(header: Header) -> tuple[int, ...]:
+        if not spec.takes(np.dtype(header.dtype)):
             raise MismatchError(
-                f"{sample.image} holds {dtype} values, but others of the labelled images values of 0 to "
+                f"{sample.image} holds {header.dtype} values, but others of the labelled images values of 0 to "
                 f"{1 / spec.scale:g}; convert one or the other, since a network knows one unit"
             )
-        return bands_for(spec, bands, dtype, names, explicit_bands=explicit_bands, source=sample.image)
+        return bands_for(spec, header, explicit_bands=explicit_bands, source=sample.image)
 
     return read(dataset, sample, choose=choose)
 

@@ -179,6 +179,15 @@ def test_a_mask_without_georeference_must_have_the_size_of_its_image(tmp_path):
         mask_of(uri)
 
 
+def test_labels_on_another_grid_need_an_image_that_lies_somewhere(tmp_path):
+    bare = raster(np.ones((3, 40, 50), np.uint8), transform=None)
+    with pytest.raises(
+        LabelError, match=r"images/a.tif has no georeference, so .*a.tif, which has other pixels, cannot"
+    ):
+        mask_of(labelled(str(tmp_path / "a"), raster(PLAIN[:39]), "labels/a.tif", image=bare))
+    assert np.array_equal(mask_of(labelled(str(tmp_path / "b"), raster(PLAIN), "labels/a.tif", image=bare)), PLAIN)
+
+
 SHAPES = [box(0, 0, 40, 50), box(2, 3, 10, 20), box(5.5, 10.5, 10, 10), box(30.6, 0, 0.3, 50)]
 EXPECTED = np.zeros((40, 50), np.uint8)
 EXPECTED[2:12, 3:23] = 1

@@ -61,6 +61,16 @@ def test_a_scene_of_more_than_half_of_the_earth_holds_the_pole_at_its_centre():
     assert found.is_valid and found.bounds[1] == -90 and 0 < found.bounds[3] < 40
 
 
+@pytest.mark.parametrize("crs", ["EPSG:4326", "EPSG:4258"])
+@pytest.mark.parametrize("west", [-180.0, -180.5])
+def test_a_grid_that_reaches_half_a_pixel_over_the_poles_ends_at_them(crs, west):
+    points = (1.0, 0.0, west, 0.0, -1.0, 90.5)
+    whole = Window(0, 0, 181, 360)
+    assert shapely.from_wkb(footprint(crs, points, whole)).bounds == (-180, -90, 180, 90)
+    assert area_m2(outline(crs, points, whole)) == pytest.approx(510_065_621.7e6, rel=1e-6)  # of WGS 84
+    assert outline(crs, points, Window(0, 10, 11, 20))[:, 1].tolist() == [79.5, 79.5, 90, 90, 79.5]
+
+
 @pytest.mark.parametrize("crs", ["EPSG:3031", "EPSG:3413"])
 def test_a_scene_beside_a_pole_is_its_four_corners(crs):
     placed = affine((160_000, 0), 1000, "up")

@@ -78,6 +78,13 @@ def test_more_bands_need_a_choice() -> None:
         check("8 bit", bands=4)
 
 
+def test_bands_marked_as_alpha_count_where_bands_are_chosen() -> None:
+    options = {"bands": 2, "alpha": 1, "dtype": np.dtype("uint8"), "source": "a.tif"}
+    check_pixels(spec(), explicit_bands=True, **options)
+    with pytest.raises(MismatchError, match=r"2 band\(s\) and band 2, marked as alpha, .* --bands 0,1,2$"):
+        check_pixels(spec(), explicit_bands=False, **options)
+
+
 @pytest.mark.parametrize("bands", [1, 2])
 @pytest.mark.parametrize("explicit", [True, False])
 def test_fewer_bands_name_a_choice_that_would_be_allowed(bands: int, explicit: bool) -> None:

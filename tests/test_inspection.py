@@ -23,13 +23,14 @@ from segray.settings import TrainSettings
 CLASSES = [{"id": 0, "name": "land", "color": [0, 99, 0]}, {"id": 1, "name": "water", "color": [0, 0, 255]}]
 
 
-def write_raster(path: Path, pixels: np.ndarray, nodata: float | None = None) -> None:
+def write_raster(path: Path, pixels: np.ndarray, nodata: float | None = None, **options: object) -> None:
     """A GeoTIFF of (C, H, W) pixels."""
     count, height, width = pixels.shape
     profile = {"count": count, "height": height, "width": width, "dtype": pixels.dtype, "nodata": nodata}
     place = {"crs": "EPSG:32632", "transform": rasterio.Affine(2, 0, 500, 0, -2, 900)}
     # the fourth of four bands of bytes would be written as alpha
-    with rasterio.open(path, "w", driver="GTiff", photometric="MINISBLACK", alpha="NO", **profile, **place) as file:
+    options = {"photometric": "MINISBLACK", "alpha": "NO", **options}
+    with rasterio.open(path, "w", driver="GTiff", **options, **profile, **place) as file:
         file.write(pixels)
 
 
@@ -75,6 +76,19 @@ def test_bands_are_chosen_in_their_order(tmp_path: Path) -> None:
     found = look(write_data(tmp_path, [image]), bands=(3, 0))
     assert found.bands == (3, 0)
     assert [round(255 * value) for value in found.mean] == [40, 10]
+
+
+def test_infrared_that_is_marked_as_alpha_is_trained_on_where_it_is_chosen(tmp_path: Path) -> None:
+    image = np.stack([np.full((20, 20), value, np.uint8) for value in (10, 20, 30, 40)])
+    image[3, :10] = 0
+    marked = {"photometric": "RGB", "alpha": "YES"}
+    data = write_data(tmp_path, [image], **marked)
+    found = look(data, bands=(0, 1, 2, 3))
+    assert [round(255 * value) for value in found.mean] == [10, 20, 30, 20]
+    assert found.class_pixels == (400, 0)
+    assert look(data).bands == (0, 1, 2)
+    with pytest.raises(SegrayError, match="4 band.*, so --bands 0,4 cannot be read; bands are numbered 0 to 3"):
+        look(data, bands=(0, 4))
 
 
 def test_a_constant_band_has_a_deviation_of_1(tmp_path: Path) -> None:

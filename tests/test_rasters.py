@@ -18,6 +18,7 @@ from rasterio.transform import Affine
 from segray.archives import open_archive, rasters
 from segray.archives.images import read_for, read_header, read_image
 from segray.archives.rasters import read
+from segray.archives.reduced import read_reduced
 from segray.errors import ImageError, MismatchError
 from segray.grid import Window
 from segray.inputs import InputSpec
@@ -82,11 +83,23 @@ def test_windows_equal_the_whole(tmp_path, store, profile):
 FLOATS = np.where(COLUMN < 9, np.nan, GREY).astype(np.float32)
 HOLES = np.where(COLUMN[..., None] < 9, 0, RGB).astype(np.uint8)
 ONE_HOLE = np.where((COLUMN < 9)[..., None] & (np.arange(3) == 1), 0, RGB).astype(np.uint8)
+
+
+def one_hole(dtype: str, hole: float) -> np.ndarray:
+    """(70, 90, 3) pixels, of which the band in the middle has a hole."""
+    return np.where((COLUMN < 9)[..., None] & (np.arange(3) == 1), hole, RGB.astype(dtype))
+
+
 LEAST = float(np.finfo(np.float32).min)
 CASES = {  # name -> (pixels, options, the first column that has data)
     "all": (RGB, {}, 0),
     "nodata": (HOLES, {"nodata": 0}, 9),
     "nodata in one band of three": (ONE_HOLE, {"nodata": 0}, 0),
+    "nodata of 16 bit in one band": (one_hole("int16", -32768), {"nodata": -32768}, 9),
+    "nodata of unsigned 16 bit in one band": (one_hole("uint16", 65535), {"nodata": 65535}, 9),
+    "nodata of 16 bit in one band that may be black": (one_hole("uint16", 0), {"nodata": 0}, 0),
+    "nodata of floats in one band": (one_hole("float32", -9999), {"nodata": -9999}, 9),
+    "huge nodata of floats in one band": (one_hole("float32", 1e20), {"nodata": 1e20}, 9),
     "nodata of 16 bit": (np.where(COLUMN < 9, 65535, 5).astype(np.uint16), {"nodata": 65535}, 9),
     "nodata of floats": (np.where(COLUMN < 9, -9999, 0.5).astype(np.float32), {"nodata": -9999}, 9),
     "nodata is the least float": (np.where(COLUMN < 9, LEAST, 0.5).astype(np.float32), {"nodata": LEAST}, 9),
@@ -125,6 +138,18 @@ def test_a_palette_becomes_colours(tmp_path):
     assert read_header(uri).bands == 3
 
 
+def test_a_palette_may_have_alpha_behind_it(tmp_path):
+    ids = (GREY % 3).astype(np.uint8)
+    colours = {0: (9, 8, 7, 255), 1: (255, 0, 0, 255), 2: (0, 255, 1, 255)}
+    uri = tiff(tmp_path, np.dstack([ids, ALPHA]), palette=colours, photometric="palette", alpha="yes")
+    raster, header = read_image(uri), read_header(uri)
+    assert (raster.pixels.transpose(1, 2, 0) == np.array([colours[i][:3] for i in range(3)], np.uint8)[ids]).all()
+    assert (raster.valid == (COLUMN >= 7)).all()
+    assert (header.bands, header.alpha) == (3, 0)
+    pixels, valid = read_reduced(uri, longest=100)
+    assert (pixels == raster.pixels).all() and (valid == raster.valid).all()
+
+
 @pytest.mark.parametrize(("nodata", "pixel", "valid"), [(None, 0, True), (200, 200, False)])
 def test_missing_tiles_have_no_data_where_that_is_a_value(tmp_path, nodata, pixel, valid):
     profile = {"width": 64, "height": 64, "count": 1, "dtype": "uint8", "nodata": nodata, "sparse_ok": True, **TILED}
@@ -161,6 +186,15 @@ def test_absent_georeference_is_none(tmp_path):
     assert (placed.crs, placed.transform) == (None, tuple(TRANSFORMS["rotated"])[:6])
 
 
+def test_a_crs_without_a_transform_is_no_place(tmp_path):
+    """GDAL gives it the identity, by which its first pixel would lie at the CRS's origin."""
+    uri = tiff(tmp_path, GREY, crs="EPSG:32633")
+    for found in (read_header(uri), read_image(uri)):
+        assert (found.crs, found.transform) == ("EPSG:32633", None)
+    assert read_header(uri).resolution is None
+    assert read_image(uri, resolution=2.0).pixels.shape == (1, 70, 90)
+
+
 VRT = """<VRTDataset rasterXSize="90" rasterYSize="70"><VRTRasterBand dataType="Byte" band="1"><SimpleSource>
 <SourceFilename relativeToVRT="0">{}</SourceFilename><SourceBand>1</SourceBand></SimpleSource></VRTRasterBand>
 </VRTDataset>"""
@@ -184,6 +218,23 @@ def test_complex_numbers_and_huge_blocks_are_refused(tmp_path):
         pass
     with pytest.raises(ImageError, match="blocks of 16384 x 32768"):
         read(str(tmp_path / "b.tif"), Window(0, 0, 1, 1))
+
+
+def test_bands_in_pages_are_refused_and_overviews_and_masks_are_no_pages(tmp_path, store):
+    pages = [Image.fromarray(band) for band in RGB.transpose(2, 0, 1)]
+    pages[0].save(tmp_path / "pages.tif", save_all=True, append_images=pages[1:])
+    data, sentence = (tmp_path / "pages.tif").read_bytes(), r"pages\.tif holds 3 pages.* write its bands into one page"
+    uri = join(store, "pages.tif")
+    publish(uri, data)
+    calls = (read_header, read_image, lambda name: rasters.read_bytes(name, data, None))
+    for call in calls:
+        with pytest.raises(ImageError, match=sentence):
+            call(uri)
+
+    single = tiff(tmp_path, RGB, mask=ALPHA)
+    with rasterio.Env(GDAL_TIFF_INTERNAL_MASK=True), rasterio.open(single, "r+") as target:
+        target.build_overviews([2, 4])
+    assert (read_image(single).pixels == RGB.transpose(2, 0, 1)).all()
 
 
 def test_truncated_rasters_are_refused_with_the_same_reason_in_every_run(tmp_path, store, monkeypatch):
@@ -283,6 +334,36 @@ def test_bands_can_be_named(tmp_path):
         read_for(tiff(tmp_path, RGB), spec, explicit_bands=True)
 
 
+def test_infrared_that_is_marked_as_alpha_is_data_where_it_is_chosen(tmp_path):
+    infrared = np.where(COLUMN < 9, 0, GREY).astype(np.uint8)
+    place = {"crs": "EPSG:32633", "transform": Affine(0.5, 0, 500000, 0, -0.5, 5800000)}
+    uri = tiff(tmp_path, np.dstack([RGB, infrared]), **place)
+    four = InputSpec(bands=(0, 1, 2, 3), scale=1 / 255, mean=(0.5,) * 4, std=(0.2,) * 4)
+    assert (read_header(uri).bands, read_header(uri).alpha) == (3, 1)
+    for order in ((0, 1, 2, 3), (3, 1, 0, 3)):
+        raster = read_for(uri, replace(four, bands=order), explicit_bands=True)
+        assert (raster.pixels == np.dstack([RGB, infrared]).transpose(2, 0, 1)[list(order)]).all()
+        assert raster.valid.all()
+    assert read_for(uri, four.with_overrides(resolution=1.0), explicit_bands=True).pixels.shape == (4, 35, 45)
+    for explicit in (False, True):  # a model of three bands takes it for alpha
+        raster = read_for(uri, BYTES, explicit_bands=explicit)
+        assert (raster.valid == (COLUMN >= 9)).all() and len(raster.pixels) == 3
+    with pytest.raises(MismatchError, match=r"3 band\(s\) and band 3, marked as alpha, .* --bands 0,1,2,3$"):
+        read_for(uri, four)
+    with pytest.raises(MismatchError, match=r"3 band\(s\) and band 3, marked as alpha, .* --bands 0,1,2$"):
+        read_for(uri, BYTES.with_overrides(bands=(0, 1, 4)), explicit_bands=True)
+
+    with rasterio.open(uri, "r+") as target:
+        target.descriptions = ("red", "green", "blue", "nir")
+        target.build_overviews([2])
+    named = replace(four, band_names=("nir", "red", "green", "blue"))
+    found = read_for(uri, named.with_overrides(resolution=1.0), explicit_bands=True)
+    assert (
+        found.pixels == read_for(uri, replace(four, bands=(3, 0, 1, 2), resolution=1.0), explicit_bands=True).pixels
+    ).all()
+    assert (read_for(uri, named, explicit_bands=True).pixels[0] == infrared).all()
+
+
 def test_bands_that_are_not_read_decide_nothing(tmp_path):
     index = np.full((70, 90), np.nan)
     index[:5] = 0.5
@@ -340,6 +421,9 @@ def test_ground_control_points_are_no_affine(tmp_path):
     assert read_header(uri).resolution is None
 
 
+ON_AN_ELLIPSOID = ("EPSG:3395", "EPSG:3994", "+proj=merc +y_0=-9e6 +units=us-ft")
+
+
 @pytest.mark.parametrize(
     ("crs", "transform", "metres"),
     [
@@ -347,7 +431,13 @@ def test_ground_control_points_are_no_affine(tmp_path):
         ("EPSG:2263", Affine(2.0, 0, 980000, 0, -2.0, 200000), 2 * 1200 / 3937),  # US survey feet
         ("EPSG:4326", Affine(1e-4, 0, 13, 0, -1e-4, 60.0035), 11.132 * 0.5**0.5),
         ("EPSG:3857", Affine(10, 0, 0, 0, -10, 8399737.9 + 350), 5.0),  # 60 degrees north
+        ("EPSG:3857", Affine(10, 0, 0, 0, -10, 1e12), 0.1745),  # beyond every map: as at 89 degrees
+        ("EPSG:900913", Affine(10, 0, 0, 0, -10, 8399737.9 + 350), 5.0),
+        ("EPSG:3395", Affine(10, 0, 0, 0, -10, 8362698.5 + 350), 5.0),
+        ("EPSG:3994", Affine(10, 0, 0, 0, -10, -3767132.0 + 350), 10.0),  # 41 degrees south, where it is true to scale
+        ("+proj=merc +y_0=-9e6 +units=us-ft", Affine(10, 0, 0, 0, -10, -2090879.8 + 350), 5 * 1200 / 3937),
     ],
 )
 def test_metres_a_pixel(tmp_path, crs, transform, metres):
-    assert read_header(tiff(tmp_path, GREY, crs=crs, transform=transform)).resolution == pytest.approx(metres, rel=1e-3)
+    found = read_header(tiff(tmp_path, GREY, crs=crs, transform=transform)).resolution
+    assert found == pytest.approx(metres, rel=6e-3 if crs in ON_AN_ELLIPSOID else 1e-3)  # measured on a sphere

@@ -56,7 +56,7 @@ def read_image(
     resolution: float | None = None,
     choose: Choose = None,
 ) -> Raster:
-    """An image with the bands that `choose` says (alpha is validity, never a band); ImageError when it cannot be read.
+    """An image with the bands that `choose` says (alpha that it leaves is validity); ImageError when it cannot be read.
 
     part: see `read_header`. window: what is needed of it; a picture comes whole all the same. resolution: metres a
     pixel, to which rasters that are finer are resampled (see `rasters.read`).
@@ -90,24 +90,26 @@ def read_for(
     return read_image(uri, part=part, window=window, resolution=spec.resolution, choose=choose)
 
 
-def bands_for(
-    spec: InputSpec, bands: int, dtype: np.dtype, names: tuple[str, ...], *, explicit_bands: bool, source: str
-) -> tuple[int, ...]:
-    """The bands of the input spec, in its order, in an image with so many, of that type, with these names.
+def bands_for(spec: InputSpec, header: Header, *, explicit_bands: bool, source: str) -> tuple[int, ...]:
+    """The bands of the input spec, in its order, in an image with that header.
 
     Those of 8-bit grey are the one band three times, as viewers show it, for a model of three bands. MismatchError,
     naming `source`, when band count or type do not fit the spec.
     """
-    spec = spec.for_bands(names, source)
-    grey = bands == 1 and dtype == np.uint8 and max(spec.bands) == 2
-    check_pixels(spec, bands=3 if grey else bands, dtype=dtype, explicit_bands=explicit_bands, source=source)
+    spec = spec.for_bands(header.names, source)
+    grey = header.bands == 1 and header.dtype == "uint8" and max(spec.bands) == 2
+    bands = {"bands": 3} if grey else {"bands": header.bands, "alpha": header.alpha}
+    check_pixels(spec, **bands, dtype=np.dtype(header.dtype), explicit_bands=explicit_bands, source=source)
     return (0,) * len(spec.bands) if grey else spec.bands
 
 
 def _of_bands(raster: Raster, choose: Choose) -> Raster:
     """An image that was decoded with all its bands, with the chosen ones; pictures have no names for theirs."""
-    pixels = raster.pixels
-    return replace(raster, pixels=take_bands(pixels, choose(len(pixels), pixels.dtype, ()))) if choose else raster
+    if choose is None:
+        return raster
+    count, height, width = raster.pixels.shape
+    header = Header(height=height, width=width, bands=count, dtype=str(raster.pixels.dtype))
+    return replace(raster, pixels=take_bands(raster.pixels, choose(header)))
 
 
 def _check_size(uri: str, header: Header) -> None:

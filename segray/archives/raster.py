@@ -11,8 +11,6 @@ from segray.grid import Window
 from segray.resample import Scaling
 
 Affine6 = tuple[float, float, float, float, float, float]
-# Which data bands to read, in which order, of an image with so many, of that type, with these names; None: all.
-Choose = Callable[[int, np.dtype, tuple[str, ...]], tuple[int, ...]] | None
 
 
 def take_bands(pixels_CHW: np.ndarray, bands: Sequence[int]) -> np.ndarray:
@@ -29,7 +27,8 @@ def take_bands(pixels_CHW: np.ndarray, bands: Sequence[int]) -> np.ndarray:
 class Header:
     """An image's size in pixels, its data bands (alpha is none), type and georeference.
 
-    resolution: metres a pixel at its centre, None where that is not known. names: of the bands, as the image has them.
+    resolution: metres a pixel at its centre, None where that is not known. alpha: how many bands behind the data bands
+    are marked as alpha. names: of the bands, as the image has them, and of those marked as alpha.
     """
 
     height: int
@@ -39,7 +38,13 @@ class Header:
     crs: str | None = None
     transform: Affine6 | None = None
     resolution: float | None = None
+    alpha: int = 0
     names: tuple[str, ...] = ()
+
+
+# Which bands of an image to read, in which order: data bands, and those behind them that are marked as alpha. None: all
+# data bands.
+Choose = Callable[[Header], tuple[int, ...]] | None
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -12,25 +11,24 @@ from typing import TypeVar
 import numpy as np
 import rasterio
 from rasterio._err import CPLE_BaseError  # some damage is raised as it is, not as one of rasterio.errors
-from rasterio.enums import ColorInterp, MaskFlags
+from rasterio.enums import MaskFlags
 from rasterio.errors import RasterioError
 from rasterio.io import MemoryFile
 from rasterio.windows import Window as RasterioWindow
 
+from segray.archives.metadata import alpha_bands, check, data_bands, georeference, metres, numbered_bands, palette
 from segray.archives.opened import STRIPE_BYTES, OpenRaster, Span, borrow
-from segray.archives.raster import Affine6, Choose, Header, Raster, take_bands
+from segray.archives.raster import Choose, Header, Raster, take_bands
 from segray.errors import ImageError
 from segray.grid import Window
 from segray.resample import Scaling
 from segray.storage import FINAL_ERRORS, describe, ending, is_local
 
-WEB_MERCATOR, EARTH_RADIUS_M, METRES_A_DEGREE = 3857, 6_378_137.0, 111_319.49
 Result = TypeVar("Result")
 # The one GDAL driver that may open a file of an ending: never VRT and its like, which name other files and run code.
 DRIVERS = {".tif": "GTiff", ".tiff": "GTiff", ".jp2": "JP2OpenJPEG"}
 ENDINGS = set(DRIVERS)
 SHRUNK_PIXELS = 2**23  # that are read at a time to make a coarser grid of them; 13 bytes each
-MAX_BLOCK_PIXELS = 2**28  # a block is decoded whole: a larger one is a decompression bomb, or is not worth its memory
 
 
 def read_header(uri: str, *, file: str | None = None, span: Span = None) -> Header:
@@ -56,7 +54,7 @@ def read(
     resolution: float | None = None,
     choose: Choose = None,
 ) -> Raster:
-    """A window of a raster (None: all of it) with the data bands that `choose` says; ImageError when it cannot be read.
+    """A window of a raster (None: all of it) with the bands that `choose` says; ImageError when it cannot be read.
 
     Bands that are not chosen are neither decoded nor asked what is valid. Validity joins the nodata value, an alpha
     band, a mask band and NaN. A palette is expanded to RGB. The raster stays open for the next window; a file that
@@ -67,7 +65,6 @@ def read(
     file = file or uri
     driver = driver_of(uri)
     with _one_sentence(uri, file), borrow(file, driver=driver, span=span) as raster:
-        _check(uri, raster.source)
         header = raster.run(lambda: _header(uri, raster.source))
         chosen = _chosen(header, choose)
         scaling = scaling_of(header, resolution)
@@ -113,7 +110,6 @@ def driver_of(uri: str) -> str:
 
 def _in_memory(uri: str, data: bytes, call: Callable[[rasterio.DatasetReader], Result]) -> Result:
     with _one_sentence(uri, None), MemoryFile(data) as memory, memory.open(driver=driver_of(uri)) as source:
-        _check(uri, source)
         return call(source)
 
 
@@ -140,32 +136,36 @@ def _reason(error: Exception) -> str:
 
 
 def _header(uri: str, source: rasterio.DatasetReader) -> Header:
-    _check(uri, source)
-    bands = 3 if _palette(source) else len(_data_bands(source))
-    crs, transform = _georeference(source)
+    check(uri, source)
+    numbered, data = numbered_bands(source), data_bands(source)
+    bands = {"bands": len(data), "alpha": len(numbered) - len(data)}
+    if palette(source):
+        bands = {"bands": 3}
+    names = tuple(source.descriptions[index - 1] or "" for index in numbered)
+    crs, transform = georeference(source)
     size = {"height": source.height, "width": source.width}
-    place = {"crs": crs, "transform": transform, "resolution": _metres(source), "names": _names(source)}
-    return Header(**size, bands=bands, dtype=source.dtypes[0], **place)
+    place = {"crs": crs, "transform": transform, "resolution": metres(source)}
+    return Header(**size, **bands, dtype=source.dtypes[0], names=names, **place)
 
 
 def _chosen(header: Header, choose: Choose) -> tuple[int, ...]:
-    """0-based numbers of the data bands to read, in their order."""
-    return choose(header.bands, np.dtype(header.dtype), header.names) if choose else tuple(range(header.bands))
+    """0-based numbers of the bands to read, in their order."""
+    return choose(header) if choose else tuple(range(header.bands))
 
 
 def _read(source: rasterio.DatasetReader, window: Window | None, chosen: tuple[int, ...]) -> Raster:
     window = window or Window(0, 0, source.height, source.width)
     part = RasterioWindow(window.col_off, window.row_off, window.width, window.height)
-    if colors := _palette(source):
-        pixels, valid = _pixels(source, part, [1])
+    if colors := palette(source):
+        pixels, valid = _pixels(source, part, data_bands(source))
         table = np.zeros((256, 3), np.uint8)
         table[list(colors)] = [color[:3] for color in colors.values()]
         pixels = take_bands(np.ascontiguousarray(table[pixels[0]].transpose(2, 0, 1)), chosen)
     else:
-        data, decoded = _data_bands(source), sorted(set(chosen))
-        pixels, valid = _pixels(source, part, [data[band] for band in decoded])
+        numbered, decoded = numbered_bands(source), sorted(set(chosen))
+        pixels, valid = _pixels(source, part, [numbered[band] for band in decoded])
         pixels = take_bands(pixels, [decoded.index(band) for band in chosen])
-    crs, transform = _georeference(source)
+    crs, transform = georeference(source)
     size = {"height": source.height, "width": source.width}
     place = {"crs": crs, "transform": transform}
     return Raster(pixels=pixels, valid=valid, window=window, **size, **place)
@@ -189,7 +189,7 @@ def _read_scaled(
         raster = _read(source, here.source(part), chosen)
         parts.append(here.shrink(raster.pixels, raster.valid, part))
     pixels, valid = (np.concatenate(arrays, axis=-2) for arrays in zip(*parts))
-    crs, transform = _georeference(source)
+    crs, transform = georeference(source)
     place = {"crs": crs, "transform": transform}
     return Raster(pixels=pixels, valid=valid, window=window, **size, **place, scaling=scaling)
 
@@ -200,33 +200,18 @@ def _overview(source: rasterio.DatasetReader, scaling: Scaling) -> int | None:
     return fine[-1] if fine else None
 
 
-def _metres(source: rasterio.DatasetReader) -> float | None:
-    """Metres a pixel at the raster's centre: the root of a pixel's area; None without georeference.
-
-    In degrees, and in Web Mercator, which stretches by 1 / cos(latitude), on a sphere.
-    """
-    crs, side = source.crs, abs(source.transform.determinant) ** 0.5
-    if crs is None or not side:
-        return None
-    *_, d, e, f = tuple(source.transform)[:6]
-    y = d * source.width / 2 + e * source.height / 2 + f
-    if crs.is_geographic:
-        return side * METRES_A_DEGREE * math.cos(math.radians(min(abs(y), 89.0))) ** 0.5
-    side *= crs.linear_units_factor[1] if crs.is_projected else 1.0
-    return side / math.cosh(y / EARTH_RADIUS_M) if crs.to_epsg() == WEB_MERCATOR else side
-
-
 def _pixels(source: rasterio.DatasetReader, part: RasterioWindow, bands: list[int]) -> tuple[np.ndarray, np.ndarray]:
     """(C, h, w) pixels of those bands, before any palette, and (h, w) validity.
 
-    Every block is decoded once: GDAL's own masks of alpha and nodata would decode them again.
+    A band that is asked for is data, even if it is marked as alpha. Every block is decoded once: GDAL's own masks of
+    alpha and nodata would decode them again.
     """
-    alpha = _alpha_bands(source)
+    alpha = [band for band in alpha_bands(source) if band not in bands]
     shape = (part.height, part.width)
     if alpha:
         pixels = _blocks(source, [*bands, alpha[-1]], part)
         valid, pixels = pixels[-1] != 0, pixels[:-1]
-    elif any(MaskFlags.per_dataset in flags for flags in source.mask_flag_enums):
+    elif any(MaskFlags.per_dataset in flags and MaskFlags.alpha not in flags for flags in source.mask_flag_enums):
         valid = source.dataset_mask(window=part) != 0
         if not valid.any():
             return np.zeros((len(bands), *shape), source.dtypes[0]), valid
@@ -252,46 +237,18 @@ def _blocks(source: rasterio.DatasetReader, bands: list[int], part: RasterioWind
 
 
 def _drop_nodata(valid: np.ndarray, pixels: np.ndarray, nodata: list[float | None]) -> None:
-    """Set `valid` False where every band has its nodata value, or one is no finite number."""
-    if all(value is not None for value in nodata):
+    """Set `valid` False where every band has its nodata value, or one has what is none of 0..255, or no finite number.
+
+    0 or 255 in one band may be a colour; -9999 or 65535 there is none.
+    """
+    if all(value is not None and 0 <= value <= 255 for value in nodata):
         seen = pixels[0] != nodata[0]
         for band, value in zip(pixels[1:], nodata[1:]):
             seen |= band != value
         valid &= seen
+    for band, value in zip(pixels, nodata):
+        if value is not None and not 0 <= value <= 255:
+            valid &= band != value
     if pixels.dtype.kind == "f":
         for band in pixels:
             valid &= np.isfinite(band)
-
-
-def _check(uri: str, source: rasterio.DatasetReader) -> None:
-    if source.dtypes[0].startswith("complex"):
-        raise ImageError(f"{uri} holds complex numbers, which are no imagery; give its amplitude instead")
-    for height, width in source.block_shapes:
-        if height * width > MAX_BLOCK_PIXELS:
-            raise ImageError(f"{uri} is stored in blocks of {height} x {width} pixels; rewrite it as tiled GeoTIFF")
-
-
-def _data_bands(source: rasterio.DatasetReader) -> list[int]:
-    """1-based numbers of the bands that hold imagery: all but alpha."""
-    return [index for index, kind in zip(source.indexes, source.colorinterp) if kind != ColorInterp.alpha]
-
-
-def _names(source: rasterio.DatasetReader) -> tuple[str, ...]:
-    """The descriptions of the data bands, "" where they have none."""
-    return tuple(source.descriptions[index - 1] or "" for index in _data_bands(source))
-
-
-def _alpha_bands(source: rasterio.DatasetReader) -> list[int]:
-    return [index for index, kind in zip(source.indexes, source.colorinterp) if kind == ColorInterp.alpha]
-
-
-def _palette(source: rasterio.DatasetReader) -> dict[int, tuple[int, int, int, int]] | None:
-    if source.count == 1 and source.colorinterp[0] == ColorInterp.palette and source.dtypes[0] == "uint8":
-        return source.colormap(1)
-    return None
-
-
-def _georeference(source: rasterio.DatasetReader) -> tuple[str | None, Affine6 | None]:
-    if source.transform.is_identity and source.crs is None:
-        return None, None
-    return source.crs.to_string() if source.crs else None, tuple(source.transform)[:6]

@@ -5,11 +5,12 @@ from __future__ import annotations
 import numpy as np
 import rasterio
 from rasterio._err import CPLE_BaseError  # some damage is raised as it is, not as one of rasterio.errors
-from rasterio.enums import ColorInterp, Resampling
+from rasterio.enums import Resampling
 from rasterio.errors import RasterioError
 
 from segray.archives import rasters
 from segray.archives.images import is_picture, read_header, read_image
+from segray.archives.metadata import data_bands, palette
 from segray.archives.opened import borrow
 from segray.errors import ImageError
 from segray.storage import describe
@@ -55,14 +56,12 @@ def _read(source: rasterio.DatasetReader, longest: int) -> tuple[np.ndarray, np.
     if source.height * source.width / max(finer, default=1) ** 2 > RASTER_PIXELS:
         return None
     shape = tuple(max(1, round(size / scale)) for size in (source.height, source.width))
-    palette = source.count == 1 and source.colorinterp[0] == ColorInterp.palette and source.dtypes[0] == "uint8"
-    bands = [index for index, kind in zip(source.indexes, source.colorinterp) if kind != ColorInterp.alpha]
-    resampling = Resampling.nearest if palette else Resampling.average
+    bands, colors = data_bands(source), palette(source)
+    resampling = Resampling.nearest if colors else Resampling.average
     pixels = source.read(bands, out_shape=(len(bands), *shape), resampling=resampling)
     valid = source.dataset_mask(out_shape=shape) != 0
-    if palette:
+    if colors:
         table = np.zeros((256, 3), np.uint8)
-        colors = source.colormap(1)
         table[list(colors)] = [color[:3] for color in colors.values()]
         pixels = table[pixels[0]].transpose(2, 0, 1)
     return pixels, valid

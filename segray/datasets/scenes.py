@@ -114,6 +114,11 @@ class ScenesDataset:
             return burn(file, image, window, background=self.background)
         label = _header(sample.mask, label_tag)
         if image.transform is None or label.transform is None:  # then they are the same pixels
+            if label.transform and (image.height, image.width) != (label.height, label.width):
+                raise LabelError(
+                    f"{sample.image} has no georeference, so {sample.mask}, which has other pixels, cannot be placed "
+                    "on it; set it"
+                )
             labels = read_labels(sample.mask, window=window, size=(image.height, image.width))
             return decode(labels, self.classes, source=sample.mask)
         if (image.crs is None) != (label.crs is None):

@@ -1,0 +1,96 @@
+"""What an open raster says of itself: its bands, alpha and palette, where it lies and how fine it is."""
+
+from __future__ import annotations
+
+import math
+
+import rasterio
+from rasterio.enums import ColorInterp
+
+from segray.archives.raster import Affine6
+from segray.errors import ImageError
+
+EARTH_RADIUS_M, METRES_A_DEGREE = 6_378_137.0, 111_319.49
+MERCATORS = ("merc", "webmerc")  # in PROJ's words
+Y_OF_89_DEGREES = math.asinh(math.tan(math.radians(89)))  # of the Mercator map of a sphere of radius 1
+MAX_BLOCK_PIXELS = 2**28  # a block is decoded whole: a larger one is a decompression bomb, or is not worth its memory
+
+
+def check(uri: str, source: rasterio.DatasetReader) -> None:
+    """ImageError when a raster is no imagery, or cannot be read whole or in pieces.
+
+    GDAL lists pages as subdatasets where there are several; overviews and masks are none.
+    """
+    if pages := len(source.subdatasets):
+        raise ImageError(
+            f"{uri} holds {pages} pages, of which only the first would be read; write its bands into one page"
+        )
+    if source.dtypes[0].startswith("complex"):
+        raise ImageError(f"{uri} holds complex numbers, which are no imagery; give its amplitude instead")
+    for height, width in source.block_shapes:
+        if height * width > MAX_BLOCK_PIXELS:
+            raise ImageError(f"{uri} is stored in blocks of {height} x {width} pixels; rewrite it as tiled GeoTIFF")
+
+
+def data_bands(source: rasterio.DatasetReader) -> list[int]:
+    """1-based numbers of the bands that hold imagery: all but alpha."""
+    return [index for index, kind in zip(source.indexes, source.colorinterp) if kind != ColorInterp.alpha]
+
+
+def alpha_bands(source: rasterio.DatasetReader) -> list[int]:
+    """1-based numbers of the bands that are marked as alpha: they say what is transparent."""
+    return [index for index, kind in zip(source.indexes, source.colorinterp) if kind == ColorInterp.alpha]
+
+
+def numbered_bands(source: rasterio.DatasetReader) -> list[int]:
+    """1-based numbers of the bands that a user can choose: data bands, then those marked as alpha that follow them.
+
+    GDAL marks the last of four bands of bytes so, though it may be infrared.
+    """
+    data = data_bands(source)
+    return data + [index for index in alpha_bands(source) if index > max(data, default=0)]
+
+
+def palette(source: rasterio.DatasetReader) -> dict[int, tuple[int, int, int, int]] | None:
+    """The colours, with alpha, of the indices that are the only data band of a raster of bytes; None for all others."""
+    data = data_bands(source)
+    kinds = [(source.colorinterp[index - 1], source.dtypes[index - 1]) for index in data]
+    return source.colormap(data[0]) if kinds == [(ColorInterp.palette, "uint8")] else None
+
+
+def georeference(source: rasterio.DatasetReader) -> tuple[str | None, Affine6 | None]:
+    """(CRS, affine of the raster) as authority code or WKT and (a, b, c, d, e, f).
+
+    rasterio gives the identity where the file has no affine; a CRS alone places nothing, but is kept.
+    """
+    crs = source.crs.to_string() if source.crs else None
+    return crs, None if source.transform.is_identity else tuple(source.transform)[:6]
+
+
+def metres(source: rasterio.DatasetReader) -> float | None:
+    """Metres a pixel at the raster's centre: the root of a pixel's area; None without georeference.
+
+    In degrees, and in the Mercator projections, which stretch by 1 / cos(latitude), on a sphere.
+    """
+    crs, side = source.crs, abs(source.transform.determinant) ** 0.5
+    if crs is None or source.transform.is_identity or not side:
+        return None
+    *_, d, e, f = tuple(source.transform)[:6]
+    y = d * source.width / 2 + e * source.height / 2 + f
+    if crs.is_geographic:
+        return side * METRES_A_DEGREE * math.cos(math.radians(min(abs(y), 89.0))) ** 0.5
+    if not crs.is_projected:
+        return side
+    unit, projection = crs.linear_units_factor[1], crs.to_dict()
+    side *= unit
+    return side / _stretch(projection, y * unit) if projection.get("proj") in MERCATORS else side
+
+
+def _stretch(mercator: dict, y_m: float) -> float:
+    """Metres on a Mercator map that a metre on the ground takes: scale x cosh(y), 1 at its `lat_ts`.
+
+    mercator: its parameters in PROJ's words, https://proj.org/operations/projections/merc.html.
+    """
+    scale = max(1e-3, mercator.get("k", 1.0) * math.cos(math.radians(mercator.get("lat_ts", 0.0))))  # more than nothing
+    y = abs(y_m - mercator.get("y_0", 0.0)) / (EARTH_RADIUS_M * scale)
+    return scale * math.cosh(min(y, Y_OF_89_DEGREES))
