@@ -55,6 +55,20 @@ def test_memory_does_not_grow_with_a_list(tmp_path: Path, name: str) -> None:
     assert peak < 500_000  # the file has twice that
 
 
+GEO = {"geo": '{"version": "1.1.0", "primary_column": "geometry", "columns": {"geometry": {"encoding": "WKB"}}}'}
+TEXTS = [pa.string(), pa.large_string(), pa.string_view(), pa.dictionary(pa.int8(), pa.string())]
+
+
+@pytest.mark.parametrize("kind", TEXTS)
+@pytest.mark.parametrize("metadata", [None, GEO], ids=["plain", "geometries"])
+def test_a_tile_index_is_a_list(tmp_path: Path, kind: pa.DataType, metadata: dict[str, str] | None) -> None:
+    columns = {"location": pa.array(["a.tif", "b.tif"]).cast(kind), "number": pa.array([1, 2])}
+    columns |= {"geometry": pa.array([b"1", b"2"])} if metadata else {}
+    pq.write_table(pa.table(columns, metadata=metadata), tmp_path / "index.parquet")
+    files = open_archive(str(tmp_path / "index.parquet")).images()
+    assert [file.uri for file in files] == [str(tmp_path / "a.tif"), str(tmp_path / "b.tif")]
+
+
 def test_a_column_can_be_named(tmp_path: Path) -> None:
     (tmp_path / "l.csv").write_text("a,left,right\n1,x.png,y.png\n")
     publish(str(tmp_path / "l.parquet"), parquet(left=["x.png"], right=["y.png"]))

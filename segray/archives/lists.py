@@ -9,6 +9,7 @@ from itertools import chain
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from segray.archives import tables
 from segray.archives.options import ArchiveOptions
 from segray.errors import SegrayError
 from segray.storage import File, beside, describe, ending, filesystem, is_absolute
@@ -106,21 +107,20 @@ def _rows(uri: str, column: str | None) -> Iterator[str]:
 
 
 def _lists(uri: str) -> bool:
-    """Whether a Parquet file has texts and no bytes."""
+    """Whether a Parquet file has texts, and no bytes but those of geometries."""
     fs, path = filesystem(uri)
     try:
         with fs.open(path, "rb") as file:
             schema = pq.read_schema(file)
     except (OSError, pa.ArrowException) as error:
         raise SegrayError(f"{uri} cannot be read as Parquet: {describe(error)}") from error
-    return bool(_texts(schema)) and not any(_has_bytes(field.type) for field in schema)
+    return bool(_texts(schema)) and not tables.candidates(schema)
 
 
 def _texts(schema: pa.Schema) -> list[str]:
-    return [field.name for field in schema if pa.types.is_string(field.type) or pa.types.is_large_string(field.type)]
+    return [field.name for field in schema if _is_text(field.type)]
 
 
-def _has_bytes(kind: pa.DataType) -> bool:
-    if pa.types.is_struct(kind):
-        return any(_has_bytes(field.type) for field in kind)
-    return pa.types.is_binary(kind) or pa.types.is_large_binary(kind)
+def _is_text(kind: pa.DataType) -> bool:
+    kind = kind.value_type if pa.types.is_dictionary(kind) else kind
+    return pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind)
