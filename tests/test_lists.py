@@ -29,6 +29,9 @@ LISTS = {
     "l.txt": "# a comment\n\n" + "\n".join(f" {name} " for name in NAMES) + "\n",
     "one.csv": "\n".join(NAMES),
     "header.csv": "uri\n" + "\n".join(NAMES),
+    "other.csv": "\n \nImage_Path\n" + "\n".join(NAMES),
+    "marks.csv": "uri;size\n" + "\n".join(f"{name};1,5" for name in NAMES),
+    "tabs.csv": "id\tPath\r\n" + "\r\n".join(f"1\t{name}" for name in NAMES),
     "l.csv": 'id,Path\n1,s3://b/a 1.tif\n2,"sub/ü.png"\n3,/data/c.jpg\n\n4,d::e.png\n',
     "l.parquet": parquet(id=[1, 2, 3, 4], uri=NAMES),
 }
@@ -69,10 +72,19 @@ def test_a_tile_index_is_a_list(tmp_path: Path, kind: pa.DataType, metadata: dic
     assert [file.uri for file in files] == [str(tmp_path / "a.tif"), str(tmp_path / "b.tif")]
 
 
+@pytest.mark.parametrize("first", ["a.tif", "b;1.png", "c.tar.gz", "d.mbtiles", "s3://b/x,y;z.tif", "sub/no_ending"])
+def test_a_csv_file_may_begin_with_an_image(tmp_path: Path, first: str) -> None:
+    cell = f'"{first}"' if "," in first else first
+    (tmp_path / "l.csv").write_text(f"{cell}\nz.tif\n")
+    files = open_archive(str(tmp_path / "l.csv")).images()
+    assert [file.uri for file in files] == [first if "://" in first else str(tmp_path / first), str(tmp_path / "z.tif")]
+
+
 def test_a_column_can_be_named(tmp_path: Path) -> None:
     (tmp_path / "l.csv").write_text("a,left,right\n1,x.png,y.png\n")
+    (tmp_path / "marks.csv").write_text("a;Left;Right\n1,5;x.png;y.png\n")
     publish(str(tmp_path / "l.parquet"), parquet(left=["x.png"], right=["y.png"]))
-    for name in ("l.csv", "l.parquet"):
+    for name in ("l.csv", "marks.csv", "l.parquet"):
         images = open_archive(str(tmp_path / name), ArchiveOptions(column="right")).images()
         assert [file.uri for file in images] == [str(tmp_path / "y.png")]
         with pytest.raises(SegrayError, match="left, right; name the one of the URIs with --column"):
@@ -85,6 +97,8 @@ def test_a_column_can_be_named(tmp_path: Path) -> None:
         ("l.txt", b"# nothing\n", "lists no image; it should hold a URI a line"),
         ("l.csv", b"", "lists no image"),
         ("l.csv", b"id,uri\n1,a.png\n2\n", "has no column 2 in row 2"),
+        ("l.csv", b"filepath;size\na.tif;1\n", "has the columns filepath, size; name the one of the URIs"),
+        ("l.csv", b"image_path\n", "lists no image"),
         ("l.txt", b"\xff\xfe", "cannot be read"),
         ("l.parquet", b"PAR1 no", "cannot be read as Parquet"),
         ("l.json", b"{}", "is no STAC item or item collection"),

@@ -3,19 +3,22 @@
 from __future__ import annotations
 
 import csv
-from collections.abc import Iterable, Iterator
-from itertools import chain
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import chain, dropwhile
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from segray.archives import tables
+from segray.archives.images import is_image
+from segray.archives.members import kind_of
 from segray.archives.options import ArchiveOptions
 from segray.errors import SegrayError
 from segray.storage import File, beside, describe, ending, filesystem, is_absolute
 
 ENDINGS = (".txt", ".csv", ".parquet")
 COLUMNS = ("uri", "url", "path", "href", "image", "file", "filename", "location")  # the first that is there
+SEPARATORS = (",", ";", "\t")  # of a CSV file
 UNKNOWN = -1  # the size of a file that nobody has asked its store about
 
 
@@ -71,15 +74,16 @@ def _lines(uri: str) -> Iterator[str]:
 
 def _cells(uri: str, lines: Iterable[str], column: str | None) -> Iterator[str]:
     """The named column of a CSV file, the first known one, or the only one, with or without a header."""
-    rows = (row for row in csv.reader(lines) if row)
+    lines = dropwhile(str.isspace, lines)
+    start = next(lines, "")
+    rows = (row for row in csv.reader(chain([start], lines), delimiter=_separator(start, column)) if row)
     first = next(rows, None)
     if first is None:
         return
-    header = [name.strip().lower() for name in first]
-    if column is None and len(header) == 1 and header[0] not in COLUMNS:
-        place, rows = 0, chain([first], rows)
+    if column is None and len(first) == 1:
+        place, rows = 0, rows if _is_header(first[0]) else chain([first], rows)
     else:
-        place = header.index(_chosen(uri, header, column))
+        place = _names(first).index(_chosen(uri, _names(first), column))
     for number, row in enumerate(rows, 1):
         if len(row) <= place:
             raise SegrayError(f"{uri} has no column {place + 1} in row {number}; correct the file")
@@ -87,10 +91,33 @@ def _cells(uri: str, lines: Iterable[str], column: str | None) -> Iterator[str]:
             yield row[place].strip()
 
 
+def _separator(start: str, column: str | None) -> str:
+    """What parts the cells of a CSV file that starts with a line: what finds the column of the URIs, else any."""
+    if not _is_header(start):  # the name of an image may have any in it
+        return SEPARATORS[0]
+    cells = {mark: _names(next(csv.reader([start], delimiter=mark), [])) for mark in SEPARATORS}
+    finding = (mark for mark, names in cells.items() if not set(_wanted(column)).isdisjoint(names))
+    parting = (mark for mark, names in cells.items() if len(names) > 1)
+    return next(chain(finding, parting), SEPARATORS[0])
+
+
+def _is_header(text: str) -> bool:
+    """Whether the start of a CSV file is the name of a column: no path, and neither an image nor what holds many."""
+    name = text.strip()
+    return "/" not in name and not is_image(name) and kind_of(name) is None
+
+
+def _names(header: Iterable[str]) -> list[str]:
+    return [name.strip().lower() for name in header]
+
+
+def _wanted(column: str | None) -> Sequence[str]:
+    return (column.lower(),) if column else COLUMNS
+
+
 def _chosen(uri: str, names: Iterable[str], column: str | None) -> str:
     names = list(names)
-    wanted = [column.lower()] if column else COLUMNS
-    chosen = next((name for name in wanted if name in names), None)
+    chosen = next((name for name in _wanted(column) if name in names), None)
     if chosen is None:
         raise SegrayError(f"{uri} has the columns {', '.join(names)}; name the one of the URIs with --column")
     return chosen
