@@ -10,6 +10,7 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from web import served
 
 from segray.archives import open_archive
 from segray.archives.options import ArchiveOptions
@@ -147,6 +148,19 @@ def test_a_local_asset_is_named_in_the_words_of_a_uri(tmp_path: Path, href: str)
     (tmp_path / "item.json").write_text(json.dumps(item))
     (file,) = open_archive(str(tmp_path / "item.json")).images()
     assert file.uri.removeprefix("file://") == str(tmp_path / "a b.tif")
+
+
+@pytest.mark.parametrize("folder", ["./", "../x/", "/x/"])
+@pytest.mark.parametrize("signature", ["", "?sig=a/../b%2F"])
+def test_an_asset_beside_a_document_on_the_web_keeps_its_escapes(tmp_path: Path, folder: str, signature: str) -> None:
+    (tmp_path / "x").mkdir()
+    (tmp_path / "x" / "a+b#c d.tif").write_bytes(b"12345")
+    item = {"type": "Feature", "id": "i", "assets": {"image": asset(f"{folder}a%2Bb%23c%20d.tif{signature}", "data")}}
+    (tmp_path / "x" / "item.json").write_text(json.dumps(item))
+    with served(tmp_path) as address:
+        (file,) = open_archive(f"{address}/x/item.json").images()
+        assert file.uri == f"{address}/x/a%2Bb%23c%20d.tif{signature}"
+        assert stat(file).size == 5
 
 
 def test_stat_asks_the_store(store: str) -> None:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
-from urllib.parse import unquote
+from urllib.parse import unquote, urljoin
 
 from segray.archives.images import is_image
 from segray.archives.lists import listed
@@ -16,6 +16,7 @@ from segray.errors import SegrayError
 from segray.storage import File, ending, read_text
 
 ROLES = ("data", "visual")  # of an asset that holds imagery, the better first
+WEB = ("http://", "https://")
 
 
 class StacArchive:
@@ -36,10 +37,13 @@ class StacArchive:
         if not items:
             raise SegrayError(f"{self.uri} holds no STAC item")
         for item in items:
-            href = self._href(item)
-            # a local one is a file's name in the words of a URI; a store's own URI is taken as it is
-            local = href.startswith("file://") or "://" not in href
-            yield listed(self.uri, unquote(href) if local else href)
+            yield listed(self.uri, self._place(self._href(item)))
+
+    def _place(self, href: str) -> str:
+        """An href as the name of a file: unescaped, but for a store's own URI and where addresses are names."""
+        if self.uri.startswith(WEB) and not href.startswith("file://"):
+            return urljoin(self.uri, href)
+        return unquote(href) if href.startswith("file://") or "://" not in href else href
 
     def _items(self) -> list[dict]:
         try:
