@@ -12,6 +12,7 @@ import pyarrow.parquet as pq
 from segray.archives import tables
 from segray.archives.images import is_image
 from segray.archives.members import kind_of
+from segray.archives.once import once
 from segray.archives.options import ArchiveOptions
 from segray.errors import SegrayError
 from segray.storage import File, beside, describe, ending, filesystem, is_absolute
@@ -36,11 +37,11 @@ class ListArchive:
         return kind in ENDINGS and (kind != ".parquet" or _lists(uri))
 
     def images(self) -> Iterator[File]:
-        """The images in the order of the list; SegrayError when it cannot be read or lists none."""
+        """The images in the order of the list, each once; SegrayError when it cannot be read or lists none."""
         found = False
-        for name in self._names():
+        for file in once(listed(self.uri, name) for name in self._names()):
             found = True
-            yield listed(self.uri, name)
+            yield file
         if not found:
             raise SegrayError(f"{self.uri} lists no image; it should hold a URI a line")
 

@@ -11,6 +11,7 @@ from urllib.parse import unquote, urljoin
 
 from segray.archives.images import is_image
 from segray.archives.lists import listed
+from segray.archives.once import once
 from segray.archives.options import ArchiveOptions
 from segray.errors import SegrayError
 from segray.storage import File, ending, read_text
@@ -32,12 +33,11 @@ class StacArchive:
         return ending(uri) in (".json", ".geojson")
 
     def images(self) -> Iterator[File]:
-        """One image an item, in the order of the document; SegrayError when an item has none, or several."""
+        """One image an item, in the order of the document, each once; SegrayError when an item has none, or several."""
         items = self._items()
         if not items:
             raise SegrayError(f"{self.uri} holds no STAC item")
-        for item in items:
-            yield listed(self.uri, self._place(self._href(item)))
+        yield from once(listed(self.uri, self._place(self._href(item))) for item in items)
 
     def _place(self, href: str) -> str:
         """An href as the name of a file: unescaped, but for a store's own URI and where addresses are names."""
