@@ -28,7 +28,8 @@ def list_files(uri: str) -> Iterator[File]:
             found = True
             relative = name[len(path) :]
             if not any(part.startswith(".") for part in relative.split("/")):
-                yield File(name if local else fs.unstrip_protocol(name) + chain, int(info["size"]), etag_of(info))
+                size = int(info["size"] or 0)  # web servers need not say it
+                yield File(name if local else fs.unstrip_protocol(name) + chain, size, etag_of(info))
     if not found:
         raise FileNotFoundError(f"{uri} holds nothing")
 

@@ -21,7 +21,7 @@ from fsspec import AbstractFileSystem, get_filesystem_class
 from fsspec.core import has_magic, split_protocol, url_to_fs
 
 from segray.errors import SegrayError
-from segray.store_errors import code_of, store_errors
+from segray.store_errors import store_errors, with_reason
 
 Result = TypeVar("Result")
 ATTEMPTS = 4
@@ -67,14 +67,19 @@ def is_chain(uri: str) -> bool:
 
 
 def ending(uri: str) -> str:
-    """The ending of a file's name in lower case, as in .tif; of the first name in a chained URI.
+    """The ending of a file's name in lower case, as in .tif; see `bare`."""
+    return posixpath.splitext(bare(uri))[1]
+
+
+def bare(uri: str) -> str:
+    """A URI in lower case, up to the end of the file's name; the first one of a chain.
 
     What follows "?" or "#" in the address of a web server, as in one that is signed, is no part of the name.
     """
     name = uri.split("::", maxsplit=1)[0] if is_chain(uri) else uri
     if split_protocol(name)[0] in ("http", "https"):
         name = re.split("[?#]", name, maxsplit=1)[0]
-    return posixpath.splitext(name)[1].lower()
+    return name.lower()
 
 
 def is_local(uri: str) -> bool:
@@ -136,16 +141,6 @@ def retry(call: Callable[[], Result]) -> Result:
             time.sleep(0.2 * 4**attempt)
     with store_errors():
         return call()
-
-
-def with_reason(fs: AbstractFileSystem, path: str, ask: Callable[[str], Result]) -> Result:
-    """The result of a call that asks S3 for a HEAD of a path; refused without a reason, a byte is read to have one."""
-    try:
-        return ask(path)
-    except PermissionError as error:
-        if code_of(error) == "403":
-            fs.cat_file(path, start=0, end=1)
-        raise
 
 
 def read_bytes(uri: str) -> bytes:

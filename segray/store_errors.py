@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import errno
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import TypeVar
 
 from botocore.exceptions import BotoCoreError
+from fsspec import AbstractFileSystem
 
 from segray.errors import SegrayError
 
+Result = TypeVar("Result")
 LIBRARIES = ("aiohttp", "azure", "gcsfs", "google")  # whose errors are no OSErrors
 # S3's and Azure's names for what is wrong with the credentials or the clock, and with no object. fsspec's
 # PermissionError does not tell them from the refusal of one object.
@@ -65,6 +68,16 @@ def code_of(error: BaseException) -> str:
             if _library(found) and (code := getattr(found, name, None)):
                 return str(getattr(code, "value", code))
     return ""
+
+
+def with_reason(fs: AbstractFileSystem, path: str, ask: Callable[[str], Result]) -> Result:
+    """The result of a call that asks S3 for a HEAD of a path; refused without a reason, a byte is read to have one."""
+    try:
+        return ask(path)
+    except PermissionError as error:
+        if code_of(error) == "403":
+            fs.cat_file(path, start=0, end=1)
+        raise
 
 
 def _told(error: Exception) -> Exception:

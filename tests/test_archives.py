@@ -14,6 +14,7 @@ import pytest
 import rasterio
 from PIL import Image
 from rasterio.errors import NotGeoreferencedWarning
+from web import served
 
 from segray.archives import open_archive
 from segray.archives.images import is_image, read_header, read_image
@@ -195,6 +196,15 @@ def test_files_that_can_never_be_images_are_skipped_and_counted(store):
         uris = [file.uri.rsplit("/", 1)[-1] for file in archive.images()]
         assert (uris, archive.skipped) == (["a.png", "c.JPG", "d.tiff"], 5)
     assert all(is_image(file.uri) for file in archive.images())
+
+
+@pytest.mark.parametrize("name", ["a.png", "a.tif"])
+def test_a_web_server_need_not_say_how_large_an_image_is(tmp_path, name):
+    put(tmp_path, name, encoded(RGB, "TIFF" if name == "a.tif" else "PNG"))
+    with served(tmp_path, sized=False) as address:
+        (file,) = open_archive(f"{address}/{name}?sig=1").images()
+        assert (file.uri, file.size) == (f"{address}/{name}?sig=1", 0)
+        assert np.array_equal(np.moveaxis(read_image(file.uri).pixels, 0, -1), RGB)
 
 
 @pytest.mark.parametrize(("content", "sentence"), [({}, "holds no file"), ({"a.txt": b""}, "none whose ending")])

@@ -10,6 +10,7 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from web import served
 
 from segray.archives import open_archive
 from segray.archives.options import ArchiveOptions
@@ -29,6 +30,9 @@ LISTS = {
     "l.txt": "# a comment\n\n" + "\n".join(f" {name} " for name in NAMES) + "\n",
     "one.csv": "\n".join(NAMES),
     "header.csv": "uri\n" + "\n".join(NAMES),
+    "other.csv": "\n \nImage_Path\n" + "\n".join(NAMES),
+    "marks.csv": "uri;size\n" + "\n".join(f"{name};1,5" for name in NAMES),
+    "tabs.csv": "id\tPath\r\n" + "\r\n".join(f"1\t{name}" for name in NAMES),
     "l.csv": 'id,Path\n1,s3://b/a 1.tif\n2,"sub/ü.png"\n3,/data/c.jpg\n\n4,d::e.png\n',
     "l.parquet": parquet(id=[1, 2, 3, 4], uri=NAMES),
 }
@@ -55,10 +59,46 @@ def test_memory_does_not_grow_with_a_list(tmp_path: Path, name: str) -> None:
     assert peak < 500_000  # the file has twice that
 
 
+GEO = {"geo": '{"version": "1.1.0", "primary_column": "geometry", "columns": {"geometry": {"encoding": "WKB"}}}'}
+TEXTS = [pa.string(), pa.large_string(), pa.string_view(), pa.dictionary(pa.int8(), pa.string())]
+
+
+@pytest.mark.parametrize("kind", TEXTS)
+@pytest.mark.parametrize("metadata", [None, GEO], ids=["plain", "geometries"])
+def test_a_tile_index_is_a_list(tmp_path: Path, kind: pa.DataType, metadata: dict[str, str] | None) -> None:
+    columns = {"location": pa.array(["a.tif", "b.tif"]).cast(kind), "number": pa.array([1, 2])}
+    columns |= {"geometry": pa.array([b"1", b"2"])} if metadata else {}
+    pq.write_table(pa.table(columns, metadata=metadata), tmp_path / "index.parquet")
+    files = open_archive(str(tmp_path / "index.parquet")).images()
+    assert [file.uri for file in files] == [str(tmp_path / "a.tif"), str(tmp_path / "b.tif")]
+
+
+@pytest.mark.parametrize("at_once", [1, 2, 3, 1000])
+def test_a_file_that_is_named_again_is_one_image(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, at_once: int) -> None:
+    monkeypatch.setattr("segray.archives.once.AT_ONCE", at_once)
+    names = ["b.tif", "./a.tif", "a.tif", "x/../b.tif", f"{tmp_path}/b.tif", f"file://{tmp_path}//a.tif", "c.tif"]
+    names += ["s3://b/x.tif", "s3://b//x.tif", "s3://b/x.tif", "c.tif"]
+    (tmp_path / "l.txt").write_text("\n".join(names))
+    items = [{"type": "Feature", "id": "i", "assets": {"image": asset(name)}} for name in names]
+    (tmp_path / "l.json").write_text(json.dumps({"type": "FeatureCollection", "features": items}))
+    for name in ("l.txt", "l.json"):
+        files = [file.uri for file in open_archive(str(tmp_path / name)).images()]
+        assert files == [*(str(tmp_path / name) for name in ("b.tif", "a.tif", "c.tif")), *names[7:9]]
+
+
+@pytest.mark.parametrize("first", ["a.tif", "b;1.png", "c.tar.gz", "d.mbtiles", "s3://b/x,y;z.tif", "sub/no_ending"])
+def test_a_csv_file_may_begin_with_an_image(tmp_path: Path, first: str) -> None:
+    cell = f'"{first}"' if "," in first else first
+    (tmp_path / "l.csv").write_text(f"{cell}\nz.tif\n")
+    files = open_archive(str(tmp_path / "l.csv")).images()
+    assert [file.uri for file in files] == [first if "://" in first else str(tmp_path / first), str(tmp_path / "z.tif")]
+
+
 def test_a_column_can_be_named(tmp_path: Path) -> None:
     (tmp_path / "l.csv").write_text("a,left,right\n1,x.png,y.png\n")
+    (tmp_path / "marks.csv").write_text("a;Left;Right\n1,5;x.png;y.png\n")
     publish(str(tmp_path / "l.parquet"), parquet(left=["x.png"], right=["y.png"]))
-    for name in ("l.csv", "l.parquet"):
+    for name in ("l.csv", "marks.csv", "l.parquet"):
         images = open_archive(str(tmp_path / name), ArchiveOptions(column="right")).images()
         assert [file.uri for file in images] == [str(tmp_path / "y.png")]
         with pytest.raises(SegrayError, match="left, right; name the one of the URIs with --column"):
@@ -71,6 +111,8 @@ def test_a_column_can_be_named(tmp_path: Path) -> None:
         ("l.txt", b"# nothing\n", "lists no image; it should hold a URI a line"),
         ("l.csv", b"", "lists no image"),
         ("l.csv", b"id,uri\n1,a.png\n2\n", "has no column 2 in row 2"),
+        ("l.csv", b"filepath;size\na.tif;1\n", "has the columns filepath, size; name the one of the URIs"),
+        ("l.csv", b"image_path\n", "lists no image"),
         ("l.txt", b"\xff\xfe", "cannot be read"),
         ("l.parquet", b"PAR1 no", "cannot be read as Parquet"),
         ("l.json", b"{}", "is no STAC item or item collection"),
@@ -102,7 +144,7 @@ def asset(href: str, *roles: str) -> dict:
 )
 def test_an_asset_is_chosen_by_role_or_name(tmp_path: Path, assets: dict, name: str | None, expected: str) -> None:
     items = [{"type": "Feature", "id": f"i{k}", "assets": assets} for k in range(2)]
-    for document, count in (({"type": "FeatureCollection", "features": items}, 2), (items[0], 1)):
+    for document in ({"type": "FeatureCollection", "features": items}, items[0]):
         (tmp_path / "items.json").write_text(json.dumps(document))
         archive = open_archive(str(tmp_path / "items.json"), ArchiveOptions(asset=name))
         if expected is None:
@@ -110,7 +152,7 @@ def test_an_asset_is_chosen_by_role_or_name(tmp_path: Path, assets: dict, name: 
                 list(archive.images())
         else:
             uri = expected if "://" in expected else str(tmp_path / expected)
-            assert [file.uri for file in archive.images()] == [uri] * count
+            assert [file.uri for file in archive.images()] == [uri]
 
 
 @pytest.mark.parametrize("href", ["./a%20b.tif", "a b.tif", "file://{folder}/a%20b.tif", "{folder}/a%20b.tif"])
@@ -119,6 +161,19 @@ def test_a_local_asset_is_named_in_the_words_of_a_uri(tmp_path: Path, href: str)
     (tmp_path / "item.json").write_text(json.dumps(item))
     (file,) = open_archive(str(tmp_path / "item.json")).images()
     assert file.uri.removeprefix("file://") == str(tmp_path / "a b.tif")
+
+
+@pytest.mark.parametrize("folder", ["./", "../x/", "/x/"])
+@pytest.mark.parametrize("signature", ["", "?sig=a/../b%2F"])
+def test_an_asset_beside_a_document_on_the_web_keeps_its_escapes(tmp_path: Path, folder: str, signature: str) -> None:
+    (tmp_path / "x").mkdir()
+    (tmp_path / "x" / "a+b#c d.tif").write_bytes(b"12345")
+    item = {"type": "Feature", "id": "i", "assets": {"image": asset(f"{folder}a%2Bb%23c%20d.tif{signature}", "data")}}
+    (tmp_path / "x" / "item.json").write_text(json.dumps(item))
+    with served(tmp_path) as address:
+        (file,) = open_archive(f"{address}/x/item.json").images()
+        assert file.uri == f"{address}/x/a%2Bb%23c%20d.tif{signature}"
+        assert stat(file).size == 5
 
 
 def test_stat_asks_the_store(store: str) -> None:

@@ -12,12 +12,13 @@ import fsspec
 import numpy as np
 import pytest
 from containers import BODIES, WITHOUT, WRITERS, body, container_of, listed, put, tar_of, zip_of
+from web import served
 
 from segray.archives import tars
 from segray.archives.members import CONTAINERS
 from segray.errors import ImageError, SegrayError
 from segray.listing import list_files
-from segray.storage import File, join, publish
+from segray.storage import File, join, publish, stat
 
 
 @pytest.fixture(autouse=True)
@@ -50,6 +51,14 @@ def test_members_are_listed_in_order_and_read_back(store, ending):
     with ThreadPoolExecutor(8) as pool:
         read = list(pool.map(lambda member: container.read(file.uri, member.part), found * 20))
     assert read == list(BODIES.values()) * 20
+
+
+@pytest.mark.parametrize("ending", WRITERS)
+def test_a_container_may_have_a_signed_address(tmp_path, ending):
+    (tmp_path / f"a{ending}").write_bytes(WRITERS[ending](BODIES))
+    with served(tmp_path) as address:
+        file = stat(File(f"{address}/a{ending}?sig=a/b.png&x=1", -1, ""))
+        assert [body(file, member) for member in listed(file).values()] == list(BODIES.values())
 
 
 @pytest.mark.parametrize("ending", [".tar", ".tar.gz", ".zip"])

@@ -32,6 +32,8 @@ def test_the_column_of_images_is_found_or_asked_for(tmp_path):
     cases = [
         ({"anything": one, "label": pa.array([1])}, None, b"1"),
         ({"anything": two}, None, b"2"),
+        ({"anything": one.cast(pa.binary_view())}, None, b"1"),
+        ({"anything": one.dictionary_encode()}, None, b"1"),
         ({"anything": struct_of}, None, b"3"),
         ({"mask": one, "Image": two}, None, b"2"),
         ({"png": one, "img": struct_of}, None, b"3"),

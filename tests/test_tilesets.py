@@ -23,12 +23,13 @@ from pmtiles.tile import (
 )
 from tiles import KINDS, encoded, mbtiles, noise, pmtiles, write_set, write_tree
 
-from segray.archives import pmtiles_directory
+from segray.archives import open_archive, pmtiles_directory
 from segray.archives.mbtiles import MBTiles
+from segray.archives.options import ArchiveOptions
 from segray.archives.pmtiles import PMTiles
 from segray.archives.tilesets import TILESETS
 from segray.archives.xyz import TMS, XYZ, tile_tree
-from segray.errors import ImageError
+from segray.errors import ImageError, SegrayError
 from segray.listing import list_files
 from segray.storage import filesystem, join, publish
 
@@ -128,6 +129,25 @@ def test_a_tree_is_told_by_its_first_files(tmp_path):
         publish(str(tmp_path / "9" / str(k) / "0.png"), b"")
     publish(str(tmp_path / "later.png"), b"")
     assert tile_tree(str(tmp_path)) == "xyz"
+
+
+@pytest.mark.parametrize("tiles", ["auto", "tms"])
+@pytest.mark.parametrize("below", ["", "3"])
+@pytest.mark.parametrize(
+    ("profile", "refused"),
+    [("mercator", False), ("global-mercator", False), ("geodetic", True), ("raster", True), ("global-geodetic", True)],
+)
+def test_a_tree_of_another_profile_than_web_mercator_is_refused(tmp_path, tiles, below, profile, refused):
+    write_tree(str(tmp_path), {place: tile for place, tile in TILES.items() if place[0] == 3})
+    resource = f'<TileMap version="1.0.0">\n <SRS></SRS>\n <TileSets profile="{profile}">\n </TileSets>\n</TileMap>'
+    (tmp_path / "tilemapresource.xml").write_text(f'<?xml version="1.0" encoding="utf-8"?>\n{resource}')
+    archive = open_archive(join(str(tmp_path), below).rstrip("/"), ArchiveOptions(tiles=tiles))
+    if refused:
+        sentence = f"has tiles in the profile {profile}, not in Web Mercator; give the raster, or --tiles none"
+        with pytest.raises(SegrayError, match=f"^{tmp_path} {sentence}$"):
+            list(archive.images())
+    else:
+        assert [file.uri for file in archive.images()] == [f"tms://3::{tmp_path}"]
 
 
 # ---- MBTiles

@@ -89,3 +89,21 @@ def test_a_scene_is_read_with_such_labels(tmp_path):
     (sample,) = dataset.samples("train")
     mask = read(dataset, sample).mask
     assert abs((mask == 1).sum() - (60 * 40 - 10 * 20 / 2)) <= 60 and (mask <= 1).all()
+
+
+@pytest.mark.parametrize("crs", ["EPSG:4326", "OGC:CRS84", "EPSG:3857"])
+@pytest.mark.parametrize("west", [179.0, -181.0])
+def test_features_that_are_cut_at_the_antimeridian_lie_on_both_sides_of_it(west, crs, tmp_path):
+    image = Header(height=20, width=40, bands=1, dtype="uint8", crs="EPSG:4326", transform=(0.05, 0, west, 0, -0.05, 1))
+    boxes = [(-180, 0.25, -179.5, 0.75), (179.5, 0.25, 180, 0.75), (-180, 0, -179, 0.5)]
+    shapes = [shapely.box(*box) for box in boxes]
+    points, owner = shapely.get_coordinates(shapes, return_index=True)
+    moved = np.stack(transform("EPSG:4326", crs, *points.T), axis=1)
+    shapes = [shapely.Polygon(moved[owner == number]) for number in range(3)]
+    uri = join(str(tmp_path), "a.gpkg")
+    publish(uri, features(shapes, crs, "gpkg", **{"class": [1, 2, 3]}))
+    file = VectorFile(uri=uri, tag="", attribute=None, ids=(("1", 1), ("2", 2), ("3", 3)))
+    expected = np.zeros((20, 40), np.uint8)
+    expected[5:15, 20:30], expected[5:15, 10:20], expected[10:, 20:] = 1, 2, 3
+    assert np.array_equal(burn(file, image, Window(0, 0, 20, 40), background=0), expected)
+    assert np.array_equal(burn(file, image, Window(3, 17, 9, 11), background=0), expected[3:12, 17:28])

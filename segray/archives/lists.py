@@ -3,18 +3,23 @@
 from __future__ import annotations
 
 import csv
-from collections.abc import Iterable, Iterator
-from itertools import chain
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import chain, dropwhile
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from segray.archives import tables
+from segray.archives.images import is_image
+from segray.archives.members import kind_of
+from segray.archives.once import once
 from segray.archives.options import ArchiveOptions
 from segray.errors import SegrayError
 from segray.storage import File, beside, describe, ending, filesystem, is_absolute
 
 ENDINGS = (".txt", ".csv", ".parquet")
 COLUMNS = ("uri", "url", "path", "href", "image", "file", "filename", "location")  # the first that is there
+SEPARATORS = (",", ";", "\t")  # of a CSV file
 UNKNOWN = -1  # the size of a file that nobody has asked its store about
 
 
@@ -32,11 +37,11 @@ class ListArchive:
         return kind in ENDINGS and (kind != ".parquet" or _lists(uri))
 
     def images(self) -> Iterator[File]:
-        """The images in the order of the list; SegrayError when it cannot be read or lists none."""
+        """The images in the order of the list, each once; SegrayError when it cannot be read or lists none."""
         found = False
-        for name in self._names():
+        for file in once(listed(self.uri, name) for name in self._names()):
             found = True
-            yield listed(self.uri, name)
+            yield file
         if not found:
             raise SegrayError(f"{self.uri} lists no image; it should hold a URI a line")
 
@@ -70,15 +75,16 @@ def _lines(uri: str) -> Iterator[str]:
 
 def _cells(uri: str, lines: Iterable[str], column: str | None) -> Iterator[str]:
     """The named column of a CSV file, the first known one, or the only one, with or without a header."""
-    rows = (row for row in csv.reader(lines) if row)
+    lines = dropwhile(str.isspace, lines)
+    start = next(lines, "")
+    rows = (row for row in csv.reader(chain([start], lines), delimiter=_separator(start, column)) if row)
     first = next(rows, None)
     if first is None:
         return
-    header = [name.strip().lower() for name in first]
-    if column is None and len(header) == 1 and header[0] not in COLUMNS:
-        place, rows = 0, chain([first], rows)
+    if column is None and len(first) == 1:
+        place, rows = 0, rows if _is_header(first[0]) else chain([first], rows)
     else:
-        place = header.index(_chosen(uri, header, column))
+        place = _names(first).index(_chosen(uri, _names(first), column))
     for number, row in enumerate(rows, 1):
         if len(row) <= place:
             raise SegrayError(f"{uri} has no column {place + 1} in row {number}; correct the file")
@@ -86,10 +92,33 @@ def _cells(uri: str, lines: Iterable[str], column: str | None) -> Iterator[str]:
             yield row[place].strip()
 
 
+def _separator(start: str, column: str | None) -> str:
+    """What parts the cells of a CSV file that starts with a line: what finds the column of the URIs, else any."""
+    if not _is_header(start):  # the name of an image may have any in it
+        return SEPARATORS[0]
+    cells = {mark: _names(next(csv.reader([start], delimiter=mark), [])) for mark in SEPARATORS}
+    finding = (mark for mark, names in cells.items() if not set(_wanted(column)).isdisjoint(names))
+    parting = (mark for mark, names in cells.items() if len(names) > 1)
+    return next(chain(finding, parting), SEPARATORS[0])
+
+
+def _is_header(text: str) -> bool:
+    """Whether the start of a CSV file is the name of a column: no path, and neither an image nor what holds many."""
+    name = text.strip()
+    return "/" not in name and not is_image(name) and kind_of(name) is None
+
+
+def _names(header: Iterable[str]) -> list[str]:
+    return [name.strip().lower() for name in header]
+
+
+def _wanted(column: str | None) -> Sequence[str]:
+    return (column.lower(),) if column else COLUMNS
+
+
 def _chosen(uri: str, names: Iterable[str], column: str | None) -> str:
     names = list(names)
-    wanted = [column.lower()] if column else COLUMNS
-    chosen = next((name for name in wanted if name in names), None)
+    chosen = next((name for name in _wanted(column) if name in names), None)
     if chosen is None:
         raise SegrayError(f"{uri} has the columns {', '.join(names)}; name the one of the URIs with --column")
     return chosen
@@ -106,21 +135,20 @@ def _rows(uri: str, column: str | None) -> Iterator[str]:
 
 
 def _lists(uri: str) -> bool:
-    """Whether a Parquet file has texts and no bytes."""
+    """Whether a Parquet file has texts, and no bytes but those of geometries."""
     fs, path = filesystem(uri)
     try:
         with fs.open(path, "rb") as file:
             schema = pq.read_schema(file)
     except (OSError, pa.ArrowException) as error:
         raise SegrayError(f"{uri} cannot be read as Parquet: {describe(error)}") from error
-    return bool(_texts(schema)) and not any(_has_bytes(field.type) for field in schema)
+    return bool(_texts(schema)) and not tables.candidates(schema)
 
 
 def _texts(schema: pa.Schema) -> list[str]:
-    return [field.name for field in schema if pa.types.is_string(field.type) or pa.types.is_large_string(field.type)]
+    return [field.name for field in schema if _is_text(field.type)]
 
 
-def _has_bytes(kind: pa.DataType) -> bool:
-    if pa.types.is_struct(kind):
-        return any(_has_bytes(field.type) for field in kind)
-    return pa.types.is_binary(kind) or pa.types.is_large_binary(kind)
+def _is_text(kind: pa.DataType) -> bool:
+    kind = kind.value_type if pa.types.is_dictionary(kind) else kind
+    return pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind)

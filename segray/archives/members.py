@@ -6,7 +6,7 @@ from typing import Protocol
 
 from segray.archives import tables, tars, zips
 from segray.archives.entries import Listing
-from segray.storage import File, ending, is_chain
+from segray.storage import File, bare, ending, is_chain
 
 
 class Container(Protocol):
@@ -42,8 +42,7 @@ def kind_of(uri: str) -> str | None:
     """
     if is_chain(uri):
         return None
-    name = uri.lower()
-    found = (kind for kind, container in CONTAINERS.items() if name.endswith(container.ENDINGS))
+    found = (kind for kind, container in CONTAINERS.items() if bare(uri).endswith(container.ENDINGS))
     return next(found, TILE_FILES.get(ending(uri)))
 
 

@@ -13,8 +13,8 @@ from functools import partial
 from fsspec import AbstractFileSystem
 
 from segray.errors import ImageError
-from segray.storage import filesystem, local_path, retry, with_reason
-from segray.store_errors import BEYOND_THE_END, code_of, store_errors
+from segray.storage import filesystem, local_path, retry
+from segray.store_errors import BEYOND_THE_END, code_of, store_errors, with_reason
 
 WHOLE_BYTES = 2**22  # a smaller file comes with the first request; a larger one wastes that many bytes once
 HEADER_BYTES = 2**15  # the directory of a COG of 10,000 x 10,000 pixels takes 3 kB

@@ -7,15 +7,17 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
-from urllib.parse import unquote
+from urllib.parse import unquote, urljoin
 
 from segray.archives.images import is_image
 from segray.archives.lists import listed
+from segray.archives.once import once
 from segray.archives.options import ArchiveOptions
 from segray.errors import SegrayError
 from segray.storage import File, ending, read_text
 
 ROLES = ("data", "visual")  # of an asset that holds imagery, the better first
+WEB = ("http://", "https://")
 
 
 class StacArchive:
@@ -31,15 +33,17 @@ class StacArchive:
         return ending(uri) in (".json", ".geojson")
 
     def images(self) -> Iterator[File]:
-        """One image an item, in the order of the document; SegrayError when an item has none, or several."""
+        """One image an item, in the order of the document, each once; SegrayError when an item has none, or several."""
         items = self._items()
         if not items:
             raise SegrayError(f"{self.uri} holds no STAC item")
-        for item in items:
-            href = self._href(item)
-            # a local one is a file's name in the words of a URI; a store's own URI is taken as it is
-            local = href.startswith("file://") or "://" not in href
-            yield listed(self.uri, unquote(href) if local else href)
+        yield from once(listed(self.uri, self._place(self._href(item))) for item in items)
+
+    def _place(self, href: str) -> str:
+        """An href as the name of a file: unescaped, but for a store's own URI and where addresses are names."""
+        if self.uri.startswith(WEB) and not href.startswith("file://"):
+            return urljoin(self.uri, href)
+        return unquote(href) if href.startswith("file://") or "://" not in href else href
 
     def _items(self) -> list[dict]:
         try:

@@ -53,6 +53,21 @@ def read(uri: str, part: str) -> bytes:
     return data
 
 
+def candidates(schema: pa.Schema) -> dict[str, str]:
+    """The columns that may hold images, by name: where their bytes are, for a struct its field `bytes`.
+
+    The geometries of GeoParquet (https://geoparquet.org/releases/v1.1.0) are bytes, but none of an image.
+    """
+    found, geometries = {}, _geometries(schema)
+    for field in (field for field in schema if field.name not in geometries):
+        inner = [field.type[k] for k in range(field.type.num_fields)] if pa.types.is_struct(field.type) else []
+        if _is_bytes(field.type):
+            found[field.name] = field.name
+        elif any(part.name == "bytes" and _is_bytes(part.type) for part in inner):
+            found[field.name] = f"{field.name}.bytes"
+    return found
+
+
 class _Columns:
     """The columns of row groups that were read last, up to `KEPT`; one is loaded at a time."""
 
@@ -115,11 +130,11 @@ def _images(file: File, column: str | None) -> Iterator[File | None]:
     except (ImageError, *FINAL_ERRORS) as error:
         yield damaged(file, error)
         return
-    candidates = _candidates(schema)
-    if not candidates:
+    columns = candidates(schema)
+    if not columns:
         yield None
         return
-    leaf = _chosen(candidates, column, file.uri)
+    leaf = _chosen(columns, column, file.uri)
     place, version, number = _place(metadata, leaf), sha256(file.etag.encode()).hexdigest()[:12], 0
     if place is None:
         yield damaged(file, ImageError(f"{file.uri} is damaged: its two schemas differ in column {leaf}"))
@@ -141,32 +156,17 @@ def _rows(metadata: pq.FileMetaData, file: File) -> list[int]:
     return rows
 
 
-def _candidates(schema: pa.Schema) -> dict[str, str]:
-    """The columns that may hold images, by name: where their bytes are, for a struct its field `bytes`.
-
-    The geometries of GeoParquet (https://geoparquet.org/releases/v1.1.0) are bytes, but none of an image.
-    """
-    found, geometries = {}, _geometries(schema)
-    for field in (field for field in schema if field.name not in geometries):
-        inner = [field.type[k] for k in range(field.type.num_fields)] if pa.types.is_struct(field.type) else []
-        if _is_bytes(field.type):
-            found[field.name] = field.name
-        elif any(part.name == "bytes" and _is_bytes(part.type) for part in inner):
-            found[field.name] = f"{field.name}.bytes"
-    return found
-
-
-def _chosen(candidates: dict[str, str], column: str | None, uri: str) -> str:
+def _chosen(columns: dict[str, str], column: str | None, uri: str) -> str:
     """The place of the bytes of the column that is asked for, of the only one, or of the one with a usual name."""
-    names = ", ".join(candidates)
+    names = ", ".join(columns)
     if column is not None:
-        if column not in candidates:
+        if column not in columns:
             raise SegrayError(f"{uri} has no column {column!r} that holds bytes; --column may be one of {names}")
-        return candidates[column]
-    usual = [name for wanted in USUAL for name in candidates if name.lower() == wanted]
-    if len(candidates) > 1 and not usual:
+        return columns[column]
+    usual = [name for wanted in USUAL for name in columns if name.lower() == wanted]
+    if len(columns) > 1 and not usual:
         raise SegrayError(f"{uri} has several columns that may hold images: {names}; choose one with --column")
-    return candidates[usual[0] if usual else next(iter(candidates))]
+    return columns[usual[0] if usual else next(iter(columns))]
 
 
 def _geometries(schema: pa.Schema) -> set[str]:
@@ -178,7 +178,7 @@ def _geometries(schema: pa.Schema) -> set[str]:
 
 def _is_bytes(kind: pa.DataType) -> bool:
     kind = kind.value_type if pa.types.is_dictionary(kind) else kind
-    return pa.types.is_binary(kind) or pa.types.is_large_binary(kind)
+    return pa.types.is_binary(kind) or pa.types.is_large_binary(kind) or pa.types.is_binary_view(kind)
 
 
 def _place(metadata: pq.FileMetaData, leaf: str) -> int | None:

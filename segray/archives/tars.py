@@ -11,7 +11,7 @@ from segray.archives.copies import local_copy
 from segray.archives.entries import Listing, damaged, is_wanted, stored_range, too_large
 from segray.archives.seekable import Seekable
 from segray.errors import ImageError
-from segray.storage import FINAL_ERRORS, File
+from segray.storage import FINAL_ERRORS, File, bare
 
 ENDINGS = (".tar", ".tar.gz", ".tgz")
 BLOCK = tarfile.BLOCKSIZE
@@ -60,7 +60,7 @@ def _heads(block: bytes, size: int) -> bool:
 
 
 def _images(file: File) -> Iterator[File | None]:
-    packed = not file.uri.lower().endswith(".tar")
+    packed = not bare(file.uri).endswith(".tar")
     found: dict[str, File] = {}
     broken: BaseException | None = None
     try:

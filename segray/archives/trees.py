@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 from segray.archives import mosaic
 from segray.archives.options import ArchiveOptions
-from segray.archives.xyz import tile_tree
+from segray.archives.xyz import check_profile, tile_tree
 from segray.storage import File
 
 
@@ -25,5 +25,6 @@ class TreeArchive:
         return options.tiles in ("xyz", "tms") or (options.tiles == "auto" and tile_tree(uri) is not None)
 
     def images(self) -> Iterator[File]:
-        """The one image that the level is; SegrayError when there is no such level."""
+        """The one image that the level is; SegrayError when there is no such level, or it is not in Web Mercator."""
+        check_profile(self.uri)
         yield mosaic.level(self.kind, self.uri, zoom=self.zoom)

@@ -9,8 +9,9 @@ from functools import cached_property
 from itertools import islice
 
 from segray.archives import pictures, rasters
+from segray.errors import SegrayError
 from segray.listing import list_files
-from segray.storage import File, exists, filesystem, is_local, join, read_bytes, retry
+from segray.storage import File, exists, filesystem, is_local, join, read_bytes, read_text, retry
 
 ENDINGS = ("png", "jpg", "jpeg", "webp")
 MAX_ZOOM = 30  # beyond, a tile is smaller than a coin
@@ -18,6 +19,9 @@ LOOKED_AT = 100  # files of a folder, to tell whether it is a tree of tiles
 _NUMBER = "(0|[1-9][0-9]{0,9})"  # tile servers write no leading zeros, dates have them
 _TILE = re.compile(rf"{_NUMBER}/{_NUMBER}\.({'|'.join(ENDINGS)})", re.IGNORECASE)
 _ZOOM = re.compile(_NUMBER)
+RESOURCE = "tilemapresource.xml"  # what gdal2tiles says of a tree, unless it is run with --xyz
+MERCATOR = ("mercator", "global-mercator")  # profiles of gdal2tiles and of the TMS specification
+_PROFILE = re.compile(r"""<TileSets\s[^>]*?\bprofile\s*=\s*["']([^"']*)""")
 
 
 class XYZ:
@@ -84,13 +88,23 @@ def tile_tree(uri: str) -> str | None:
     """Whether a folder is a tree of tiles: "xyz", "tms", or None for any other; looks at its first files only.
 
     Its first pictures must all be z/x/y.png with z <= 30 and x, y < 2 ** z, or x/y.png below a folder named z. Both
-    schemes look alike: TMS is told by tilemapresource.xml, which gdal2tiles writes unless it is run with --xyz.
+    schemes look alike: TMS is told by tilemapresource.xml.
     """
     depth = _depth(uri.rstrip("/"))
     if not depth:
         return None
     root = uri.rstrip("/") if depth == 3 else posixpath.dirname(uri.rstrip("/"))
-    return "tms" if exists(join(root, "tilemapresource.xml")) else "xyz"
+    return "tms" if exists(join(root, RESOURCE)) else "xyz"
+
+
+def check_profile(uri: str) -> None:
+    """SegrayError when the tilemapresource.xml of a tree says that its tiles are not those of Web Mercator."""
+    root = XYZ(uri).uri
+    source = join(root, RESOURCE)
+    found = _PROFILE.search(read_text(source)) if exists(source) else None
+    if found and found[1] not in MERCATOR:
+        reason = f"has tiles in the profile {found[1]}, not in Web Mercator"
+        raise SegrayError(f"{root} {reason}; give the raster, or --tiles none")
 
 
 def _depth(uri: str) -> int:

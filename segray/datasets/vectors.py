@@ -9,13 +9,15 @@ import io
 import warnings
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import lru_cache
 from typing import TYPE_CHECKING
 
 import numpy as np
 import pyarrow as pa
 import shapely
 from rasterio import Affine
+from rasterio.crs import CRS
 from rasterio.features import rasterize
 
 from segray.archives.kept import Kept
@@ -65,8 +67,7 @@ def burn(file: VectorFile, image: Header, window: Window, *, background: int) ->
     that the legend does not have or a feature that has no place in the image's CRS; ImageError when it cannot be read.
     """
     features = _kept.get(file)
-    found = _near(features, image, window)
-    shapes = _on_pixels(file, features, image, found)
+    found, shapes = _covering(file, features, image, window)
     there = ~shapely.is_empty(shapes)
     if not there.any():
         return np.full((window.height, window.width), background, np.uint8)
@@ -78,6 +79,37 @@ def burn(file: VectorFile, image: Header, window: Window, *, background: int) ->
         transform=Affine.translation(window.col_off, window.row_off),
         dtype=np.uint8,
     )
+
+
+def _covering(file: VectorFile, features: Features, image: Header, window: Window) -> tuple[np.ndarray, np.ndarray]:
+    """The numbers, ascending, of the features that may cover pixels of a window; them in columns and rows of the image.
+
+    Where the image reaches beyond 180 degrees, one that is there once may be twice.
+    """
+    found, shapes = [], []
+    for place in _places(image):
+        found.append(_near(features, place, window))
+        shapes.append(_on_pixels(file, features, place, found[-1]))
+    order = np.argsort(np.concatenate(found), kind="stable")
+    return np.concatenate(found)[order], np.concatenate(shapes)[order]
+
+
+def _places(image: Header) -> Iterator[Header]:
+    """The image where it is, and a turn of the earth away if it reaches beyond 180 degrees: features are cut there."""
+    yield image
+    if not _is_geographic(image.crs):
+        return
+    corners = np.array([(0, 0), (image.width, 0), (0, image.height), (image.width, image.height)])
+    longitudes = coordinates(image.transform, corners)[:, 0]
+    a, b, c, *rest = image.transform
+    for turn, beyond in ((-360.0, longitudes.max() > 180), (360.0, longitudes.min() < -180)):
+        if beyond:
+            yield replace(image, transform=(a, b, c + turn, *rest))
+
+
+@lru_cache(64)
+def _is_geographic(crs: str) -> bool:
+    return CRS.from_user_input(crs).is_geographic
 
 
 def _near(features: Features, image: Header, window: Window) -> np.ndarray:
