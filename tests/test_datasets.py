@@ -165,6 +165,13 @@ def test_what_a_mask_inside_a_tiff_hides_is_unlabelled_in_every_window(place: st
         assert np.array_equal(found, IDS[window.rows, window.cols])
 
 
+def test_a_mask_of_several_pages_is_refused(place: str) -> None:
+    pages, file = [Image.fromarray(np.full((4, 4), number, np.uint8)) for number in (0, 1)], io.BytesIO()
+    pages[0].save(file, "TIFF", save_all=True, append_images=pages[1:])
+    with pytest.raises(LabelError, match=r"masks/a\.tif holds 2 pages, of which only the first would be read"):
+        only_mask(folder(place, file.getvalue(), name="masks/a.tif"))
+
+
 def test_a_mask_beside_a_tiff_counts_on_disk(tmp_path: Path) -> None:
     uri = folder(str(tmp_path), b"", name="masks/a.tif")
     with rasterio.Env(GDAL_TIFF_INTERNAL_MASK=False):

@@ -76,6 +76,7 @@ def test_a_tile_index_is_a_list(tmp_path: Path, kind: pa.DataType, metadata: dic
 @pytest.mark.parametrize("at_once", [1, 2, 3, 1000])
 def test_a_file_that_is_named_again_is_one_image(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, at_once: int) -> None:
     monkeypatch.setattr("segray.archives.once.AT_ONCE", at_once)
+    monkeypatch.setattr("segray.archives.once.RECENT", 2)
     names = ["b.tif", "./a.tif", "a.tif", "x/../b.tif", f"{tmp_path}/b.tif", f"file://{tmp_path}//a.tif", "c.tif"]
     names += ["s3://b/x.tif", "s3://b//x.tif", "s3://b/x.tif", "c.tif"]
     (tmp_path / "l.txt").write_text("\n".join(names))

@@ -11,7 +11,8 @@ import numpy as np
 
 from segray.storage import File
 
-AT_ONCE = 2**16  # files looked up together
+AT_ONCE = 250  # files looked up together
+RECENT = 2**16  # digests that are kept apart, since each look-up adds some, and to add to all of them moves them all
 
 
 def once(files: Iterable[File]) -> Iterator[File]:
@@ -20,14 +21,27 @@ def once(files: Iterable[File]) -> Iterator[File]:
     Only 8 bytes are kept of each name. Two of 10 million have the same ones, so that the second is taken for the first,
     in 3 of a million lists that long.
     """
-    rest, seen = iter(files), np.zeros(0, np.uint64)
+    rest, recent, older = iter(files), np.zeros(0, np.uint64), np.zeros(0, np.uint64)
     while batch := list(islice(rest, AT_ONCE)):
         digests = np.array([_digest(file.uri) for file in batch], np.uint64)
         distinct, first = np.unique(digests, return_index=True)
-        places = np.searchsorted(seen, distinct)
-        known = seen[np.minimum(places, len(seen) - 1)] == distinct if len(seen) else np.zeros(len(distinct), bool)
-        seen = np.insert(seen, places[~known], distinct[~known])
-        yield from (batch[number] for number in np.sort(first[~known]))
+        new = ~(_within(distinct, recent) | _within(distinct, older))
+        recent = _merged(recent, distinct[new])
+        if len(recent) >= RECENT:
+            recent, older = recent[:0], _merged(older, recent)
+        yield from (batch[number] for number in np.sort(first[new]))
+
+
+def _within(values: np.ndarray, known: np.ndarray) -> np.ndarray:
+    """Which values are among known ones, which are sorted."""
+    if not len(known):
+        return np.zeros(len(values), bool)
+    return known[np.minimum(np.searchsorted(known, values), len(known) - 1)] == values
+
+
+def _merged(known: np.ndarray, values: np.ndarray) -> np.ndarray:
+    """Two sorted arrays as one."""
+    return np.insert(known, np.searchsorted(known, values), values)
 
 
 def _digest(uri: str) -> int:

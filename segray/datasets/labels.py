@@ -169,6 +169,8 @@ def _whole_raster(uri: str, data: bytes, size: tuple[int, int] | None) -> Labels
 
 
 def _raster(uri: str, source: rasterio.DatasetReader, window: Window | None, size: tuple[int, int] | None) -> Labels:
+    if pages := len(source.subdatasets):
+        raise LabelError(f"{uri} holds {pages} pages, of which only the first would be read; give a mask of one page")
     _check_size(uri, source.shape, size)
     window = window or Window(0, 0, source.height, source.width)
     if window.pixels > MAX_PIXELS:
