@@ -20,23 +20,28 @@ RELU_METHODS = {"relu", "relu_"}
 class ConvReLU(nn.Module):
     """relu(convolution(x)) with the convolution's own parameters; float (N, C, H, W) on a GPU.
 
-    By cuDNN, unless that refuses the first input: it has no such kernel for some sizes in float32.
+    By cuDNN, unless that refuses the first input: it has no such kernel for some sizes in float32. From then on it is
+    one or the other, since they differ in the last bit. by_cudnn: None before the first input.
     """
 
     def __init__(self, convolution: nn.Conv2d) -> None:
         super().__init__()
-        self.convolution, self.by_cudnn = convolution, True
+        self.convolution = convolution
+        self.by_cudnn: bool | None = None
 
     def forward(self, x_NCHW: Tensor) -> Tensor:
         """The activations, (N, C, H, W)."""
         c = self.convolution
-        if self.by_cudnn:
+        if self.by_cudnn is not False:
             try:
-                return torch.cudnn_convolution_relu(x_NCHW, c.weight, c.bias, c.stride, c.padding, c.dilation, c.groups)
-            except torch.OutOfMemoryError:  # is not about kernels, and the next input must get the same one
-                raise
-            except RuntimeError:
+                x = torch.cudnn_convolution_relu(x_NCHW, c.weight, c.bias, c.stride, c.padding, c.dilation, c.groups)
+            except RuntimeError as error:
+                if self.by_cudnn or isinstance(error, torch.OutOfMemoryError):
+                    raise
                 self.by_cudnn = False
+            else:
+                self.by_cudnn = True
+                return x
         return F.relu(c(x_NCHW), inplace=True)
 
 

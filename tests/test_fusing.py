@@ -74,18 +74,28 @@ def test_a_network_that_was_not_traced_stays_as_it_is() -> None:
     assert fuse_relus(network) is network
 
 
-@pytest.mark.parametrize("error", [RuntimeError("no engine"), torch.OutOfMemoryError("full")])
-def test_what_cudnn_refuses_is_done_by_torch(error: RuntimeError, monkeypatch: pytest.MonkeyPatch) -> None:
-    def refuse(*_: object) -> None:
+def refuse(error: RuntimeError, monkeypatch: pytest.MonkeyPatch) -> None:
+    def conv_relu(*_: object) -> None:
         raise error
 
-    monkeypatch.setattr(torch, "cudnn_convolution_relu", refuse)
-    convolution = nn.Conv2d(3, 4, 3, padding=1)
-    fused, x = ConvReLU(convolution), torch.randn(1, 3, 8, 8)
-    if isinstance(error, torch.OutOfMemoryError):
-        with pytest.raises(torch.OutOfMemoryError):
-            fused(x)
-        assert fused.by_cudnn
-    else:
-        assert torch.equal(fused(x), convolution(x).relu())
-        assert not fused.by_cudnn
+    monkeypatch.setattr(torch, "cudnn_convolution_relu", conv_relu)
+
+
+def test_what_cudnn_refuses_at_first_is_done_by_torch(monkeypatch: pytest.MonkeyPatch) -> None:
+    convolution, x = nn.Conv2d(3, 4, 3, padding=1), torch.randn(1, 3, 8, 8)
+    fused = ConvReLU(convolution)
+    refuse(torch.OutOfMemoryError("full"), monkeypatch)
+    with pytest.raises(torch.OutOfMemoryError):
+        fused(x)
+    refuse(RuntimeError("no engine"), monkeypatch)
+    assert torch.equal(fused(x), convolution(x).relu())
+    assert fused.by_cudnn is False
+
+
+@pytest.mark.usefixtures("without_cudnn")
+def test_the_kernel_stays_the_same_for_all_inputs(monkeypatch: pytest.MonkeyPatch) -> None:
+    fused, x = ConvReLU(nn.Conv2d(3, 4, 3, padding=1)), torch.randn(1, 3, 8, 8)
+    fused(x)
+    refuse(RuntimeError("no engine"), monkeypatch)
+    with pytest.raises(RuntimeError, match="no engine"):
+        fused(x)
