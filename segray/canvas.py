@@ -277,7 +277,7 @@ def _to_host(*tensors: torch.Tensor) -> tuple[list[torch.Tensor], torch.cuda.Eve
     hosts = [torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=True) for tensor in tensors]
     for host, tensor in zip(hosts, tensors):
         host.copy_(tensor, non_blocking=True)
-    event = torch.cuda.Event()
+    event = torch.cuda.Event(blocking=True)  # who waits leaves its core to those that read and write
     event.record()
     return hosts, event
 

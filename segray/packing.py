@@ -1,4 +1,4 @@
-"""Any value as a row of a Ray data set, its arrays as one block of bytes that Ray moves without pickling."""
+"""Any value as a batch of one row of a Ray data set, its arrays as one block of bytes that Ray moves unpickled."""
 
 from __future__ import annotations
 
@@ -7,40 +7,47 @@ import pickle
 
 import numpy as np
 
-
-def pack(shard: int, value: object) -> dict:
-    """A row that carries any value, its arrays as one block of bytes that Ray moves without pickling."""
-    buffers: list[pickle.PickleBuffer] = []
-    head = io.BytesIO()
-    _Pickler(head, protocol=5, buffer_callback=buffers.append).dump(value)
-    parts = [np.frombuffer(buffer.raw(), np.uint8) for buffer in buffers]
-    body = np.concatenate(parts) if parts else np.zeros(0, np.uint8)
-    return {"shard": shard, "head": pickle.dumps((head.getvalue(), [len(part) for part in parts])), "body": body}
+Batch = dict[str, np.ndarray]
 
 
-class _Pickler(pickle.Pickler):
-    """One that leaves out views of larger arrays, too, as the masks of windows are: their pickles would hold them."""
-
-    def reducer_override(self, value: object) -> object:
-        if isinstance(value, np.ndarray) and not value.flags.forc:
-            return np.ascontiguousarray(value).__reduce_ex__(5)
-        return NotImplemented
-
-
-def unpack(row: dict) -> object:
-    """The value in a row of `pack`, or in a batch of one such row."""
-    head, sizes = pickle.loads(_scalar(row["head"]))
-    body = np.ascontiguousarray(row["body"]).reshape(-1)
-    ends = np.cumsum([0, *sizes])
-    return pickle.loads(head, buffers=[body[start:stop] for start, stop in zip(ends, ends[1:])])
-
-
-def _scalar(value: object) -> bytes:
-    return value[0] if isinstance(value, np.ndarray) else value
-
-
-def batch_of(row: dict) -> dict[str, np.ndarray]:
-    """A batch of one row."""
+def batch_of(row: dict[str, object]) -> Batch:
+    """A batch of one row; of an array, of any length, without a copy."""
     return {
         name: value[None] if isinstance(value, np.ndarray) else np.array([value], object) for name, value in row.items()
     }
+
+
+def pack(shard: int, value: object) -> Batch:
+    """A batch of {"shard", "head", "body"} that carries any value.
+
+    Copies are dear where a shard is hundreds of megabytes: an only array is not copied, several are once.
+    """
+    buffers: list[pickle.PickleBuffer] = []
+    head = io.BytesIO()
+    _Pickler(head, protocol=5, buffer_callback=buffers.append).dump(value)
+    parts = [np.frombuffer(buffer.raw(), np.uint8) for buffer in buffers] or [np.zeros(0, np.uint8)]
+    body = np.concatenate(parts) if len(parts) > 1 else parts[0]
+    sizes = [buffer.raw().nbytes for buffer in buffers]
+    return batch_of({"shard": shard, "head": pickle.dumps((head.getvalue(), sizes)), "body": body})
+
+
+class _Pickler(pickle.Pickler):
+    """One that leaves out views of larger arrays, too, as the masks of windows are: their pickles would hold them.
+
+    Validity that is True everywhere, as it mostly is, travels as its shape: it is a quarter of what 8-bit RGB takes.
+    """
+
+    def reducer_override(self, value: object) -> object:
+        if not isinstance(value, np.ndarray):
+            return NotImplemented
+        if value.dtype == bool and value.all():
+            return np.ones, (value.shape, bool)
+        return NotImplemented if value.flags.forc else np.ascontiguousarray(value).__reduce_ex__(5)
+
+
+def unpack(batch: Batch) -> object:
+    """The value in a batch of `pack`."""
+    head, sizes = pickle.loads(batch["head"][0])
+    body = np.ascontiguousarray(batch["body"]).reshape(-1)
+    ends = np.cumsum([0, *sizes])
+    return pickle.loads(head, buffers=[body[start:stop] for start, stop in zip(ends, ends[1:])])

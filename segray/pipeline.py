@@ -16,7 +16,6 @@ from contextlib import contextmanager, suppress
 from dataclasses import replace
 from itertools import chain
 
-import numpy as np
 import ray
 from ray.data import ActorPoolStrategy, DataContext, Dataset
 from ray.exceptions import RayTaskError
@@ -25,7 +24,7 @@ from ray.util.annotations import RayDeprecationWarning
 from segray import plan as plans
 from segray.errors import OutOfMemoryError, SegrayError
 from segray.faults import ADVICE
-from segray.packing import batch_of, pack, unpack
+from segray.packing import Batch, batch_of, pack, unpack
 from segray.reading import in_order
 from segray.summary import Totals
 from segray.tasks import result_of
@@ -58,14 +57,14 @@ class SegmentActor:
         self.work, self.staged = work, staged
         self.segmenter = work.segmenter()
 
-    def __call__(self, batch: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    def __call__(self, batch: Batch) -> Batch:
         """One shard: {"shard"} or {"shard", "head", "body"} to {"shard", "totals"} or {"shard", "head", "body"}."""
         shard = int(batch["shard"][0])
         if self.staged:
             (read, unread), costs = unpack(batch)
             results = list(costs.segmented(chain(read, self.work.readings(unread)), self.segmenter))
             costs.note_peak("actor")
-            return batch_of(pack(shard, (results, costs)))
+            return pack(shard, (results, costs))
         costs = Costs()
         items = plans.read_shard(self.work.plan, shard)
         results = costs.segmented(self.work.readings(items), self.segmenter)
@@ -148,8 +147,9 @@ def _chain(work: Work, rows: Dataset, actors: tuple[int, int]) -> Iterator[dict]
         done = _segment(rows, work, actors, staged=False)
     else:
         with retries_bounded():
-            read = rows.map(_read, fn_args=(work,), num_cpus=1, max_retries=1)
-            done = _segment(read, work, actors, staged=True).map(_write, fn_args=(work,), num_cpus=1, max_retries=1)
+            task = {"fn_args": (work,), "batch_size": 1, "num_cpus": 1, "max_retries": 1}
+            read = rows.map_batches(_read, **task)
+            done = _segment(read, work, actors, staged=True).map_batches(_write, **task)
     configure()
     return done.iter_rows()
 
@@ -185,9 +185,9 @@ def configure() -> None:
     logging.getLogger("ray.data").setLevel(logging.CRITICAL)  # lost shards are told by `run`, in a line each
 
 
-def _read(row: dict, work: Work) -> dict:
+def _read(batch: Batch, work: Work) -> Batch:
     """CPU stage: the pixels of a shard, or of as many of its items as fit `READ_BYTES`, and the others unread."""
-    shard, read, size, costs = int(row["shard"]), [], 0, Costs()
+    shard, read, size, costs = int(batch["shard"][0]), [], 0, Costs()
     items = plans.read_shard(work.plan, shard)
     for reading in work.readings(items):
         read.append(reading)
@@ -198,10 +198,10 @@ def _read(row: dict, work: Work) -> dict:
     return pack(shard, ((read, items[len(read) :]), costs))
 
 
-def _write(row: dict, work: Work) -> dict:
+def _write(batch: Batch, work: Work) -> Batch:
     """CPU stage: encode and publish a shard."""
-    results, costs = unpack(row)
-    return work.publish(int(row["shard"]), results, costs, role="writer")
+    results, costs = unpack(batch)
+    return batch_of(work.publish(int(batch["shard"][0]), results, costs, role="writer"))
 
 
 def _rescue(work: Work, shard: int) -> dict:

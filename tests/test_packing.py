@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 import pytest
 
-from segray.packing import batch_of, pack, unpack
+from segray.packing import pack, unpack
 
 
 @dataclass(frozen=True)
@@ -31,20 +31,42 @@ ARRAYS = {
 }
 
 
+def carried(array: np.ndarray) -> tuple[np.ndarray, dict]:
+    """The array as it arrives in a value, and the batch that carried it."""
+    batch = pack(7, ([Record(name="a name", array=array)], {"seconds": 1.5}))
+    assert batch["shard"].tolist() == [7]
+    assert len(batch["head"][0]) < 1000
+    (record,), costs = unpack(batch)
+    assert costs == {"seconds": 1.5}
+    assert record.array.dtype == array.dtype
+    np.testing.assert_array_equal(record.array, array)
+    return record.array, batch
+
+
 @pytest.mark.parametrize("name", ARRAYS)
 def test_arrays_arrive_and_no_pickle_holds_them(name: str) -> None:
-    value = ([Record(name=name, array=ARRAYS[name])], {"seconds": 1.5})
-    row = pack(7, value)
-    assert len(row["head"]) < 1000
-    assert row["body"].nbytes == ARRAYS[name].nbytes
-    for carried in (row, batch_of(row)):
-        (record,), costs = unpack(carried)
-        assert costs == {"seconds": 1.5}
-        assert record.array.dtype == ARRAYS[name].dtype
-        np.testing.assert_array_equal(record.array, ARRAYS[name])
+    _, batch = carried(ARRAYS[name])
+    assert batch["body"].nbytes == ARRAYS[name].nbytes
+
+
+def test_an_only_array_is_not_copied() -> None:
+    array, batch = carried(LARGE)
+    assert np.shares_memory(batch["body"], LARGE)
+    assert np.shares_memory(array, LARGE)
+
+
+def test_what_is_valid_everywhere_takes_no_bytes() -> None:
+    _, batch = carried(np.ones((300, 200), bool))
+    assert batch["body"].nbytes == 0
+
+
+def test_several_arrays_arrive_in_one_body() -> None:
+    arrays = [LARGE[0], np.ones((4, 4), bool), np.arange(5.0), LARGE[:, ::7]]
+    for array, arrived in zip(arrays, unpack(pack(1, arrays)), strict=True):
+        np.testing.assert_array_equal(arrived, array)
 
 
 def test_a_value_without_arrays_arrives() -> None:
-    row = pack(3, [None, "text"])
-    assert row["shard"] == 3
-    assert unpack(batch_of(row)) == [None, "text"]
+    batch = pack(3, [None, "text"])
+    assert batch["shard"].tolist() == [3]
+    assert unpack(batch) == [None, "text"]
