@@ -142,6 +142,7 @@ def test_one_image_of_one_pixel_trains(network):
         ("unet", {"width": 2, "depth": 2}),
         ("nano", {"width": 4}),
         ("nano", {"width": 4, "reduce": 2}),
+        ("nano", {"width": 4, "pooled": False}),
     ],
 )
 def test_exports_with_a_dynamic_batch(name, options):
@@ -150,6 +151,17 @@ def test_exports_with_a_dynamic_batch(name, options):
     with torch.no_grad():
         expected_NKHW = network(pixels(5, 2, 32, 36))
         assert torch.allclose(program.module()(pixels(5, 2, 32, 36)), expected_NKHW, atol=1e-5)
+
+
+@pytest.mark.parametrize("pooled", [True, False])
+def test_a_pixel_of_nano_sees_what_is_far_away_only_through_pooled_features(pooled):
+    network = build_network("nano", {"width": 4, "pooled": pooled}, num_classes=CLASSES, in_channels=3).eval()
+    x_NCHW = pixels(1, 3, 64, 1024)
+    changed_NCHW = x_NCHW.clone()
+    changed_NCHW[..., -64:] += 5
+    with torch.no_grad():
+        same = torch.equal(network(x_NCHW)[..., :64], network(changed_NCHW)[..., :64])
+    assert same is not pooled
 
 
 def reduced_and_whole(times: int) -> tuple[nn.Module, nn.Module]:

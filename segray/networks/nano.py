@@ -2,7 +2,8 @@
 
 Most of its work is at 1/4 to 1/16 of the resolution, so an image costs about what it costs in `unet`, while a pixel
 sees hundreds of pixels around it and, through the pooled features, the whole tile. With `reduce` it works on an image
-that many times smaller: a tile that covers as many times more costs the same, but fine detail is lost.
+that many times smaller: a tile that covers as many times more costs the same, but fine detail is lost. `pooled=false`
+leaves the pooled features out: from few places they teach what is where, which does not hold elsewhere.
 """
 
 from __future__ import annotations
@@ -22,10 +23,10 @@ class Nano(nn.Module):
 
     reduce: how many times smaller the image is made first. In train mode the logits stay so small: they are those of
     every `reduce`-th pixel, the first one `reduce // 2` pixels from the edge, and to enlarge them would cost as much as
-    the network. In eval mode they are enlarged bilinearly.
+    the network. In eval mode they are enlarged bilinearly. pooled: whether a pixel sees the mean of the whole tile.
     """
 
-    def __init__(self, *, num_classes: int, in_channels: int, width: int, reduce: int) -> None:
+    def __init__(self, *, num_classes: int, in_channels: int, width: int, reduce: int, pooled: bool) -> None:
         super().__init__()
         self.reduce = reduce
         half, deep = width // 2, 3 * width
@@ -35,7 +36,7 @@ class Nano(nn.Module):
         self.stage16 = nn.Sequential(
             Block(2 * width, deep, stride=2), *(Block(deep, deep, dilation=dilation) for dilation in DILATIONS)
         )
-        self.pooled = nn.Conv2d(deep, deep, 1)  # no norm after it: one image has one value a channel here
+        self.pooled = nn.Conv2d(deep, deep, 1) if pooled else None  # without norm: an image has one value a channel
         sizes = [(deep, 2 * width), (2 * width, width), (width, half)]
         self.up = nn.ModuleList(nn.ConvTranspose2d(below, skip, 2, stride=2) for below, skip in sizes)
         self.decoder = nn.ModuleList(_unit(2 * skip, skip) for _, skip in sizes)
@@ -54,7 +55,7 @@ class Nano(nn.Module):
         for stage in (self.stage4, self.stage8, self.stage16):
             skips.append(x := stage(x))
         deep = skips.pop()
-        x = deep + F.relu(self.pooled(deep.mean(dim=(2, 3), keepdim=True)))
+        x = deep + F.relu(self.pooled(deep.mean(dim=(2, 3), keepdim=True))) if self.pooled is not None else deep
         for up, unit in zip(self.up, self.decoder, strict=True):
             x = unit(torch.cat([skips.pop(), up(x)], dim=1))
         logits_NKHW = self.head(x)
@@ -100,16 +101,16 @@ class Block(nn.Module):
         return F.relu(self.second(self.first(x)) + self.shortcut(picked))
 
 
-def build(*, num_classes: int, in_channels: int, width: int = 64, reduce: int = 1) -> nn.Module:
+def build(*, num_classes: int, in_channels: int, width: int = 64, reduce: int = 1, pooled: bool = True) -> nn.Module:
     """A Nano of `width` channels at a quarter of the resolution, half as many at half, three times as many at 1/16.
 
-    reduce: see Nano.
+    reduce, pooled: see Nano.
     """
     if not 1 <= reduce <= 8:
         raise ValueError(f"option reduce of network nano must be 1 to 8, but is {reduce}")
     if width < 2 or width % 2:
         raise ValueError(f"option width of network nano must be even and at least 2, but is {width}")
-    return Nano(num_classes=num_classes, in_channels=in_channels, width=width, reduce=reduce)
+    return Nano(num_classes=num_classes, in_channels=in_channels, width=width, reduce=reduce, pooled=pooled)
 
 
 def _enlarge(x_NCHW: Tensor, times: int) -> Tensor:
