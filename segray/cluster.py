@@ -9,6 +9,9 @@ import ray
 
 from segray.errors import SegrayError
 
+NO_ROOM_S = 120.0  # without any worker, until the driver says so
+NO_ROOM = "no worker has begun: they wait for nodes, or for what other jobs hold of the cluster"
+
 
 def start() -> None:
     """Attach to the cluster of RAY_ADDRESS (as `ray job submit` sets it), or start Ray on this machine."""
@@ -21,7 +24,14 @@ def start() -> None:
         os.environ.setdefault("RAY_enable_metrics_collection", "0")
         os.environ.setdefault("RAY_task_events_report_interval_ms", "0")
     options = {"address": address} if address else {"address": "local", "include_dashboard": False}
-    ray.init(logging_level=logging.WARNING, log_to_driver=False, **options)
+    try:
+        ray.init(logging_level=logging.WARNING, log_to_driver=False, **options)
+    except (ConnectionError, RuntimeError, ValueError) as error:
+        if not address:
+            raise
+        said = " ".join(str(error).split())[:200]
+        advice = "give HOST:PORT of its head node, as `ray start --head` prints it, or unset it to start Ray here"
+        raise SegrayError(f"RAY_ADDRESS is {address}, but Ray does not answer there: {said}; {advice}") from error
 
 
 def use_gpu(device: str | None) -> bool:

@@ -21,7 +21,7 @@ from segray.archives.rasters import scaling_of
 from segray.archives.reduced import means
 from segray.calibration import TEMPERATURES, best_temperature, mean_nll
 from segray.errors import LabelError, SegrayError
-from segray.faults import guarded
+from segray.faults import ADVICE, guarded
 from segray.grid import Window
 from segray.inspection import BLOCK_PIXELS
 from segray.model_dir import Description, read_description, write_temperature
@@ -133,7 +133,7 @@ class EvaluateActor:
         for result in results:
             if result.error:
                 raise SegrayError(result.error)
-            (found,), size = result.masks, (result.place.height, result.place.width)
+            (found,), size = result.on_grid(), (result.place.height, result.place.width)
             counter = counter or ImageCounter(*size, self.measures)
             whole = found.window == Window(0, 0, *size)
             truth = self.dataset.read_mask(sample if whole else replace(sample, size=size, window=found.window))
@@ -193,12 +193,13 @@ def _calibrate(
 
 
 def _rows(rows: ray.data.Dataset, work: Work) -> Iterator[dict]:
-    """The rows; ModelError when an actor could not begin because the model is another one by now."""
+    """The rows; ModelError when the model is another one by now, SegrayError when an image kills the actors."""
     try:
         yield from rows.iter_rows()
-    except pipeline.DEATHS:
+    except pipeline.DEATHS as error:
         model_of(work)
-        raise
+        reason = "an actor was killed twice at the same images (out of memory, or a fault of a decoder or a GPU)"
+        raise SegrayError(f"{reason}; {ADVICE}") from error
 
 
 def _count(
@@ -210,7 +211,9 @@ def _count(
     low, high = actors(len(ranges))
     work = with_threads(work, high)
     measures = Measures(num_classes=len(work.classes), boundary=settings.boundary, temperatures=temperatures)
+    pipeline.configure()  # a data set keeps the context that it was made in
     rows = ray.data.from_items([split.row(*samples) for samples in ranges], override_num_blocks=len(ranges))
+    rows.context.max_errored_blocks = 0  # every image counts
     with pipeline.retries_bounded():
         rows = rows.map_batches(
             EvaluateActor,
@@ -221,7 +224,6 @@ def _count(
             **work.actor_options(),
         )
     pipeline.configure()
-    ray.data.DataContext.get_current().max_errored_blocks = 0  # every image counts
     total, showcase = Tally.empty(measures), Showcase(count)
     for row in _rows(rows, work):
         if row["error"]:

@@ -211,10 +211,9 @@ def _rescue(work: Work, shard: int) -> dict:
     """
     work = replace(work, ahead=1)
     items = plans.read_shard(work.plan, shard)
-    found = _poisonous(work, items)
-    if len(found) == len(items) > 1:
+    poisonous = {item.image for item in _poisonous(work, items)}
+    if poisonous == {item.image for item in items} and len(poisonous) > 1:  # several items may be blocks of one
         raise SegrayError(f"every image of shard {shard} kills the process that segments it; {ADVICE}")
-    poisonous = {item.image for item in found}
     log.info("shard %d: %d image(s) kill their process and are recorded as failed", shard, len(poisonous))
     reason = "reading or segmenting it killed its process (out of memory, or a fault of a decoder or a GPU)"
     safe = [_fail(item, f"{item.image}: {reason}") if item.image in poisonous else item for item in items]

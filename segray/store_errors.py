@@ -93,13 +93,22 @@ def _told(error: Exception) -> Exception:
     # gcsfs says so of what is forbidden, alone of all that it tells apart
     if code in OF_KEYS or (type(error) is OSError and said.startswith("Forbidden: ")):
         return PermissionError(said)
-    if not library:
-        return error
+    if not library:  # s3fs makes plain OSErrors of what S3 cannot do now, and says no more than its words
+        return StoreError(f"the store answers {code}: {said}") if _for_now(error) else error
     status = int(code) if code.isdigit() else getattr(error, "status_code", None) or 0
     said = f"the store answers {code}: {said}" if code else said or type(error).__name__
     if status in GONE:
         return FileNotFoundError(said)
     return PermissionError(said) if 300 <= status < 500 and status not in FOR_NOW else StoreError(said)
+
+
+def _for_now(error: Exception) -> bool:
+    """Whether an OSError stands for an answer of S3 that another time would be none: too many requests, its fault."""
+    response = getattr(error.__cause__, "response", None)
+    if not isinstance(error, OSError) or not isinstance(response, dict):
+        return False
+    status = response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0)
+    return status >= 500 or status in FOR_NOW
 
 
 def _library(error: BaseException | None) -> str:

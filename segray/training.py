@@ -44,7 +44,6 @@ from segray.workers import Place
 
 log = logging.getLogger("segray")
 POLL_S = 0.5  # how often the driver asks for progress
-NO_ROOM_S = 120.0  # without any worker, until the driver says so
 # How often Ray's controller asks the workers. `ray.train.report` blocks until then, so that no epoch
 # would be shorter than the default of 2 s.
 HEALTH_CHECK = ("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.25")
@@ -217,12 +216,12 @@ def _shown(board: ray.actor.ActorHandle, console: Console, tracking: Tracking) -
     done = threading.Event()
 
     def watch() -> None:
-        last, told = False, time.monotonic() + NO_ROOM_S
+        last, told = False, time.monotonic() + cluster.NO_ROOM_S
         while not last:
             last = done.wait(POLL_S)
             try:
                 if time.monotonic() > told and not ray.get(board.has_begun.remote(), timeout=10 * POLL_S):
-                    log.info("no worker has begun: they wait for nodes, or for what other jobs hold of the cluster")
+                    log.info(cluster.NO_ROOM)
                     told = math.inf
                 for report in ray.get(board.take.remote(), timeout=10 * POLL_S):
                     console.show(report)

@@ -55,12 +55,20 @@ class Reading:
 
 @dataclass(frozen=True, kw_only=True)
 class Segmented:
-    """A reading after the network: the masks of its windows, or its failure passed on."""
+    """A reading after the network: the masks of its windows, or its failure passed on.
+
+    scaling: see Reading. The windows that failed are on the image's grid.
+    """
 
     place: Place
     masks: tuple[WindowMask, ...] = ()
+    scaling: Scaling | None = None
     failed: tuple[Window, ...] = ()
     error: str | None = None
+
+    def on_grid(self) -> Iterator[WindowMask]:
+        """The masks on the image's grid, one after the other: all at once may be hundreds of times what they were."""
+        return (enlarged(mask, self.scaling) if self.scaling else mask for mask in self.masks)
 
 
 def read_items(
@@ -115,8 +123,7 @@ def segment(readings: Iterable[Reading], segmenter: Segmenter) -> Iterator[Segme
     for masks in segmenter.segment(regions()):
         while behind[0].error is not None:
             yield _failed(behind.popleft())
-        done = behind.popleft()
-        yield _segmented(done.place, [enlarged(mask, done.scaling) for mask in masks] if done.scaling else masks)
+        yield _segmented(behind.popleft(), masks)
     while behind:
         yield _failed(behind.popleft())
 
@@ -124,7 +131,7 @@ def segment(readings: Iterable[Reading], segmenter: Segmenter) -> Iterator[Segme
 def rows(results: Iterable[Segmented], classes: Classes) -> Iterator[MaskRow]:
     """The rows of a shard."""
     for result in results:
-        for mask in result.masks:
+        for mask in result.on_grid():
             yield mask_row(result.place, mask, classes)
         for window in result.failed:
             yield failed_row(result.place, window, result.error or "")
@@ -136,11 +143,13 @@ def _timed(item: Item, **options: object) -> Reading:
     return replace(reading, seconds=time.perf_counter() - start)
 
 
-def _segmented(place: Place, masks: list[WindowMask]) -> Segmented:
+def _segmented(reading: Reading, masks: list[WindowMask]) -> Segmented:
+    place, scaling = reading.place, reading.scaling
     if any(mask.confidence is not None and math.isnan(mask.confidence) for mask in masks):
         reason = "the network gives no numbers (NaN) for it; try --precision fp32, and look for extreme pixel values"
-        return Segmented(place=place, failed=tuple(mask.window for mask in masks), error=f"{place.image}: {reason}")
-    return Segmented(place=place, masks=tuple(masks))
+        windows = (scaling.enlarged(mask.window) if scaling else mask.window for mask in masks)
+        return Segmented(place=place, failed=tuple(windows), error=f"{place.image}: {reason}")
+    return Segmented(place=place, masks=tuple(masks), scaling=scaling)
 
 
 def enlarged(result: WindowMask, scaling: Scaling) -> WindowMask:

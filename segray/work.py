@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import logging
 import pickle
 import sys
+import threading
 import time
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 
+from segray import cluster, walk
 from segray import plan as plans
-from segray import walk
 from segray.errors import ModelError
 from segray.faults import guarded
 from segray.heap import ONE_ARENA, keep_memory
@@ -21,6 +23,7 @@ from segray.stopwatch import Stopwatch, peak_memory
 from segray.summary import Totals, summarise
 from segray.tasks import in_tasks
 
+log = logging.getLogger("segray")
 STAGES = "segray_stages"  # a Ray resource: where it is, the stages of a GPU cluster run on CPUs too
 SHARDS_A_GPU = 2  # at the same time
 
@@ -154,7 +157,13 @@ def probe(work: Work) -> str:
 
     ModelError when the model cannot be loaded or compiled, or takes no such tiles.
     """
-    (precision,) = in_tasks(_probe, [work], **({"num_cpus": 0, "num_gpus": 1} if work.on_gpu else {}))
+    late = threading.Timer(cluster.NO_ROOM_S, log.info, [cluster.NO_ROOM])
+    late.daemon = True
+    late.start()
+    try:
+        (precision,) = in_tasks(_probe, [work], **({"num_cpus": 0, "num_gpus": 1} if work.on_gpu else {}))
+    finally:
+        late.cancel()
     return precision
 
 

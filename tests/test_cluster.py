@@ -56,6 +56,16 @@ def head(s3: str) -> Iterator[str]:
             end(process)
 
 
+def test_an_address_at_which_no_ray_answers_is_one_sentence() -> None:
+    code = "from segray import cluster; cluster.start()"
+    environment = {**os.environ, "RAY_ADDRESS": "http://127.0.0.1:8265"}
+    command = [sys.executable, "-c", code]
+    done = subprocess.run(command, env=environment, cwd=ROOT, capture_output=True, text=True, check=False)
+    *_, last = done.stderr.splitlines()
+    assert "SegrayError: RAY_ADDRESS is http://127.0.0.1:8265, but Ray does not answer there: " in last
+    assert last.endswith("or unset it to start Ray here")
+
+
 def answers(url: str) -> bool:
     """Whether a server gives a page."""
     with suppress(OSError), urlopen(url, timeout=10):

@@ -11,12 +11,13 @@ from dataclasses import replace
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
+import ray
 import torch
 from conftest import png
 from scene_sets import raster
 from torchmetrics.classification import MulticlassJaccardIndex
 
-from segray import evaluation
+from segray import evaluation, pipeline
 from segray.calibration import TEMPERATURES
 from segray.datasets import Labelled, open_dataset, read
 from segray.errors import SegrayError
@@ -146,6 +147,22 @@ def test_a_model_that_changes_meanwhile_ends_the_evaluation(given, tmp_path, mon
     with pytest.raises(SegrayError, match="model has changed since the job began"):
         evaluate(EvaluateSettings(**settings))
     assert not (tmp_path / "scores").exists()
+
+
+def test_an_image_that_kills_the_actors_is_one_sentence_and_no_image_may_be_left_out(given, tmp_path, monkeypatch):
+    contexts = []
+
+    def lost(rows: ray.data.Dataset) -> None:
+        contexts.append(rows.context)
+        raise ray.exceptions.ActorDiedError
+
+    monkeypatch.setattr(ray.data.Dataset, "iter_rows", lost)
+    with pytest.raises(SegrayError, match="an actor was killed twice at the same images .*; give the workers more mem"):
+        evaluate(EvaluateSettings(**given, output=str(tmp_path / "scores"), **OPTIONS))
+    (context,) = contexts
+    assert context.max_errored_blocks == 0
+    assert context.execution_no_progress_timeout_s == pipeline.NO_PROGRESS_S
+    assert not context.enable_progress_bars
 
 
 def test_nothing_labelled_is_nothing_to_calibrate_on(given, tmp_path, monkeypatch):

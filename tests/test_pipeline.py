@@ -10,7 +10,7 @@ import signal
 import sys
 import tempfile
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -183,6 +183,18 @@ def test_a_poisonous_image_is_a_failed_row_and_nothing_else_is_lost(work, tmp_pa
     assert "killed its process" in failed["error"]
 
 
+def test_a_poisonous_image_of_several_blocks_that_is_alone_in_its_shard_is_failed_rows(work, tmp_path):
+    item = next(item for item in plans.read_shard(work["plan"], 1) if "-poison" in item.image)
+    size = {"image_height": 48, "image_width": 48, "width": 48}
+    blocks = [replace(item, row_off=0, height=32, **size), replace(item, row_off=32, height=16, **size)]
+    assert write_files(work["plan"], [blocks]) == (1,)
+    totals = Totals()
+    pipeline.run(PoisonedWork(**work), [0], actors=(1, 1), on_result=totals.add)
+    assert totals.image_counts() == {"ok": 0, "nodata": 0, "failed": 1}
+    rows = pq.read_table(tmp_path / "masks").to_pylist()
+    assert [(row["row_off"], row["height"], row["status"]) for row in rows] == [(0, 32, "failed"), (32, 16, "failed")]
+
+
 def test_images_that_are_too_much_together_are_read_one_at_a_time(work):
     totals = Totals()
     pipeline.run(CrowdedWork(**work, at_the_same_time=True), [0], actors=(1, 1), on_result=totals.add)
@@ -252,6 +264,15 @@ def test_where_nothing_ever_survives_no_image_is_to_blame(work, tmp_path):
 def test_the_precision_is_that_of_the_work_or_what_is_fast_here(work):
     assert probe(Work(**work)) == "fp32"
     assert probe(Work(**{**work, "precision": ""})) == default_precision("cpu")
+
+
+def test_who_waits_for_nodes_is_told(work, monkeypatch, caplog):
+    with caplog.at_level("INFO", logger="segray"):
+        probe(Work(**work))
+        assert not caplog.messages
+        monkeypatch.setattr(cluster, "NO_ROOM_S", 0.01)
+        probe(Work(**work))
+    assert caplog.messages == [cluster.NO_ROOM]
 
 
 def test_a_model_that_gives_other_logits_than_its_classes_is_refused_before_anything_is_segmented(work):

@@ -121,9 +121,10 @@ def test_what_is_no_error_of_a_store_goes_on():
         assert caught.value is error
 
 
-def of_s3(code: str) -> Exception:
+def of_s3(code: str, status: int = 400) -> Exception:
     """What s3fs makes of a refusal."""
-    return translate_boto_error(ClientError({"Error": {"Code": code, "Message": "no"}}, "GetObject"))
+    response = {"Error": {"Code": code, "Message": "no"}, "ResponseMetadata": {"HTTPStatusCode": status}}
+    return translate_boto_error(ClientError(response, "GetObject"))
 
 
 def of_library(module: str, **values: object) -> Exception:
@@ -142,7 +143,11 @@ def of_library(module: str, **values: object) -> Exception:
         (of_s3("403"), PermissionError),
         (of_s3("KMS.DisabledException"), PermissionError),
         (of_s3("KMS.ThrottlingException"), OSError),
-        (of_s3("NoSuchKey"), FileNotFoundError),
+        (of_s3("NoSuchKey", 404), FileNotFoundError),
+        (of_s3("SlowDown", 503), StoreError),
+        (of_s3("InternalError", 500), StoreError),
+        (of_s3("TooManyRequests", 429), StoreError),
+        (of_s3("InvalidRange", 416), OSError),
         (of_library("azure.core.exceptions", status_code=403, error_code="AuthenticationFailed"), StoreError),
         (of_library("azure.core.exceptions", status_code=403, error_code="AuthorizationFailure"), PermissionError),
         (of_library("azure.core.exceptions", status_code=404, error_code="BlobNotFound"), FileNotFoundError),

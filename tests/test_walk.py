@@ -276,7 +276,9 @@ def test_details_of_a_coarse_image_are_on_the_grid_of_the_image(
     options = {"blend": "taper", "window": 1000, "explicit_bands": False}
     for enlarge in (False, True):
         readings = walk.read_items([Item(image=uri, etag="")], spec, enlarge=enlarge, **options)
-        ((result,),) = (found.masks for found in walk.segment(readings, segmenter))
+        (found,) = walk.segment(readings, segmenter)
+        (result,) = found.on_grid()
+        assert found.masks[0].mask.shape == (82, 121)  # whoever holds many of them has small ones
         assert result.mask.shape == result.confidences.shape == ((197, 291) if enlarge else (82, 121))
         assert ((result.confidences == 0) == (result.mask == IGNORE)).all()
         if not enlarge:

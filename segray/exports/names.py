@@ -85,13 +85,20 @@ def _public(uri: str) -> str:
 
 
 def _below(uri: str, archive: str) -> str:
-    """The path of a URI in the archive; of one that lies elsewhere, all of it without its scheme."""
+    """The path of a URI in the archive; of one that lies elsewhere all of it, below its scheme if it is another one."""
     archive = archive.rstrip("/")
     if uri == archive:
         return ""
     if uri.startswith(f"{archive}/"):
         return uri[len(archive) + 1 :]
-    return (uri.partition("://")[2] or uri).removeprefix("/")
+    (ours, _), (theirs, path) = _scheme(archive), _scheme(uri)
+    return path if ours == theirs else f"{theirs or 'file'}/{path}"
+
+
+def _scheme(uri: str) -> tuple[str, str]:
+    """(scheme, "" of a local path; the path without it)."""
+    scheme, separator, path = uri.partition("://")
+    return (scheme, path.removeprefix("/")) if separator else ("", uri.removeprefix("/"))
 
 
 def _safe(part: str) -> str:
