@@ -17,7 +17,8 @@ from collections.abc import Callable, Iterator
 import torch
 from torch import nn
 from torch._export.verifier import SpecViolationError
-from torch.fx import GraphModule
+from torch._ops import OpOverload
+from torch.fx import Graph, GraphModule, Node
 from torch.fx.node import map_aggregate
 
 from segray.errors import ModelError
@@ -41,6 +42,7 @@ WORDS = {"Symbol", "Integer", "Rational", "Float", "Mul", "Add", "Pow", "Max", "
     "Eq", "Ne", "Equality", "Unequality", "StrictLessThan", "LessThan", "StrictGreaterThan", "GreaterThan",
     "And", "Or", "Not", "Where", "positive", "nonnegative", "integer", "real", "precision", "True", "False",
 }  # fmt: skip
+TRAINING = ("training", "train", "use_input_stats")  # arguments of batch norm, dropout, instance norm: the mode
 PLAIN = re.compile(r"[\w.+-]*")  # what names and enumerations are made of
 DAMAGE = (zipfile.BadZipFile, LookupError, ValueError, TypeError, AttributeError, AssertionError, RuntimeError) + (
     SyntaxError, EOFError, pickle.UnpicklingError, SpecViolationError,
@@ -91,15 +93,39 @@ def _make_on(module: GraphModule, device: torch.device) -> None:
 
 
 def load_program(data: bytes, *, source: str) -> Program:
-    """The program in the bytes of a .pt2 archive; ModelError when it is damaged or holds what could execute."""
+    """The program in the bytes of a .pt2 archive.
+
+    ModelError when it is damaged, holds what could execute, or was exported in train mode.
+    """
     try:
         with zipfile.ZipFile(io.BytesIO(data)) as archive:
             for problem in _problems(archive):
                 raise ModelError(f"{source} is refused: {problem}; export the network anew with torch.export.save")
             copy = _copy(archive)
-        return Program(torch.export.load(copy))
+        exported = torch.export.load(copy)
+        if any(_trains(node) for graph in _graphs(exported.graph_module) for node in graph.nodes):
+            raise ModelError(
+                f"{source} was exported in train mode, so its masks would be random; "
+                "call .eval() on the network before torch.export.export"
+            )
+        return Program(exported)
     except DAMAGE as error:
         raise ModelError(f"{source} is no program of torch.export: {' '.join(str(error).split())[:200]}") from error
+
+
+def _graphs(module: GraphModule) -> Iterator[Graph]:
+    """The graph of a program, and those of its parts: what runs without gradients is a graph of its own."""
+    return (part.graph for part in module.modules() if isinstance(part, GraphModule))
+
+
+def _trains(node: Node) -> bool:
+    """Whether an operator drops out at random, or takes a batch's moments although it has those of the training."""
+    if not isinstance(node.target, OpOverload):
+        return False
+    given = dict(zip((argument.name for argument in node.target._schema.arguments), node.args)) | node.kwargs
+    if "eps" in given and given.get("running_mean") is None:  # a norm without moments of its own, whatever the mode
+        return False
+    return any(given.get(name) is True for name in TRAINING) or bool(given.get("dropout_p"))
 
 
 def _problems(archive: zipfile.ZipFile) -> Iterator[str]:

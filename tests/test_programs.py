@@ -55,9 +55,13 @@ def network() -> nn.Module:
     return Network().eval()
 
 
-def exported(network: nn.Module, shapes: dict | None = None, example: torch.Tensor = X) -> bytes:
+def exported(
+    network: nn.Module, shapes: dict | None = None, example: torch.Tensor = X, *, decomposed: bool = False
+) -> bytes:
+    """The network's program; decomposed: into the operators that other ones consist of."""
     file = io.BytesIO()
-    torch.export.save(torch.export.export(network, (example,), dynamic_shapes=(shapes,) if shapes else None), file)
+    program = torch.export.export(network, (example,), dynamic_shapes=(shapes,) if shapes else None)
+    torch.export.save(program.run_decompositions() if decomposed else program, file)
     return file.getvalue()
 
 
@@ -132,6 +136,63 @@ def test_a_program_that_does_not_fit_its_model_json(tmp_path, network, tile, ban
     uri = write_model(str(tmp_path), exported(network, example=X[:, :, :, :16]), tile=tile, bands=bands)
     with pytest.raises(ModelError, match=sentence):
         load_network(read_description(uri))
+
+
+class Attention(nn.Module):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return nn.functional.scaled_dot_product_attention(x, x, x, dropout_p=0.1 if self.training else 0.0)
+
+
+class Frozen(nn.Module):
+    """Runs a part without gradients, which the export makes a graph of its own."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.norm = nn.BatchNorm2d(3)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        with torch.no_grad():
+            x = self.norm(x)
+        return x * 2
+
+
+MODAL = {  # networks whose answers in train mode are not those in eval mode
+    "batch norm": lambda: nn.BatchNorm2d(3),
+    "instance norm": lambda: nn.InstanceNorm2d(3, track_running_stats=True),
+    "dropout": lambda: nn.Dropout(0.1),
+    "in place": lambda: nn.Dropout(0.1, inplace=True),
+    "channels": lambda: nn.Dropout2d(0.1),
+    "alpha": lambda: nn.AlphaDropout(0.1),
+    "alpha of channels": lambda: nn.FeatureAlphaDropout(0.1),
+    "rrelu": nn.RReLU,
+    "attention": Attention,
+    "without gradients": Frozen,
+}
+
+
+@pytest.mark.parametrize("name", MODAL)
+def test_programs_exported_in_train_mode_are_refused(name):
+    network = nn.Sequential(nn.Conv2d(3, 3, 1), MODAL[name]())
+    with pytest.raises(ModelError, match=r"^p was exported in train mode, .* call \.eval\(\)"):
+        load_program(exported(network.train()), source="p")
+    with torch.no_grad():
+        assert torch.equal(load_program(exported(network.eval()), source="p")(X), network(X))
+
+
+@pytest.mark.parametrize("name", ["batch norm", "dropout", "attention"])
+def test_programs_decomposed_in_train_mode_are_refused(name):
+    network = nn.Sequential(nn.Conv2d(3, 3, 1), MODAL[name]())
+    with pytest.raises(ModelError, match="exported in train mode"):
+        load_program(exported(network.train(), decomposed=True), source="p")
+    load_program(exported(network.eval(), decomposed=True), source="p")
+
+
+@pytest.mark.parametrize("decomposed", [False, True])
+def test_norms_without_moments_of_a_training_have_no_mode(decomposed):
+    network = nn.Sequential(nn.Conv2d(3, 3, 1), nn.InstanceNorm2d(3)).eval()
+    with torch.no_grad():
+        found = load_program(exported(network, decomposed=decomposed), source="p")(X)
+        assert torch.allclose(found, network(X), atol=1e-5)
 
 
 def test_networks_of_another_form_are_refused():
