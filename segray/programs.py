@@ -13,6 +13,7 @@ import pickle
 import re
 import zipfile
 from collections.abc import Callable, Iterator
+from itertools import chain
 
 import torch
 from torch import nn
@@ -64,8 +65,10 @@ class Program(nn.Module):
 
     def _apply(self, fn: Callable[[torch.Tensor], torch.Tensor], recurse: bool = True) -> Program:
         """What `to` and `cuda` call; the tensors that the program makes are made on the new device too."""
-        _make_on(self.module, fn(torch.empty(0)).device)
-        return super()._apply(fn, recurse)
+        super()._apply(fn, recurse)
+        held = next(chain(self.parameters(), self.buffers()), fn(torch.empty(0)))  # a change of type alone moves none
+        _replace(self.module, lambda value: held.device if isinstance(value, torch.device) else value)
+        return self
 
     def train(self, mode: bool = True) -> Program:  # exported modules raise on train() and eval()
         """Keeps the mode that the program was exported in."""
@@ -81,14 +84,14 @@ def _loosen(module: GraphModule) -> None:
     for node in list(module.graph.nodes):
         if node.target is torch.ops.aten._assert_tensor_metadata.default:
             module.graph.erase_node(node)
-    module.recompile()
+    halves = torch.float16, torch.bfloat16  # what tensors are made of in a network of that type, which is none here
+    _replace(module, lambda value: torch.float32 if value in halves else value)
 
 
-def _make_on(module: GraphModule, device: torch.device) -> None:
+def _replace(module: GraphModule, change: Callable[[object], object]) -> None:
+    """Change the arguments of a graph's operators."""
     for node in module.graph.nodes:
-        node.args, node.kwargs = map_aggregate(
-            (node.args, node.kwargs), lambda value: device if isinstance(value, torch.device) else value
-        )
+        node.args, node.kwargs = map_aggregate((node.args, node.kwargs), change)
     module.recompile()
 
 

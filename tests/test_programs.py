@@ -111,6 +111,47 @@ def test_a_program_runs_in_bf16_and_on_other_devices_than_it_was_exported_on():
     found = Inference(program, device=torch.device("cpu"), precision="bf16")(X)
     assert (found.float() - expected).abs().max() < 0.05 * expected.abs().max()
     assert copy.deepcopy(program).to("meta")(X.to("meta")).shape == expected.shape
+    assert copy.deepcopy(program).to("meta").to(torch.float32)(X.to("meta")).shape == expected.shape
+
+
+class Half(nn.Module):
+    """With a norm, whole numbers, and a tensor of a type that the network names itself."""
+
+    def __init__(self, dtype: torch.dtype) -> None:
+        super().__init__()
+        self.layers = nn.Sequential(nn.Conv2d(3, 4, 3, padding=1), nn.BatchNorm2d(4), nn.ReLU(), nn.Conv2d(4, 4, 1))
+        self.register_buffer("order", torch.tensor([3, 1, 0, 2]))
+        self.dtype = dtype
+        self.to(dtype)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """(N, 3, H, W) -> (N, 4, H, W)."""
+        return self.layers(x.to(self.dtype))[:, self.order]
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32])
+@pytest.mark.parametrize("example", ["float", "its own type"])
+def test_a_program_exported_in_half_runs_in_every_precision(dtype, example):
+    torch.manual_seed(0)
+    network = Half(dtype).eval()
+    program = load_program(exported(network, example=X if example == "float" else X.to(dtype)), source="p")
+    network.to(torch.float32).dtype = torch.float32
+    with torch.no_grad():
+        expected = network(X)
+    whole = Inference(program, device=torch.device("cpu"), precision="fp32")(X)
+    assert whole.dtype == torch.float32
+    assert (whole - expected).abs().max() < 1e-5
+    assert (Inference(program, device=torch.device("cpu"), precision="bf16")(X) - expected).abs().max() < 0.02
+
+
+def test_a_program_exported_in_double_runs_in_every_precision():
+    network = nn.Conv2d(3, 4, 1).double().eval()
+    program = load_program(exported(network, example=X.double()), source="p")
+    with torch.no_grad():
+        expected = network(X.double())
+    for precision, error in (("fp32", 1e-5), ("bf16", 0.02)):
+        logits = Inference(program, device=torch.device("cpu"), precision=precision)(X)
+        assert (logits - expected).abs().max() < error
 
 
 def write_model(uri: str, program: bytes, *, tile: int = 16, bands: int = 3) -> str:
