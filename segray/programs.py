@@ -36,6 +36,7 @@ OPERATOR = re.compile(
 ARITHMETIC = {"add", "sub", "mul", "floordiv", "truediv", "mod", "neg", "pow", "and_", "or_", "not_"} | {
     "eq", "ne", "lt", "le", "gt", "ge", "getitem",
 }  # fmt: skip
+EINSUM, EQUATION = "torch.ops.aten.einsum.default", re.compile(r"[A-Za-z., ]+(->[A-Za-z. ]*)?")
 EXPRESSION = re.compile(r"[\w\s(),=<>&|~+*/.-]*")
 SYMBOL = re.compile(r"'\w+'|\b[a-z]+\d+\b")
 WORDS = {"Symbol", "Integer", "Rational", "Float", "Mul", "Add", "Pow", "Max", "Min", "Mod", "PythonMod"} | {
@@ -171,20 +172,24 @@ def _without_remarks(value: object) -> object:
     return {key: empty[key] if key in empty else _without_remarks(item) for key, item in value.items()}
 
 
-def _json_problems(value: object, key: str = "") -> Iterator[str]:
+def _json_problems(value: object, key: str = "", target: object = None) -> Iterator[str]:
+    """key: under which the value is. target: the operator that it is an argument of; einsum alone takes an equation."""
     if isinstance(value, list):
         for item in value:
-            yield from _json_problems(item, key)
+            yield from _json_problems(item, key, target)
     elif isinstance(value, dict):
+        target = value.get("target", target)
         if "inputs" in value and isinstance(value.get("target"), str) and not _is_operator(value["target"]):
             yield f"it calls {value['target']}"
         for name, item in value.items():
             if not _is_arithmetic(name):  # the keys of ranges are expressions, those of weights are dotted names
                 yield from _json_problems(name)
             if name not in ("guards_code", "metadata"):
-                yield from _json_problems(item, name)
+                yield from _json_problems(item, name, target)
     elif key == "use_pickle" and value:
         yield "it holds a pickled object"
+    elif key == "as_string" and target == EINSUM and isinstance(value, str) and EQUATION.fullmatch(value):
+        return
     elif isinstance(value, str) and not (_is_arithmetic(value) if key == "expr_str" else _is_plain(value)):
         yield f"it holds the text {value[:80]!r}"
 

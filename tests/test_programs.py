@@ -154,6 +154,15 @@ def test_a_program_exported_in_double_runs_in_every_precision():
         assert (logits - expected).abs().max() < error
 
 
+@pytest.mark.parametrize("equation", ["nchw,kc->nkhw", " n c h w , k c -> n k h w", "...chw,kc->...khw"])
+def test_a_program_may_hold_einsum(equation):
+    class Einsum(nn.Module):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return torch.einsum(equation, x, torch.ones(4, 3))
+
+    assert torch.equal(load_program(exported(Einsum()), source="p")(X), Einsum()(X))
+
+
 def write_model(uri: str, program: bytes, *, tile: int = 16, bands: int = 3) -> str:
     spec = {"bands": [*range(bands)], "scale": 1.0, "mean": [0] * bands, "std": [1] * bands, "tile": tile, "overlap": 4}
     legend = [{"id": i, "name": f"{i}", "color": [i, i, i]} for i in range(4)]
@@ -290,6 +299,19 @@ def swap(old: str, new: str) -> Callable[[dict], None]:
     return edit
 
 
+EINSUM = "torch.ops.aten.einsum.default"
+
+
+def called(target: str, text: str) -> Callable[[dict], None]:
+    """An edit of model.json: the first node calls `target` with a text."""
+
+    def edit(model: dict) -> None:
+        node = model["graph_module"]["graph"]["nodes"][0]
+        node.update(target=target, inputs=[{"name": "equation", "arg": {"as_string": text}, "kind": 1}])
+
+    return edit
+
+
 CONV, SYMBOL = "torch.ops.aten.conv2d.default", "Symbol('s77', positive=True, integer=True)"
 SAMPLES, CONFIG = "data/sample_inputs/model.pt", "data/weights/model_weights_config.json"
 CALL = "__import__('os').mkdir({path!r})"
@@ -316,6 +338,8 @@ EVIL = {  # name -> what is done to the archive, given the path that an executed
     },
     "expression with an attribute": lambda path: {"edit": swap(SYMBOL, "Integer.mro")},
     "expression with a text": lambda path: {"edit": swap(SYMBOL, "Max('exec(1)')")},
+    "equation that is none": lambda path: {"edit": called(EINSUM, CALL.format(path=str(path)))},
+    "equation to another operator": lambda path: {"edit": called("torch.ops.aten.conv2d.padding", "nchw,kc->nkhw")},
     "argument with a default": lambda path: {"edit": swap("x", f"x={CALL.format(path=str(path))}")},
     "argument tree": lambda path: {
         "edit": lambda model: model["graph_module"]["module_call_graph"][0]["signature"].update(
