@@ -146,7 +146,7 @@ def _problems(archive: zipfile.ZipFile) -> Iterator[str]:
         if record.startswith(("models/", "data/")) and record.endswith(".json"):
             yield from _json_problems(json.loads(archive.read(entry)))
         if record.startswith("data/sample_inputs/"):  # torch falls back to unrestricted pickle for what this refuses
-            torch.load(io.BytesIO(archive.read(entry)), weights_only=True)
+            _sample(archive.read(entry))
 
 
 def _copy(archive: zipfile.ZipFile) -> io.BytesIO:
@@ -156,10 +156,30 @@ def _copy(archive: zipfile.ZipFile) -> io.BytesIO:
         for entry in archive.infolist():
             content = archive.read(entry)
             if entry.filename.endswith("/models/model.json"):
-                content = json.dumps(_without_remarks(json.loads(content))).encode()
+                content = json.dumps(_on_cpu(_without_remarks(json.loads(content)))).encode()
+            elif entry.filename.endswith("_config.json"):
+                content = json.dumps(_on_cpu(json.loads(content))).encode()
+            elif "/data/sample_inputs/" in entry.filename:
+                torch.save(_sample(content), sample := io.BytesIO())
+                content = sample.getvalue()
             copy.writestr(entry.filename, content)
     buffer.seek(0)
     return buffer
+
+
+def _sample(content: bytes) -> object:
+    return torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
+
+
+def _on_cpu(value: object) -> object:
+    """JSON with every device the CPU, which a program exported on another one can be opened on too."""
+    if isinstance(value, list):
+        return [_on_cpu(item) for item in value]
+    if not isinstance(value, dict):
+        return value
+    if value.keys() == {"type", "index"}:
+        return {"type": "cpu", "index": None}
+    return {key: _on_cpu(item) for key, item in value.items()}
 
 
 def _without_remarks(value: object) -> object:

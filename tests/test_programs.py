@@ -114,6 +114,30 @@ def test_a_program_runs_in_bf16_and_on_other_devices_than_it_was_exported_on():
     assert copy.deepcopy(program).to("meta").to(torch.float32)(X.to("meta")).shape == expected.shape
 
 
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU to open it on")
+def test_a_program_exported_on_a_gpu_opens_without_one(monkeypatch):
+    torch.manual_seed(0)
+    network = Mixed().eval()
+    program = exported(network)
+    monkeypatch.setattr(torch.serialization, "location_tag", lambda storage: "cuda:0")
+    torch.save(((X,), {}), sample := io.BytesIO())
+    monkeypatch.undo()
+    with zipfile.ZipFile(io.BytesIO(program)) as archive:
+        [config] = [archive.read(name) for name in archive.namelist() if name.endswith(CONFIG)]
+    cpu, gpu = ({"type": "cpu", "index": None}, {"type": "cuda", "index": 0})
+    old, new = json.dumps(cpu).encode(), json.dumps(gpu).encode()
+    assert old in config
+
+    def edit(model: dict) -> None:
+        text = json.dumps(model)
+        assert json.dumps(cpu) in text
+        model.update(json.loads(text.replace(json.dumps(cpu), json.dumps(gpu))))
+
+    records = {SAMPLES: sample.getvalue(), CONFIG: config.replace(old, new)}
+    with torch.no_grad():
+        assert torch.equal(load_program(rebuilt(program, edit=edit, replace=records), source="p")(X), network(X))
+
+
 class Half(nn.Module):
     """With a norm, whole numbers, and a tensor of a type that the network names itself."""
 
