@@ -23,11 +23,11 @@ UNTRACEABLE = (TypeError, ValueError, RuntimeError, AttributeError, NameError)  
 
 
 def fold_batch_norms(network: nn.Module) -> nn.Module:
-    """A copy of a network, in eval mode, without the batch norms that follow a convolution.
+    """A copy of a network, in eval mode and float32, without the batch norms that follow a convolution.
 
     float (N, C, H, W) -> logits (N, K, H, W) as before, up to rounding. What cannot be traced keeps its norms.
     """
-    network = copy.deepcopy(network).eval().requires_grad_(False)
+    network = copy.deepcopy(network).float().eval().requires_grad_(False)
     if not any(type(module) in NORMS for module in network.modules()):
         return _fold_program(network)
     try:

@@ -9,6 +9,8 @@ import hashlib
 import io
 import json
 import math
+import pickle
+import re
 from dataclasses import asdict, dataclass, field, replace
 from typing import TYPE_CHECKING
 
@@ -23,6 +25,8 @@ if TYPE_CHECKING:
 
 FORMAT_VERSION = 1
 DAMAGE = (OSError, EOFError, LookupError, RuntimeError, TypeError, ValueError)  # what reading broken files raises
+STATES = ("state_dict", "model_state_dict", "model", "net", "state")  # where checkpoints keep a network's tensors
+SAVE_TENSORS = "save its tensors alone with torch.save(model.state_dict(), PATH)"
 WEIGHTS, PROGRAM = "weights.safetensors", "program.pt2"
 
 
@@ -164,10 +168,9 @@ def earlier_model(weights: str) -> Description | None:
 def load_state(uri: str) -> dict[str, torch.Tensor]:
     """Pretrained weights by path or URI (safetensors, or what torch.save wrote), or by torchvision's name for them.
 
-    A name such as ResNet50_Weights.IMAGENET1K_V2 downloads. ModelError when it is neither, or holds more than tensors.
+    A name such as ResNet50_Weights.IMAGENET1K_V2 downloads. ModelError when it is neither, or holds no tensors, or
+    Python objects beside them.
     """
-    import pickle
-
     import torch
     from safetensors import SafetensorError
     from safetensors.torch import load
@@ -183,12 +186,28 @@ def load_state(uri: str) -> dict[str, torch.Tensor]:
         if not isinstance(state, dict):
             raise ValueError(f"it holds a {type(state).__name__}, not tensors by name")
     except (SafetensorError, SegrayError, pickle.UnpicklingError, *DAMAGE) as error:
-        raise ModelError(
-            f"{uri} is neither a file of weights nor a torchvision name for one: {describe(error)}"
-        ) from error
-    for key in ("state_dict", "model"):
+        if isinstance(error, pickle.UnpicklingError):
+            reason = _more_than_tensors(error)
+        elif isinstance(error, (IsADirectoryError, FileNotFoundError)) and exists(join(uri, "model", "model.json")):
+            reason = f"it is the output of a training; give the model in it, {join(uri, 'model')}"
+        else:
+            reason = describe(error)
+        raise ModelError(f"{uri} is neither a file of weights nor a torchvision name for one: {reason}") from error
+    for key in STATES:
         state = state[key] if isinstance(state.get(key), dict) else state
-    return {name: tensor for name, tensor in state.items() if isinstance(tensor, torch.Tensor)}
+    tensors = {name: tensor for name, tensor in state.items() if isinstance(tensor, torch.Tensor)}
+    if not tensors:
+        keys = ", ".join(map(str, state))[:200] or "nothing"
+        raise ModelError(f"{uri} holds no tensors by name, nor under {', '.join(STATES)}, but {keys}; {SAVE_TENSORS}")
+    return tensors
+
+
+def _more_than_tensors(error: pickle.UnpicklingError) -> str:
+    """The reason in torch's refusal, without its advice to execute the file after all."""
+    found = re.search(r"GLOBAL ([\w.]+)", str(error))
+    if not found:
+        return "it is damaged, or not what torch.save wrote"
+    return f"it holds Python objects beside tensors ({found[1]}), which are never executed; {SAVE_TENSORS}"
 
 
 def _parse(uri: str, document: dict) -> Description:

@@ -13,11 +13,13 @@ import pickle
 import re
 import zipfile
 from collections.abc import Callable, Iterator
+from itertools import chain
 
 import torch
 from torch import nn
 from torch._export.verifier import SpecViolationError
-from torch.fx import GraphModule
+from torch._ops import OpOverload
+from torch.fx import Graph, GraphModule, Node
 from torch.fx.node import map_aggregate
 
 from segray.errors import ModelError
@@ -34,6 +36,7 @@ OPERATOR = re.compile(
 ARITHMETIC = {"add", "sub", "mul", "floordiv", "truediv", "mod", "neg", "pow", "and_", "or_", "not_"} | {
     "eq", "ne", "lt", "le", "gt", "ge", "getitem",
 }  # fmt: skip
+EINSUM, EQUATION = "torch.ops.aten.einsum.default", re.compile(r"[A-Za-z., ]+(->[A-Za-z. ]*)?")
 EXPRESSION = re.compile(r"[\w\s(),=<>&|~+*/.-]*")
 SYMBOL = re.compile(r"'\w+'|\b[a-z]+\d+\b")
 WORDS = {"Symbol", "Integer", "Rational", "Float", "Mul", "Add", "Pow", "Max", "Min", "Mod", "PythonMod"} | {
@@ -41,6 +44,7 @@ WORDS = {"Symbol", "Integer", "Rational", "Float", "Mul", "Add", "Pow", "Max", "
     "Eq", "Ne", "Equality", "Unequality", "StrictLessThan", "LessThan", "StrictGreaterThan", "GreaterThan",
     "And", "Or", "Not", "Where", "positive", "nonnegative", "integer", "real", "precision", "True", "False",
 }  # fmt: skip
+TRAINING = ("training", "train", "use_input_stats")  # arguments of batch norm, dropout, instance norm: the mode
 PLAIN = re.compile(r"[\w.+-]*")  # what names and enumerations are made of
 DAMAGE = (zipfile.BadZipFile, LookupError, ValueError, TypeError, AttributeError, AssertionError, RuntimeError) + (
     SyntaxError, EOFError, pickle.UnpicklingError, SpecViolationError,
@@ -62,8 +66,10 @@ class Program(nn.Module):
 
     def _apply(self, fn: Callable[[torch.Tensor], torch.Tensor], recurse: bool = True) -> Program:
         """What `to` and `cuda` call; the tensors that the program makes are made on the new device too."""
-        _make_on(self.module, fn(torch.empty(0)).device)
-        return super()._apply(fn, recurse)
+        super()._apply(fn, recurse)
+        held = next(chain(self.parameters(), self.buffers()), fn(torch.empty(0)))  # a change of type alone moves none
+        _replace(self.module, lambda value: held.device if isinstance(value, torch.device) else value)
+        return self
 
     def train(self, mode: bool = True) -> Program:  # exported modules raise on train() and eval()
         """Keeps the mode that the program was exported in."""
@@ -79,27 +85,51 @@ def _loosen(module: GraphModule) -> None:
     for node in list(module.graph.nodes):
         if node.target is torch.ops.aten._assert_tensor_metadata.default:
             module.graph.erase_node(node)
-    module.recompile()
+    halves = torch.float16, torch.bfloat16  # what tensors are made of in a network of that type, which is none here
+    _replace(module, lambda value: torch.float32 if value in halves else value)
 
 
-def _make_on(module: GraphModule, device: torch.device) -> None:
+def _replace(module: GraphModule, change: Callable[[object], object]) -> None:
+    """Change the arguments of a graph's operators."""
     for node in module.graph.nodes:
-        node.args, node.kwargs = map_aggregate(
-            (node.args, node.kwargs), lambda value: device if isinstance(value, torch.device) else value
-        )
+        node.args, node.kwargs = map_aggregate((node.args, node.kwargs), change)
     module.recompile()
 
 
 def load_program(data: bytes, *, source: str) -> Program:
-    """The program in the bytes of a .pt2 archive; ModelError when it is damaged or holds what could execute."""
+    """The program in the bytes of a .pt2 archive.
+
+    ModelError when it is damaged, holds what could execute, or was exported in train mode.
+    """
     try:
         with zipfile.ZipFile(io.BytesIO(data)) as archive:
             for problem in _problems(archive):
                 raise ModelError(f"{source} is refused: {problem}; export the network anew with torch.export.save")
             copy = _copy(archive)
-        return Program(torch.export.load(copy))
+        exported = torch.export.load(copy)
+        if any(_trains(node) for graph in _graphs(exported.graph_module) for node in graph.nodes):
+            raise ModelError(
+                f"{source} was exported in train mode, so its masks would be random; "
+                "call .eval() on the network before torch.export.export"
+            )
+        return Program(exported)
     except DAMAGE as error:
         raise ModelError(f"{source} is no program of torch.export: {' '.join(str(error).split())[:200]}") from error
+
+
+def _graphs(module: GraphModule) -> Iterator[Graph]:
+    """The graph of a program, and those of its parts: what runs without gradients is a graph of its own."""
+    return (part.graph for part in module.modules() if isinstance(part, GraphModule))
+
+
+def _trains(node: Node) -> bool:
+    """Whether an operator drops out at random, or takes a batch's moments although it has those of the training."""
+    if not isinstance(node.target, OpOverload):
+        return False
+    given = dict(zip((argument.name for argument in node.target._schema.arguments), node.args)) | node.kwargs
+    if "eps" in given and given.get("running_mean") is None:  # a norm without moments of its own, whatever the mode
+        return False
+    return any(given.get(name) is True for name in TRAINING) or bool(given.get("dropout_p"))
 
 
 def _problems(archive: zipfile.ZipFile) -> Iterator[str]:
@@ -116,7 +146,7 @@ def _problems(archive: zipfile.ZipFile) -> Iterator[str]:
         if record.startswith(("models/", "data/")) and record.endswith(".json"):
             yield from _json_problems(json.loads(archive.read(entry)))
         if record.startswith("data/sample_inputs/"):  # torch falls back to unrestricted pickle for what this refuses
-            torch.load(io.BytesIO(archive.read(entry)), weights_only=True)
+            _sample(archive.read(entry))
 
 
 def _copy(archive: zipfile.ZipFile) -> io.BytesIO:
@@ -126,10 +156,30 @@ def _copy(archive: zipfile.ZipFile) -> io.BytesIO:
         for entry in archive.infolist():
             content = archive.read(entry)
             if entry.filename.endswith("/models/model.json"):
-                content = json.dumps(_without_remarks(json.loads(content))).encode()
+                content = json.dumps(_on_cpu(_without_remarks(json.loads(content)))).encode()
+            elif entry.filename.endswith("_config.json"):
+                content = json.dumps(_on_cpu(json.loads(content))).encode()
+            elif "/data/sample_inputs/" in entry.filename:
+                torch.save(_sample(content), sample := io.BytesIO())
+                content = sample.getvalue()
             copy.writestr(entry.filename, content)
     buffer.seek(0)
     return buffer
+
+
+def _sample(content: bytes) -> object:
+    return torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
+
+
+def _on_cpu(value: object) -> object:
+    """JSON with every device the CPU, which a program exported on another one can be opened on too."""
+    if isinstance(value, list):
+        return [_on_cpu(item) for item in value]
+    if not isinstance(value, dict):
+        return value
+    if value.keys() == {"type", "index"}:
+        return {"type": "cpu", "index": None}
+    return {key: _on_cpu(item) for key, item in value.items()}
 
 
 def _without_remarks(value: object) -> object:
@@ -142,20 +192,24 @@ def _without_remarks(value: object) -> object:
     return {key: empty[key] if key in empty else _without_remarks(item) for key, item in value.items()}
 
 
-def _json_problems(value: object, key: str = "") -> Iterator[str]:
+def _json_problems(value: object, key: str = "", target: object = None) -> Iterator[str]:
+    """key: under which the value is. target: the operator that it is an argument of; einsum alone takes an equation."""
     if isinstance(value, list):
         for item in value:
-            yield from _json_problems(item, key)
+            yield from _json_problems(item, key, target)
     elif isinstance(value, dict):
+        target = value.get("target", target)
         if "inputs" in value and isinstance(value.get("target"), str) and not _is_operator(value["target"]):
             yield f"it calls {value['target']}"
         for name, item in value.items():
             if not _is_arithmetic(name):  # the keys of ranges are expressions, those of weights are dotted names
                 yield from _json_problems(name)
             if name not in ("guards_code", "metadata"):
-                yield from _json_problems(item, name)
+                yield from _json_problems(item, name, target)
     elif key == "use_pickle" and value:
         yield "it holds a pickled object"
+    elif key == "as_string" and target == EINSUM and isinstance(value, str) and EQUATION.fullmatch(value):
+        return
     elif isinstance(value, str) and not (_is_arithmetic(value) if key == "expr_str" else _is_plain(value)):
         yield f"it holds the text {value[:80]!r}"
 

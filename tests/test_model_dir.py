@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import hashlib
 import io
 import json
@@ -10,6 +11,7 @@ import shutil
 from collections import OrderedDict
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import save as save_tensors
@@ -268,6 +270,8 @@ def test_pretrained_weights_in_every_form(store):
     forms = {
         "a.safetensors": save_tensors(state), "a.pth": torch_saved(state), "b.pth": torch_saved({"state_dict": state}),
         "c.pt": torch_saved({"model": OrderedDict(state), "epoch": 3}),
+        "d.pt": torch_saved({"model_state_dict": state, "model": {"name": "unet"}}),
+        "e.pt": torch_saved({"net": state}), "f.pt": torch_saved({"state": state, "epoch": 3}),
         "old.pth": torch_saved(state, _use_new_zipfile_serialization=False),
     }  # fmt: skip
     for name, data in forms.items():
@@ -291,6 +295,39 @@ def test_wrong_weights_are_refused_and_never_executed(tmp_path, name):
         with pytest.raises(ModelError, match="neither a file of weights nor a torchvision name"):
             load_state(str(tmp_path / name))
         assert not trap.exists()
+
+
+@pytest.mark.parametrize("layout", [True, False])
+@pytest.mark.parametrize(
+    ("value", "named"),
+    [
+        (argparse.Namespace(lr=1), "argparse.Namespace"),
+        (np.float64(1), r"numpy\.\S+\.scalar"),
+        (nn.Conv2d(1, 1, 1), r"torch\.nn\.modules\.conv\.Conv2d"),
+        (Evil("nowhere"), r"\w+\.mkdir"),
+    ],
+)
+def test_python_objects_beside_tensors_are_named_in_one_sentence(tmp_path, value, named, layout):
+    path = tmp_path / "x.pth"
+    saved = {"state_dict": network().state_dict(), "extra": value}
+    path.write_bytes(torch_saved(saved, _use_new_zipfile_serialization=layout))
+    with pytest.raises(ModelError, match=rf"Python objects beside tensors \({named}\), .*; save its tensors") as caught:
+        load_state(str(path))
+    assert len(str(caught.value)) < 300 + len(str(path))
+    assert "weights_only" not in str(caught.value)
+
+
+@pytest.mark.parametrize(("value", "keys"), [({"epoch": 3, "optimizer": {}}, "but epoch, optimizer;"), ({}, "nothing")])
+def test_a_file_without_tensors_says_what_it_holds(tmp_path, value, keys):
+    (tmp_path / "x.pth").write_bytes(torch_saved(value))
+    with pytest.raises(ModelError, match=f"x.pth holds no tensors by name, .* {keys}"):
+        load_state(str(tmp_path / "x.pth"))
+
+
+def test_the_output_of_a_training_is_no_file_of_weights_but_holds_a_model(store):
+    save_model(description(join(store, "model")), network())
+    with pytest.raises(ModelError, match=f"output of a training; give the model in it, {join(store, 'model')}$"):
+        load_state(store)
 
 
 @pytest.mark.parametrize(

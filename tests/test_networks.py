@@ -436,6 +436,17 @@ def test_an_imagenet_classifier_fills_an_smp_encoder():
     assert load_backbone(network, state) == expected
 
 
+@needs_smp
+def test_a_timm_classifier_fills_the_smp_encoder_that_flattens_its_names():
+    import timm
+
+    network = build_network("smp", {"architecture": "fpn", "encoder": "tu-convnext_atto"}, num_classes=2, in_channels=3)
+    state = from_file(classifier_state(lambda weights: timm.create_model("convnext_atto", pretrained=False)))
+    encoder = {key for key in network.state_dict() if "encoder" in key}
+    assert load_backbone(network, state) == len(encoder)
+    assert all((tensor == 0.25).all() for key, tensor in network.state_dict().items() if key in encoder)
+
+
 @pytest.mark.parametrize("name", ["unet", "encoder_decoder", "lraspp_mobilenet_v3_large"])
 def test_a_whole_network_of_other_classes_gives_all_but_its_head(network, name):
     other = build(name, num_classes=CLASSES + 2)

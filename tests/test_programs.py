@@ -55,9 +55,13 @@ def network() -> nn.Module:
     return Network().eval()
 
 
-def exported(network: nn.Module, shapes: dict | None = None, example: torch.Tensor = X) -> bytes:
+def exported(
+    network: nn.Module, shapes: dict | None = None, example: torch.Tensor = X, *, decomposed: bool = False
+) -> bytes:
+    """The network's program; decomposed: into the operators that other ones consist of."""
     file = io.BytesIO()
-    torch.export.save(torch.export.export(network, (example,), dynamic_shapes=(shapes,) if shapes else None), file)
+    program = torch.export.export(network, (example,), dynamic_shapes=(shapes,) if shapes else None)
+    torch.export.save(program.run_decompositions() if decomposed else program, file)
     return file.getvalue()
 
 
@@ -107,6 +111,80 @@ def test_a_program_runs_in_bf16_and_on_other_devices_than_it_was_exported_on():
     found = Inference(program, device=torch.device("cpu"), precision="bf16")(X)
     assert (found.float() - expected).abs().max() < 0.05 * expected.abs().max()
     assert copy.deepcopy(program).to("meta")(X.to("meta")).shape == expected.shape
+    assert copy.deepcopy(program).to("meta").to(torch.float32)(X.to("meta")).shape == expected.shape
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU to open it on")
+def test_a_program_exported_on_a_gpu_opens_without_one(monkeypatch):
+    torch.manual_seed(0)
+    network = Mixed().eval()
+    program = exported(network)
+    monkeypatch.setattr(torch.serialization, "location_tag", lambda storage: "cuda:0")
+    torch.save(((X,), {}), sample := io.BytesIO())
+    monkeypatch.undo()
+    with zipfile.ZipFile(io.BytesIO(program)) as archive:
+        [config] = [archive.read(name) for name in archive.namelist() if name.endswith(CONFIG)]
+    cpu, gpu = ({"type": "cpu", "index": None}, {"type": "cuda", "index": 0})
+    old, new = json.dumps(cpu).encode(), json.dumps(gpu).encode()
+    assert old in config
+
+    def edit(model: dict) -> None:
+        text = json.dumps(model)
+        assert json.dumps(cpu) in text
+        model.update(json.loads(text.replace(json.dumps(cpu), json.dumps(gpu))))
+
+    records = {SAMPLES: sample.getvalue(), CONFIG: config.replace(old, new)}
+    with torch.no_grad():
+        assert torch.equal(load_program(rebuilt(program, edit=edit, replace=records), source="p")(X), network(X))
+
+
+class Half(nn.Module):
+    """With a norm, whole numbers, and a tensor of a type that the network names itself."""
+
+    def __init__(self, dtype: torch.dtype) -> None:
+        super().__init__()
+        self.layers = nn.Sequential(nn.Conv2d(3, 4, 3, padding=1), nn.BatchNorm2d(4), nn.ReLU(), nn.Conv2d(4, 4, 1))
+        self.register_buffer("order", torch.tensor([3, 1, 0, 2]))
+        self.dtype = dtype
+        self.to(dtype)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """(N, 3, H, W) -> (N, 4, H, W)."""
+        return self.layers(x.to(self.dtype))[:, self.order]
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32])
+@pytest.mark.parametrize("example", ["float", "its own type"])
+def test_a_program_exported_in_half_runs_in_every_precision(dtype, example):
+    torch.manual_seed(0)
+    network = Half(dtype).eval()
+    program = load_program(exported(network, example=X if example == "float" else X.to(dtype)), source="p")
+    network.to(torch.float32).dtype = torch.float32
+    with torch.no_grad():
+        expected = network(X)
+    whole = Inference(program, device=torch.device("cpu"), precision="fp32")(X)
+    assert whole.dtype == torch.float32
+    assert (whole - expected).abs().max() < 1e-5
+    assert (Inference(program, device=torch.device("cpu"), precision="bf16")(X) - expected).abs().max() < 0.02
+
+
+def test_a_program_exported_in_double_runs_in_every_precision():
+    network = nn.Conv2d(3, 4, 1).double().eval()
+    program = load_program(exported(network, example=X.double()), source="p")
+    with torch.no_grad():
+        expected = network(X.double())
+    for precision, error in (("fp32", 1e-5), ("bf16", 0.02)):
+        logits = Inference(program, device=torch.device("cpu"), precision=precision)(X)
+        assert (logits - expected).abs().max() < error
+
+
+@pytest.mark.parametrize("equation", ["nchw,kc->nkhw", " n c h w , k c -> n k h w", "...chw,kc->...khw"])
+def test_a_program_may_hold_einsum(equation):
+    class Einsum(nn.Module):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return torch.einsum(equation, x, torch.ones(4, 3))
+
+    assert torch.equal(load_program(exported(Einsum()), source="p")(X), Einsum()(X))
 
 
 def write_model(uri: str, program: bytes, *, tile: int = 16, bands: int = 3) -> str:
@@ -132,6 +210,63 @@ def test_a_program_that_does_not_fit_its_model_json(tmp_path, network, tile, ban
     uri = write_model(str(tmp_path), exported(network, example=X[:, :, :, :16]), tile=tile, bands=bands)
     with pytest.raises(ModelError, match=sentence):
         load_network(read_description(uri))
+
+
+class Attention(nn.Module):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return nn.functional.scaled_dot_product_attention(x, x, x, dropout_p=0.1 if self.training else 0.0)
+
+
+class Frozen(nn.Module):
+    """Runs a part without gradients, which the export makes a graph of its own."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.norm = nn.BatchNorm2d(3)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        with torch.no_grad():
+            x = self.norm(x)
+        return x * 2
+
+
+MODAL = {  # networks whose answers in train mode are not those in eval mode
+    "batch norm": lambda: nn.BatchNorm2d(3),
+    "instance norm": lambda: nn.InstanceNorm2d(3, track_running_stats=True),
+    "dropout": lambda: nn.Dropout(0.1),
+    "in place": lambda: nn.Dropout(0.1, inplace=True),
+    "channels": lambda: nn.Dropout2d(0.1),
+    "alpha": lambda: nn.AlphaDropout(0.1),
+    "alpha of channels": lambda: nn.FeatureAlphaDropout(0.1),
+    "rrelu": nn.RReLU,
+    "attention": Attention,
+    "without gradients": Frozen,
+}
+
+
+@pytest.mark.parametrize("name", MODAL)
+def test_programs_exported_in_train_mode_are_refused(name):
+    network = nn.Sequential(nn.Conv2d(3, 3, 1), MODAL[name]())
+    with pytest.raises(ModelError, match=r"^p was exported in train mode, .* call \.eval\(\)"):
+        load_program(exported(network.train()), source="p")
+    with torch.no_grad():
+        assert torch.equal(load_program(exported(network.eval()), source="p")(X), network(X))
+
+
+@pytest.mark.parametrize("name", ["batch norm", "dropout", "attention"])
+def test_programs_decomposed_in_train_mode_are_refused(name):
+    network = nn.Sequential(nn.Conv2d(3, 3, 1), MODAL[name]())
+    with pytest.raises(ModelError, match="exported in train mode"):
+        load_program(exported(network.train(), decomposed=True), source="p")
+    load_program(exported(network.eval(), decomposed=True), source="p")
+
+
+@pytest.mark.parametrize("decomposed", [False, True])
+def test_norms_without_moments_of_a_training_have_no_mode(decomposed):
+    network = nn.Sequential(nn.Conv2d(3, 3, 1), nn.InstanceNorm2d(3)).eval()
+    with torch.no_grad():
+        found = load_program(exported(network, decomposed=decomposed), source="p")(X)
+        assert torch.allclose(found, network(X), atol=1e-5)
 
 
 def test_networks_of_another_form_are_refused():
@@ -188,6 +323,19 @@ def swap(old: str, new: str) -> Callable[[dict], None]:
     return edit
 
 
+EINSUM = "torch.ops.aten.einsum.default"
+
+
+def called(target: str, text: str) -> Callable[[dict], None]:
+    """An edit of model.json: the first node calls `target` with a text."""
+
+    def edit(model: dict) -> None:
+        node = model["graph_module"]["graph"]["nodes"][0]
+        node.update(target=target, inputs=[{"name": "equation", "arg": {"as_string": text}, "kind": 1}])
+
+    return edit
+
+
 CONV, SYMBOL = "torch.ops.aten.conv2d.default", "Symbol('s77', positive=True, integer=True)"
 SAMPLES, CONFIG = "data/sample_inputs/model.pt", "data/weights/model_weights_config.json"
 CALL = "__import__('os').mkdir({path!r})"
@@ -214,6 +362,8 @@ EVIL = {  # name -> what is done to the archive, given the path that an executed
     },
     "expression with an attribute": lambda path: {"edit": swap(SYMBOL, "Integer.mro")},
     "expression with a text": lambda path: {"edit": swap(SYMBOL, "Max('exec(1)')")},
+    "equation that is none": lambda path: {"edit": called(EINSUM, CALL.format(path=str(path)))},
+    "equation to another operator": lambda path: {"edit": called("torch.ops.aten.conv2d.padding", "nchw,kc->nkhw")},
     "argument with a default": lambda path: {"edit": swap("x", f"x={CALL.format(path=str(path))}")},
     "argument tree": lambda path: {
         "edit": lambda model: model["graph_module"]["module_call_graph"][0]["signature"].update(

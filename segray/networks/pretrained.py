@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
+from itertools import takewhile
 
 import torch
 from torch import Tensor, nn
 
 # Leading parts of a tensor's name that say where a backbone sits, not what the tensor is.
 WRAPPERS = frozenset({"module", "_orig_mod", "network", "model", "backbone", "encoder", "features"})
+FLATTENED = re.compile(r"(?<=[a-z])_(\d+)(?=\.)")  # stages_0.x for stages.0.x: timm's encoders, unlike its classifiers
 
 
 def load_backbone(network: nn.Module, state: Mapping[str, Tensor]) -> int:
@@ -35,11 +38,11 @@ def load_backbone(network: nn.Module, state: Mapping[str, Tensor]) -> int:
 
 
 def bare_name(name: str) -> str:
-    """A tensor's name without the wrappers in front: `module.backbone.conv1.weight` -> `conv1.weight`."""
+    """A tensor's name without the wrappers in front: `module.backbone.stem_0.weight` -> `stem.0.weight`."""
     parts = name.split(".")
     while len(parts) > 1 and parts[0] in WRAPPERS:
         parts.pop(0)
-    return ".".join(parts)
+    return FLATTENED.sub(r".\1", ".".join(parts))
 
 
 def _check_whole(own: Mapping[str, Tensor], given: Mapping[str, Tensor], fits: list[str]) -> None:
@@ -58,8 +61,8 @@ def _check_whole(own: Mapping[str, Tensor], given: Mapping[str, Tensor], fits: l
 
 
 def _in_backbone(name: str) -> bool:
-    wrappers = name.removesuffix(bare_name(name)).split(".")
-    return "backbone" in wrappers or "encoder" in wrappers
+    wrappers = set(takewhile(WRAPPERS.__contains__, name.split(".")))
+    return not wrappers.isdisjoint({"backbone", "encoder"})
 
 
 def _other_bands(name: str, first: str | None, own: Mapping[str, Tensor], given: Mapping[str, Tensor]) -> bool:
