@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext
 from dataclasses import dataclass
 from itertools import chain, islice
+from threading import Semaphore
 
 import numpy as np
 
 from segray.archives import mosaic
-from segray.archives.images import is_picture, read_header
+from segray.archives.images import is_picture, is_unpacked, read_header
 from segray.archives.members import CONTAINERS, is_row, kind_of
 from segray.archives.options import ArchiveOptions
 from segray.archives.raster import Header
@@ -26,6 +28,8 @@ MAX_BLOCK_BYTES = 2**29  # of a block of many bands or wide types: an actor hold
 SMALL_PICTURE_BYTES = 4 * 2**20
 MEMBERS_AT_A_TIME = 5000  # of a file that may hold millions
 THREADS = 16
+UNPACKED_BYTES = 2**25  # a member of more, of which even the header takes all of it, is one of two at a time
+_UNPACKING = Semaphore(2)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,7 +71,7 @@ def expand(files: tuple[File, ...], cutting: Cutting) -> Iterator[Found]:
         else:
             yield from _members(file, kind, cutting)
     except SegrayError as error:
-        yield Found(items=[_failed(files[0], str(error))])
+        yield Found(items=[failed(files[0], str(error))])
 
 
 def _members(file: File, kind: str, cutting: Cutting) -> Iterator[Found]:
@@ -90,13 +94,15 @@ def _items(file: File, cutting: Cutting) -> list[Item]:
     if is_small(file):
         return [whole(file)]
     if file.error is not None:
-        return [_failed(file, file.error)]
+        return [failed(file, file.error)]
     try:
         file = _known(file)
-        header = read_header(file.uri, part=file.part)
+        large = file.size > UNPACKED_BYTES and is_unpacked(file.uri, file.part)
+        with _UNPACKING if large else nullcontext():
+            header = read_header(file.uri, part=file.part)
         _check(file, header, cutting)
     except SegrayError as error:
-        return [_failed(file, str(error))]
+        return [failed(file, str(error))]
     most = MAX_BLOCK_BYTES // (header.bands * np.dtype(header.dtype).itemsize)
     size = {"height": header.height, "width": header.width}
     shard_pixels = min(cutting.shard_pixels, most)
@@ -128,5 +134,6 @@ def _check(file: File, header: Header, cutting: Cutting) -> None:
     check_pixels(spec, **seen, explicit_bands=cutting.explicit_bands, source=file.uri)
 
 
-def _failed(file: File, error: str) -> Item:
+def failed(file: File, error: str) -> Item:
+    """The item of a file that cannot be segmented."""
     return Item(image=file.uri, etag=file.etag, part=file.part, estimate=1, error=error)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import TYPE_CHECKING
@@ -60,16 +61,41 @@ class InputSpec:
                 raise MismatchError(f"{source} {has}, so --bands {name} cannot be found; give numbers, as in 0,1,2")
         return replace(self, bands=tuple(known.index(name.lower()) for name in self.band_names))
 
+    @property
+    def unit(self) -> float:
+        """The largest value in the unit of mean and std, as these tell: 1, 255, or infinity for numbers beyond bytes.
+
+        Values of 0 to 255 have no variance above mean * (255 - mean) (Bhatia and Davis, Am. Math. Monthly 2000).
+        """
+        moments = list(zip(self.mean, self.std))
+        if all(abs(mean) + std <= 2 for mean, std in moments):
+            return 1.0
+        beyond = any(mean > 0 and std**2 > mean * (255 - mean) for mean, std in moments)
+        return math.inf if beyond else 255.0
+
+    @property
+    def expected(self) -> str:
+        """The source values that `scale` is for, in words."""
+        if self.unit < math.inf:
+            return f"values of 0 to {self.unit / self.scale:g}"
+        low, high = (extreme(self.mean) / self.scale for extreme in (min, max))
+        return f"raw values beyond bytes, whose means are {low:g} to {high:g}"
+
     def takes(self, dtype: np.dtype) -> bool:
         """Whether values of that type are in the unit that `scale` is for: bytes, more than bytes, or real numbers.
 
-        Integers are not in the unit of a network that was trained on real numbers of 0 to 1, which have such moments.
+        Integers are not in the unit of a network that was trained on real numbers of 0 to 1, which have such moments;
+        wide ones are in that of a network of raw numbers beyond bytes, and bytes only where a factor brings them there.
         """
         eight_bit = abs(255 * self.scale - 1) < 1e-3
         if dtype.kind == "f":
             return not eight_bit
         fractions = self.scale == 1 and all(abs(mean) <= 1 and std <= 0.5 for mean, std in zip(self.mean, self.std))
-        return dtype.kind in "iu" and not fractions and (1 / self.scale <= 256) == (dtype.itemsize == 1)
+        if dtype.kind not in "iu" or fractions:
+            return False
+        if self.unit == math.inf:
+            return dtype.itemsize > 1 or self.scale != 1
+        return (self.unit / self.scale <= 256) == (dtype.itemsize == 1)
 
     def with_overrides(self, **changes: object) -> InputSpec:
         """This spec with those of tile, overlap, bands and scale that are not None replaced."""
@@ -98,10 +124,11 @@ def check_pixels(
             f"say which to use with --bands, as in --bands {_listed(spec.bands)}"
         )
     if not spec.takes(dtype):
-        scale = 1 / np.iinfo(dtype).max if dtype.kind in "iu" else 1.0
+        scale = spec.unit / np.iinfo(dtype).max if dtype.kind in "iu" else 1.0
+        example = f", as in --scale {scale:.6g}" if scale < math.inf else ""  # nobody knows what the bytes were made of
         raise MismatchError(
-            f"{source} holds {dtype} values, but the model expects values of 0 to {1 / spec.scale:g}; "
-            f"give the factor that brings them to its unit with --scale, as in --scale {scale:.6g}"
+            f"{source} holds {dtype} values, but the model expects {spec.expected}; "
+            f"give the factor that brings them to its unit with --scale{example}"
         )
 
 

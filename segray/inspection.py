@@ -27,6 +27,7 @@ from segray.grid import blocks
 from segray.inputs import InputSpec
 from segray.listing import list_files
 from segray.masks import IGNORE
+from segray.metrics import CHUNK
 from segray.model_dir import earlier_model
 from segray.reading import in_order, memory_of, read_labelled
 from segray.settings import TrainSettings
@@ -36,6 +37,7 @@ COUNTED, BALANCED = 20_000, 500_000  # whose classes are counted, evenly spread;
 HEADERS = 16  # of the first images: whether grey and colour are mixed
 PART = 32  # samples; a task of a minute at most
 THREADS = 8
+PIXELS_AT_A_TIME = 2**26  # of the images that these read: decoded, each takes some 10 bytes a pixel
 TOGETHER_BYTES = 2**29  # of the images whose crops are mixed: half of what `loading` keeps in memory
 BLOCK_PIXELS = 2**22  # of a large scene, validated at a time
 # of ImageNet in 0..1, which pretrained backbones were trained with: https://pytorch.org/vision/stable/models.html
@@ -86,10 +88,9 @@ class Inspection:
 
 @dataclass(frozen=True, kw_only=True)
 class Seen:
-    """What a sample holds. class_pixels: (K,) int64. The rest is None or 0 where only its mask was read.
+    """What a sample holds. class_pixels: (K,) int64. area: pixels. The rest is None or 0 where only its mask was read.
 
-    first, second: (C,) float64 sums of its valid pixels, of `valid`, and of their squares. area: pixels. bytes: of
-    memory.
+    first, second: (C,) float64 sums of its valid pixels, of `valid`, and of their squares. bytes: of memory.
     """
 
     class_pixels: np.ndarray
@@ -147,9 +148,11 @@ def look_at(
     part: Sequence[tuple[Sample, bool]], *, dataset: Dataset, spec: InputSpec, explicit_bands: bool
 ) -> list[Seen]:
     """What samples hold, each with whether its pixels are wanted too; SegrayError when one cannot be read or used."""
+    look = partial(_look, dataset=dataset, spec=spec, explicit_bands=explicit_bands)
+    seen = [look(one) for one in part[:1]]  # which tells how large the others are
+    ahead = min(THREADS, max(1, PIXELS_AT_A_TIME // max([1, *(one.area for one in seen)])))
     with ThreadPoolExecutor(THREADS) as pool:
-        look = partial(_look, dataset=dataset, spec=spec, explicit_bands=explicit_bands)
-        return list(in_order(look, part, pool=pool, ahead=THREADS))
+        return seen + list(in_order(look, part[1:], pool=pool, ahead=ahead))
 
 
 def spread(samples: Sequence[Any], count: int) -> list[Any]:
@@ -185,12 +188,15 @@ def _look(wanted: tuple[Sample, bool], *, dataset: Dataset, spec: InputSpec, exp
     sample, pixels_too = wanted
     classes = len(dataset.classes)
     if not pixels_too:
-        return Seen(class_pixels=_count(dataset.read_mask(sample), classes))
+        mask = dataset.read_mask(sample)
+        return Seen(class_pixels=_count(mask, classes), area=mask.size)
     labelled = read_labelled(dataset, sample, spec, explicit_bands=explicit_bands)
     first, second = np.zeros((2, len(spec.bands)))
-    for band, pixels in enumerate(labelled.pixels):  # one at a time: float64 is 8 times the size of bytes
-        values = pixels[labelled.valid].astype(np.float64)
-        first[band], second[band] = values.sum(), np.square(values, out=values).sum()
+    for rows in _some_rows(labelled.valid):  # of one band at a time: float64 is 8 times the size of bytes
+        for band, pixels in enumerate(labelled.pixels):
+            values = pixels[rows][labelled.valid[rows]].astype(np.float64)
+            first[band] += values.sum()
+            second[band] += np.square(values, out=values).sum()
     return Seen(
         class_pixels=_count(labelled.mask, classes),
         first=first,
@@ -202,7 +208,17 @@ def _look(wanted: tuple[Sample, bool], *, dataset: Dataset, spec: InputSpec, exp
 
 
 def _count(mask: np.ndarray, classes: int) -> np.ndarray:
-    return np.bincount(mask.ravel(), minlength=IGNORE + 1)[:classes]
+    counts = np.zeros(IGNORE + 1, np.int64)
+    for rows in _some_rows(mask):
+        counts += np.bincount(mask[rows].ravel(), minlength=IGNORE + 1)
+    return counts[:classes]
+
+
+def _some_rows(image_HW: np.ndarray) -> Iterator[slice]:
+    """The rows of an image, about `CHUNK` pixels at a time: what is counted or summed takes 8 bytes a pixel."""
+    height, width = image_HW.shape
+    step = max(1, CHUNK // max(1, width))
+    yield from (slice(top, top + step) for top in range(0, height, step))
 
 
 def _moments(seen: list[Seen], scale: float) -> tuple[tuple[float, ...], tuple[float, ...]]:

@@ -22,12 +22,12 @@ from ray.exceptions import RayTaskError
 from ray.util.annotations import RayDeprecationWarning
 
 from segray import plan as plans
-from segray.errors import OutOfMemoryError, SegrayError
+from segray.errors import SegrayError
 from segray.faults import ADVICE
 from segray.packing import Batch, batch_of, pack, unpack
 from segray.reading import in_order
 from segray.summary import Totals
-from segray.tasks import result_of
+from segray.tasks import DEATHS, result_of
 from segray.work import STAGES, Costs, Work
 
 log = logging.getLogger("segray")
@@ -38,16 +38,6 @@ MAX_LOST_SHARDS = 64  # in one pass; more is no poisonous image but a broken clu
 NO_PROGRESS_S = 6 * 3600.0  # a hang; waiting for nodes and the largest of shards take less
 READ_BYTES = 2**29  # of pixels that a reading stage hands over at once; what a shard has beyond, the actor reads itself
 SHARDS_AN_ACTOR = 4  # shards waiting at an actor; measured: the default of 2 leaves it idle between them
-
-
-DEATHS = (
-    ray.exceptions.RayActorError,
-    ray.exceptions.WorkerCrashedError,
-    ray.exceptions.OutOfMemoryError,
-    ray.exceptions.NodeDiedError,
-    ray.exceptions.ObjectLostError,
-    OutOfMemoryError,  # this process goes on; the shard is none the better for it
-)
 
 
 class SegmentActor:

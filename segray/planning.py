@@ -9,16 +9,17 @@ from itertools import chain
 
 import ray
 
-from segray.archives.members import kind_of
+from segray.archives.members import CONTAINERS, kind_of
 from segray.errors import SegrayError
-from segray.expand import Cutting, Found, expand, is_small
+from segray.expand import Cutting, Found, expand, failed, is_small
 from segray.plan import Item, ListingDigest, Plan, group, save, whole, write_files
 from segray.storage import File
-from segray.tasks import result_of
+from segray.tasks import DEATHS, result_of
 
 FILES_A_TASK = 500
 TASKS_IN_FLIGHT = 64  # bounds what the driver holds, and keeps a cluster busy
-Running = list[Item] | ray.ObjectRefGenerator
+KILLED = "reading its header killed its process (out of memory, or a fault of a decoder)"
+Running = list[Item] | Iterator[Found]
 
 
 def make_plan(uri: str, files: Iterable[File], cutting: Cutting) -> tuple[Plan, ListingDigest]:
@@ -50,7 +51,7 @@ def _items(files: Iterable[File], cutting: Cutting, seen: _Seen) -> Iterator[Ite
         if all(is_small(file) for file in chunk):
             running.append([whole(file) for file in chunk])
         else:
-            running.append(_expand.remote(chunk, cutting))
+            running.append(_found(_expand.remote(chunk, cutting), chunk, cutting))
         while running and (isinstance(running[0], list) or len(running) >= TASKS_IN_FLIGHT):
             yield from _done(running.popleft(), seen)
     yield from chain.from_iterable(_done(items, seen) for items in running)
@@ -76,10 +77,39 @@ def _done(running: Running, seen: _Seen) -> Iterator[Item]:
     if isinstance(running, list):
         yield from running
         return
-    for ref in running:
-        found: Found = result_of(ref)
+    for found in running:
         seen.skipped += found.skipped
         yield from found.items
+
+
+def _found(results: ray.ObjectRefGenerator, files: tuple[File, ...], cutting: Cutting) -> Iterator[Found]:
+    """What a task finds in files; if its process dies, what a task for each finds, and a failed item if that dies too.
+
+    Only the members of a container, which is alone in its task, come in several results. Those that were given before
+    the death are not given again, and one of any other task is all that there is to give.
+    """
+    given = 0
+    try:
+        for ref in results:
+            found = result_of(ref)
+            given += 1
+            yield found
+        return
+    except DEATHS:
+        several = kind_of(files[0].uri) in CONTAINERS
+    if given and not several:
+        return
+    for file, again in [(file, _expand.remote((file,), cutting)) for file in files]:
+        now = 0
+        try:
+            for ref in again:
+                found = result_of(ref)
+                now += 1
+                if now > given:
+                    yield found
+        except DEATHS:
+            if several or not now:
+                yield Found(items=[failed(file, f"{file.uri}: {KILLED}")])
 
 
 @ray.remote(num_cpus=1, num_returns="streaming")

@@ -31,8 +31,8 @@ def read_labelled(dataset: Dataset, sample: Sample, spec: InputSpec, *, explicit
     def choose(header: Header) -> tuple[int, ...]:
         if not spec.takes(np.dtype(header.dtype)):
             raise MismatchError(
-                f"{sample.image} holds {header.dtype} values, but others of the labelled images values of 0 to "
-                f"{1 / spec.scale:g}; convert one or the other, since a network knows one unit"
+                f"{sample.image} holds {header.dtype} values, but others of the labelled images {spec.expected}; "
+                "convert one or the other, since a network knows one unit"
             )
         return bands_for(spec, header, explicit_bands=explicit_bands, source=sample.image)
 

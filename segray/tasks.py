@@ -9,10 +9,18 @@ from typing import TypeVar
 import ray
 from ray.exceptions import RayTaskError
 
-from segray.errors import SegrayError
+from segray.errors import OutOfMemoryError, SegrayError
 
 Part, Result = TypeVar("Part"), TypeVar("Result")
 IN_FLIGHT = 256  # tasks: bounds what the driver holds, and keeps a cluster busy
+DEATHS = (
+    ray.exceptions.RayActorError,
+    ray.exceptions.WorkerCrashedError,
+    ray.exceptions.OutOfMemoryError,
+    ray.exceptions.NodeDiedError,
+    ray.exceptions.ObjectLostError,
+    OutOfMemoryError,  # this process goes on; what it was given is none the better for it
+)
 
 
 def in_tasks(

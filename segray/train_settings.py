@@ -12,6 +12,7 @@ from segray.schedules import SCHEDULES, default_warm_up
 
 # name: (peak learning rate, weight decay) when nobody says; of sgd those of torchvision's reference training
 OPTIMIZERS = {"adam": (1e-3, 0.0), "adamw": (1e-3, 0.01), "sgd": (0.02, 1e-4)}
+MOMENTUM = 0.9  # of sgd when nobody says
 PHOTOMETRIC = 0.3  # strength of photometric augmentation when nobody says
 SCALES = "0.5:2"  # range of random zoom when nobody says, of torchvision's reference training
 
@@ -44,7 +45,7 @@ class TrainSettings:
     aux_weight: float = option("weight of the loss of auxiliary heads, in networks that have one", 0.5)
     optimizer: str = option("optimizer", "adamw", tuple(OPTIMIZERS))
     lr: float | None = option("peak learning rate (default: 0.001, of sgd 0.02)", None)
-    momentum: float = option("momentum of sgd", 0.9)
+    momentum: float | None = option(f"momentum of sgd (default: {MOMENTUM})", None)
     weight_decay: float | None = option(
         "weight decay, not on norms and biases (default: adamw 0.01, sgd 0.0001; adam has none)", None
     )
@@ -111,13 +112,20 @@ class TrainSettings:
             raise ValueError(
                 f"--accumulate {self.accumulate} is more than the crops that a worker has in a step; lower it"
             )
-        if self.optimizer == "adam" and self.weight_decay:
-            raise ValueError(f"--weight_decay {self.weight_decay:g} has no effect on adam; leave it out, or take adamw")
+        self._check_optimizer()
         check_loss(self.loss, self.class_weights)
         if re.search(r"://[^/@]*:[^/@]*@", self.mlflow or ""):
             raise ValueError("--mlflow holds a password; give it in MLFLOW_TRACKING_PASSWORD")
         if not 0 < self.scales[0] <= self.scales[1] < math.inf:
             raise ValueError(f"--scale_range is MIN:MAX, two positive numbers as in {SCALES}, not {self.scale_range}")
+
+    def _check_optimizer(self) -> None:
+        """ValueError when a setting has no effect on the optimizer."""
+        name = self.optimizer
+        if name == "adam" and self.weight_decay:
+            raise ValueError(f"--weight_decay {self.weight_decay:g} has no effect on adam; leave it out, or take adamw")
+        if name != "sgd" and self.momentum != MOMENTUM:  # which is stored with those that have none, too
+            raise ValueError(f"--momentum {self.momentum:g} has no effect on {name}; leave it out, or take sgd")
 
     def _settle(self) -> None:
         """Give settings whose default depends on another one their value, so that it is stored with the others."""
@@ -126,6 +134,7 @@ class TrainSettings:
         defaults = {
             "lr": lr,
             "weight_decay": weight_decay,
+            "momentum": MOMENTUM,
             "warm_up": default_warm_up(self.schedule),
             "scale_range": "1:1" if plain else SCALES,
             "photometric": 0.0 if plain else PHOTOMETRIC,

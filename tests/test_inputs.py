@@ -23,6 +23,9 @@ SPECS = {
     "reflectance": spec(scale=1e-4),
     "float": spec(scale=1.0),
     "raw": spec(scale=1.0, mean=(123.7, 116.3, 103.5), std=(58.4, 57.1, 57.4)),
+    "bright raw": spec(scale=1.0, mean=(230.0, 225.0, 220.0), std=(60.0, 60.0, 60.0)),
+    "beyond bytes": spec(scale=1.0, mean=(1353.0, 1117.0, 1042.0), std=(897.0, 736.0, 684.0)),
+    "skewed": spec(scale=1.0, mean=(100.0, 90.0, 80.0), std=(180.0, 60.0, 60.0)),
 }
 
 
@@ -38,6 +41,9 @@ def check(name: str, *, bands: int = 3, dtype: str = "uint8", explicit: bool = F
         ("reflectance", ["uint16", "int16", "float32", "float64"]),
         ("float", ["float16", "float32", "float64"]),
         ("raw", ["uint8", "float32"]),
+        ("bright raw", ["uint8", "float32"]),
+        ("beyond bytes", ["uint16", "int16", "int32", "float32", "float64"]),
+        ("skewed", ["uint16", "int16", "float32"]),
     ],
 )
 def test_types_that_fit(name: str, dtypes: list[str]) -> None:
@@ -50,7 +56,8 @@ MISFITS = [
     ("16 bit", ["uint8"]),
     ("reflectance", ["uint8", "int8"]),
     ("float", ["uint8", "uint16", "int16"]),
-    ("raw", ["uint16"]),
+    ("raw", ["uint16", "int16", "int32"]),
+    ("bright raw", ["uint16"]),
 ]
 
 
@@ -62,6 +69,25 @@ def test_types_that_do_not_fit_and_the_flag_that_would(name: str, dtype: str) ->
     scale = float(re.search(r"--scale ([\d.e+-]+)$", str(error.value)).group(1))
     allowed = SPECS[name].with_overrides(scale=scale)
     check_pixels(allowed, bands=3, dtype=np.dtype(dtype), explicit_bands=False, source="a.tif")
+
+
+@pytest.mark.parametrize(
+    ("name", "dtype", "words"),
+    [
+        ("8 bit", "uint16", "values of 0 to 255; .* --scale 1.5259e-05$"),
+        ("reflectance", "uint8", "values of 0 to 10000; .* --scale 0.00392157$"),
+        ("raw", "uint16", "values of 0 to 255; .* --scale 0.00389105$"),
+        ("beyond bytes", "uint8", "raw values beyond bytes, whose means are 1042 to 1353; .* --scale$"),
+    ],
+)
+def test_the_values_that_are_expected_are_those_of_the_model(name: str, dtype: str, words: str) -> None:
+    with pytest.raises(MismatchError, match=words):
+        check(name, dtype=dtype)
+
+
+def test_a_factor_brings_bytes_to_the_unit_of_raw_numbers() -> None:
+    for dtype in ("uint8", "uint16", "float32"):
+        assert SPECS["beyond bytes"].with_overrides(scale=16.0).takes(np.dtype(dtype))
 
 
 @pytest.mark.parametrize("dtype", ["bool", "complex64"])

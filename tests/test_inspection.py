@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import tracemalloc
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -12,7 +14,7 @@ from conftest import png
 from torch import nn
 
 from segray import inspection
-from segray.datasets import large, open_dataset
+from segray.datasets import Labelled, large, open_dataset
 from segray.errors import LabelError, SegrayError
 from segray.inputs import InputSpec
 from segray.inspection import IMAGENET_MEAN, IMAGENET_STD, Inspection, fingerprint, inspect, spread
@@ -216,6 +218,54 @@ def test_masks_are_counted_where_images_are_not_read(tmp_path: Path, monkeypatch
     assert look(data).class_pixels == (400, 0)  # of 0, 2, 4, 6, evenly spread
     assert look(data, balance=0.5) == found  # crops are drawn from all of them
     assert inspection.counted_units(9, balance=0) == [0, 2, 4, 6]
+
+
+def test_what_is_counted_and_summed_does_not_depend_on_the_pixels_at_a_time(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rng = np.random.default_rng(0)
+    image = (rng.random((3, 50, 30)) * 1e4).astype(np.float32)
+    image[:, 20:30, :9] = 0  # nodata
+    data = write_data(tmp_path, [image], [rng.integers(0, 2, (50, 30)).astype(np.uint8)], nodata=0)
+    whole = look(data)
+    for chunk in (7, 100, 1499):
+        monkeypatch.setattr(inspection, "CHUNK", chunk)
+        found = look(data)
+        assert found.class_counts == whole.class_counts
+        assert found.mean == pytest.approx(whole.mean, rel=1e-12)
+        assert found.std == pytest.approx(whole.std, rel=1e-12)
+
+
+def test_a_large_picture_is_counted_and_summed_in_little_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    side = 2048
+    labelled = Labelled(
+        pixels=np.ones((3, side, side), np.uint8),
+        valid=np.ones((side, side), bool),
+        mask=np.zeros((side, side), np.uint8),
+    )
+    monkeypatch.setattr(inspection, "read_labelled", lambda *given, **named: labelled)
+    dataset = SimpleNamespace(classes=CLASSES)
+    spec = InputSpec(bands=(0, 1, 2), scale=1.0, mean=(0.0,) * 3, std=(1.0,) * 3)
+    tracemalloc.start()
+    (seen,) = inspection.look_at([(None, True)], dataset=dataset, spec=spec, explicit_bands=False)
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert seen.class_pixels.tolist() == [side * side, 0]
+    assert seen.first.tolist() == seen.second.tolist() == [side * side] * 3
+    assert peak < 5 * side * side  # 8 bytes a pixel if it were done at once
+
+
+@pytest.mark.parametrize(("pixels", "ahead"), [(16, 1), (400, 1), (1500, 3), (2**26, 8)])
+def test_fewer_pictures_are_read_at_a_time_if_they_are_large(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, pixels: int, ahead: int
+) -> None:
+    data = write_data(tmp_path, [np.ones((3, 20, 20), np.uint8)] * 3)
+    given, in_order = [], inspection.in_order
+    monkeypatch.setattr(inspection, "measured", lambda samples, run: {})
+    monkeypatch.setattr(inspection, "PIXELS_AT_A_TIME", pixels)
+    monkeypatch.setattr(inspection, "in_order", lambda *call, **named: given.append(named) or in_order(*call, **named))
+    assert look(data).class_counts == ((400, 0),) * 3
+    assert [named["ahead"] for named in given] == [ahead]
 
 
 def test_large_scenes_are_looked_at_piece_by_piece(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -113,6 +113,8 @@ def test_wrong_flags_are_one_sentence(flags, sentence):
         ([*TRAIN, "--loss", "dice", "--class_weights", "inverse_log"], "has no effect on --loss dice"),
         ([*TRAIN, "--optimizer", "lion"], "invalid choice: 'lion'"),
         ([*TRAIN, "--optimizer", "adam", "--weight_decay", "0.1"], "--weight_decay 0.1 has no effect on adam"),
+        ([*TRAIN, "--momentum", "0.8"], "--momentum 0.8 has no effect on adamw; leave it out, or take sgd"),
+        ([*TRAIN, "--optimizer", "adam", "--momentum", "0"], "--momentum 0 has no effect on adam; leave it out"),
         ([*TRAIN, "--schedule", "step"], "invalid choice: 'step'"),
         ([*TRAIN, "--warm_up", "1.5"], "--warm_up is 0 to 1, not 1.5"),
         ([*TRAIN, "--momentum", "1"], "--momentum is at least 0 and below 1, not 1.0"),
@@ -149,6 +151,8 @@ def test_evaluation_settings():
         ([], {"lr": 1e-3, "weight_decay": 0.01, "warm_up": 0.05, "photometric": 0.3, "scales": (0.5, 2.0)}),
         (["--optimizer", "sgd", "--schedule", "one_cycle"], {"lr": 0.02, "weight_decay": 1e-4, "warm_up": 0.3}),
         (["--optimizer", "sgd", "--lr", "0.1", "--weight_decay", "0"], {"lr": 0.1, "weight_decay": 0.0}),
+        (["--optimizer", "sgd"], {"momentum": 0.9}),
+        (["--optimizer", "sgd", "--momentum", "0"], {"momentum": 0.0}),
         (["--augment", "none"], {"photometric": 0.0, "scales": (1.0, 1.0)}),
         (
             ["--augment", "none", "--photometric", "0.1", "--scale_range", ".8:1.25"],

@@ -48,6 +48,13 @@ def read_header(uri: str, *, part: str = "") -> Header:
     return pictures.of_bytes(uri, pictures.header_of, io.BytesIO(data))
 
 
+def is_unpacked(uri: str, part: str) -> bool:
+    """Whether even the header of an image takes all its bytes: a member that cannot be read where it lies."""
+    if not part or mosaic.is_level(uri):
+        return False
+    return not (ending(uri) in rasters.ENDINGS and holder(uri)[0].span(part))
+
+
 def read_image(
     uri: str,
     *,

@@ -1,0 +1,78 @@
+"""What one task of a plan holds at a time."""
+
+from __future__ import annotations
+
+import io
+import tarfile
+import threading
+import time
+import zipfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+import rasterio
+
+from segray import expand
+from segray.archives.options import ArchiveOptions
+from segray.expand import Cutting
+from segray.grid import Lattice
+from segray.inputs import InputSpec
+from segray.listing import list_files
+
+COUNT = 8
+MORE = set(range(3, COUNT + 1))
+SPEC = InputSpec(bands=(0, 1, 2), scale=1 / 255, mean=(0.5,) * 3, std=(0.2,) * 3)
+CUTTING = Cutting(
+    spec=SPEC, explicit_bands=False, lattice=Lattice(512, 64), shard_pixels=2**22, options=ArchiveOptions()
+)
+
+
+def geotiff() -> bytes:
+    with rasterio.MemoryFile() as memory:
+        with memory.open(driver="GTiff", height=20, width=30, count=3, dtype="uint8") as target:
+            target.write(np.ones((3, 20, 30), np.uint8))
+        return memory.read()
+
+
+def packed(path: Path) -> str:
+    """A tar or a zip of some rasters."""
+    data = geotiff()
+    if path.suffix == ".zip":
+        with zipfile.ZipFile(path, "w") as file:
+            for number in range(COUNT):
+                file.writestr(f"{number}.tif", data)
+        return str(path)
+    with tarfile.open(path, "w:gz" if path.suffix == ".gz" else "w") as file:
+        for number in range(COUNT):
+            info = tarfile.TarInfo(f"{number}.tif")
+            info.size = len(data)
+            file.addfile(info, io.BytesIO(data))
+    return str(path)
+
+
+@pytest.mark.parametrize(
+    ("name", "large", "together"),
+    [("a.zip", 100, {2}), ("a.tar.gz", 100, {2}), ("a.tar", 100, MORE), ("a.zip", 10**6, MORE)],
+)
+def test_large_members_that_are_unpacked_whole_are_read_two_at_a_time(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, large: int, together: set[int]
+) -> None:
+    running, seen, lock, read_header = [], [], threading.Lock(), expand.read_header
+
+    def slow(uri: str, **options: str) -> object:
+        with lock:
+            running.append(uri)
+            seen.append(len(running))
+        time.sleep(0.05)
+        header = read_header(uri, **options)
+        with lock:
+            running.remove(uri)
+        return header
+
+    monkeypatch.setattr(expand, "read_header", slow)
+    monkeypatch.setattr(expand, "UNPACKED_BYTES", large)
+    packed(tmp_path / name)
+    found = list(expand.expand(tuple(list_files(str(tmp_path))), CUTTING))
+    assert [item.error for one in found for item in one.items] == [None] * COUNT
+    assert max(seen) in together
