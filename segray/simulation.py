@@ -234,5 +234,5 @@ def _cpu_seconds() -> dict[str, float]:
 
 def _role(program: str) -> str:
     if program.startswith("ray::"):
-        return "workers" if any(name in program for name in ("MapWorker", "Map(", "IDLE")) else "ray_actors"
+        return "workers" if any(name in program for name in ("MapWorker", "MapBatches(", "IDLE")) else "ray_actors"
     return next((name for name in ("raylet", "gcs_server") if program.endswith(name)), "other")

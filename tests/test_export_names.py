@@ -91,7 +91,7 @@ SIGNED = "https://u:pw@h/in/a.tif?sv=1&sig=s%2Fecret=#top"
     ("image", "archive", "expected"),
     [
         (SIGNED, "https://h/in", r"a-\w{10}\.tif"),
-        (SIGNED, "s3://b/list.txt", r"h/in/a-\w{10}\.tif"),
+        (SIGNED, "s3://b/list.txt", r"https/h/in/a-\w{10}\.tif"),
         (SIGNED, SIGNED, r"a-\w{10}\.tif"),
         ("https://h/in/a.tif?sig=a::b/secret", "https://h/in/list.txt?sig=secret", r"h/in/a-\w{10}\.tif"),
         ("zip://d/a.tif::https://h/in/x.zip?sig=secret", "https://h/in", r"x\.zip/d/a-\w{10}\.tif"),

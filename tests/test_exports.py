@@ -277,7 +277,7 @@ def test_tile_sets_whose_addresses_differ_in_their_key_have_trees_of_their_own(t
     uris = [f"xyz://17::https://h/tiles{query}" for query in ("", "?key=a", "?key=b")]
     _, scenes = segmented(tmp_path, *(tile_set(uri, 17, x=4, y=6, mask=ids(256, 256)) for uri in uris))
     folders = [png.name(scene, "/a").removesuffix("/17/tiles.json") for scene in scenes]
-    assert folders[0] == "h/tiles"
+    assert folders[0] == "https/h/tiles"
     assert len(set(folders)) == 3 and not any("key" in folder for folder in folders)
 
 
