@@ -34,7 +34,7 @@ from segray.showcase import Candidate, Showcase
 from segray.split_rows import Split
 from segray.storage import File, join, publish, real
 from segray.tally import ImageCounter, Measures, Tally, image_row, image_table
-from segray.tasks import in_tasks
+from segray.tasks import DEATHS, in_tasks
 from segray.work import Work, model_of
 
 log = logging.getLogger("segray")
@@ -196,7 +196,7 @@ def _rows(rows: ray.data.Dataset, work: Work) -> Iterator[dict]:
     """The rows; ModelError when the model is another one by now, SegrayError when an image kills the actors."""
     try:
         yield from rows.iter_rows()
-    except pipeline.DEATHS as error:
+    except DEATHS as error:
         model_of(work)
         reason = "an actor was killed twice at the same images (out of memory, or a fault of a decoder or a GPU)"
         raise SegrayError(f"{reason}; {ADVICE}") from error
@@ -211,8 +211,7 @@ def _count(
     low, high = actors(len(ranges))
     work = with_threads(work, high)
     measures = Measures(num_classes=len(work.classes), boundary=settings.boundary, temperatures=temperatures)
-    pipeline.configure()  # a data set keeps the context that it was made in
-    rows = ray.data.from_items([split.row(*samples) for samples in ranges], override_num_blocks=len(ranges))
+    rows = pipeline.source([split.row(*samples) for samples in ranges])
     rows.context.max_errored_blocks = 0  # every image counts
     with pipeline.retries_bounded():
         rows = rows.map_batches(

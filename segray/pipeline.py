@@ -126,10 +126,14 @@ def staged(work: Work) -> bool:
     return work.on_gpu or STAGES in ray.cluster_resources()
 
 
-def _source(shards: list[int]) -> Dataset:
-    """A row and a block a shard. A millisecond of the driver each."""
+def source(rows: list[dict]) -> Dataset:
+    """A data set of a block a row. A millisecond of the driver each."""
     configure()  # a data set keeps the context that it was made in
-    return ray.data.from_items([{"shard": shard} for shard in shards], override_num_blocks=len(shards))
+    return ray.data.from_items(rows, override_num_blocks=len(rows))
+
+
+def _source(shards: list[int]) -> Dataset:
+    return source([{"shard": shard} for shard in shards])
 
 
 def _chain(work: Work, rows: Dataset, actors: tuple[int, int]) -> Iterator[dict]:
