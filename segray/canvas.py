@@ -6,8 +6,8 @@ A row of tiles is decided as soon as the next one cannot change it; how tiles ar
 from __future__ import annotations
 
 import warnings
-from collections.abc import Sequence
-from itertools import product
+from collections.abc import Iterator, Sequence
+from itertools import groupby, product
 
 import numpy as np
 import torch
@@ -53,10 +53,11 @@ class Canvas:
         self.row_axis = TileAxis(rows, lattice, size=region.height, offset=extent.row_off, **place)
         self.col_axis = TileAxis(cols, lattice, size=region.width, offset=extent.col_off, **place)
         self.details = Details(block, self.row_axis, self.col_axis) if detailed else None
-        pixels, valid = torch.from_numpy(region.pixels), torch.from_numpy(region.valid)
+        pixels = torch.from_numpy(region.pixels)
+        valid = None if region.valid is None else torch.from_numpy(region.valid)
         self.dtype = pixels.dtype
         self.pixels = self._upload(pixels.view(SIGNED.get(self.dtype, self.dtype)))
-        self.valid = None if region.valid.all() else self._upload(valid)  # torch takes ten times as long
+        self.valid = None if valid is None else self._upload(valid)
         self.tiles = self._with_data(valid)
         rows_of_block, cols_of_block = block.within(extent)
         self.block_valid = None if self.valid is None else self.valid[rows_of_block, cols_of_block]
@@ -139,9 +140,9 @@ class Canvas:
         moved.record_stream(current)
         return moved
 
-    def _with_data(self, valid: torch.Tensor) -> list[tuple[int, int]]:
+    def _with_data(self, valid: torch.Tensor | None) -> list[tuple[int, int]]:
         """(row, column) of the tiles that hold a valid pixel, in scan order."""
-        if self.valid is None:
+        if valid is None:
             return list(product(self.row_axis.tiles, self.col_axis.tiles))
         rows = [(row, self.row_axis.part(row, host=True)) for row in self.row_axis.tiles]
         cols = [(col, self.col_axis.part(col, host=True)) for col in self.col_axis.tiles]
@@ -202,15 +203,16 @@ class Canvas:
         self.mask[rows] = label
         if self.details is not None:
             self.details.put(rows, steps)
-        for number, window in enumerate(self.windows):
-            if window.row_off < stop and window.row_off + window.height > start:
-                inside = _overlap(window, start, stop, block.col_off)
-                self.tallies[number] += self._tally(label[inside], steps[inside], seam[inside])
+        for first, inside, width in _neighbours(self.windows, start, stop, block.col_off):
+            parts = (array[inside].unfold(1, width, width).transpose(0, 1) for array in (label, steps, seam))
+            tallies = self._tally(*parts)
+            self.tallies[first : first + len(tallies)] += tallies
 
-    def _tally(self, label: torch.Tensor, steps: torch.Tensor, seam: torch.Tensor) -> torch.Tensor:
-        of_classes, seams = class_counts(torch.stack([label, seam]), max(self.num_classes, DISAGREE + 1))
-        total = steps.sum(dtype=torch.float64)[None]
-        return torch.cat([of_classes[: self.num_classes], total, seams[AGREE : DISAGREE + 1]])
+    def _tally(self, label_NHW: torch.Tensor, steps_NHW: torch.Tensor, seam_NHW: torch.Tensor) -> torch.Tensor:
+        counts = class_counts(torch.cat([label_NHW, seam_NHW]), max(self.num_classes, DISAGREE + 1))
+        of_classes, seams = counts.chunk(2)
+        totals = steps_NHW.sum(dim=(1, 2), dtype=torch.float64)[:, None]
+        return torch.cat([of_classes[:, : self.num_classes], totals, seams[:, AGREE : DISAGREE + 1]], dim=1)
 
     def _result(self, window: Window, mask: np.ndarray, tally: np.ndarray) -> WindowMask:
         counts = tally[: self.num_classes].astype(np.int64)
@@ -264,10 +266,24 @@ def _take(array: torch.Tensor, rows: slice | torch.Tensor, cols: slice | torch.T
     return array[..., cols] if isinstance(cols, slice) else array.index_select(-1, cols)
 
 
-def _overlap(window: Window, start: int, stop: int, col_off: int) -> tuple[slice, slice]:
-    """Where the rows [start, stop) of a block hold those of a window, in an array of just these rows."""
-    rows = slice(max(window.row_off, start) - start, min(window.row_off + window.height, stop) - start)
-    return rows, slice(window.col_off - col_off, window.col_off - col_off + window.width)
+def _neighbours(
+    windows: Sequence[Window], start: int, stop: int, left: int
+) -> Iterator[tuple[int, tuple[slice, slice], int]]:
+    """Windows side by side, of one size, that have some of the rows [start, stop); all are in scan order.
+
+    Gives the number of the first, where they lie in an array of just these rows from column `left` on, and the width of
+    each. A GPU counts many windows in the steps that it takes to count one.
+    """
+    found = [
+        (number, window)
+        for number, window in enumerate(windows)
+        if window.row_off < stop and window.row_off + window.height > start
+    ]
+    for _, group in groupby(found, key=lambda place: (place[1].row_off, place[1].height, place[1].width)):
+        alike = list(group)
+        (first, one), (_, last) = alike[0], alike[-1]
+        rows = slice(max(one.row_off, start) - start, min(one.row_off + one.height, stop) - start)
+        yield first, (rows, slice(one.col_off - left, last.col_off + last.width - left)), one.width
 
 
 def _to_host(*tensors: torch.Tensor) -> tuple[list[torch.Tensor], torch.cuda.Event | None]:

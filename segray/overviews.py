@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 from itertools import chain
@@ -32,7 +33,7 @@ from segray.tasks import in_tasks, result_of
 SCENES = 4  # on a page
 # Of masks that are decoded for a scene: 400 windows of 2048 x 2048 pixels, half a minute of one core.
 MOST_PIXELS = 400 * 2**22
-TASKS_IN_FLIGHT = 64  # each brings pieces of a picture, which wait on the driver
+TASKS_IN_FLIGHT = 16  # of a scene; each brings pieces of a picture, which wait on the driver
 COLUMNS = ["shard", "image", "part", "image_height", "image_width", "estimate", "error"]
 
 
@@ -64,7 +65,9 @@ def overviews(output: str, fmt: str, plan: Plan, *, spec: InputSpec) -> list[Ove
     class that they hold most of. spec: whose bands are red, green, blue. Their images are shown where they can be read
     at a low resolution at little cost.
     """
-    found = (_overview(output, fmt, candidate, spec) for candidate in _largest(plan))
+    candidates = _largest(plan)
+    with ThreadPoolExecutor(SCENES) as together:
+        found = list(together.map(lambda candidate: _overview(output, fmt, candidate, spec), candidates))
     return [overview for overview in found if overview is not None]
 
 

@@ -37,7 +37,7 @@ ATTEMPTS = 2  # without any shard done, before the images of those that are left
 MAX_LOST_SHARDS = 64  # in one pass; more is no poisonous image but a broken cluster
 NO_PROGRESS_S = 6 * 3600.0  # a hang; waiting for nodes and the largest of shards take less
 READ_BYTES = 2**29  # of pixels that a reading stage hands over at once; what a shard has beyond, the actor reads itself
-SHARDS_AN_ACTOR = 4  # shards waiting at an actor; measured: the default of 2 leaves it idle between them
+SHARDS_AN_ACTOR = 6  # shards at an actor, done or waiting; the default of 2 leaves it idle between them
 
 
 class SegmentActor:

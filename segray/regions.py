@@ -15,8 +15,9 @@ CONFIDENCE_UNIT = 1 / 65535  # confidences are summed as integers of this: such 
 class Region:
     """A rectangle of an image to segment, with the pixels that its tiles are made of.
 
-    height, width: of the whole image. block: the rectangle. windows: its partition, one mask each. extent: what
+    height, width: of the whole image. block: the rectangle. windows: its partition, see `grid.split`. extent: what
     `pixels` (C, h, w) of the source's type and `valid` (h, w) bool cover, at least `grid.read_extent` of the block.
+    valid: None where every pixel is.
     """
 
     height: int
@@ -25,7 +26,7 @@ class Region:
     windows: tuple[Window, ...]
     extent: Window
     pixels: np.ndarray
-    valid: np.ndarray
+    valid: np.ndarray | None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,4 +62,10 @@ def whole_image(pixels: np.ndarray, valid: np.ndarray) -> Region:
     """The region of one window that an image of (C, H, W) pixels and (H, W) validity is."""
     window = Window(0, 0, *valid.shape)
     size = {"height": window.height, "width": window.width}
-    return Region(**size, block=window, windows=(window,), extent=window, pixels=pixels, valid=valid)
+    whole = {"block": window, "windows": (window,), "extent": window}
+    return Region(**size, **whole, pixels=pixels, valid=unless_all(valid))
+
+
+def unless_all(valid: np.ndarray) -> np.ndarray | None:
+    """The validity, None where every pixel is valid."""
+    return None if valid.all() else valid

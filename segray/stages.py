@@ -220,12 +220,12 @@ def _tiles_of(region: Region, work: Work) -> tuple[int, int]:
     lattice, block = work.spec.lattice(work.blend), region.block
     rows = lattice.touching(block.row_off, block.row_off + block.height, region.height)
     cols = lattice.touching(block.col_off, block.col_off + block.width, region.width)
-    all_valid, needed, computed = bool(region.valid.all()), 0, 0
+    needed = computed = 0
     for row, col in product(rows, cols):
         top, left = row * lattice.stride, col * lattice.stride
         down = reflect(top, top + lattice.tile, region.height) - region.extent.row_off
         across = reflect(left, left + lattice.tile, region.width) - region.extent.col_off
-        if all_valid or region.valid[down[:, None], across].any():
+        if region.valid is None or region.valid[down[:, None], across].any():
             computed += 1
             near = lattice.margins[0]  # where a tile has its first say, but for the image's first ones
             needed += _holds(block, top + near * (row > 0), left + near * (col > 0))
@@ -263,7 +263,7 @@ def _a_batch(work: Work, shards: Iterable[int], segmenter: Segmenter) -> torch.T
 
     readings = chain.from_iterable(work.readings(read_shard(work.plan, shard)) for shard in shards)
     region = next(reading.region for reading in readings if reading.region is not None)
-    rows, cols = (reflect(0, work.spec.tile, size) for size in region.valid.shape)
+    rows, cols = (reflect(0, work.spec.tile, size) for size in region.pixels.shape[1:])
     pixels = np.ascontiguousarray(region.pixels[:, rows[:, None], cols])
     pixels_NCHW = torch.from_numpy(np.stack([pixels] * segmenter.batch_size)).to(segmenter.device)
     return prepare(pixels_NCHW, None, work.spec)

@@ -14,7 +14,7 @@ from segray.datasets import Labelled, Sample
 from segray.grid import Lattice, read_extent
 from segray.metrics import confusion_matrix
 from segray.reading import in_order
-from segray.regions import Region, whole_image
+from segray.regions import Region, unless_all, whole_image
 from segray.report import Picture, for_eyes
 from segray.segmenter import Segmenter
 
@@ -89,7 +89,7 @@ def _truth(sample: Sample, *, read: Callable[[Sample], Labelled], lattice: Latti
         windows=(block,),
         extent=extent,
         pixels=around.pixels,
-        valid=around.valid,
+        valid=unless_all(around.valid),
     )
     return Truth(sample=sample, labelled=labelled, region=region)
 

@@ -25,7 +25,7 @@ from segray.inputs import InputSpec
 from segray.masks import IGNORE, Classes
 from segray.plan import Item
 from segray.reading import in_order
-from segray.regions import Region, WindowMask
+from segray.regions import Region, WindowMask, unless_all
 from segray.resample import Scaling
 from segray.shards import MaskRow, Place, failed_row, mask_row
 
@@ -195,7 +195,7 @@ def _region(item: Item, raster: Raster, window: int, *, enlarge: bool) -> Readin
         windows=tuple(split(block, window)),
         extent=raster.window,
         pixels=raster.pixels,
-        valid=raster.valid,
+        valid=unless_all(raster.valid),
     )
     return Reading(place=place, region=region, scaling=scaling)
 

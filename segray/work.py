@@ -25,7 +25,7 @@ from segray.tasks import in_tasks
 
 log = logging.getLogger("segray")
 STAGES = "segray_stages"  # a Ray resource: where it is, the stages of a GPU cluster run on CPUs too
-SHARDS_A_GPU = 2  # at the same time
+SHARDS_A_GPU = 4  # at the same time: while one computes, the others bring pixels and take masks away
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -102,7 +102,7 @@ class Work:
     def pool_options(self, in_flight: int) -> dict:
         """What Ray Data is told of the pool of such actors. in_flight: shards at an actor, done or waiting."""
         options = {"max_tasks_in_flight_per_actor": in_flight}
-        if self.on_gpu:  # what one shard waits for, on its way to the device and back, another one hides
+        if self.on_gpu:
             options |= {"max_concurrent_calls_per_actor": SHARDS_A_GPU, "enable_true_multi_threading": True}
         return options
 

@@ -16,7 +16,7 @@ from segray.grid import Lattice, Window, blocks, read_extent, split
 from segray.inputs import InputSpec
 from segray.masks import IGNORE
 from segray.networks import build_network
-from segray.regions import CONFIDENCE_UNIT, Region, whole_image
+from segray.regions import CONFIDENCE_UNIT, Region, unless_all, whole_image
 from segray.segmenter import Segmenter
 
 HEIGHT, WIDTH = 203, 157
@@ -55,7 +55,7 @@ def region_of(pixels: np.ndarray, valid: np.ndarray, block: Window, *, window: i
     rows, cols = extent.rows, extent.cols
     return Region(
         height=height, width=width, block=block, windows=tuple(split(block, window)), extent=extent,
-        pixels=pixels[:, rows, cols], valid=valid[rows, cols],
+        pixels=pixels[:, rows, cols], valid=unless_all(valid[rows, cols]),
     )  # fmt: skip
 
 
