@@ -5,7 +5,6 @@ A row of tiles is decided as soon as the next one cannot change it; how tiles ar
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Iterator, Sequence
 from itertools import groupby, product
 
@@ -17,48 +16,40 @@ from segray.details import Details
 from segray.grid import Lattice, Window, read_extent
 from segray.masks import IGNORE
 from segray.regions import CONFIDENCE_UNIT, Region, WindowMask
-from segray.rows import ROWS, BlendedRow, CroppedRow, TileAxis, best_class, spread
+from segray.rows import ROWS, BlendedRow, CroppedRow, best_class, spread, tile_axis
 from segray.seams import AGREE, ALONE, DISAGREE, meet, place
-
-# What torch can move but not index, and the type of the same bytes that it can.
-SIGNED = {torch.uint16: torch.int16, torch.uint32: torch.int32, torch.uint64: torch.int64}
-
-warnings.filterwarnings("ignore", message="The given NumPy array is not writable")  # nothing writes to pixels
+from segray.transfer import to_device, to_host
 
 
 class Canvas:
     """One region on a device. Beside its pixels and mask it takes (K, tile, width of all tile columns) float32.
 
-    copies: the CUDA stream on which pixels travel to the device while it computes something else, None on CPUs.
-    detailed: the results have the confidences of pixels and logits of some; that costs 2 bytes a pixel and more.
+    pixels, valid: those of the region on its device, the latter None where all are. detailed: the results have the
+    confidences of pixels and logits of some; that costs 2 bytes a pixel and more.
     """
 
     def __init__(
         self,
         region: Region,
         lattice: Lattice,
+        pixels: torch.Tensor,
+        valid: torch.Tensor | None,
         *,
         num_classes: int,
-        device: torch.device,
-        copies: object = None,
         detailed: bool = False,
     ) -> None:
         _check_extent(region, lattice)
-        block, extent = region.block, region.extent
-        self.lattice, self.num_classes, self.device, self.copies = lattice, num_classes, device, copies
+        block, extent, device = region.block, region.extent, pixels.device
+        self.lattice, self.num_classes, self.device = lattice, num_classes, device
         self.block, self.windows, self.height = block, region.windows, region.height
         rows = lattice.touching(block.row_off, block.row_off + block.height, region.height)
         cols = lattice.touching(block.col_off, block.col_off + block.width, region.width)
-        place = {"device": device, "upload": self._upload}
-        self.row_axis = TileAxis(rows, lattice, size=region.height, offset=extent.row_off, **place)
-        self.col_axis = TileAxis(cols, lattice, size=region.width, offset=extent.col_off, **place)
+        self.row_axis = tile_axis(rows, lattice, size=region.height, offset=extent.row_off, device=device)
+        self.col_axis = tile_axis(cols, lattice, size=region.width, offset=extent.col_off, device=device)
         self.details = Details(block, self.row_axis, self.col_axis) if detailed else None
-        pixels = torch.from_numpy(region.pixels)
-        valid = None if region.valid is None else torch.from_numpy(region.valid)
-        self.dtype = pixels.dtype
-        self.pixels = self._upload(pixels.view(SIGNED.get(self.dtype, self.dtype)))
-        self.valid = None if valid is None else self._upload(valid)
-        self.tiles = self._with_data(valid)
+        self.dtype = torch.from_numpy(region.pixels).dtype
+        self.pixels, self.valid = pixels, valid
+        self.tiles = self._with_data(None if region.valid is None else torch.from_numpy(region.valid))
         rows_of_block, cols_of_block = block.within(extent)
         self.block_valid = None if self.valid is None else self.valid[rows_of_block, cols_of_block]
         self.missing = len(self.tiles)
@@ -115,7 +106,7 @@ class Canvas:
             self._advance(self.row_axis.tiles[-1] + 1)
             # window by window, so that the mask of each is one piece of memory on its way from here
             parts = [self.mask[window.within(self.block)].flatten() for window in self.windows]
-            (masks, self.tallies), self.arrived = _to_host(torch.cat(parts), self.tallies)
+            (masks, self.tallies), self.arrived = to_host(torch.cat(parts), self.tallies)
             sizes = [part.numel() for part in parts]
             self.masks = [
                 mask.view(window.height, window.width) for mask, window in zip(masks.split(sizes), self.windows)
@@ -129,16 +120,6 @@ class Canvas:
             self.arrived.synchronize()
         found = zip(self.windows, self.masks, self.tallies.numpy())
         return [self._result(window, mask.numpy(), tally) for window, mask, tally in found]
-
-    def _upload(self, tensor: torch.Tensor) -> torch.Tensor:
-        if self.device.type != "cuda":
-            return tensor
-        pinned, current = tensor.contiguous().pin_memory(), torch.cuda.current_stream(self.device)
-        with torch.cuda.stream(self.copies):
-            moved = pinned.to(self.device, non_blocking=True)
-        current.wait_stream(self.copies)
-        moved.record_stream(current)
-        return moved
 
     def _with_data(self, valid: torch.Tensor | None) -> list[tuple[int, int]]:
         """(row, column) of the tiles that hold a valid pixel, in scan order."""
@@ -229,6 +210,25 @@ class Canvas:
         )
 
 
+def canvases(
+    regions: Sequence[Region],
+    lattice: Lattice,
+    *,
+    num_classes: int,
+    device: torch.device,
+    copies: torch.cuda.Stream | None = None,
+    detailed: bool = False,
+) -> list[Canvas]:
+    """A canvas of each region, whose pixels travel to the device together; copies: see `to_device`."""
+    arrays = [array for region in regions for array in (region.pixels, region.valid) if array is not None]
+    moved = iter(to_device(arrays, device, copies))
+    options = {"num_classes": num_classes, "detailed": detailed}
+    return [
+        Canvas(region, lattice, next(moved), None if region.valid is None else next(moved), **options)
+        for region in regions
+    ]
+
+
 @torch.inference_mode()
 def decide_singles(
     canvases: Sequence[Canvas], probability_NKPP: torch.Tensor, label_NPP: torch.Tensor | None = None
@@ -246,7 +246,7 @@ def decide_singles(
             steps[number].masked_fill_(missing, 0)
     sums = steps.sum(dim=(1, 2), dtype=torch.float64)[:, None]
     tallies = torch.cat([class_counts(label, num_classes), sums, sums.new_zeros(len(canvases), 2)], dim=1)
-    (masks, tallies), arrived = _to_host(label, tallies)
+    (masks, tallies), arrived = to_host(label, tallies)
     for number, canvas in enumerate(canvases):
         canvas.masks = [masks[number, : canvas.block.height, : canvas.block.width]]
         canvas.tallies = tallies[number, None]
@@ -284,18 +284,6 @@ def _neighbours(
         (first, one), (_, last) = alike[0], alike[-1]
         rows = slice(max(one.row_off, start) - start, min(one.row_off + one.height, stop) - start)
         yield first, (rows, slice(one.col_off - left, last.col_off + last.width - left)), one.width
-
-
-def _to_host(*tensors: torch.Tensor) -> tuple[list[torch.Tensor], torch.cuda.Event | None]:
-    """The tensors on the host, and the event after which they are there (None: they are)."""
-    if tensors[0].device.type != "cuda":
-        return list(tensors), None
-    hosts = [torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=True) for tensor in tensors]
-    for host, tensor in zip(hosts, tensors):
-        host.copy_(tensor, non_blocking=True)
-    event = torch.cuda.Event(blocking=True)  # who waits leaves its core to those that read and write
-    event.record()
-    return hosts, event
 
 
 def _check_extent(region: Region, lattice: Lattice) -> None:

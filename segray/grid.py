@@ -9,6 +9,7 @@ a pixel depend on the image's size and the model alone, never on windows or shar
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
 
@@ -172,6 +173,7 @@ def read_extent(block: Window, *, height: int, width: int, lattice: Lattice) -> 
     return Window(rows[0], cols[0], rows[1] - rows[0], cols[1] - cols[0])
 
 
+@lru_cache(maxsize=256)
 def _axis_extent(start: int, stop: int, size: int, lattice: Lattice) -> tuple[int, int]:
     tiles = lattice.touching(start, stop, size)
     source = reflect(tiles[0] * lattice.stride, tiles[-1] * lattice.stride + lattice.tile, size)

@@ -6,7 +6,6 @@ two terms, which come to the same in either order.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from functools import cached_property, lru_cache
 
 import torch
@@ -14,12 +13,13 @@ import torch
 from segray.blend import axis_weights
 from segray.grid import Lattice, reflect
 from segray.masks import IGNORE
+from segray.transfer import to_device
 
 
 class TileAxis:
     """The tiles of a region along one axis of an image of `size` pixels: the pixels they are made of, their weights.
 
-    offset: the pixel of the image with which the region's arrays begin. upload: brings a tensor to the device.
+    offset: the pixel of the image with which the region's arrays begin.
     """
 
     def __init__(
@@ -30,7 +30,6 @@ class TileAxis:
         size: int,
         offset: int,
         device: torch.device,
-        upload: Callable[[torch.Tensor], torch.Tensor],
     ) -> None:
         self.tiles, self.lattice, self.size, self.offset, self.device = tiles, lattice, size, offset, device
         self.count = lattice.count(size)
@@ -38,7 +37,7 @@ class TileAxis:
         start, stop = tiles[0] * lattice.stride, tiles[-1] * lattice.stride + lattice.tile
         # Where the pixels of all tiles, beyond the image's edges too, lie in the region's arrays.
         self.host_index = torch.from_numpy(reflect(start, stop, size) - offset)
-        self.index = upload(self.host_index) if stop > size else None
+        self.index = to_device([self.host_index.numpy()], device)[0] if stop > size else None
 
     def part(self, tile: int, *, host: bool = False) -> slice | torch.Tensor:
         """Where a tile's pixels lie in the region's arrays: a slice, or indices where it is reflected."""
@@ -63,6 +62,10 @@ class TileAxis:
         stride, near = self.lattice.stride, self.lattice.overlap // 2
         first = tile * stride + near if tile else 0
         return range(first, self.size if tile == self.count - 1 else (tile + 1) * stride + near)
+
+
+# As images of one size share it: to make one takes longer than to segment a small image.
+tile_axis = lru_cache(maxsize=64)(TileAxis)
 
 
 class BlendedRow:

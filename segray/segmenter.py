@@ -11,15 +11,17 @@ import numpy as np
 import torch
 from torch import nn
 
-from segray.canvas import SIGNED, Canvas, decide_singles
+from segray.canvas import Canvas, canvases, decide_singles
 from segray.errors import ModelError
 from segray.faults import is_out_of_memory
 from segray.inference import Inference
 from segray.inputs import InputSpec, prepare
 from segray.regions import Region, WindowMask, whole_image
 from segray.rows import top_class
+from segray.transfer import SIGNED
 
 WAITING_BATCHES = 4  # batches' worth of regions that may wait for one to be full
+UPLOAD_BYTES = 2**24  # of small images' pixels that travel to a GPU together
 BATCHES_BEHIND = 2  # that a GPU may have to do when the host waits for results, so that it is never without work
 
 Tile = tuple[Canvas, int, int]  # row and column on the lattice
@@ -70,10 +72,8 @@ class Segmenter:
         finished: deque[tuple[int, Canvas]] = deque()
         batch: list[Tile] = []
         batches = 0
-        options = {"num_classes": self.num_classes, "device": self.device, "copies": self.copies}
-        options["detailed"] = self.detailed
-        for region in regions:
-            waiting.append(canvas := Canvas(region, self.lattice, **options))
+        for canvas in self._canvases(regions):
+            waiting.append(canvas)
             with self.turn:
                 for row, col in canvas.tiles:
                     batch.append((canvas, row, col))
@@ -138,6 +138,11 @@ class Segmenter:
             shape = f"{bands} x {size} x {size}"
             raise ModelError(f"the network takes no tiles of {shape}: {reason}; give another --tile") from error
 
+    def _canvases(self, regions: Iterable[Region]) -> Iterator[Canvas]:
+        options = {"num_classes": self.num_classes, "device": self.device, "copies": self.copies}
+        for group in _groups(regions, UPLOAD_BYTES if self.copies else 0):
+            yield from canvases(group, self.lattice, **options, detailed=self.detailed)
+
     def _run(self, batch: list[Tile]) -> None:
         if not batch:
             return
@@ -172,6 +177,20 @@ def _finished(waiting: deque[Canvas]) -> Iterator[Canvas]:
     while waiting and waiting[0].missing == 0:
         waiting[0].finish()
         yield waiting.popleft()
+
+
+def _groups(regions: Iterable[Region], size: int) -> Iterator[list[Region]]:
+    """The regions in groups whose pixels have at least that many bytes."""
+    group: list[Region] = []
+    waiting = 0
+    for region in regions:
+        group.append(region)
+        waiting += region.pixels.nbytes
+        if waiting >= size:
+            yield group
+            group, waiting = [], 0
+    if group:
+        yield group
 
 
 def _stack(tensors: Iterable[torch.Tensor], missing: int) -> torch.Tensor:

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from segray.canvas import Canvas, decide_singles
+from segray.canvas import Canvas, canvases, decide_singles
 from segray.counts import compared_counts
 from segray.grid import BLENDS, Lattice, Window, blocks, read_extent
 from segray.masks import IGNORE
@@ -31,7 +31,12 @@ def test_the_top_class_is_the_first_of_the_largest(classes):
 
 def canvas_of(blend: str, height: int = 60, width: int = 90) -> Canvas:
     pixels, valid = np.zeros((3, height, width), np.uint8), np.ones((height, width), bool)
-    return Canvas(whole_image(pixels, valid), Lattice(16, 6, blend), num_classes=K, device=CPU)
+    return canvas_on(whole_image(pixels, valid), Lattice(16, 6, blend))
+
+
+def canvas_on(region: Region, lattice: Lattice = LATTICE) -> Canvas:
+    (canvas,) = canvases([region], lattice, num_classes=K, device=CPU)
+    return canvas
 
 
 def probability(row: int, col: int) -> torch.Tensor:
@@ -107,7 +112,7 @@ def test_tiles_hold_the_pixels_of_their_place_reflected_beyond_the_edge(dtype):
             height=40, width=50, block=block, windows=(block,), extent=extent,
             pixels=pixels[:, extent.rows, extent.cols], valid=unless_all(valid[extent.rows, extent.cols]),
         )  # fmt: skip
-        canvas = Canvas(region, LATTICE, num_classes=K, device=CPU)
+        canvas = canvas_on(region)
         assert canvas.tiles
         for row, col in canvas.tiles:
             tile, is_valid = canvas.tile(row, col)
@@ -119,7 +124,7 @@ def test_tiles_hold_the_pixels_of_their_place_reflected_beyond_the_edge(dtype):
 
 def test_a_region_without_data_needs_no_tile():
     region = whole_image(np.zeros((3, 40, 50), np.uint8), np.zeros((40, 50), bool))
-    canvas = Canvas(region, LATTICE, num_classes=K, device=CPU)
+    canvas = canvas_on(region)
     assert canvas.tiles == []
     canvas.finish()
     (result,) = canvas.results()
@@ -135,7 +140,7 @@ def test_images_of_one_tile_are_decided_as_on_a_canvas(size):
     pixels = rng.integers(0, 256, (3, *size), dtype=np.uint8)
     valid = rng.random(size) > 0.2
     valid[0, 0] = True
-    single = Canvas(whole_image(pixels, valid), LATTICE, num_classes=K, device=CPU)
+    single = canvas_on(whole_image(pixels, valid))
     assert single.single
     tile = probability(0, 0)[None]
     decide_singles([single], tile.clone())
@@ -144,7 +149,7 @@ def test_images_of_one_tile_are_decided_as_on_a_canvas(size):
     halves = (Window(0, 0, size[0], (size[1] + 1) // 2), Window(0, (size[1] + 1) // 2, size[0], size[1] // 2))
     windows = tuple(window for window in halves if window.pixels)
     region = dataclasses.replace(whole_image(pixels, valid), windows=windows)
-    canvas = Canvas(region, LATTICE, num_classes=K, device=CPU)
+    canvas = canvas_on(region)
     canvas.single = False  # an image one pixel wide has one window all the same
     canvas.add(0, 0, tile)
     canvas.finish()

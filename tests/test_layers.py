@@ -17,7 +17,7 @@ LAYERS = {
     ),
     "network": (
         "inputs augment losses networks segmenter programs workers optimizer canvas rows seams folding inference "
-        "details photometric averaging batch_norm fusing counts"
+        "details photometric averaging batch_norm fusing counts transfer"
     ),
     "storage": (
         "storage model_dir shards plan archives datasets exports export_tasks report settings command_line walk "

@@ -233,6 +233,19 @@ def test_batches_run_across_small_images():
     assert len(results) == 10
 
 
+def test_images_whose_pixels_travel_together_give_what_they_give_alone(monkeypatch):
+    images = [scene(size, 32 + size, seed=size) for size in (5, 32, 40, 9, 70, 32, 12)]
+    regions = [whole_image(*image) for image in images] + [whole_image(images[1][0], np.ones_like(images[1][1]))]
+    segmenter = adversary(batch_size=4)
+    alone = [masks[0].mask for masks in segmenter.segment(regions)]
+    segmenter.copies = torch.device("cpu")  # stands for the stream of a GPU
+    monkeypatch.setattr("segray.segmenter.UPLOAD_BYTES", 2 * images[2][0].nbytes)
+    together = [masks[0].mask for masks in segmenter.segment(regions)]
+    assert len(together) == len(regions)
+    for one, other in zip(alone, together):
+        assert (one == other).all()
+
+
 def test_a_compiled_network_sees_full_batches_only():
     options = {"num_classes": K, "batch_size": 4}
     assert Segmenter(Positional(32, classes=K), spec(), compiled=True, **options).pad_batch

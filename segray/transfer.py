@@ -1,0 +1,70 @@
+"""Arrays on their way to a device and back, on a GPU beside what it computes meanwhile."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+
+# What torch can move but not index, and the type of the same bytes that it can.
+SIGNED = {torch.uint16: torch.int16, torch.uint32: torch.int32, torch.uint64: torch.int64}
+ALIGNED = 16  # bytes: where an array may begin among others
+
+warnings.filterwarnings("ignore", message="The given NumPy array is not writable")  # nothing writes to pixels
+
+
+def to_device(
+    arrays: Sequence[np.ndarray], device: torch.device, copies: torch.cuda.Stream | None = None
+) -> list[torch.Tensor]:
+    """The arrays as tensors on a device, unsigned integers beyond bytes as signed ones of the same bits.
+
+    To a GPU they travel as one, since a small one takes as long as the call that sends it, and on the stream `copies`,
+    while the device computes something else (None: on that which computes). On a CPU they share their memory with the arrays.
+    """
+    tensors = [torch.from_numpy(array) for array in arrays]
+    tensors = [tensor.view(SIGNED.get(tensor.dtype, tensor.dtype)) for tensor in tensors]
+    if device.type != "cuda":
+        return tensors
+    pinned, current = joined(tensors, pin_memory=True), torch.cuda.current_stream(device)
+    copies = copies or current
+    with torch.cuda.stream(copies):
+        moved = pinned.to(device, non_blocking=True)
+    current.wait_stream(copies)
+    moved.record_stream(current)
+    return parted(moved, tensors)
+
+
+def to_host(*tensors: torch.Tensor) -> tuple[list[torch.Tensor], torch.cuda.Event | None]:
+    """The tensors on the host, and the event after which they are there (None: they are)."""
+    if tensors[0].device.type != "cuda":
+        return list(tensors), None
+    hosts = [torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=True) for tensor in tensors]
+    for host, tensor in zip(hosts, tensors):
+        host.copy_(tensor, non_blocking=True)
+    event = torch.cuda.Event(blocking=True)  # who waits leaves its core to those that read and write
+    event.record()
+    return hosts, event
+
+
+def joined(tensors: Sequence[torch.Tensor], *, pin_memory: bool = False) -> torch.Tensor:
+    """(bytes,) uint8 that holds the tensors one after the other."""
+    starts = _starts(tensors)
+    whole = torch.empty(starts[-1], dtype=torch.uint8, pin_memory=pin_memory)
+    for tensor, part in zip(tensors, parted(whole, tensors)):
+        part.copy_(tensor)
+    return whole
+
+
+def parted(whole: torch.Tensor, like: Sequence[torch.Tensor]) -> list[torch.Tensor]:
+    """What `joined` has put together, of the types and shapes of other tensors."""
+    return [
+        whole[start : start + tensor.nbytes].view(tensor.dtype).view(tensor.shape)
+        for start, tensor in zip(_starts(like), like)
+    ]
+
+
+def _starts(tensors: Sequence[torch.Tensor]) -> list[int]:
+    """Where each of them begins, and where the next one would."""
+    return np.cumsum([0, *(-(-tensor.nbytes // ALIGNED) * ALIGNED for tensor in tensors)]).tolist()
