@@ -20,8 +20,9 @@ def to_device(
 ) -> list[torch.Tensor]:
     """The arrays as tensors on a device, unsigned integers beyond bytes as signed ones of the same bits.
 
-    To a GPU they travel as one, since a small one takes as long as the call that sends it, and on the stream `copies`,
-    while the device computes something else (None: on that which computes). On a CPU they share their memory with the arrays.
+    To a GPU they travel as one, since a small one takes as long as the call that sends it, and on the stream `copies`
+    (None: that on which it computes), while the device computes something else. On a CPU they share their memory with
+    the arrays.
     """
     tensors = [torch.from_numpy(array) for array in arrays]
     tensors = [tensor.view(SIGNED.get(tensor.dtype, tensor.dtype)) for tensor in tensors]
