@@ -25,7 +25,9 @@ from segray.tasks import in_tasks
 
 log = logging.getLogger("segray")
 STAGES = "segray_stages"  # a Ray resource: where it is, the stages of a GPU cluster run on CPUs too
-SHARDS_A_GPU = 4  # at the same time: while one computes, the others bring pixels and take masks away
+# At the same time: while one computes, the others bring pixels and take masks away. Of many bands a shard's pixels are
+# gigabytes.
+SHARDS_A_GPU, OF_MANY_BANDS, MANY_BANDS = 4, 2, 5
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -103,7 +105,8 @@ class Work:
         """What Ray Data is told of the pool of such actors. in_flight: shards at an actor, done or waiting."""
         options = {"max_tasks_in_flight_per_actor": in_flight}
         if self.on_gpu:
-            options |= {"max_concurrent_calls_per_actor": SHARDS_A_GPU, "enable_true_multi_threading": True}
+            together = SHARDS_A_GPU if len(self.spec.bands) < MANY_BANDS else OF_MANY_BANDS
+            options |= {"max_concurrent_calls_per_actor": together, "enable_true_multi_threading": True}
         return options
 
     def publish(

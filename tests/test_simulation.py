@@ -58,7 +58,9 @@ def test_every_device_of_a_process_works_on_a_shard_at_a_time():
         enable_true_multi_threading=True,
     )
     on_cpus = replace(work, on_gpu=False)
-    assert Work.pool_options(work, 4)["max_concurrent_calls_per_actor"] == 2
+    assert Work.pool_options(work, 4)["max_concurrent_calls_per_actor"] == 4
+    hyperspectral = replace(work, spec=replace(work.spec, bands=tuple(range(200)), mean=(0.5,) * 200, std=(0.2,) * 200))
+    assert Work.pool_options(hyperspectral, 4)["max_concurrent_calls_per_actor"] == 2
     assert Work.pool_options(on_cpus, 4) == {"max_tasks_in_flight_per_actor": 4}
 
 
