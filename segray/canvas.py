@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from itertools import groupby, product
+from operator import itemgetter
 
 import numpy as np
 import torch
@@ -19,6 +20,8 @@ from segray.regions import CONFIDENCE_UNIT, Region, WindowMask
 from segray.rows import ROWS, BlendedRow, CroppedRow, best_class, spread, tile_axis
 from segray.seams import AGREE, ALONE, DISAGREE, meet, place
 from segray.transfer import to_device, to_host
+
+COUNTED_TOGETHER = 8  # windows: a byte a pixel and class
 
 
 class Canvas:
@@ -115,11 +118,13 @@ class Canvas:
         self.pixels = self.valid = self.block_valid = self.joined = self.above = None
 
     def results(self) -> list[WindowMask]:
-        """The masks of the windows, after `finish`."""
+        """The masks of the windows, after `finish`; they are given once."""
         if self.arrived is not None:
             self.arrived.synchronize()
         found = zip(self.windows, self.masks, self.tallies.numpy())
-        return [self._result(window, mask.numpy(), tally) for window, mask, tally in found]
+        results = [self._result(window, mask.numpy(), tally) for window, mask, tally in found]
+        self.masks, self.details = [], None
+        return results
 
     def _with_data(self, valid: torch.Tensor | None) -> list[tuple[int, int]]:
         """(row, column) of the tiles that hold a valid pixel, in scan order."""
@@ -279,8 +284,9 @@ def _neighbours(
         for number, window in enumerate(windows)
         if window.row_off < stop and window.row_off + window.height > start
     ]
-    for _, group in groupby(found, key=lambda place: (place[1].row_off, place[1].height, place[1].width)):
-        alike = list(group)
+    kinds = ((number // COUNTED_TOGETHER, window.row_off, window.height, window.width) for number, window in found)
+    for _, group in groupby(zip(found, kinds), key=itemgetter(1)):
+        alike = [place for place, _ in group]
         (first, one), (_, last) = alike[0], alike[-1]
         rows = slice(max(one.row_off, start) - start, min(one.row_off + one.height, stop) - start)
         yield first, (rows, slice(one.col_off - left, last.col_off + last.width - left)), one.width

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 from itertools import chain
@@ -33,7 +32,7 @@ from segray.tasks import in_tasks, result_of
 SCENES = 4  # on a page
 # Of masks that are decoded for a scene: 400 windows of 2048 x 2048 pixels, half a minute of one core.
 MOST_PIXELS = 400 * 2**22
-TASKS_IN_FLIGHT = 16  # of a scene; each brings pieces of a picture, which wait on the driver
+TASKS_IN_FLIGHT = 64  # each brings pieces of a picture, which wait on the driver
 COLUMNS = ["shard", "image", "part", "image_height", "image_width", "estimate", "error"]
 
 
@@ -66,8 +65,8 @@ def overviews(output: str, fmt: str, plan: Plan, *, spec: InputSpec) -> list[Ove
     at a low resolution at little cost.
     """
     candidates = _largest(plan)
-    with ThreadPoolExecutor(SCENES) as together:
-        found = list(together.map(lambda candidate: _overview(output, fmt, candidate, spec), candidates))
+    pictures = [_image.remote(candidate.image, candidate.part, spec) for candidate in candidates]  # the dear part
+    found = (_overview(output, fmt, candidate, picture) for candidate, picture in zip(candidates, pictures))
     return [overview for overview in found if overview is not None]
 
 
@@ -90,11 +89,10 @@ def _ranked(candidates: Iterable[_Candidate]) -> list[_Candidate]:
     return sorted(candidates, key=lambda each: (-each.pixels, each.image))[:SCENES]
 
 
-def _overview(output: str, fmt: str, candidate: _Candidate, spec: InputSpec) -> Overview | None:
-    """The overview of a scene; None where it has no mask, or is no larger than the page's pictures."""
+def _overview(output: str, fmt: str, candidate: _Candidate, picture: ray.ObjectRef) -> Overview | None:
+    """The overview of a scene whose image is being read; None without a mask, or if no larger than the pictures."""
     step = -(-candidate.pixels // MOST_PIXELS)
     shards = ((shard, number % step == 0) for number, shard in enumerate(candidate.shards))
-    picture = _image.remote(candidate.image, candidate.part, spec)
     first, mask, seen = None, None, False
     for part in in_tasks(partial(_part, output, fmt, candidate.image), shards, in_flight=TASKS_IN_FLIGHT):
         if part is None:

@@ -37,7 +37,6 @@ ATTEMPTS = 2  # without any shard done, before the images of those that are left
 MAX_LOST_SHARDS = 64  # in one pass; more is no poisonous image but a broken cluster
 NO_PROGRESS_S = 6 * 3600.0  # a hang; waiting for nodes and the largest of shards take less
 READ_BYTES = 2**29  # of pixels that a reading stage hands over at once; what a shard has beyond, the actor reads itself
-SHARDS_AN_ACTOR = 6  # shards at an actor, done or waiting; the default of 2 leaves it idle between them
 
 
 class SegmentActor:
@@ -149,7 +148,7 @@ def _chain(work: Work, rows: Dataset, actors: tuple[int, int]) -> Iterator[dict]
 
 
 def _segment(rows: Dataset, work: Work, actors: tuple[int, int], *, staged: bool) -> Dataset:
-    options = work.pool_options(SHARDS_AN_ACTOR if staged else 2)
+    options = work.pool_options(staged=staged)
     with retries_bounded():
         return rows.map_batches(
             SegmentActor,

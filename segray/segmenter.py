@@ -141,7 +141,10 @@ class Segmenter:
     def _canvases(self, regions: Iterable[Region]) -> Iterator[Canvas]:
         options = {"num_classes": self.num_classes, "device": self.device, "copies": self.copies}
         for group in _groups(regions, UPLOAD_BYTES if self.copies else 0):
-            yield from canvases(group, self.lattice, **options, detailed=self.detailed)
+            ready = deque(canvases(group, self.lattice, **options, detailed=self.detailed))
+            group.clear()
+            while ready:  # who has a canvas is the only one that keeps it
+                yield ready.popleft()
 
     def _run(self, batch: list[Tile]) -> None:
         if not batch:
@@ -180,7 +183,7 @@ def _finished(waiting: deque[Canvas]) -> Iterator[Canvas]:
 
 
 def _groups(regions: Iterable[Region], size: int) -> Iterator[list[Region]]:
-    """The regions in groups whose pixels have at least that many bytes."""
+    """The regions in groups, each of which ends when its pixels have that many bytes."""
     group: list[Region] = []
     waiting = 0
     for region in regions:

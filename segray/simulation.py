@@ -158,9 +158,13 @@ class SimulatedWork(Work):
         """The stand-in of the network."""
         return Waiting(self.seconds)
 
-    def pool_options(self, in_flight: int) -> dict:
+    def pool_options(self, *, staged: bool) -> dict:
         """Those of actors of several devices: a shard at a time on each, and as many in flight as every device has."""
-        return {**super().pool_options(in_flight * self.threads), "max_concurrent_calls_per_actor": self.threads}
+        options = super().pool_options(staged=staged)
+        in_flight = options["max_tasks_in_flight_per_actor"] * self.threads
+        return {
+            **options, "max_tasks_in_flight_per_actor": in_flight, "max_concurrent_calls_per_actor": self.threads
+        }  # fmt: skip
 
     def publish(self, shard: int, results: Iterable[Segmented], costs: Costs, *, role: str = "actor") -> dict:
         """The row of a shard that is written nowhere."""

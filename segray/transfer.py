@@ -11,6 +11,7 @@ import torch
 # What torch can move but not index, and the type of the same bytes that it can.
 SIGNED = {torch.uint16: torch.int16, torch.uint32: torch.int32, torch.uint64: torch.int64}
 ALIGNED = 16  # bytes: where an array may begin among others
+TOGETHER = 2**25  # bytes that travel as one: torch keeps page-locked memory in powers of two
 
 warnings.filterwarnings("ignore", message="The given NumPy array is not writable")  # nothing writes to pixels
 
@@ -20,7 +21,7 @@ def to_device(
 ) -> list[torch.Tensor]:
     """The arrays as tensors on a device, unsigned integers beyond bytes as signed ones of the same bits.
 
-    To a GPU they travel as one, since a small one takes as long as the call that sends it, and on the stream `copies`
+    To a GPU small ones travel as one, since each takes as long as the call that sends it, and on the stream `copies`
     (None: that on which it computes), while the device computes something else. On a CPU they share their memory with
     the arrays.
     """
@@ -28,6 +29,8 @@ def to_device(
     tensors = [tensor.view(SIGNED.get(tensor.dtype, tensor.dtype)) for tensor in tensors]
     if device.type != "cuda":
         return tensors
+    if len(arrays) > 1 and sum(array.nbytes for array in arrays) > TOGETHER:
+        return [moved for array in arrays for moved in to_device([array], device, copies)]
     pinned, current = joined(tensors, pin_memory=True), torch.cuda.current_stream(device)
     copies = copies or current
     with torch.cuda.stream(copies):
@@ -45,12 +48,12 @@ def to_host(*tensors: torch.Tensor) -> tuple[list[torch.Tensor], torch.cuda.Even
     for host, tensor in zip(hosts, tensors):
         host.copy_(tensor, non_blocking=True)
     event = torch.cuda.Event(blocking=True)  # who waits leaves its core to those that read and write
-    event.record()
+    event.record(torch.cuda.current_stream(tensors[0].device))
     return hosts, event
 
 
 def joined(tensors: Sequence[torch.Tensor], *, pin_memory: bool = False) -> torch.Tensor:
-    """(bytes,) uint8 that holds the tensors one after the other."""
+    """(bytes,) uint8 that holds the tensors one after the other, each where its type may begin."""
     starts = _starts(tensors)
     whole = torch.empty(starts[-1], dtype=torch.uint8, pin_memory=pin_memory)
     for tensor, part in zip(tensors, parted(whole, tensors)):

@@ -28,6 +28,7 @@ STAGES = "segray_stages"  # a Ray resource: where it is, the stages of a GPU clu
 # At the same time: while one computes, the others bring pixels and take masks away. Of many bands a shard's pixels are
 # gigabytes.
 SHARDS_A_GPU, OF_MANY_BANDS, MANY_BANDS = 4, 2, 5
+SHARDS_WAITING = 2  # at an actor that others read for, which would be idle between shards with fewer
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -101,11 +102,13 @@ class Work:
         cores = {"resources": {STAGES: 0.001}, "num_cpus": 0} if staged else {"num_cpus": self.threads}
         return {**cores, "runtime_env": ONE_ARENA}
 
-    def pool_options(self, in_flight: int) -> dict:
-        """What Ray Data is told of the pool of such actors. in_flight: shards at an actor, done or waiting."""
-        options = {"max_tasks_in_flight_per_actor": in_flight}
+    def pool_options(self, *, staged: bool) -> dict:
+        """What Ray Data is told of the pool of such actors."""
+        together = 1
         if self.on_gpu:
             together = SHARDS_A_GPU if len(self.spec.bands) < MANY_BANDS else OF_MANY_BANDS
+        options = {"max_tasks_in_flight_per_actor": together + (SHARDS_WAITING if staged else 1)}
+        if self.on_gpu:
             options |= {"max_concurrent_calls_per_actor": together, "enable_true_multi_threading": True}
         return options
 

@@ -53,15 +53,17 @@ def test_every_device_of_a_process_works_on_a_shard_at_a_time():
     assert pipeline._segment(Rows(), work, (1, 2), staged=True) == ActorPoolStrategy(
         min_size=1,
         max_size=2,
-        max_tasks_in_flight_per_actor=3 * pipeline.SHARDS_AN_ACTOR,
+        max_tasks_in_flight_per_actor=3 * 6,
         max_concurrent_calls_per_actor=3,
         enable_true_multi_threading=True,
     )
     on_cpus = replace(work, on_gpu=False)
-    assert Work.pool_options(work, 4)["max_concurrent_calls_per_actor"] == 4
+    together = "max_concurrent_calls_per_actor"
+    assert Work.pool_options(work, staged=True)[together] == 4
     hyperspectral = replace(work, spec=replace(work.spec, bands=tuple(range(200)), mean=(0.5,) * 200, std=(0.2,) * 200))
-    assert Work.pool_options(hyperspectral, 4)["max_concurrent_calls_per_actor"] == 2
-    assert Work.pool_options(on_cpus, 4) == {"max_tasks_in_flight_per_actor": 4}
+    assert Work.pool_options(hyperspectral, staged=True)[together] == 2
+    assert Work.pool_options(on_cpus, staged=True) == {"max_tasks_in_flight_per_actor": 3}
+    assert Work.pool_options(on_cpus, staged=False) == {"max_tasks_in_flight_per_actor": 2}
 
 
 def test_listings_are_planned_whole(tiny):

@@ -33,9 +33,11 @@ def test_a_cpu_takes_arrays_where_they_are(kind: str) -> None:
     assert tensor.numpy().tobytes() == array.tobytes()
 
 
+@pytest.mark.parametrize("together", [100, 2**20])
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
-def test_a_gpu_gets_them_with_one_copy() -> None:
-    arrays = [some(kind, (3, 5, 7)) for kind in KINDS]
+def test_a_gpu_gets_them_as_they_are(together: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    arrays = [some(kind, (3, 5, 7)) for kind in KINDS] + [some("uint8", (9, 8))[::2, 1:]]
+    monkeypatch.setattr("segray.transfer.TOGETHER", together)
     for copies in (None, torch.cuda.Stream()):
         for found, array in zip(to_device(arrays, torch.device("cuda"), copies), arrays, strict=True):
             assert found.cpu().numpy().tobytes() == array.tobytes()
