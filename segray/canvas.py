@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from itertools import groupby, product
-from operator import itemgetter
 
 import numpy as np
 import torch
@@ -236,7 +235,7 @@ def canvases(
 
 @torch.inference_mode()
 def decide_singles(
-    canvases: Sequence[Canvas], probability_NKPP: torch.Tensor, label_NPP: torch.Tensor | None = None
+    singles: Sequence[Canvas], probability_NKPP: torch.Tensor, label_NPP: torch.Tensor | None = None
 ) -> None:
     """Decide images of one tile each, all at once: one by one a GPU would wait for the launch of each step.
 
@@ -245,14 +244,14 @@ def decide_singles(
     num_classes = probability_NKPP.shape[1]
     confidence, label = best_class(probability_NKPP, label_NPP)
     steps = _steps(confidence)
-    for number, canvas in enumerate(canvases):
+    for number, canvas in enumerate(singles):
         if (missing := canvas.beyond()) is not None:
             label[number].masked_fill_(missing, IGNORE)
             steps[number].masked_fill_(missing, 0)
     sums = steps.sum(dim=(1, 2), dtype=torch.float64)[:, None]
-    tallies = torch.cat([class_counts(label, num_classes), sums, sums.new_zeros(len(canvases), 2)], dim=1)
+    tallies = torch.cat([class_counts(label, num_classes), sums, sums.new_zeros(len(singles), 2)], dim=1)
     (masks, tallies), arrived = to_host(label, tallies)
-    for number, canvas in enumerate(canvases):
+    for number, canvas in enumerate(singles):
         canvas.masks = [masks[number, : canvas.block.height, : canvas.block.width]]
         canvas.tallies = tallies[number, None]
         canvas.arrived, canvas.missing = arrived, 0
@@ -284,9 +283,13 @@ def _neighbours(
         for number, window in enumerate(windows)
         if window.row_off < stop and window.row_off + window.height > start
     ]
-    kinds = ((number // COUNTED_TOGETHER, window.row_off, window.height, window.width) for number, window in found)
-    for _, group in groupby(zip(found, kinds), key=itemgetter(1)):
-        alike = [place for place, _ in group]
+
+    def kind(place: tuple[int, Window]) -> tuple[int, ...]:
+        number, window = place
+        return number // COUNTED_TOGETHER, window.row_off, window.height, window.width
+
+    for _, group in groupby(found, key=kind):
+        alike = list(group)
         (first, one), (_, last) = alike[0], alike[-1]
         rows = slice(max(one.row_off, start) - start, min(one.row_off + one.height, stop) - start)
         yield first, (rows, slice(one.col_off - left, last.col_off + last.width - left)), one.width

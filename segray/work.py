@@ -104,13 +104,15 @@ class Work:
 
     def pool_options(self, *, staged: bool) -> dict:
         """What Ray Data is told of the pool of such actors."""
-        together = 1
-        if self.on_gpu:
-            together = SHARDS_A_GPU if len(self.spec.bands) < MANY_BANDS else OF_MANY_BANDS
-        options = {"max_tasks_in_flight_per_actor": together + (SHARDS_WAITING if staged else 1)}
-        if self.on_gpu:
-            options |= {"max_concurrent_calls_per_actor": together, "enable_true_multi_threading": True}
-        return options
+        waiting = SHARDS_WAITING if staged else 1
+        if not self.on_gpu:
+            return {"max_tasks_in_flight_per_actor": 1 + waiting}
+        together = SHARDS_A_GPU if len(self.spec.bands) < MANY_BANDS else OF_MANY_BANDS
+        return {
+            "max_tasks_in_flight_per_actor": together + waiting,
+            "max_concurrent_calls_per_actor": together,
+            "enable_true_multi_threading": True,
+        }
 
     def publish(
         self, shard: int, results: Iterable[walk.Segmented], costs: Costs, *, role: str = "actor"
