@@ -4,16 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 
+from segray.metrics import scores
 from segray.model_dir import save_weights
 from segray.report import Picture, training_page
 from segray.scalars import Point, event_file
 from segray.storage import join, publish
 from segray.training_job import Job
 from segray.training_state import compared, save_state, write_history
+from segray.training_validation import Validated, Validation
 
 Masks = dict[int, dict[str, torch.Tensor]]  # of earlier epochs, by the titles of their pictures
 
@@ -48,47 +50,80 @@ class Publisher:
             last.result()
 
 
+@dataclass(kw_only=True)
+class Record:
+    """What a training published. history: rows of metrics.jsonl. masks: of the pictures in earlier epochs.
+
+    While a publication is under way it is that one's alone.
+    """
+
+    history: list[dict] = field(default_factory=list)
+    masks: Masks = field(default_factory=dict)
+
+    def state(self) -> dict:
+        """What a state has of it."""
+        return {"history": list(self.history), "masks": dict(self.masks)}
+
+
 @dataclass(frozen=True, kw_only=True)
 class Finished:
-    """A finished epoch. history: the rows up to its own. points: losses of its steps. state: to resume from, a copy.
+    """A finished epoch. row: its line of metrics.jsonl without scores. points: losses of its steps.
 
-    masks: what the network made of the pictures in earlier epochs. page: whether the page is due.
+    validation: under way, or done. state: to resume from, a copy, without the record. record: of the epochs before it.
+    page: whether the page is due. report: told the whole row at last.
     """
 
     job: Job
-    history: Sequence[dict]
+    row: dict
     points: Sequence[Point]
-    pictures: Sequence[Picture]
-    masks: Masks
+    validation: Validation
     state: dict
+    record: Record
     page: bool
+    report: Callable[[dict], None]
 
     def publish(self) -> None:
         """Model if it is the best, metrics, events and page of the epoch, and last the state, which commits them."""
-        row, output = self.history[-1], self.job.settings.output
-        if improved(self.history):
-            weights = self.state["average"] or self.state["network"]
-            save_weights(self.job.description(row, precision=self.state["precision"]), weights)
-        write_history(output, self.history)
+        validated, record, output = self.validation(), self.record, self.job.settings.output
+        row, earlier = {**self.row, **self._scores(validated)}, dict(record.masks)
+        record.history.append(row)
+        if row["epoch"] in pictured(self.job.settings.epochs):
+            record.masks[row["epoch"]] = masks_of(validated.pictures)
+        if improved(record.history):
+            save_weights(self.job.description(row, precision=self.state["precision"]), weights_of(self.state))
+        write_history(output, record.history)
         # TensorBoard reads the files of a folder one after the other, in the order of their names
         name = f"events.out.tfevents.epoch-{row['epoch']:04d}"
         publish(join(output, "tensorboard", name), event_file(row, self.points))
         if self.page:
-            publish(join(output, "report.html"), self._page())
-        save_state(output, self.state, keep=self.job.settings.keep)
+            publish(join(output, "report.html"), self._page(validated.pictures, earlier))
+        save_state(output, {**self.state, **record.state()}, keep=self.job.settings.keep)
+        self.report(row)
 
-    def _page(self) -> bytes:
+    def _scores(self, validated: Validated) -> dict:
+        result = scores(validated.matrix)
+        return {
+            "val_miou": result["miou"],
+            "val_iou": dict(zip(self.job.dataset.classes.names, result["iou"])),
+            "classes_in_mean": result["classes_in_mean"],
+            "pixel_accuracy": result["pixel_accuracy"],
+        }
+
+    def _page(self, pictures: Sequence[Picture], earlier: Masks) -> bytes:
         settings = self.job.settings
         return training_page(
             classes=self.job.dataset.classes,
-            history=[{**row, "val_iou": list(row["val_iou"].values())} for row in self.history],
+            history=[{**row, "val_iou": list(row["val_iou"].values())} for row in self.record.history],
             settings=compared(settings),
-            pictures=list(self.pictures),
-            earlier={
-                epoch: {title: mask.numpy() for title, mask in masks.items()} for epoch, masks in self.masks.items()
-            },
+            pictures=list(pictures),
+            earlier={epoch: {title: mask.numpy() for title, mask in masks.items()} for epoch, masks in earlier.items()},
             title=f"Training of {settings.network}",
         )
+
+
+def weights_of(state: dict) -> dict[str, torch.Tensor]:
+    """The weights that are validated and published, as `Learner.model` has them."""
+    return state["average"] or state["network"]
 
 
 def improved(history: Sequence[dict]) -> bool:

@@ -76,6 +76,11 @@ class TrainSettings:
     num_workers: str | None = option(
         "MIN[:MAX] training workers, as many of them as there is room for (default: one a GPU, or one on CPUs)", None
     )
+    validators: int = option(
+        "actors that validate an epoch beside the training of the next one, each with as much as a worker; 0: the "
+        "workers validate, between epochs",
+        0,
+    )
     seed: int = option("seed of every random choice", 0)
     device: str | None = option("where the network runs (default: gpu where the cluster has one)", None, ("cpu", "gpu"))
     precision: str | None = option(
@@ -91,7 +96,7 @@ class TrainSettings:
     def __post_init__(self) -> None:
         self._settle()
         positive(self, "epochs", "batch_size", "crop", "lr", "accumulate", "keep", "save_minutes")
-        for name in ("seed", "weight_decay", "max_failures", "aux_weight", "clip"):
+        for name in ("seed", "weight_decay", "max_failures", "validators", "aux_weight", "clip"):
             if not 0 <= getattr(self, name) < math.inf:
                 raise ValueError(f"--{name} must not be negative, but is {getattr(self, name)}")
         if self.seed >= 2**63:

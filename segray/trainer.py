@@ -13,49 +13,44 @@ import torch
 
 from segray.errors import SegrayError
 from segray.heap import keep_memory
-from segray.inspection import spread
 from segray.learner import Learner
 from segray.loading import Batch, CropLoader, ImageCache, reader_count, reading_threads, void_batch
-from segray.metrics import scores
-from segray.publishing import Finished, Masks, Publisher, copied, masks_of, pictured
-from segray.report import Picture
+from segray.publishing import Finished, Publisher, Record, copied, weights_of
 from segray.sampling import share, worker_seed
 from segray.scalars import Point
-from segray.segmenter import Segmenter
 from segray.stopwatch import Stopwatch
 from segray.training_job import Job
 from segray.training_state import load_state, newest_state, save_state
-from segray.validation import title_of, validate
+from segray.training_validation import Elsewhere, Validation, joined, validate_part
 from segray.workers import Place
 
 CHECK_EVERY = 16  # steps between looks at the loss, each of which makes the host wait for the device
-TILES_A_PASS = 16  # in validation, on a GPU
 REPORT_EVERY_S = 60.0  # the page, before the last epoch
-PICTURES = 4  # validation images that the page shows
 WAITING, STEPS, VALIDATION, PUBLISHING = STAGES = ("waiting for data", "steps", "validation", "publishing")
 LOSS, PIXELS, NORM, FAILED = range(4)  # what is summed over steps and workers
 Report = Callable[[dict], None]
 
 
-def run(job: Job, place: Place, *, report: Report) -> None:
+def run(job: Job, place: Place, *, report: Report, elsewhere: Elsewhere | None = None) -> None:
     """Train from the newest state to the last epoch.
 
-    report: called on every worker with {"epoch", "step", "resumed": True} if there was a state, with {"epoch", "step",
-    "loss"} now and then, and with the row of metrics.jsonl after each epoch. SegrayError, on every worker, when data
-    cannot be used or the loss is no longer finite.
+    report: called on every worker with {"epoch", "step", "resumed": True} if there was a state and with {"epoch",
+    "step", "loss"} now and then; and on rank 0, in a thread beside the training, with the row of metrics.jsonl of each
+    epoch that is committed. elsewhere: validates beside the next epoch; None: the workers validate between epochs.
+    SegrayError, on every worker, when data cannot be used or the loss is no longer finite.
     """
     torch.set_num_threads(place.cores)  # before the loader's threads begin: each thread has a number of its own
     if place.device.type == "cpu":
         keep_memory()
     with reading_threads(reader_count(place.cores)) as pool, Publisher() as publisher:
-        trainer = Trainer(job, place, pool=pool, publisher=publisher)
+        trainer = Trainer(job, place, pool=pool, publisher=publisher, report=report, elsewhere=elsewhere)
         if trainer.resume():
             step = trainer.epoch * job.steps + trainer.progress.steps
             report({"epoch": trainer.epoch, "step": step, "resumed": True})
         with closing(trainer.batches()) as batches:
             while trainer.epoch < job.settings.epochs:
-                trainer.run_epoch(batches, report)
-        publisher.wait()
+                trainer.run_epoch(batches)
+        trainer.wait_for_publication()
 
 
 @dataclass
@@ -70,16 +65,26 @@ class Progress:
 
 
 class Trainer:
-    """One worker's learner and data. epoch: how many are done. history: their rows of metrics.jsonl."""
+    """One worker's learner and data. epoch: how many are done. record: of those that are published, on rank 0."""
 
-    def __init__(self, job: Job, place: Place, *, pool: ThreadPoolExecutor, publisher: Publisher) -> None:
+    def __init__(
+        self,
+        job: Job,
+        place: Place,
+        *,
+        pool: ThreadPoolExecutor,
+        publisher: Publisher,
+        report: Report,
+        elsewhere: Elsewhere | None,
+    ) -> None:
+        """report, elsewhere: see `run`."""
         self.job, self.place, self.pool, self.publisher = job, place, pool, publisher
+        self.report, self.elsewhere = report, elsewhere
         settings = job.settings
         newest = newest_state(settings.output) if place.rank == 0 else (0, 0)
         self.newest = tuple(map(place.from_first, newest))  # as rank 0 sees it
         self.learner = Learner(job, place, pretrained=self.newest == (0, 0))
-        self.epoch, self.history, self.progress = 0, [], Progress()
-        self.masks: Masks = {}
+        self.epoch, self.record, self.progress = 0, Record(), Progress()
         self.watch = Stopwatch()
         self.page_at = self.saved_at = time.monotonic()
         self.met: SegrayError | None = None
@@ -100,7 +105,7 @@ class Trainer:
             return False
         state = load_state(self.job.settings.output, epoch, step)
         self.learner.load(state)
-        self.epoch, self.history, self.masks = epoch, state["history"], state["masks"]
+        self.epoch, self.record = epoch, Record(history=state["history"], masks=state["masks"])
         self.progress = Progress(**state["progress"])
         return True
 
@@ -110,25 +115,29 @@ class Trainer:
         steps = range(done, job.settings.epochs * job.steps)
         return self.loader.batches(job.order, steps=steps, per_epoch=job.steps)
 
-    def run_epoch(self, batches: Iterator[Batch], report: Report) -> None:
-        """Train and validate one epoch, and commit it beside the next."""
+    def run_epoch(self, batches: Iterator[Batch]) -> None:
+        """Train one epoch, validate it, or have it validated, and commit it beside the next."""
         self.watch = Stopwatch()
         self.watch.seconds.update(self.progress.seconds)
         with self.watch.during(STEPS):
-            loss = self._train(batches, report)
-        with self.watch.during(VALIDATION):
-            matrix, pictures = self._validate()
+            loss = self._train(batches)
         points, self.progress, self.epoch = self.progress.points, Progress(), self.epoch + 1
         with self.watch.during(PUBLISHING):
             copy = self._state() if self.place.rank == 0 else {}
-            self.publisher.wait()
-        row = self._row(loss, scores(matrix))
-        self.history.append(row)
+        with self.watch.during(VALIDATION):
+            validation = self._validation(copy)
+        with self.watch.during(PUBLISHING if self.elsewhere is None else VALIDATION):  # what the wait is for
+            self.wait_for_publication()
+        row = self._row(loss)
         if self.place.rank == 0:
-            self._publish(points, pictures, copy)
-        report(row)
+            self._publish(row, points, validation, copy)
 
-    def _train(self, batches: Iterator[Batch], report: Report) -> float:
+    def wait_for_publication(self) -> None:
+        """Return when all that was begun is published; every worker must call this."""
+        with self.place.together():
+            self.publisher.wait()
+
+    def _train(self, batches: Iterator[Batch]) -> float:
         """The rest of an epoch's pass over the crops; the mean loss of its valid pixels over all workers."""
         job, progress, epoch = self.job, self.progress, self.epoch + 1
         self.learner.parallel.train()
@@ -147,7 +156,7 @@ class Trainer:
                 progress.points.append((step + 1, mean, time.time()))
                 if index + 1 < job.steps:
                     self._save_now_and_then()
-                report({"epoch": epoch, "step": step + 1, "loss": mean})
+                self.report({"epoch": epoch, "step": step + 1, "loss": mean})
         return progress.loss / max(1.0, progress.pixels)
 
     def _next(self, batches: Iterator[Batch]) -> Batch:
@@ -177,28 +186,26 @@ class Trainer:
             )
         return total
 
-    def _validate(self) -> tuple[torch.Tensor, list[Picture]]:
-        """The confusion matrix over the whole validation split, and pictures of some of its images."""
+    def _validation(self, state: dict) -> Validation:
+        """That of the epoch that is done: done too, or, on rank 0, begun elsewhere with its state."""
         place, job = self.place, self.job
-        segmenter = Segmenter(
-            self.learner.model(),
-            job.spec,
-            num_classes=len(job.dataset.classes),
-            device=place.device,
-            precision=self.learner.precision,
-            batch_size=1 if place.device.type == "cpu" else TILES_A_PASS,
-        )
-        shown = spread(job.val, PICTURES)
+        if self.elsewhere is not None:
+            return self.elsewhere(job, weights_of(state), state["precision"]) if place.rank == 0 else None
         with place.together():
-            samples = job.val[place.rank :: place.world_size]
-            matrix, pictures = validate(segmenter, samples, shown=shown, read=job.read, pool=self.pool)
-        titles = [title_of(sample) for sample in shown]
-        pictures = [picture for part in place.gather(pictures) for picture in part]
-        pictures.sort(key=lambda picture: titles.index(picture.title))  # the same whatever worker made them
-        return place.sum(torch.from_numpy(matrix).to(place.device)).cpu().numpy(), pictures
+            part = validate_part(
+                job,
+                self.learner.model(),
+                part=place.rank,
+                parts=place.world_size,
+                device=place.device,
+                precision=self.learner.precision,
+                pool=self.pool,
+            )
+        validated = joined(job, place.gather(part))
+        return lambda: validated
 
-    def _row(self, loss: float, result: dict) -> dict:
-        """The line of metrics.jsonl of the epoch that is done."""
+    def _row(self, loss: float) -> dict:
+        """The line of metrics.jsonl of the epoch that is done, but for its scores."""
         settings, steps, seconds = self.job.settings, self.job.steps, self.watch.seconds
         trained, waited = seconds[WAITING] + seconds[STEPS], torch.tensor(seconds[WAITING], device=self.place.device)
         return {
@@ -206,33 +213,27 @@ class Trainer:
             "step": self.epoch * steps,
             "loss": loss,
             "lr": self.learner.rate(self.epoch * steps - 1),
-            "val_miou": result["miou"],
-            "val_iou": dict(zip(self.job.dataset.classes.names, result["iou"])),
-            "classes_in_mean": result["classes_in_mean"],
-            "pixel_accuracy": result["pixel_accuracy"],
             "samples_per_s": steps * settings.batch_size / trained,
             "data_wait_share": self.place.sum(waited).item() / self.place.world_size / trained,
             "stage_seconds": {stage: seconds[stage] for stage in STAGES},
             "seconds": sum(seconds.values()),
         }
 
-    def _publish(self, points: list[Point], pictures: list[Picture], state: dict) -> None:
+    def _publish(self, row: dict, points: list[Point], validation: Validation, state: dict) -> None:
         """Begin to publish the epoch that is done."""
         last = self.epoch == self.job.settings.epochs
         page = last or time.monotonic() - self.page_at > REPORT_EVERY_S
-        masks = dict(self.masks)
-        if self.epoch in pictured(self.job.settings.epochs):
-            self.masks[self.epoch] = masks_of(pictures)
         self.page_at = time.monotonic() if page else self.page_at
         self.saved_at = time.monotonic()
         finished = Finished(
             job=self.job,
-            history=tuple(self.history),
+            row=row,
             points=points,
-            pictures=pictures,
-            masks=masks,
-            state={**state, "history": list(self.history), "masks": dict(self.masks)},
+            validation=validation,
+            state=state,
+            record=self.record,
             page=page,
+            report=self.report,
         )
         self.publisher.submit(finished.publish)
 
@@ -242,18 +243,16 @@ class Trainer:
         if self.place.rank or not late or self.publisher.busy:
             return
         with self.watch.during(PUBLISHING):
-            state, self.saved_at = self._state(), time.monotonic()
+            state, self.saved_at = {**self._state(), **self.record.state()}, time.monotonic()
         output, keep = self.job.settings.output, self.job.settings.keep
         self.publisher.submit(lambda: save_state(output, state, keep=keep))
 
     def _state(self) -> dict:
-        """A copy of all that a training continues from."""
+        """A copy of all that a training continues from, but for the record."""
         progress = {**asdict(self.progress), "seconds": dict(self.watch.seconds) if self.progress.steps else {}}
         return {
             "epoch": self.epoch,
             "step": self.progress.steps,
             "progress": progress,
-            "history": list(self.history),
-            "masks": dict(self.masks),
             **copied(self.learner.state()),
         }

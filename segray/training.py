@@ -14,7 +14,7 @@ import threading
 import time
 import uuid
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import asdict, replace
 from functools import partial
 
@@ -40,12 +40,12 @@ from segray.training_console import Console
 from segray.training_job import Job, initial_network
 from segray.training_remote import Board, weights_fit
 from segray.training_state import compared, finished, read_history, read_run, write_run
+from segray.validators import Validators
 from segray.workers import Place
 
 log = logging.getLogger("segray")
 POLL_S = 0.5  # how often the driver asks for progress
-# How often Ray's controller asks the workers. `ray.train.report` blocks until then, so that no epoch
-# would be shorter than the default of 2 s.
+# How often Ray's controller asks the workers, and so how soon it sees that they are done; the default is 2 s.
 HEALTH_CHECK = ("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.25")
 
 
@@ -105,15 +105,15 @@ def worker_range(settings: TrainSettings) -> tuple[int, int]:
     if settings.worker_range is None:
         cluster.check_there("--num_workers", gpu=gpu)
     room, unit = (cluster.gpus(), "GPU(s)") if gpu else (cluster.cpus(), "core(s)")
-    default = min(max(1, room), settings.batch_size) if gpu else 1
+    validators = settings.validators
+    default = min(max(1, room - validators), settings.batch_size) if gpu else 1
     low, high = settings.worker_range or (default, default)
     if os.environ.get("RAY_ADDRESS"):  # a cluster may grow
         return low, high
-    if low > room:
-        raise SegrayError(
-            f"--num_workers {settings.num_workers} needs more than the {room} {unit} that there are; lower it"
-        )
-    return low, min(high, room)
+    if low + validators > room:
+        needs = f" and --validators {validators} need" if validators else " needs"
+        raise SegrayError(f"--num_workers {low}{needs} more than the {room} {unit} that there are; lower it")
+    return low, min(high, room - validators)
 
 
 def _inspect(dataset: Dataset, train: list[Sample], val: list[Sample], settings: TrainSettings) -> Inspection:
@@ -136,35 +136,42 @@ def _tracked(settings: TrainSettings) -> Tracking:
 
 def _fit(job: Job, workers: tuple[int, int], tracking: Tracking) -> None:
     """Run the workers to the last epoch; SegrayError with the sentence of the worker that met one."""
+    settings = job.settings
     os.environ.setdefault(*HEALTH_CHECK)
     if not os.environ.get("RAY_ADDRESS"):
         os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")  # one process less on one's own machine
-    gpu = cluster.use_gpu(job.settings.device)
+    gpu = cluster.use_gpu(settings.device)
     low, high = workers
-    cores = 1 if gpu else cluster.cores_each(cluster.nodes(), max(low, min(high, cluster.cpus())))
+    together = max(low, min(high, cluster.cpus())) + settings.validators
+    cores = 1 if gpu else cluster.cores_each(cluster.nodes(), together)
     count = f"{low} to {high}" if low < high else low
+    beside = f" and {settings.validators} validator(s)" if settings.validators else ""
     each = "a GPU" if gpu else f"{cores} core(s)"
-    log.info("training %s on %s worker(s) with %s each", job.settings.network, count, each)
+    log.info("training %s on %s worker(s)%s with %s each", settings.network, count, beside, each)
     here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)  # may not be lost alone
     board = ray.remote(num_cpus=0, scheduling_strategy=here)(Board).remote()
+    shared = ray.put(job)
+    places = {"gpu": gpu, "cores": cores, "max_failures": settings.max_failures}
+    validators = Validators.start(shared, settings.validators, **places)
     failure: Exception | None = None
-    console = Console(epochs=job.settings.epochs, steps_per_epoch=job.steps)
-    with tempfile.TemporaryDirectory(prefix="segray-") as scratch, _shown(board, console, tracking):
+    console = Console(epochs=settings.epochs, steps_per_epoch=job.steps)
+    scratch = tempfile.TemporaryDirectory(prefix="segray-")
+    with scratch as storage, closing(validators), _shown(board, validators, console, tracking):
         trainer = ray.train.torch.TorchTrainer(
             _worker,
-            train_loop_config={"job": ray.put(job), "board": board, "cores": cores},
+            train_loop_config={"job": shared, "validators": validators, "board": board, "cores": cores},
             scaling_config=ray.train.ScalingConfig(
                 num_workers=workers if low < high else low,
                 # a group that grows or shrinks is started anew from the newest state
-                elastic_resize_monitor_interval_s=max(60.0, 60 * job.settings.save_minutes),
+                elastic_resize_monitor_interval_s=max(60.0, 60 * settings.save_minutes),
                 use_gpu=gpu,
                 resources_per_worker={"CPU": cores, "GPU": 1} if gpu else {"CPU": cores},
             ),
             run_config=ray.train.RunConfig(
                 name=uuid.uuid4().hex,
-                storage_path=scratch,
+                storage_path=storage,
                 worker_runtime_env={} if gpu else ONE_ARENA,
-                failure_config=ray.train.FailureConfig(max_failures=job.settings.max_failures),
+                failure_config=ray.train.FailureConfig(max_failures=settings.max_failures),
             ),
         )
         try:
@@ -198,11 +205,10 @@ def _worker(config: dict) -> None:
     def report(values: dict) -> None:
         if place.rank == 0:
             board.add.remote(values)
-        if "val_miou" in values:
-            ray.train.report(values)
 
+    validators = config["validators"]
     try:
-        run(ray.get(config["job"]), place, report=report)
+        run(ray.get(config["job"]), place, report=report, elsewhere=validators.begin if validators.actors else None)
     except SegrayError as error:
         ray.get(board.fail.remote(str(error)))
     except torch.OutOfMemoryError:
@@ -211,7 +217,9 @@ def _worker(config: dict) -> None:
 
 
 @contextmanager
-def _shown(board: ray.actor.ActorHandle, console: Console, tracking: Tracking) -> Iterator[None]:
+def _shown(
+    board: ray.actor.ActorHandle, validators: Validators, console: Console, tracking: Tracking
+) -> Iterator[None]:
     """Show and log the reports on the board while the block runs."""
     done = threading.Event()
 
@@ -220,9 +228,12 @@ def _shown(board: ray.actor.ActorHandle, console: Console, tracking: Tracking) -
         while not last:
             last = done.wait(POLL_S)
             try:
-                if time.monotonic() > told and not ray.get(board.has_begun.remote(), timeout=10 * POLL_S):
-                    log.info(cluster.NO_ROOM)
+                if time.monotonic() > told:
                     told = math.inf
+                    if not ray.get(board.has_begun.remote(), timeout=10 * POLL_S):
+                        log.info(cluster.NO_ROOM, "worker")
+                    elif not validators.have_begun():
+                        log.info(cluster.NO_ROOM, "validator")
                 for report in ray.get(board.take.remote(), timeout=10 * POLL_S):
                     console.show(report)
                     tracking.add(report)

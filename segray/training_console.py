@@ -15,7 +15,8 @@ LINE_EVERY_S = 30.0  # within an epoch, where there is no bar
 class Console:
     """Shows what the training reports, in the order in which it happened.
 
-    Reports are those of `trainer.run`. Steps may run back: after a worker died, to the newest state.
+    Reports are those of `trainer.run`. Steps may run back: after a worker died, to the newest state. The row of an
+    epoch comes when the next one is under way.
     """
 
     def __init__(self, *, epochs: int, steps_per_epoch: int, bar: bool | None = None) -> None:
@@ -55,7 +56,8 @@ class Console:
         if self._bar is None:
             first = report["step"]
             self._bar = tqdm(total=self._total, initial=first, unit="step", file=sys.stdout, dynamic_ncols=True)
-        self._bar.n = report["step"]
+        if "val_miou" not in report:
+            self._bar.n = report["step"]
         self._bar.set_postfix(loss=f"{report['loss']:.3f}", mIoU=_percent(self._miou))
 
 

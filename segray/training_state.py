@@ -23,7 +23,8 @@ from segray.storage import exists, join, publish, read_bytes, read_text, remove
 
 # what changes no step of the training
 NOT_COMPARED = {
-    "output", "device", "num_workers", "keep", "save_minutes", "max_failures", "mlflow", "wandb", "overwrite",
+    "output", "device", "num_workers", "validators", "keep", "save_minutes", "max_failures", "mlflow", "wandb",
+    "overwrite",
 }  # fmt: skip
 OWN = ("state", "model", "tensorboard", "metrics.jsonl", "report.html")
 STATE_NAME = re.compile(r"epoch-(\d{4,})(?:-step-(\d{6,}))?\.pt")

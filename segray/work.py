@@ -165,7 +165,7 @@ def probe(work: Work) -> str:
 
     ModelError when the model cannot be loaded or compiled, or takes no such tiles.
     """
-    late = threading.Timer(cluster.NO_ROOM_S, log.info, [cluster.NO_ROOM])
+    late = threading.Timer(cluster.NO_ROOM_S, log.info, [cluster.NO_ROOM, "worker"])
     late.daemon = True
     late.start()
     try:

@@ -22,12 +22,12 @@ LAYERS = {
     "storage": (
         "storage model_dir shards plan archives datasets exports export_tasks report settings command_line walk "
         "summary reading loading expand inspection validation trainer training_job training_state training_remote "
-        "training_console made_up stages peers tally showcase train_settings learner feeding scalars tracking "
-        "publishing listing footprints places scenes split_rows store_errors scratch"
+        "training_console training_validation made_up stages peers tally showcase train_settings learner feeding "
+        "scalars tracking publishing listing footprints places scenes split_rows store_errors scratch"
     ),
     "ray": (
         "cluster planning work pipeline outputs overviews segmentation evaluation exporting training throughput "
-        "scaling simulation benchmark tasks export_removal"
+        "scaling simulation benchmark tasks export_removal validators"
     ),
 }
 ORDER = [*LAYERS, "jobs"]

@@ -272,7 +272,7 @@ def test_who_waits_for_nodes_is_told(work, monkeypatch, caplog):
         assert not caplog.messages
         monkeypatch.setattr(cluster, "NO_ROOM_S", 0.01)
         probe(Work(**work))
-    assert caplog.messages == [cluster.NO_ROOM]
+    assert caplog.messages == [cluster.NO_ROOM % "worker"]
 
 
 def test_a_model_that_gives_other_logits_than_its_classes_is_refused_before_anything_is_segmented(work):

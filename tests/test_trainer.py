@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import threading
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, replace
 from pathlib import Path
 
@@ -42,6 +44,7 @@ from segray.training_state import (
     save_state,
     write_run,
 )
+from segray.training_validation import Validated, Validation, joined, validate_part
 from segray.workers import Place
 
 EPOCHS = 3
@@ -141,23 +144,23 @@ RECIPE = {
 
 
 @pytest.mark.parametrize("recipe", [{}, RECIPE, {"ema": 0, "photometric": 0}])
-@pytest.mark.parametrize("when", [2, 5])
+@pytest.mark.parametrize(("last", "committed"), [("row", 1), ("loss", 2)])
 def test_an_interrupted_training_ends_in_the_same_weights(
-    labelled_folder: str, tmp_path: Path, when: int, recipe: dict
+    labelled_folder: str, tmp_path: Path, last: str, committed: int, recipe: dict
 ) -> None:
     job = make_job(labelled_folder, str(tmp_path / "trained"), **recipe)
     undisturbed = run_job(replace(job, settings=replace(job.settings, output=str(tmp_path / "other"))))
-    count = 0
+    seen = {"row": 0, "loss": 0}
 
     def interrupt(report: dict) -> None:
-        nonlocal count
-        count += 1
-        if count == when:  # within an epoch (odd), before it is committed, or after
+        kind = "row" if "val_miou" in report else "loss"
+        seen[kind] += 1
+        if kind == last and seen[kind] == {"row": 1, "loss": 3}[kind]:  # after an epoch, or within the third
             raise Interrupted
 
     with pytest.raises(Interrupted):
         run_job(job, interrupt)
-    assert newest_state(job.settings.output)[0] == when // 2
+    assert newest_state(job.settings.output)[0] == committed
     assert same(run_job(job), undisturbed)
 
 
@@ -201,6 +204,44 @@ def test_a_training_killed_within_an_epoch_continues_at_its_step(
             for output in (job.settings.output, tmp_path / "other")
         ]  # fmt: skip
         assert losses[0] == losses[1] and len(losses[0]) == -(-job.steps // CHECK_EVERY)
+
+
+def test_validated_elsewhere_a_training_writes_the_same(
+    job: Job, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    undisturbed = run_job(replace(job, settings=replace(job.settings, output=str(tmp_path / "other"))))
+    monkeypatch.setattr("segray.trainer.validate_part", None)  # the worker itself validates nothing
+    trained, begun, order = threading.Event(), [], []
+
+    def elsewhere(job: Job, weights: dict[str, torch.Tensor], precision: str) -> Validation:
+        network = job.network().eval()
+        network.load_state_dict(weights)
+        begun.append(network)
+
+        def wait() -> Validated:
+            assert trained.wait(60)  # until the next epoch's steps are done
+            with ThreadPoolExecutor(1) as pool:
+                place = {"device": torch.device("cpu"), "precision": precision, "pool": pool}
+                parts = [validate_part(job, network, part=part, parts=3, **place) for part in range(3)]
+            return joined(job, parts)
+
+        return wait
+
+    def report(values: dict) -> None:
+        kind = "row" if "val_miou" in values else "steps"
+        order.append((kind, values["epoch"]))
+        if order[-1] == ("steps", 2):
+            trained.set()
+
+    run(job, Place(), report=report, elsewhere=elsewhere)
+    assert len(begun) == EPOCHS
+    assert order.index(("steps", 2)) < order.index(("row", 1)) < order.index(("row", 2)) < order.index(("row", 3))
+    assert same(load_state(job.settings.output, EPOCHS), undisturbed)
+    rows = [read_history(output) for output in (job.settings.output, str(tmp_path / "other"))]
+    for name in ("epoch", "step", "loss", "lr", "val_miou", "val_iou", "pixel_accuracy"):
+        assert [row[name] for row in rows[0]] == [row[name] for row in rows[1]], name
+    published = [read_description(join(output, "model")) for output in (job.settings.output, str(tmp_path / "other"))]
+    assert published[0].metrics == published[1].metrics
 
 
 def test_only_the_newest_states_are_kept(store: str) -> None:
@@ -256,6 +297,28 @@ def work(rank: int, folder: Path) -> None:
     """One of two workers that train."""
     job = torch.load(folder / "job.pt", weights_only=False)
     run(job, Place(rank=rank, world_size=2), report=silent)
+
+
+def work_and_fail(rank: int, folder: Path) -> None:
+    """One of two workers whose validation elsewhere meets an error."""
+    job = torch.load(folder / "job.pt", weights_only=False)
+
+    def elsewhere(*_: object) -> Validation:
+        def wait() -> Validated:
+            raise SegrayError("a mask holds the id 77")
+
+        return wait
+
+    with pytest.raises(SegrayError, match="id 77"):
+        run(job, Place(rank=rank, world_size=2), report=silent, elsewhere=elsewhere)
+    (folder / f"ended-{rank}").touch()
+
+
+def test_an_error_of_a_validation_elsewhere_ends_all_workers(job: Job, tmp_path: Path) -> None:
+    torch.save(job, tmp_path / "job.pt")
+    run_two(work_and_fail, tmp_path)
+    assert sorted(path.name for path in tmp_path.glob("ended-*")) == ["ended-0", "ended-1"]
+    assert newest_state(job.settings.output)[0] == 0
 
 
 def test_two_workers_take_the_steps_of_one_with_batch_norm(labelled_folder: str, tmp_path: Path) -> None:
@@ -375,9 +438,8 @@ def test_another_training_is_refused_on_the_same_output(job: Job, changes: dict,
     with pytest.raises(SegrayError, match=sentence + "; start afresh with --overwrite"):
         read_run(other, data)
     assert read_run(replace(other, overwrite=True), data) is None
-    same_steps = replace(
-        job.settings, num_workers="1:3", max_failures=9, keep=5, save_minutes=1, mlflow="http://h", wandb="p"
-    )
+    free = {"num_workers": "1:3", "validators": 2, "max_failures": 9, "keep": 5, "save_minutes": 1}
+    same_steps = replace(job.settings, **free, mlflow="http://h", wandb="p")
     assert read_run(same_steps, job.data)["data"] == "mark"
 
 

@@ -63,12 +63,17 @@ def wait_for(condition: Callable[[], bool]) -> None:
 
 def training_workers() -> list[int]:
     """The process ids of this test's Ray that train."""
+    return processes_of("RayTrainWorker")
+
+
+def processes_of(actor: str) -> list[int]:
+    """The process ids of this test's Ray in which an actor of that class lives."""
     import psutil  # comes with Ray, and is found once that is imported
 
     found = []
     for process in psutil.Process().children(recursive=True):
         with suppress(psutil.Error):  # it ended in between
-            if "RayTrainWorker" in " ".join(process.cmdline()):
+            if actor in " ".join(process.cmdline()):
                 found.append(process.pid)
     return found
 
@@ -91,6 +96,42 @@ def test_two_workers_take_the_steps_of_one(cluster: str, labelled_folder: str, t
     after = {file.uri: file.etag for file in list_files(two.output)}
     assert train(two)["already"]
     assert {file.uri: file.etag for file in list_files(two.output)} == after
+
+
+def test_validators_validate_beside_the_training_and_may_die(
+    cluster: str, labelled_folder: str, tmp_path: Path
+) -> None:
+    job = make_job(labelled_folder, str(tmp_path / "one"), epochs=6)
+    undisturbed = run_job(job)
+    settings = replace(job.settings, output=str(tmp_path / "two"), validators=1)
+    killed = []
+
+    def kill_validator() -> None:
+        wait_for(lambda: newest_state(settings.output)[0] >= 2)
+        for process in processes_of("_Validator"):
+            os.kill(process, signal.SIGKILL)
+            killed.append(process)
+
+    killer = threading.Thread(target=kill_validator)
+    killer.start()
+    train(settings)
+    killer.join()
+    assert len(killed) == 1
+    assert same(load_state(settings.output, settings.epochs), undisturbed)
+    rows = [read_history(output) for output in (job.settings.output, settings.output)]
+    for name in ("epoch", "step", "loss", "val_miou", "val_iou", "pixel_accuracy"):
+        assert [row[name] for row in rows[0]] == [row[name] for row in rows[1]], name
+    assert not processes_of("_Validator")
+
+
+def test_what_a_validator_meets_is_one_sentence(cluster: str, labelled_folder: str, tmp_path: Path) -> None:
+    job = make_job(labelled_folder, str(tmp_path / "trained"), validators=1, max_failures=0)
+    mask = job.val[0].mask
+    Path(mask).write_bytes(png(np.full((96, 96), 77, np.uint8)))
+    write_run(job.settings, fingerprint_of(job), asdict(job.inspection))
+    with pytest.raises(SegrayError, match=rf"^{mask} holds the id 77"):
+        train(job.settings)
+    assert newest_state(job.settings.output)[0] == 0
 
 
 def test_an_error_of_one_worker_ends_all_with_its_sentence(cluster: str, labelled_folder: str, tmp_path: Path) -> None:
@@ -164,11 +205,18 @@ def test_nothing_is_concluded_from_a_cluster_that_is_not_there_yet(
     check_there("--actors", gpu=gpu)
 
 
+@pytest.mark.parametrize(
+    ("changes", "sentence"),
+    [
+        ({"num_workers": "4"}, r"--num_workers 4 needs more than the 2 core\(s\)"),
+        ({"validators": 2}, r"--num_workers 1 and --validators 2 need more than the 2 core\(s\)"),
+    ],
+)
 def test_more_workers_than_the_machine_has_cores_are_refused(
-    cluster: str, labelled_folder: str, tmp_path: Path
+    cluster: str, labelled_folder: str, tmp_path: Path, changes: dict, sentence: str
 ) -> None:
-    settings = TrainSettings(data=labelled_folder, output=str(tmp_path), batch_size=4, num_workers="4")
-    with pytest.raises(SegrayError, match=r"--num_workers 4 needs more than the 2 core\(s\)"):
+    settings = TrainSettings(data=labelled_folder, output=str(tmp_path), batch_size=4, **changes)
+    with pytest.raises(SegrayError, match=sentence):
         train(settings)
 
 

@@ -1,0 +1,64 @@
+"""The validation of a training: a part of the split on each worker, or elsewhere, and what the parts make together."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from segray.inspection import spread
+from segray.report import Picture
+from segray.segmenter import Segmenter
+from segray.training_job import Job
+from segray.validation import title_of, validate
+
+TILES_A_PASS = 16  # on a GPU
+PICTURES = 4  # images that the page shows
+
+
+@dataclass(frozen=True, kw_only=True)
+class Validated:
+    """What came out. matrix: (K, K + 1) int64 confusion matrix. pictures: of some images, the same ones every time."""
+
+    matrix: np.ndarray
+    pictures: list[Picture]
+
+
+Validation = Callable[[], Validated]  # which is under way, or done; a call waits for it
+Elsewhere = Callable[[Job, dict[str, Tensor], str], Validation]  # begins one, of weights, in bf16 or fp32
+
+
+def validate_part(
+    job: Job,
+    network: nn.Module,
+    *,
+    part: int,
+    parts: int,
+    device: torch.device,
+    precision: str,
+    pool: ThreadPoolExecutor,
+) -> Validated:
+    """Every `parts`-th sample of the split, from the one numbered `part`. network: in eval mode, on the device."""
+    segmenter = Segmenter(
+        network,
+        job.spec,
+        num_classes=len(job.dataset.classes),
+        device=device,
+        precision=precision,
+        batch_size=1 if device.type == "cpu" else TILES_A_PASS,
+    )
+    shown = spread(job.val, PICTURES)
+    matrix, pictures = validate(segmenter, job.val[part::parts], shown=shown, read=job.read, pool=pool)
+    return Validated(matrix=matrix, pictures=pictures)
+
+
+def joined(job: Job, parts: Sequence[Validated]) -> Validated:
+    """The whole split from its parts: the same, however many they are."""
+    titles = [title_of(sample) for sample in spread(job.val, PICTURES)]
+    pictures = [picture for part in parts for picture in part.pictures]
+    pictures.sort(key=lambda picture: titles.index(picture.title))
+    return Validated(matrix=sum(part.matrix for part in parts), pictures=pictures)

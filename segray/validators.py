@@ -1,0 +1,72 @@
+"""Validation beside training: Ray actors that each validate a part of the split while the workers go on."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import ray
+import torch
+from ray.actor import ActorHandle
+from torch import Tensor
+
+from segray import cluster
+from segray.heap import ONE_ARENA, keep_memory
+from segray.loading import reader_count, reading_threads
+from segray.tasks import result_of
+from segray.training_job import Job
+from segray.training_validation import Validated, Validation, joined, validate_part
+
+
+@dataclass(frozen=True)
+class Validators:
+    """Actors among which the validation split of a job is shared; none where the workers validate."""
+
+    job: ray.ObjectRef
+    actors: list[ActorHandle]
+    ready: list[ray.ObjectRef]
+
+    @classmethod
+    def start(cls, job: ray.ObjectRef, count: int, *, gpu: bool, cores: int, max_failures: int) -> Validators:
+        """Start `count` actors with a GPU each, or so many cores; each may die max_failures times."""
+        kind = ray.remote(_Validator).options(
+            num_cpus=1 if gpu else cores,
+            num_gpus=int(gpu),
+            runtime_env={} if gpu else ONE_ARENA,
+            max_restarts=max_failures,
+            max_task_retries=max_failures,
+        )
+        actors = [kind.remote(part, count, cores=None if gpu else cores) for part in range(count)]
+        return cls(job, actors, [actor.__ray_ready__.remote() for actor in actors])
+
+    def begin(self, job: Job, weights: dict[str, Tensor], precision: str) -> Validation:
+        """Begin to validate weights of the job's network, in bf16 or fp32; their SegrayError is raised by the wait."""
+        shared = ray.put(weights)
+        parts = [actor.validate.remote(self.job, shared, precision) for actor in self.actors]
+        return lambda: joined(job, [result_of(part) for part in parts])
+
+    def have_begun(self) -> bool:
+        """Whether all of them found a place."""
+        return not self.ready or len(ray.wait(self.ready, num_returns=len(self.ready), timeout=0)[0]) == len(self.ready)
+
+    def close(self) -> None:
+        """End the actors."""
+        for actor in self.actors:
+            ray.kill(actor)
+
+
+class _Validator:
+    def __init__(self, part: int, parts: int, *, cores: int | None) -> None:
+        """cores: None on a GPU."""
+        self.share = {"part": part, "parts": parts}
+        self.device = torch.device("cpu" if cores else "cuda")
+        self.cores = cores or cluster.share_of_node()
+        torch.set_num_threads(self.cores)
+        if cores:
+            keep_memory()
+
+    def validate(self, job: Job, weights: dict[str, Tensor], precision: str) -> Validated:
+        network = job.network(pretrained=False)
+        network.load_state_dict(weights)
+        network = network.to(self.device, memory_format=torch.channels_last).eval()
+        with reading_threads(reader_count(self.cores)) as pool:
+            return validate_part(job, network, device=self.device, precision=precision, pool=pool, **self.share)
