@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass, field
 
 import torch
@@ -35,8 +35,12 @@ class Publisher:
 
     @property
     def busy(self) -> bool:
-        """Whether a publication is under way."""
-        return self._last is not None and not self._last.done()
+        """Whether a publication is under way, or failed: then the next call would raise."""
+        return self._last is not None and not (self._last.done() and self._last.exception() is None)
+
+    def done_within(self, seconds: float) -> bool:
+        """Whether no publication is under way, after so long at most."""
+        return self._last is None or bool(wait([self._last], seconds).done)
 
     def submit(self, publication: Callable[[], None]) -> None:
         """Begin a publication when the former is done."""
@@ -69,8 +73,9 @@ class Record:
 class Finished:
     """A finished epoch. row: its line of metrics.jsonl without scores. points: losses of its steps.
 
-    validation: under way, or done. state: to resume from, a copy, without the record. record: of the epochs before it.
-    page: whether the page is due. report: told the whole row at last.
+    validation: under way, or done. state: to resume from, a copy, without the record. unscored: the same before the
+    validation, in case that it takes long; else empty. record: of the epochs before this one. page: whether the page is
+    due. report: told the whole row at last.
     """
 
     job: Job
@@ -78,13 +83,17 @@ class Finished:
     points: Sequence[Point]
     validation: Validation
     state: dict
+    unscored: dict
     record: Record
     page: bool
     report: Callable[[dict], None]
 
     def publish(self) -> None:
         """Model if it is the best, metrics, events and page of the epoch, and last the state, which commits them."""
-        validated, record, output = self.validation(), self.record, self.job.settings.output
+        record, output, keep = self.record, self.job.settings.output, self.job.settings.keep
+        if self.unscored:
+            save_state(output, {**self.unscored, **record.state()}, keep=keep)
+        validated = self.validation()
         row, earlier = {**self.row, **self._scores(validated)}, dict(record.masks)
         record.history.append(row)
         if row["epoch"] in pictured(self.job.settings.epochs):
@@ -97,7 +106,7 @@ class Finished:
         publish(join(output, "tensorboard", name), event_file(row, self.points))
         if self.page:
             publish(join(output, "report.html"), self._page(validated.pictures, earlier))
-        save_state(output, {**self.state, **record.state()}, keep=self.job.settings.keep)
+        save_state(output, {**self.state, **record.state()}, keep=keep)
         self.report(row)
 
     def _scores(self, validated: Validated) -> dict:

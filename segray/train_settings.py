@@ -113,6 +113,11 @@ class TrainSettings:
             raise ValueError(
                 f"--num_workers {self.num_workers} is more than the {self.batch_size} crops of --batch_size"
             )
+        if self.validators and self.worker_range and self.worker_range[0] < most:
+            raise ValueError(
+                f"--num_workers {self.num_workers} with --validators {self.validators}: Ray would take what validators "
+                "hold for room for workers; give one number of workers"
+            )
         if self.accumulate > self.batch_size // most:
             raise ValueError(
                 f"--accumulate {self.accumulate} is more than the crops that a worker has in a step; lower it"

@@ -26,6 +26,7 @@ from segray.workers import Place
 
 CHECK_EVERY = 16  # steps between looks at the loss, each of which makes the host wait for the device
 REPORT_EVERY_S = 60.0  # the page, before the last epoch
+WAIT_S = 60.0  # for a publication at a time: workers that wait for rank 0 longer than half an hour would give it up
 WAITING, STEPS, VALIDATION, PUBLISHING = STAGES = ("waiting for data", "steps", "validation", "publishing")
 LOSS, PIXELS, NORM, FAILED = range(4)  # what is summed over steps and workers
 Report = Callable[[dict], None]
@@ -36,8 +37,9 @@ def run(job: Job, place: Place, *, report: Report, elsewhere: Elsewhere | None =
 
     report: called on every worker with {"epoch", "step", "resumed": True} if there was a state and with {"epoch",
     "step", "loss"} now and then; and on rank 0, in a thread beside the training, with the row of metrics.jsonl of each
-    epoch that is committed. elsewhere: validates beside the next epoch; None: the workers validate between epochs.
-    SegrayError, on every worker, when data cannot be used or the loss is no longer finite.
+    epoch that is committed, which can come again after a restart. elsewhere: validates beside the next epoch; None: the
+    workers validate between epochs. SegrayError, on every worker, when data cannot be used or the loss is no longer
+    finite.
     """
     torch.set_num_threads(place.cores)  # before the loader's threads begin: each thread has a number of its own
     if place.device.type == "cpu":
@@ -47,6 +49,8 @@ def run(job: Job, place: Place, *, report: Report, elsewhere: Elsewhere | None =
         if trainer.resume():
             step = trainer.epoch * job.steps + trainer.progress.steps
             report({"epoch": trainer.epoch, "step": step, "resumed": True})
+            for row in trainer.record.history[-1:] if place.rank == 0 else ():  # it may not have been reported
+                report(row)
         with closing(trainer.batches()) as batches:
             while trainer.epoch < job.settings.epochs:
                 trainer.run_epoch(batches)
@@ -121,19 +125,22 @@ class Trainer:
         self.watch.seconds.update(self.progress.seconds)
         with self.watch.during(STEPS):
             loss = self._train(batches)
-        points, self.progress, self.epoch = self.progress.points, Progress(), self.epoch + 1
+        points, unscored = self.progress.points, self._header()
+        self.progress, self.epoch = Progress(), self.epoch + 1
         with self.watch.during(PUBLISHING):
             copy = self._state() if self.place.rank == 0 else {}
         with self.watch.during(VALIDATION):
             validation = self._validation(copy)
-        with self.watch.during(PUBLISHING if self.elsewhere is None else VALIDATION):  # what the wait is for
+        with self.watch.during(PUBLISHING):
             self.wait_for_publication()
         row = self._row(loss)
         if self.place.rank == 0:
-            self._publish(row, points, validation, copy)
+            self._publish(row, points, validation, copy, {**copy, **unscored} if self.elsewhere else {})
 
     def wait_for_publication(self) -> None:
         """Return when all that was begun is published; every worker must call this."""
+        while not self.place.all_agree(self.publisher.done_within(WAIT_S)):
+            continue
         with self.place.together():
             self.publisher.wait()
 
@@ -186,10 +193,11 @@ class Trainer:
             )
         return total
 
-    def _validation(self, state: dict) -> Validation:
+    def _validation(self, state: dict) -> Validation | None:
         """That of the epoch that is done: done too, or, on rank 0, begun elsewhere with its state."""
         place, job = self.place, self.job
         if self.elsewhere is not None:
+            self.wait_for_publication()  # so that one is under way there at a time
             return self.elsewhere(job, weights_of(state), state["precision"]) if place.rank == 0 else None
         with place.together():
             part = validate_part(
@@ -219,8 +227,8 @@ class Trainer:
             "seconds": sum(seconds.values()),
         }
 
-    def _publish(self, row: dict, points: list[Point], validation: Validation, state: dict) -> None:
-        """Begin to publish the epoch that is done."""
+    def _publish(self, row: dict, points: list[Point], validation: Validation, state: dict, unscored: dict) -> None:
+        """Begin to publish the epoch that is done; see `Finished`."""
         last = self.epoch == self.job.settings.epochs
         page = last or time.monotonic() - self.page_at > REPORT_EVERY_S
         self.page_at = time.monotonic() if page else self.page_at
@@ -231,6 +239,7 @@ class Trainer:
             points=points,
             validation=validation,
             state=state,
+            unscored=unscored,
             record=self.record,
             page=page,
             report=self.report,
@@ -249,10 +258,9 @@ class Trainer:
 
     def _state(self) -> dict:
         """A copy of all that a training continues from, but for the record."""
+        return {**self._header(), **copied(self.learner.state())}
+
+    def _header(self) -> dict:
+        """How far the training is."""
         progress = {**asdict(self.progress), "seconds": dict(self.watch.seconds) if self.progress.steps else {}}
-        return {
-            "epoch": self.epoch,
-            "step": self.progress.steps,
-            "progress": progress,
-            **copied(self.learner.state()),
-        }
+        return {"epoch": self.epoch, "step": self.progress.steps, "progress": progress}

@@ -112,7 +112,7 @@ def worker_range(settings: TrainSettings) -> tuple[int, int]:
         return low, high
     if low + validators > room:
         needs = f" and --validators {validators} need" if validators else " needs"
-        raise SegrayError(f"--num_workers {low}{needs} more than the {room} {unit} that there are; lower it")
+        raise SegrayError(f"--num_workers {low}{needs} more than the {room} {unit} that there are; lower what you gave")
     return low, min(high, room - validators)
 
 
@@ -204,7 +204,7 @@ def _worker(config: dict) -> None:
 
     def report(values: dict) -> None:
         if place.rank == 0:
-            board.add.remote(values)
+            ray.get(board.add.remote(values))  # the last one, too, is there before this process ends
 
     validators = config["validators"]
     try:
@@ -229,11 +229,10 @@ def _shown(
             last = done.wait(POLL_S)
             try:
                 if time.monotonic() > told:
-                    told = math.inf
-                    if not ray.get(board.has_begun.remote(), timeout=10 * POLL_S):
-                        log.info(cluster.NO_ROOM, "worker")
-                    elif not validators.have_begun():
-                        log.info(cluster.NO_ROOM, "validator")
+                    begun = ray.get(board.has_begun.remote(), timeout=10 * POLL_S)
+                    if not begun or not validators.have_begun():
+                        log.info(cluster.NO_ROOM, "validator" if begun else "worker")
+                        told = math.inf
                 for report in ray.get(board.take.remote(), timeout=10 * POLL_S):
                     console.show(report)
                     tracking.add(report)

@@ -16,7 +16,7 @@ class Console:
     """Shows what the training reports, in the order in which it happened.
 
     Reports are those of `trainer.run`. Steps may run back: after a worker died, to the newest state. The row of an
-    epoch comes when the next one is under way.
+    epoch comes when the next one is under way, and after a restart perhaps once more.
     """
 
     def __init__(self, *, epochs: int, steps_per_epoch: int, bar: bool | None = None) -> None:
@@ -25,6 +25,7 @@ class Console:
         self._bar: tqdm | None = None
         self._with_bar = sys.stdout.isatty() if bar is None else bar
         self._miou: float | None = None
+        self._epoch = 0  # the last of which there was a line
 
     def show(self, report: dict) -> None:
         """Show one report."""
@@ -35,7 +36,9 @@ class Console:
             return
         if "val_miou" in report:
             self._miou = report["val_miou"]
-            self._line(epoch_line(report, self._epochs))
+            if report["epoch"] > self._epoch:
+                self._line(epoch_line(report, self._epochs))
+            self._epoch = report["epoch"]
         elif not self._with_bar and time.monotonic() - self._last > LINE_EVERY_S:
             self._line(f"epoch {report['epoch']}/{self._epochs}, step {report['step']}, loss {report['loss']:.4f}")
         if self._with_bar:

@@ -7,9 +7,11 @@ from dataclasses import dataclass
 import ray
 import torch
 from ray.actor import ActorHandle
+from ray.exceptions import RayActorError
 from torch import Tensor
 
 from segray import cluster
+from segray.errors import SegrayError
 from segray.heap import ONE_ARENA, keep_memory
 from segray.loading import reader_count, reading_threads
 from segray.tasks import result_of
@@ -39,10 +41,23 @@ class Validators:
         return cls(job, actors, [actor.__ray_ready__.remote() for actor in actors])
 
     def begin(self, job: Job, weights: dict[str, Tensor], precision: str) -> Validation:
-        """Begin to validate weights of the job's network, in bf16 or fp32; their SegrayError is raised by the wait."""
+        """Begin to validate weights of the job's network, in bf16 or fp32.
+
+        The wait raises a SegrayError that is met there, and one when an actor has died for good.
+        """
         shared = ray.put(weights)
         parts = [actor.validate.remote(self.job, shared, precision) for actor in self.actors]
-        return lambda: joined(job, [result_of(part) for part in parts])
+
+        def wait() -> Validated:
+            try:
+                return joined(job, [result_of(part) for part in parts])
+            except RayActorError as error:
+                raise SegrayError(
+                    f"a validator died more often than --max_failures {job.settings.max_failures} allows; give it a "
+                    "node with more memory, or leave out --validators"
+                ) from error
+
+        return wait
 
     def have_begun(self) -> bool:
         """Whether all of them found a place."""

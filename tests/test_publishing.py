@@ -34,6 +34,25 @@ def test_an_error_is_raised_once_by_the_next_call(call: str) -> None:
         publisher.wait()
 
 
+def test_who_waits_in_parts_is_told_when_it_is_done() -> None:
+    go = threading.Event()
+    with Publisher() as publisher:
+        assert publisher.done_within(0)
+        publisher.submit(lambda: go.wait(30))
+        assert not publisher.done_within(0.01)
+        go.set()
+        assert publisher.done_within(30)
+
+
+def test_after_a_failure_it_is_busy_until_that_is_raised() -> None:
+    with Publisher() as publisher:
+        publisher.submit(lambda: 1 / 0)
+        assert publisher.done_within(30) and publisher.busy
+        with pytest.raises(ZeroDivisionError):
+            publisher.wait()
+        assert not publisher.busy
+
+
 def test_a_block_that_ends_in_an_error_ends_what_it_began() -> None:
     done = []
     with pytest.raises(KeyError), Publisher() as publisher:

@@ -100,6 +100,8 @@ def test_wrong_flags_are_one_sentence(flags, sentence):
             [*TRAIN, "--batch_size", "6", "--num_workers", "1:7"],
             "--num_workers 1:7 is more than the 6 crops of --batch_size",
         ),
+        ([*TRAIN, "--num_workers", "1:2", "--validators", "1"], "give one number of workers"),
+        ([*TRAIN, "--validators", "-1"], "--validators must not be negative, but is -1"),
         ([*TRAIN, "--num_workers", "0"], "--num_workers is MIN or MIN:MAX, as in 2 or 1:8, not 0"),
         ([*TRAIN, "--num_workers", "3:2"], "--num_workers 3:2 has a MIN above its MAX"),
         ([*TRAIN, "--keep", "0"], "--keep must be positive"),

@@ -192,7 +192,10 @@ def test_a_training_killed_within_an_epoch_continues_at_its_step(
     continued = []
     assert same(run_job(job, continued.append), undisturbed)
     assert continued[0] == {"epoch": 1, "step": job.steps + step, "resumed": True}
-    assert continued[1]["step"] == job.steps + step + CHECK_EVERY
+    assert continued[1] == read_history(str(tmp_path / "other"))[0] | {
+        name: continued[1][name] for name in ("samples_per_s", "data_wait_share", "stage_seconds", "seconds")
+    }
+    assert continued[2]["step"] == job.steps + step + CHECK_EVERY
     rows = [read_history(output) for output in (job.settings.output, str(tmp_path / "other"))]
     for name in ("loss", "val_miou", "val_iou", "step"):
         assert [row[name] for row in rows[0]] == [row[name] for row in rows[1]], name
@@ -299,6 +302,30 @@ def work(rank: int, folder: Path) -> None:
     run(job, Place(rank=rank, world_size=2), report=silent)
 
 
+def test_killed_while_it_is_validated_elsewhere_a_training_continues_at_the_end_of_the_epoch(
+    job: Job, tmp_path: Path
+) -> None:
+    undisturbed = run_job(replace(job, settings=replace(job.settings, output=str(tmp_path / "other"))))
+
+    def elsewhere(*_: object) -> Validation:
+        def wait() -> Validated:
+            raise Interrupted
+
+        return wait
+
+    with pytest.raises(Interrupted):
+        run(job, Place(), report=silent, elsewhere=elsewhere)
+    assert newest_state(job.settings.output) == (0, job.steps)
+    assert read_history(job.settings.output) == []
+    reports = []
+    assert same(run_job(job, reports.append), undisturbed)
+    assert reports[0] == {"epoch": 0, "step": job.steps, "resumed": True}
+    assert [row["epoch"] for row in reports if "val_miou" in row] == [1, 2, 3]
+    rows = [read_history(output) for output in (job.settings.output, str(tmp_path / "other"))]
+    for name in ("epoch", "step", "loss", "lr", "val_miou", "val_iou"):
+        assert [row[name] for row in rows[0]] == [row[name] for row in rows[1]], name
+
+
 def work_and_fail(rank: int, folder: Path) -> None:
     """One of two workers whose validation elsewhere meets an error."""
     job = torch.load(folder / "job.pt", weights_only=False)
@@ -314,7 +341,10 @@ def work_and_fail(rank: int, folder: Path) -> None:
     (folder / f"ended-{rank}").touch()
 
 
-def test_an_error_of_a_validation_elsewhere_ends_all_workers(job: Job, tmp_path: Path) -> None:
+def test_an_error_of_a_validation_elsewhere_ends_all_workers(labelled_folder: str, tmp_path: Path) -> None:
+    recipe = {"batch_size": 2, "crop": 16, "save_minutes": 1e-9}  # a state is due when the error is there
+    job = make_job(labelled_folder, str(tmp_path / "trained"), **recipe)
+    assert job.steps > 4 * CHECK_EVERY
     torch.save(job, tmp_path / "job.pt")
     run_two(work_and_fail, tmp_path)
     assert sorted(path.name for path in tmp_path.glob("ended-*")) == ["ended-0", "ended-1"]
@@ -438,7 +468,7 @@ def test_another_training_is_refused_on_the_same_output(job: Job, changes: dict,
     with pytest.raises(SegrayError, match=sentence + "; start afresh with --overwrite"):
         read_run(other, data)
     assert read_run(replace(other, overwrite=True), data) is None
-    free = {"num_workers": "1:3", "validators": 2, "max_failures": 9, "keep": 5, "save_minutes": 1}
+    free = {"num_workers": "3", "validators": 2, "max_failures": 9, "keep": 5, "save_minutes": 1}
     same_steps = replace(job.settings, **free, mlflow="http://h", wandb="p")
     assert read_run(same_steps, job.data)["data"] == "mark"
 

@@ -124,6 +124,22 @@ def test_validators_validate_beside_the_training_and_may_die(
     assert not processes_of("_Validator")
 
 
+def test_a_validator_that_dies_for_good_is_one_sentence(cluster: str, labelled_folder: str, tmp_path: Path) -> None:
+    job = make_job(labelled_folder, str(tmp_path / "trained"), validators=1, max_failures=0, epochs=50)
+
+    def kill_validator() -> None:
+        wait_for(lambda: newest_state(job.settings.output)[0] >= 1)
+        for process in processes_of("_Validator"):
+            os.kill(process, signal.SIGKILL)
+
+    killer = threading.Thread(target=kill_validator)
+    killer.start()
+    with pytest.raises(SegrayError, match=r"^a validator died more often than --max_failures 0 allows"):
+        train(job.settings)
+    killer.join()
+    assert 0 < newest_state(job.settings.output)[0] < 50
+
+
 def test_what_a_validator_meets_is_one_sentence(cluster: str, labelled_folder: str, tmp_path: Path) -> None:
     job = make_job(labelled_folder, str(tmp_path / "trained"), validators=1, max_failures=0)
     mask = job.val[0].mask

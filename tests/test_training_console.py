@@ -18,6 +18,7 @@ def show(console: Console) -> None:
     console.show({"epoch": 1, "step": 6, "resumed": True})
     console.show({"epoch": 3, "step": 10, "loss": 0.6})
     console.show(ROW)
+    console.show(ROW)  # of a restart
     console.close()
 
 
