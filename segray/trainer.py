@@ -203,8 +203,7 @@ class Trainer:
             part = validate_part(
                 job,
                 self.learner.model(),
-                part=place.rank,
-                parts=place.world_size,
+                job.val[place.rank :: place.world_size],
                 device=place.device,
                 precision=self.learner.precision,
                 pool=self.pool,

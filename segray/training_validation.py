@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from segray.datasets import Sample
 from segray.inspection import spread
 from segray.report import Picture
 from segray.segmenter import Segmenter
@@ -35,14 +36,13 @@ Elsewhere = Callable[[Job, dict[str, Tensor], str], Validation]  # begins one, o
 def validate_part(
     job: Job,
     network: nn.Module,
+    samples: Sequence[Sample],
     *,
-    part: int,
-    parts: int,
     device: torch.device,
     precision: str,
     pool: ThreadPoolExecutor,
 ) -> Validated:
-    """Every `parts`-th sample of the split, from the one numbered `part`. network: in eval mode, on the device."""
+    """Some samples of the split. network: in eval mode, on the device."""
     segmenter = Segmenter(
         network,
         job.spec,
@@ -52,7 +52,7 @@ def validate_part(
         batch_size=1 if device.type == "cpu" else TILES_A_PASS,
     )
     shown = spread(job.val, PICTURES)
-    matrix, pictures = validate(segmenter, job.val[part::parts], shown=shown, read=job.read, pool=pool)
+    matrix, pictures = validate(segmenter, samples, shown=shown, read=job.read, pool=pool)
     return Validated(matrix=matrix, pictures=pictures)
 
 

@@ -61,7 +61,7 @@ class Validators:
 
     def have_begun(self) -> bool:
         """Whether all of them found a place."""
-        return not self.ready or len(ray.wait(self.ready, num_returns=len(self.ready), timeout=0)[0]) == len(self.ready)
+        return all(ray.wait([ready], timeout=0)[0] for ready in self.ready)
 
     def close(self) -> None:
         """End the actors."""
@@ -72,7 +72,7 @@ class Validators:
 class _Validator:
     def __init__(self, part: int, parts: int, *, cores: int | None) -> None:
         """cores: None on a GPU."""
-        self.share = {"part": part, "parts": parts}
+        self.share = slice(part, None, parts)
         self.device = torch.device("cpu" if cores else "cuda")
         self.cores = cores or cluster.share_of_node()
         torch.set_num_threads(self.cores)
@@ -83,5 +83,6 @@ class _Validator:
         network = job.network(pretrained=False)
         network.load_state_dict(weights)
         network = network.to(self.device, memory_format=torch.channels_last).eval()
+        samples, device = job.val[self.share], self.device
         with reading_threads(reader_count(self.cores)) as pool:
-            return validate_part(job, network, device=self.device, precision=precision, pool=pool, **self.share)
+            return validate_part(job, network, samples, device=device, precision=precision, pool=pool)

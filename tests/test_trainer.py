@@ -225,7 +225,7 @@ def test_validated_elsewhere_a_training_writes_the_same(
             assert trained.wait(60)  # until the next epoch's steps are done
             with ThreadPoolExecutor(1) as pool:
                 place = {"device": torch.device("cpu"), "precision": precision, "pool": pool}
-                parts = [validate_part(job, network, part=part, parts=3, **place) for part in range(3)]
+                parts = [validate_part(job, network, job.val[part::3], **place) for part in range(3)]
             return joined(job, parts)
 
         return wait
