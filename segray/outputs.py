@@ -86,6 +86,7 @@ def settings_of_pixels(settings: SegmentSettings, work: Work) -> dict:
         **({"resolution": spec.resolution, "grid": settings.grid} if spec.resolution else {}),
         "precision": work.precision,
         **({"compile": True} if work.compiled else {}),
+        **({"tta": work.tta} if work.tta != "none" else {}),
         "window": settings.window,
         "shard_mpx": work.shard_pixels / 1e6,
         "format": ",".join(settings.formats),

@@ -107,6 +107,7 @@ def make_work(settings: PathSettings, description: Description) -> Work:
         on_gpu=False,
         threads=1,
         compiled=settings.compile,
+        tta=settings.tta,
     )
 
 

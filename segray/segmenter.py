@@ -19,6 +19,7 @@ from segray.inputs import InputSpec, prepare
 from segray.regions import Region, WindowMask, whole_image
 from segray.rows import top_class
 from segray.transfer import SIGNED
+from segray.views import VIEWS
 
 WAITING_BATCHES = 4  # batches' worth of regions that may wait for one to be full
 UPLOAD_BYTES = 2**24  # of small images' pixels that travel to a GPU together
@@ -35,7 +36,7 @@ class Segmenter:
     network: (N, C, H, W) float -> (N, K, H, W) logits; it is copied. precision: bf16 or fp32. batch_size: tiles a
     forward pass. static_batch: the one batch size that the network takes, if any. compiled: see Inference. temperature:
     probabilities are softmax(logits / temperature) (Guo et al., ICML 2017, section 4.2); it changes no class of a tile,
-    hence no mask unless tiles are blended. detailed: see Canvas.
+    hence no mask unless tiles are blended. tta: a key of VIEWS. detailed: see Canvas.
     """
 
     def __init__(
@@ -51,6 +52,7 @@ class Segmenter:
         static_batch: int | None = None,
         compiled: bool = False,
         temperature: float = 1.0,
+        tta: str = "none",
         detailed: bool = False,
     ) -> None:
         self.device = torch.device(device)
@@ -61,7 +63,7 @@ class Segmenter:
         self.pad_batch = self.device.type != "cpu" or static_batch is not None or compiled
         self.copies = torch.cuda.Stream(self.device) if self.device.type == "cuda" else None
         self.behind = BATCHES_BEHIND if self.device.type == "cuda" else 0
-        self.temperature, self.detailed = temperature, detailed
+        self.temperature, self.views, self.detailed = temperature, VIEWS[tta], detailed
         # Of a region: two batches at once would take twice the memory, and two threads that start kernels in turn take
         # longer than one, since each waits for the other's Python.
         self.turn = threading.Lock()
@@ -99,19 +101,36 @@ class Segmenter:
     @torch.inference_mode()
     def logits(self, pixels_NCHW: torch.Tensor, valid_NHW: torch.Tensor | None) -> torch.Tensor:
         """(N, K, H, W) float32 logits of tiles of source pixels, planes of a class each; valid None: all are."""
-        x = prepare(pixels_NCHW, valid_NHW, self.spec)
-        logits = self.inference(x)
+        logits = self.forward(prepare(pixels_NCHW, valid_NHW, self.spec))
+        return logits.to(torch.float32, memory_format=torch.contiguous_format)  # what follows runs along the planes
+
+    @torch.inference_mode()
+    def forward(self, x_NCHW: torch.Tensor) -> torch.Tensor:
+        """(N, K, H, W) logits of tiles of network input; of several views the logarithm of their mean probability."""
+        if len(self.views) == 1:
+            return self._checked(self.inference(x_NCHW), x_NCHW)
+        total = torch.zeros((), device=x_NCHW.device)
+        for turns, mirrored in self.views:
+            view = x_NCHW.rot90(turns, (2, 3))
+            view = view.flip(3) if mirrored else view
+            seen = self._checked(self.inference(view), view).float().softmax(dim=1)
+            seen = seen.flip(3) if mirrored else seen
+            total = total + seen.rot90(-turns, (2, 3))
+        return total.div_(len(self.views)).clamp_min_(torch.finfo(total.dtype).tiny).log_()
+
+    def _checked(self, logits: object, x_NCHW: torch.Tensor) -> torch.Tensor:
         if not isinstance(logits, torch.Tensor):
             raise ModelError(
                 f"the network gives a {type(logits).__name__}, but should give one tensor of logits, "
                 f"(N, {self.num_classes}, H, W); export a module that does"
             )
-        if logits.shape != (x.shape[0], self.num_classes, *x.shape[2:]):
+        batch, _, height, width = x_NCHW.shape
+        if logits.shape != (batch, self.num_classes, height, width):
             raise ModelError(
-                f"the network gives {tuple(logits.shape)} for tiles of {tuple(x.shape)}; it should give "
+                f"the network gives {tuple(logits.shape)} for tiles of {tuple(x_NCHW.shape)}; it should give "
                 f"(N, {self.num_classes}, H, W) logits, one for each class of model.json"
             )
-        return logits.to(torch.float32, memory_format=torch.contiguous_format)  # what follows runs along the planes
+        return logits
 
     @torch.inference_mode()
     def probabilities(self, logits_NKHW: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None]:

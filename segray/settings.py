@@ -9,6 +9,7 @@ from segray.archives.options import ArchiveOptions
 from segray.flags import check_range, option, parse_range, positive
 from segray.grid import BLENDS
 from segray.train_settings import TrainSettings
+from segray.views import VIEWS
 
 __all__ = [
     "BenchmarkSettings",
@@ -57,6 +58,12 @@ class PathSettings:
         "number format of the forward pass (default: bf16 where it is fast)", None, ("bf16", "fp32")
     )
     compile: bool = option("compile the network: half a minute an actor, some 10% faster; on CPUs needs g++", False)
+    tta: str = option(
+        "test-time augmentation: the mean over a tile and its mirror image (flip: twice the time), or over all eight "
+        "mirror images and quarter turns (d4: eight times)",
+        "none",
+        tuple(VIEWS),
+    )
     batch_size: int | None = option("tiles a forward pass (default: 16 on a GPU, 1 on a CPU)", None)
     actors: str | None = option("MIN[:MAX] actors that hold the network (default: one a GPU, or one a CPU)", None)
 

@@ -273,7 +273,7 @@ def _forward(segmenter: Segmenter, x_NCHW: torch.Tensor, times: int = 1) -> None
     import torch
 
     for _ in range(times):
-        segmenter.inference(x_NCHW)
+        segmenter.forward(x_NCHW)
     if segmenter.device.type == "cuda":
         torch.cuda.synchronize(segmenter.device)
 

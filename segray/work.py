@@ -55,6 +55,7 @@ class Work:
     window: int = sys.maxsize
     formats: tuple[str, ...] = ()
     compiled: bool = False
+    tta: str = "none"
     shard_pixels: int = 0
     enlarge: bool = True
     detailed: bool = False
@@ -90,6 +91,7 @@ class Work:
             static_batch=getattr(network, "batch", None),
             compiled=self.compiled,
             temperature=description.temperature,
+            tta=self.tta,
             detailed=self.detailed,
         )
         segmenter.try_a_tile()  # the first one takes several times as long

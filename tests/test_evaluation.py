@@ -257,7 +257,7 @@ def geotiff_split(uri: str) -> str:
     return uri
 
 
-@pytest.mark.parametrize("options", [{}, {"blend": "taper"}, {"resolution": 23.0}])
+@pytest.mark.parametrize("options", [{}, {"blend": "taper"}, {"resolution": 23.0}, {"tta": "flip"}])
 def test_a_scene_in_blocks_has_the_counts_of_the_whole(options, given, tmp_path, monkeypatch):
     monkeypatch.setattr(evaluation, "BLOCK_PIXELS", 64 * 50)
     data = geotiff_split(str(tmp_path / "scenes"))
