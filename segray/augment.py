@@ -103,7 +103,7 @@ def _nearest(array_HW: np.ndarray, size: int) -> np.ndarray:
 def _resize(pixels_CHW: np.ndarray, valid_HW: np.ndarray, size: int) -> np.ndarray:
     """Pixels interpolated as sum(weight * pixel) / sum(weight) over valid pixels: no-data values and NaN never leak."""
     dtype = pixels_CHW.dtype
-    if valid_HW.all() and dtype == np.uint8:
+    if valid_HW.all() and dtype == np.uint8 and size > 1:  # where one pixel is asked for, torch's fails
         return _bilinear(pixels_CHW, (size, size))  # torch has a several times faster kernel for bytes
     resized = np.zeros((len(pixels_CHW), size, size), np.result_type(dtype, np.float32))
     rows = np.flatnonzero(valid_HW.any(axis=1))

@@ -44,7 +44,10 @@ def parse(settings_class: type[Settings], argv: Sequence[str]) -> Settings:
         sys.stdout.write(yaml.safe_dump(values, sort_keys=False))
         raise SystemExit(DONE)
     names = ("data", "archive", "model", "masks", "output")
-    paths = {name: absolute(getattr(settings, name)) for name in names if getattr(settings, name, None) is not None}
+    given = {name: path for name in names if (path := getattr(settings, name, None)) is not None}
+    if empty := [f"--{name}" for name, path in given.items() if not path]:  # of a shell's variable that is not set
+        raise ValueError(f"{' and '.join(empty)} must name a file or a folder, not be empty")
+    paths = {name: absolute(path) for name, path in given.items()}
     weights = getattr(settings, "weights", None)
     if weights and exists(weights):  # else it is torchvision's name for them
         paths["weights"] = absolute(weights)
@@ -71,7 +74,7 @@ def _run(main: Callable[[Settings], int], settings_class: type[Settings]) -> int
         return BAD_INPUT
     except STORE_FAILURES as error:
         sys.stderr.write(f"{sys.argv[0]}: {_failure(error)}\n")
-        return BAD_INPUT
+        return FAILED
     try:
         return main(settings)
     except SegrayError as error:

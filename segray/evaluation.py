@@ -83,6 +83,7 @@ def evaluate(settings: EvaluateSettings) -> dict:
         "split": settings.split,
         "data": settings.data,
         "model": model,
+        "tta": settings.tta,
         "images": len(tally.images),
         "seconds": time.monotonic() - start,
         "classes": list(description.classes.names),
@@ -241,7 +242,7 @@ def _publish(
 ) -> None:
     """Write metrics.json, images.parquet and report.html."""
     pictures = showcase.pictures([(row["miou"], row["key"]) for row in rows if row["miou"] is not None])
-    about = {name: metrics[name] for name in ("split", "data", "model", "classes")}
+    about = {name: metrics[name] for name in ("split", "data", "model", "tta", "classes")}
     publish(join(settings.output, "metrics.json"), json.dumps(metrics, indent=1).encode())
     publish(join(settings.output, "images.parquet"), image_table(rows, about))
     page = evaluation_page(classes=description.classes, metrics=metrics, pictures=pictures)

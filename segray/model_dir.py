@@ -18,6 +18,7 @@ from segray.errors import ModelError, SegrayError
 from segray.inputs import InputSpec
 from segray.masks import IGNORE, Classes
 from segray.storage import describe, exists, filesystem, join, publish, read_bytes, retry
+from segray.store_errors import at_fault
 
 if TYPE_CHECKING:
     import torch
@@ -109,7 +110,7 @@ def read_description(uri: str) -> Description:
         if isinstance(error, ModelError):
             raise
         reason = f"the key {error} is missing" if isinstance(error, KeyError) else describe(error)
-        raise ModelError(f"{source} cannot be used: {reason}") from error
+        raise at_fault(error, ModelError)(f"{source} cannot be used: {reason}") from error
     if description.weights_sha256 not in (None, weights_sha256):
         raise ModelError(f"{description.weights_uri} is damaged: its sha256 is not the one in model.json; copy it anew")
     return replace(description, digest=digest)

@@ -6,8 +6,10 @@ import os
 import posixpath
 import re
 import shutil
+import tarfile
 import time
 import uuid
+import zipfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
@@ -21,7 +23,7 @@ from fsspec import AbstractFileSystem, get_filesystem_class
 from fsspec.core import has_magic, split_protocol, url_to_fs
 
 from segray.errors import SegrayError
-from segray.store_errors import store_errors, with_reason
+from segray.store_errors import at_fault, store_errors, with_reason
 
 Result = TypeVar("Result")
 ATTEMPTS = 4
@@ -50,14 +52,18 @@ class File:
 
 
 def filesystem(uri: str) -> tuple[AbstractFileSystem, str]:
-    """The fsspec file system of a URI and the path in it; SegrayError on a scheme that fsspec cannot open here."""
+    """The fsspec file system of a URI and the path in it; SegrayError on a scheme that fsspec cannot open here.
+
+    The container of a chain is opened, too; SegrayError where it is missing, damaged or refused.
+    """
     try:
         if "::" in uri and not is_chain(uri):  # fsspec would take a file's name apart
             fs = get_filesystem_class(split_protocol(uri)[0])()
             return fs, fs._strip_protocol(uri)
-        return url_to_fs(uri)
-    except (ValueError, ImportError) as error:
-        raise SegrayError(f"{uri} cannot be opened: {error}") from error
+        with store_errors():
+            return url_to_fs(uri)
+    except (ValueError, ImportError, tarfile.TarError, zipfile.BadZipFile, *FINAL_ERRORS) as error:
+        raise SegrayError(f"{uri} cannot be opened: {describe(error)}; check the URI") from error
 
 
 def is_chain(uri: str) -> bool:
@@ -122,7 +128,13 @@ def real(uri: str) -> str:
 
 
 def absolute(uri: str) -> str:
-    """A local path made absolute, since workers run in other directories; any other URI as it is."""
+    """A local path, the container's at the end of a chain too, made absolute: workers run in other directories.
+
+    Any other URI is as it is, less slashes at its end.
+    """
+    if is_chain(uri):
+        member, _, container = uri.rpartition("::")
+        return f"{member}::{absolute(container)}"
     return local_path(uri) or uri.rstrip("/")
 
 
@@ -156,7 +168,7 @@ def read_text(uri: str) -> str:
     except FileNotFoundError as error:
         raise SegrayError(f"{uri} does not exist") from error
     except (OSError, UnicodeDecodeError) as error:
-        raise SegrayError(f"{uri} cannot be read: {describe(error)}") from error
+        raise at_fault(error)(f"{uri} cannot be read: {describe(error)}") from error
 
 
 def exists(uri: str) -> bool:

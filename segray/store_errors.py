@@ -36,6 +36,11 @@ class StoreError(OSError):
     """A store fails or refuses the credentials: no fault of the object that was asked for."""
 
 
+def at_fault(error: Exception, otherwise: type[Exception] = SegrayError) -> type[Exception]:
+    """The type for a sentence that tells an error: StoreError stays one, so that callers know whom to blame."""
+    return StoreError if isinstance(error, StoreError) else otherwise
+
+
 @contextmanager
 def store_errors() -> Iterator[None]:
     """Errors of stores' libraries in the block become FileNotFoundError, PermissionError or StoreError."""

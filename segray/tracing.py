@@ -87,7 +87,13 @@ class Tracer:
 
     def close(self) -> Regions:
         """The regions that reach the scene's last row; to be called once, after all rows."""
-        return self.add(np.full((1, self.width), IGNORE, np.uint8))
+        return self.skip(1)
+
+    def skip(self, height: int) -> Regions:
+        """As `add` of so many rows without a class, however many they are."""
+        closed = self.add(np.full((1, self.width), IGNORE, np.uint8))
+        self._top += height - 1
+        return closed
 
     def add(self, rows: np.ndarray) -> Regions:
         """The regions that rows, (h >= 1, width) uint8 class ids with 255 for none, show to be closed."""

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from segray.archives.images import read_for
+from segray.archives.images import read_for, read_header
 from segray.archives.raster import Raster
 from segray.errors import ImageError
 from segray.grid import Window, read_extent, split
@@ -176,7 +176,27 @@ def _unread(item: Item, window: int, error: str, scaling: Scaling | None) -> Rea
     if scaling is not None:
         size = {"height": scaling.height, "width": scaling.width}
         windows = tuple(scaling.enlarged(part) for part in windows)
-    return Reading(place=Place(image=item.image, etag=item.etag, **size), failed=windows, error=error)
+    georeference = _georeference(item, coarse=scaling is None)
+    place = Place(image=item.image, etag=item.etag, **size, **georeference)
+    return Reading(place=place, failed=windows, error=error)
+
+
+def _georeference(item: Item, *, coarse: bool) -> dict:
+    """CRS and transform of an image that could not be read, if its header can, so that a map shows what is missing.
+
+    coarse: of the grid that it is segmented on, not of its own.
+    """
+    if item.block is None:
+        return {}
+    try:
+        header = read_header(item.image, part=item.part)
+    except ImageError:
+        return {}
+    scaling, transform = item.scaling, header.transform
+    planned = (scaling.height, scaling.width) if scaling else (item.image_height, item.image_width)
+    if transform is None or (header.height, header.width) != planned:  # the latter: it is another image by now
+        return {}
+    return {"crs": header.crs, "transform": scaling.transform(transform) if scaling and coarse else transform}
 
 
 def _region(item: Item, raster: Raster, window: int, *, enlarge: bool) -> Reading:

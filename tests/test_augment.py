@@ -230,6 +230,15 @@ def test_the_seed_decides_and_the_sample_is_left_alone() -> None:
     assert all(array.flags.writeable and array.flags.c_contiguous for array in first)
 
 
+def test_a_crop_may_be_one_pixel_of_one() -> None:
+    pixels = np.full((3, 1, 1), 9, np.uint8)
+    sample = pixels, np.ones((1, 1), bool), np.full((1, 1), 2, np.uint8)
+    for seed in range(20):
+        cut = crop(sample, Augment(crop=1, scale_range=(0.5, 2.0)), seed)
+        assert [array.shape for array in cut] == [(3, 1, 1), (1, 1), (1, 1)]
+        assert (cut[0] == 9).all()
+
+
 @pytest.mark.parametrize(
     "wrong", [{"crop": 0}, {"crop": 8, "scale_range": (2.0, 0.5)}, {"crop": 8, "scale_range": (0.0, 1.0)}]
 )

@@ -10,6 +10,8 @@ import pytest
 
 from segray.errors import SegrayError
 from segray.exports.ground import Ellipsoid, ground_of
+from segray.footprints import area_m2, outline
+from segray.grid import Window
 
 DEGREE = (1.0, 0.0, -180.0, 0.0, -1.0, 90.0)
 WGS84_M2 = 5.100656217240885e14  # surface of the ellipsoid, 2 pi a^2 (1 + (1 - e^2) / e * artanh(e))
@@ -26,8 +28,9 @@ def test_the_whole_world_has_the_area_of_the_ellipsoid(crs: str) -> None:
     rows = np.arange(180)
     total = ground.run_m2(rows, np.zeros(180), np.full(180, 360)).sum()
     assert total == pytest.approx(WGS84_M2, rel=1e-10)
-    e = math.sqrt(ground.ellipsoid.e2)
-    expected = 2 * math.pi * ground.ellipsoid.radius**2 * (1 + (1 - e * e) / e * math.atanh(e))
+    ellipsoid = ground.surface.ellipsoid
+    e = math.sqrt(ellipsoid.e2)
+    expected = 2 * math.pi * ellipsoid.radius**2 * (1 + (1 - e * e) / e * math.atanh(e))
     assert expected == pytest.approx(WGS84_M2, rel=1e-12)
 
 
@@ -40,6 +43,27 @@ def test_pixels_have_the_area_of_geodesic_polygons(latitude: float, turn: float)
     corners = ground.coordinates(np.array([[5, 7], [6, 7], [6, 8], [5, 8]]))
     expected = abs(pyproj.Geod(ellps="WGS84").polygon_area_perimeter(*corners.T)[0])
     assert ground.run_m2(*run(7, 5, 1))[0] == pytest.approx(expected, rel=1e-5)
+
+
+MERCATORS = ["EPSG:3857", "EPSG:3395", "EPSG:3994", "+proj=merc +k=0.9 +y_0=1e6 +datum=WGS84 +units=us-ft +type=crs"]
+
+
+@pytest.mark.parametrize("crs", MERCATORS)
+@pytest.mark.parametrize("latitude", [-80.0, -52.5, 0.0, 33.3, 70.0])
+@pytest.mark.parametrize("turn", [0.0, 0.3])
+def test_pixels_of_a_mercator_map_have_their_area_on_the_ground(crs: str, latitude: float, turn: float) -> None:
+    to_map = pyproj.Transformer.from_crs("EPSG:4326", crs, always_xy=True)
+    x, y = to_map.transform(13.0, latitude)
+    c, s = 20 * math.cos(turn), 20 * math.sin(turn)
+    ground = ground_of("a.tif", crs, (c, s, x, s, -c, y))
+    corners = ground.coordinates(np.array([[5, 7], [6, 7], [6, 8], [5, 8]]))
+    points = to_map.transform(*corners.T, direction="INVERSE")
+    expected = abs(pyproj.Geod(ellps="WGS84").polygon_area_perimeter(*points)[0])
+    assert ground.areas(np.ones(1), ground.run_m2(*run(7, 5, 1)))[0] == pytest.approx(expected, rel=1e-4)
+    assert ground.pixel_size_m(14, 10) == pytest.approx(math.sqrt(expected), rel=1e-4)
+    whole = outline(crs, ground.transform, Window(0, 0, 14, 10))
+    measured = ground.run_m2(np.arange(14), np.zeros(14), np.full(14, 10)).sum()
+    assert measured == pytest.approx(area_m2(whole), rel=1e-4)  # what summary.json counts as km2
 
 
 @pytest.mark.parametrize("turn", [0.0, 0.3])
@@ -102,7 +126,7 @@ def test_coordinates_follow_the_affine() -> None:
     ],
 )
 def test_the_ellipsoid_is_that_of_the_crs(crs: str, radius: float, flattening: float) -> None:
-    found = ground_of("a.tif", crs, DEGREE).ellipsoid
+    found = ground_of("a.tif", crs, DEGREE).surface.ellipsoid
     assert found.radius == pytest.approx(radius, rel=1e-12)
     assert found.e2 == pytest.approx(flattening * (2 - flattening), rel=1e-9, abs=1e-15)
 

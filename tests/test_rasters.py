@@ -12,7 +12,7 @@ import pytest
 import rasterio
 from PIL import Image
 from rasterio.control import GroundControlPoint
-from rasterio.enums import ColorInterp
+from rasterio.enums import ColorInterp, Resampling
 from rasterio.transform import Affine
 
 from segray.archives import open_archive, rasters
@@ -390,6 +390,48 @@ def test_overviews_have_the_names_of_the_bands(tmp_path):
     for resolution in (0.5, 0.8, 1.0, 2.0, 3.0):
         found = read_for(uri, named.with_overrides(resolution=resolution), explicit_bands=True)
         assert (found.pixels == read(uri, None, resolution=resolution).pixels[[2, 0]]).all()
+
+
+def half_valid(target: rasterio.io.DatasetWriter, how: str) -> None:
+    """Say of an open raster that its left half has no data."""
+    if how == "mask":
+        target.write_mask(np.broadcast_to(np.where(COLUMN >= 45, 255, 0).astype(np.uint8), (70, 90)))
+    else:
+        target.nodata = 0
+
+
+@pytest.mark.parametrize(
+    ("how", "late", "outside"),  # outside: overviews and masks are files of their own
+    [("nodata", False, False), ("nodata", False, True), ("nodata", True, False), ("nodata", True, True),
+     ("mask", False, False), ("mask", False, True), ("mask", True, True)],
+)  # fmt: skip
+def test_what_is_valid_does_not_depend_on_when_overviews_were_made(tmp_path, monkeypatch, how, late, outside):
+    place = {"crs": "EPSG:32633", "transform": Affine(0.5, 0, 500000, 0, -0.5, 5800000)}
+    uri = tiff(tmp_path, np.where(np.arange(90)[:, None] < 45, 0, RGB | 1).astype(np.uint8), **place)
+    steps = [lambda target: half_valid(target, how), lambda target: target.build_overviews([2, 4], Resampling.average)]
+    for step in reversed(steps) if late else steps:
+        with (
+            rasterio.Env(TIFF_USE_OVR=outside, GDAL_TIFF_INTERNAL_MASK=not outside),
+            rasterio.open(uri, "r+") as target,
+        ):
+            step(target)
+    assert Path(f"{uri}.ovr").exists() == outside
+    levels = []
+    plain = rasters.borrow
+    monkeypatch.setattr(
+        rasters, "borrow", lambda *args, **options: levels.append(options.get("overview")) or plain(*args, **options)
+    )
+    exact, coarse = read(uri, None), read(uri, None, resolution=1.0)
+    assert (exact.valid == (COLUMN >= 45)).all()
+    assert coarse.valid[:, 23:].all() and not coarse.valid[:, :22].any()
+    assert levels == [None, None, 0]
+    asked = []
+    scaled = rasters._read_scaled
+    monkeypatch.setattr(
+        rasters, "_read_scaled", lambda source, *rest: asked.append(source.shape) or scaled(source, *rest)
+    )
+    read(uri, None, resolution=1.0)
+    assert asked == [(70, 90) if late else (35, 45)]
 
 
 def test_what_is_much_finer_is_read_in_parts_with_the_same_pixels(tmp_path, monkeypatch):

@@ -282,8 +282,18 @@ def test_members_of_another_file_are_listed_and_read(tmp_path):
     assert [read_bytes(file.uri) for file in files] == [b"one", b"two"]
 
 
+@pytest.mark.parametrize("chain", ["tar://x.jpg", "zip://x.jpg", "zip://"])
+def test_a_chain_whose_container_cannot_be_opened_is_one_sentence(tmp_path, chain):
+    (tmp_path / "text").write_text("no container")
+    for name in ("text", "missing", "text/below"):
+        with pytest.raises(SegrayError, match=rf"^{chain}::{tmp_path}/{name} cannot be opened: .*; check the URI$"):
+            exists(f"{chain}::{tmp_path}/{name}")
+
+
 def test_uris(tmp_path):
     assert absolute("x/y/") == f"{os.getcwd()}/x/y"
+    assert absolute("tar://x.png::t.tar") == f"tar://x.png::{os.getcwd()}/t.tar"
+    assert absolute("zip://a::tar://b::s3://b/t.tar") == "zip://a::tar://b::s3://b/t.tar"
     assert absolute("s3://b/x/") == "s3://b/x"
     assert is_local(f"file://{tmp_path}")
     assert local_path(f"file://{tmp_path}") == str(tmp_path)

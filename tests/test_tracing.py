@@ -27,6 +27,21 @@ def measure(rows: np.ndarray, columns: np.ndarray, lengths: np.ndarray) -> np.nd
     return 100.0 * rows * lengths + (2 * columns + lengths - 1) * lengths / 2
 
 
+@settings(max_examples=100, deadline=None)
+@given(masks=st.tuples(MASKS, MASKS), height=st.integers(1, 9), nodes=st.booleans())
+def test_rows_without_a_class_may_be_skipped(masks: tuple[np.ndarray, np.ndarray], height: int, nodes: bool) -> None:
+    width = min(mask.shape[1] for mask in masks)
+    upper, lower = (np.ascontiguousarray(mask[:, :width]) for mask in masks)
+    added, skipped = (Tracer(width, measure=measure, nodes=nodes) for _ in range(2))
+    blank = np.full((height, width), 255, np.uint8)
+    expected = [added.add(upper), added.add(blank), added.add(lower), added.close()]
+    found = [skipped.add(upper), skipped.skip(height), skipped.add(lower), skipped.close()]
+    assert areas(found) == areas(expected)
+    assert corners(found) == corners(expected)
+    for one, other in zip(found, expected):
+        assert one.measures.tolist() == other.measures.tolist()
+
+
 @settings(max_examples=300, deadline=None)
 @given(mask=MASKS, cuts=st.lists(st.integers(1, 11)))
 def test_regions_are_those_of_gdal(mask: np.ndarray, cuts: list[int]) -> None:

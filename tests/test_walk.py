@@ -292,6 +292,23 @@ def test_details_of_a_coarse_image_are_on_the_grid_of_the_image(
     np.testing.assert_array_equal(result.mask[places], coarse.mask[on_coarse])
 
 
+@pytest.mark.parametrize("enlarge", [True, False])
+@pytest.mark.parametrize("resolution", [None, 2.0])
+def test_a_failed_window_says_where_it_lies(tmp_path, segmenter, resolution, enlarge) -> None:
+    uri = fine_raster(tmp_path)
+    Path(uri).write_bytes(Path(uri).read_bytes()[:-110_000])  # some blocks of it and of its overviews
+    spec, work = replace(SPEC, resolution=resolution), coarse_items(uri, resolution, 900)
+    options = {"blend": "taper", "window": 64, "explicit_bands": False, "enlarge": enlarge}
+    rows = list(walk.rows(walk.segment(walk.read_items(work, spec, **options), segmenter), CLASSES))
+    failed = [row for row in rows if row.status == FAILED]
+    assert len(failed) > 1
+    for row in failed:
+        across, down = (291 / row.image_width * 0.5, 197 / row.image_height * 0.5)
+        origin = 400000.25 + across * row.col_off, 5800000.75 - down * row.row_off
+        assert row.crs == "EPSG:32633" and row.geometry
+        np.testing.assert_allclose(row.transform, [across, 0, origin[0], 0, -down, origin[1]], rtol=1e-12)
+
+
 def test_a_failed_coarse_image_has_the_windows_of_its_own_grid(tmp_path: Path, segmenter: Segmenter) -> None:
     uri = fine_raster(tmp_path)
     items = coarse_items(uri, 2.0, 900)

@@ -10,6 +10,7 @@ from segray.archives.options import ArchiveOptions
 from segray.errors import SegrayError
 from segray.listing import list_files
 from segray.storage import File, describe
+from segray.store_errors import at_fault
 
 
 class FilesArchive:
@@ -40,7 +41,7 @@ class FilesArchive:
                 f"{self.uri} does not exist or holds no file; check the URI given with --archive"
             ) from error
         except OSError as error:
-            raise SegrayError(f"{self.uri} cannot be listed: {describe(error)}") from error
+            raise at_fault(error)(f"{self.uri} cannot be listed: {describe(error)}") from error
         if not found:
             raise SegrayError(
                 f"{self.uri} holds {self.skipped} file(s), but none whose ending is an image or archive format"

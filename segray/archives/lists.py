@@ -16,6 +16,7 @@ from segray.archives.once import once
 from segray.archives.options import ArchiveOptions
 from segray.errors import SegrayError
 from segray.storage import File, beside, describe, ending, filesystem, is_absolute
+from segray.store_errors import at_fault, store_errors
 
 ENDINGS = (".txt", ".csv", ".parquet")
 COLUMNS = ("uri", "url", "path", "href", "image", "file", "filename", "location")  # the first that is there
@@ -65,12 +66,12 @@ def _lines(uri: str) -> Iterator[str]:
     """The lines of a UTF-8 text file as they are read, with their ends; SegrayError when it cannot be read."""
     fs, path = filesystem(uri)
     try:
-        with fs.open(path, "r", encoding="utf-8-sig", newline="") as file:
+        with store_errors(), fs.open(path, "r", encoding="utf-8-sig", newline="") as file:
             yield from file
     except FileNotFoundError as error:
         raise SegrayError(f"{uri} does not exist") from error
     except (OSError, UnicodeDecodeError) as error:
-        raise SegrayError(f"{uri} cannot be read: {describe(error)}") from error
+        raise at_fault(error)(f"{uri} cannot be read: {describe(error)}") from error
 
 
 def _cells(uri: str, lines: Iterable[str], column: str | None) -> Iterator[str]:
@@ -138,10 +139,10 @@ def _lists(uri: str) -> bool:
     """Whether a Parquet file has texts, and no bytes but those of geometries."""
     fs, path = filesystem(uri)
     try:
-        with fs.open(path, "rb") as file:
+        with store_errors(), fs.open(path, "rb") as file:
             schema = pq.read_schema(file)
     except (OSError, pa.ArrowException) as error:
-        raise SegrayError(f"{uri} cannot be read as Parquet: {describe(error)}") from error
+        raise at_fault(error)(f"{uri} cannot be read as Parquet: {describe(error)}") from error
     return bool(_texts(schema)) and not tables.candidates(schema)
 
 

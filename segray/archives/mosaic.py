@@ -27,6 +27,7 @@ from segray.errors import ImageError, SegrayError
 from segray.grid import Lattice, Window, block_cuts
 from segray.listing import list_files
 from segray.storage import FINAL_ERRORS, File, absolute, describe
+from segray.store_errors import at_fault
 
 TREES = {kind: tiles for kind, tiles in TILESETS.items() if issubclass(tiles, XYZ)}
 TILE_SIZES = (256, 512)
@@ -212,7 +213,7 @@ def _listing(uri: str) -> Iterator[None]:
     except FileNotFoundError as error:
         raise SegrayError(f"{uri} does not exist; check the URI given with --archive") from error
     except OSError as error:
-        raise SegrayError(f"{uri} cannot be listed: {describe(error)}") from error
+        raise at_fault(error)(f"{uri} cannot be listed: {describe(error)}") from error
 
 
 def _open(key: tuple[str, str, str, tuple[str, ...]]) -> TileSet:

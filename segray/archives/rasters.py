@@ -60,7 +60,7 @@ def read(
     band, a mask band and NaN. A palette is expanded to RGB. The raster stays open for the next window; a file that
     changed since is opened anew. A failing store's error goes on. file, span: see `read_header`. resolution: metres a
     pixel; of a raster that is finer, windows and pixels are those of a coarser grid (see `resample`), read from the
-    overview that is just fine enough.
+    overview that is just fine enough, if it knows what is valid: it does not where that was said after it was made.
     """
     file = file or uri
     driver = driver_of(uri)
@@ -71,11 +71,12 @@ def read(
         if scaling is None:
             return raster.run(lambda: _read(raster.source, window, chosen))
         level = _overview(raster.source, scaling)
-        if level is None:
-            return raster.run(lambda: _read_scaled(raster.source, window, scaling, chosen))
-        with borrow(file, driver=driver, span=span, overview=level) as smaller:
-            found = smaller.run(lambda: _read_scaled(smaller.source, window, scaling, chosen))
-        return replace(found, transform=header.transform)  # an overview has longer pixels
+        if level is not None:
+            with borrow(file, driver=driver, span=span, overview=level) as smaller:
+                if _validity_of(smaller.source) == _validity_of(raster.source):
+                    found = smaller.run(lambda: _read_scaled(smaller.source, window, scaling, chosen))
+                    return replace(found, transform=header.transform)  # an overview has longer pixels
+        return raster.run(lambda: _read_scaled(raster.source, window, scaling, chosen))
 
 
 def scaling_of(header: Header, resolution: float | None) -> Scaling | None:
@@ -198,6 +199,11 @@ def _overview(source: rasterio.DatasetReader, scaling: Scaling) -> int | None:
     """The number of the coarsest overview that is at least as fine as the grid, None where there is none."""
     fine = [number for number, factor in enumerate(source.overviews(1)) if factor <= min(scaling.factors)]
     return fine[-1] if fine else None
+
+
+def _validity_of(source: rasterio.DatasetReader) -> str:
+    """What tells a raster's valid pixels from others; NaN is like NaN."""
+    return repr((source.nodatavals, source.mask_flag_enums, source.colorinterp))
 
 
 def _pixels(source: rasterio.DatasetReader, part: RasterioWindow, bands: list[int]) -> tuple[np.ndarray, np.ndarray]:

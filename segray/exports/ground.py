@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from rasterio.crs import CRS
 from rasterio.errors import CRSError
 
+from segray.archives.metadata import MERCATORS
 from segray.archives.raster import Affine6
 from segray.errors import SegrayError
 
+FARTHEST = 30.0  # of the isometric latitude: by then a pixel has no area to speak of
 PIXELS: Affine6 = (1.0, 0.0, 0.0, 0.0, 1.0, 0.0)  # of an image without georeference
 
 
@@ -33,23 +35,60 @@ class Ellipsoid:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Degrees:
+    """A geographic CRS. unit: radians a unit of it."""
+
+    ellipsoid: Ellipsoid
+    unit: float
+
+    def density(self, y: np.ndarray) -> np.ndarray:
+        """Square metres of ground a square unit of the CRS, by the second coordinate."""
+        return self.ellipsoid.density(self.unit * y) * self.unit**2
+
+
+@dataclass(frozen=True, kw_only=True)
+class Mercator:
+    """A CRS of the Mercator projection, whose square metres are larger the farther from the equator.
+
+    unit: metres a unit of it. scale: metres of the map a radian of longitude. y_0: false northing, metres. e2: squared
+    eccentricity of the formula, which is 0 in Web Mercator, though its latitudes are those of an ellipsoid.
+    """
+
+    ellipsoid: Ellipsoid
+    unit: float
+    scale: float
+    y_0: float
+    e2: float
+
+    def density(self, y: np.ndarray) -> np.ndarray:
+        """Square metres of ground a square unit of the CRS, by the second coordinate (Snyder 1987, 7-9 and 7-10)."""
+        isometric = np.clip((self.unit * y - self.y_0) / self.scale, -FARTHEST, FARTHEST)
+        e = math.sqrt(self.e2)
+        latitudes = np.arctan(np.sinh(isometric))
+        for _ in range(6 if e else 0):  # each adds two digits and more
+            latitudes = np.arctan(np.sinh(isometric + e * np.arctanh(e * np.sin(latitudes))))
+        slope = np.cos(latitudes) * (1 - self.e2 * np.sin(latitudes) ** 2) / (1 - self.e2)
+        return self.ellipsoid.density(latitudes) * slope * (self.unit / self.scale) ** 2
+
+
+@dataclass(frozen=True, kw_only=True)
 class Ground:
     """The georeference of an image.
 
     transform: the affine of the image, that of pixels without one. projjson: its CRS, None without one. pixel_m2: of
-    every pixel, where the CRS is projected. unit: radians a unit of a geographic CRS on its ellipsoid, where it is one.
+    every pixel, where the CRS is projected and its metres are taken for those of the ground. surface: how large a pixel
+    is by its second coordinate, where the CRS is geographic or a Mercator projection.
     """
 
     transform: Affine6 = PIXELS
     projjson: dict | None = None
     pixel_m2: float | None = None
-    unit: float | None = None
-    ellipsoid: Ellipsoid | None = None
+    surface: Degrees | Mercator | None = None
 
     @property
     def has_area(self) -> bool:
         """Whether areas in square metres are known."""
-        return self.pixel_m2 is not None or self.ellipsoid is not None
+        return self.pixel_m2 is not None or self.surface is not None
 
     @property
     def determinant(self) -> float:
@@ -64,24 +103,24 @@ class Ground:
         return np.stack([a * columns + b * rows + c, d * columns + e * rows + f], axis=1)
 
     def run_m2(self, rows: np.ndarray, columns: np.ndarray, lengths: np.ndarray) -> np.ndarray:
-        """(n,) square metres of runs of pixels on the ellipsoid; 0 where the CRS is not geographic.
+        """(n,) square metres of runs of pixels on the ellipsoid; 0 where all pixels are of one size.
 
         The density is integrated by Gauss-Legendre rules: 3 points down a pixel, and 5 along a run where latitude
         changes along rows. The error is below 1e-9 of the area for pixels of up to a degree.
         """
         total = np.zeros(len(rows))
-        if self.ellipsoid is None:
+        if self.surface is None:
             return total
         _, _, _, d, e, f = self.transform
         for down, weight in _rule(3):
             for along, share in _rule(5 if d else 1):
-                latitudes = self.unit * (d * (columns + lengths * along) + e * (rows + down) + f)
-                total += weight * share * self.ellipsoid.density(latitudes)
-        return total * lengths * abs(self.determinant) * self.unit**2
+                y = d * (columns + lengths * along) + e * (rows + down) + f
+                total += weight * share * self.surface.density(y)
+        return total * lengths * abs(self.determinant)
 
     def areas(self, pixels: np.ndarray, measured: np.ndarray) -> np.ndarray:
         """(n,) square metres of regions from their pixels, or from what `run_m2` gave; NaN where unknown."""
-        if self.ellipsoid is not None:
+        if self.surface is not None:
             return measured
         return pixels * (math.nan if self.pixel_m2 is None else self.pixel_m2)
 
@@ -104,12 +143,25 @@ def ground_of(image: str, crs: str | None, transform: Affine6 | None) -> Ground:
         raise SegrayError(
             f"{image} has the CRS {crs[:80]}, which PROJ does not know; correct the image's CRS"
         ) from error
-    ground = Ground(transform=transform, projjson=projjson)
+    ground, ellipsoid = Ground(transform=transform, projjson=projjson), _ellipsoid(projjson)
     if parsed.is_geographic:
-        return Ground(transform=transform, projjson=projjson, unit=units, ellipsoid=_ellipsoid(projjson))
-    if parsed.is_projected:
-        return Ground(transform=transform, projjson=projjson, pixel_m2=abs(ground.determinant) * units**2)
-    return ground
+        return replace(ground, surface=ellipsoid and Degrees(ellipsoid=ellipsoid, unit=units))
+    if not parsed.is_projected:
+        return ground
+    projection = parsed.to_dict()
+    if ellipsoid and projection.get("proj") in MERCATORS:
+        return replace(ground, surface=_mercator(projection, ellipsoid, units))
+    return replace(ground, pixel_m2=abs(ground.determinant) * units**2)
+
+
+def _mercator(projection: dict, ellipsoid: Ellipsoid, unit: float) -> Mercator:
+    """A Mercator projection by its parameters in PROJ's words, https://proj.org/operations/projections/merc.html."""
+    spherical = projection.get("a") == projection.get("b", math.nan)
+    e2 = 0.0 if spherical else ellipsoid.e2
+    true = math.radians(projection.get("lat_ts", 0.0))  # the latitude at which metres are metres
+    scale = projection.get("k", 1.0) * math.cos(true) / math.sqrt(1 - e2 * math.sin(true) ** 2)
+    y_0 = projection.get("y_0", 0.0)
+    return Mercator(ellipsoid=ellipsoid, unit=unit, scale=ellipsoid.radius * scale, y_0=y_0, e2=e2)
 
 
 def _rule(points: int) -> list[tuple[float, float]]:

@@ -43,8 +43,9 @@ def write(masks: Masks, scene: Scene, path: str, settings: ExportSettings) -> di
 
     Features come by the last row that they reach, then by their first pixel in scan order: an order that does not
     depend on windows or shards and in which regions are complete. `pixels` and `area_m2` are those of the mask, also
-    where the geometry is simplified. Areas are those of the CRS's plane in metres, or on the ellipsoid of a geographic
-    CRS; null without a CRS, where coordinates are columns and rows unless the image has a transform.
+    where the geometry is simplified. Areas are those of the CRS's plane in metres, or on the ellipsoid where the CRS is
+    geographic or a Mercator projection; null without a CRS, where coordinates are columns and rows unless the image has
+    a transform.
     """
     ground = ground_of(scene.image, scene.crs, scene.transform)
     with FeatureWriter(path, masks, scene, ground) as writer:
@@ -75,7 +76,8 @@ def _regions(masks: Masks, scene: Scene, ground: Ground, *, nodes: bool) -> Iter
     reader, tracer = SceneReader(masks, scene), Tracer(scene.width, measure=ground.run_m2, nodes=nodes)
     rows = max(1, min(STRIP_ROWS, STRIP_PIXELS // scene.width))
     for top in range(0, scene.height, rows):
-        yield tracer.add(reader.read(Window(top, 0, min(rows, scene.height - top), scene.width)))
+        strip = Window(top, 0, min(rows, scene.height - top), scene.width)
+        yield tracer.add(reader.read(strip)) if reader.pieces(strip) else tracer.skip(strip.height)
     yield tracer.close()
 
 

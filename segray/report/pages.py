@@ -101,7 +101,7 @@ def evaluation_page(*, classes: Classes, metrics: dict, pictures: list[Picture])
     readable = len(classes) <= MATRIX_CLASSES
     return _render(
         title="Evaluation report",
-        lead=f"Split {metrics['split']}" if metrics.get("split") else None,
+        lead=f"Split {metrics['split']}{_augmented(metrics)}" if metrics.get("split") else None,
         cards=cards,
         scores=score_rows(classes, columns, extra=[[number(count)] for count in truth]),
         score_names=[*names, "Truth pixels"],
@@ -170,6 +170,11 @@ def _render(**sections: Any) -> bytes:
 
 def _confidence(metrics: dict) -> str:
     return f"at a mean confidence of {percent(metrics.get('mean_confidence'))}"
+
+
+def _augmented(metrics: dict) -> str:
+    tta = metrics.get("tta", "none")
+    return "" if tta == "none" else f", with test-time augmentation ({tta})"
 
 
 def _reliability(metrics: dict) -> list[Reliability]:
