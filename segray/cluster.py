@@ -19,7 +19,13 @@ def start() -> None:
         return
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")  # Ray's coming default, and no warning about it
     os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")  # what its C++ part has to say is in Ray's log files
+    os.environ.setdefault("RAY_task_oom_retries", "2")  # of tasks that the memory monitor kills; else without end
     address = os.environ.get("RAY_ADDRESS")
+    advice = "give HOST:PORT of its head node, as `ray start --head` prints it, or unset it to start Ray here"
+    if address and address.startswith("ray://"):
+        raise SegrayError(
+            f"RAY_ADDRESS is {address}, that of Ray Client, through which results do not stream; {advice}"
+        )
     if not address:  # nobody looks at them here; on two cores they take some 2% of both
         os.environ.setdefault("RAY_enable_metrics_collection", "0")
         os.environ.setdefault("RAY_task_events_report_interval_ms", "0")
@@ -30,7 +36,6 @@ def start() -> None:
         if not address:
             raise
         said = " ".join(str(error).split())[:200]
-        advice = "give HOST:PORT of its head node, as `ray start --head` prints it, or unset it to start Ray here"
         raise SegrayError(f"RAY_ADDRESS is {address}, but Ray does not answer there: {said}; {advice}") from error
 
 

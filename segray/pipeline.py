@@ -36,6 +36,9 @@ SHARDS_A_WAVE = 50_000
 ATTEMPTS = 2  # without any shard done, before the images of those that are left are tried by themselves
 MAX_LOST_SHARDS = 64  # in one pass; more is no poisonous image but a broken cluster
 NO_PROGRESS_S = 6 * 3600.0  # a hang; waiting for nodes and the largest of shards take less
+# Shards at an actor for each that it works on, from which on a pool of MIN:MAX actors grows: Ray's own 1.75 is more
+# than `Work.pool_options` lets it have, so that the pool would never grow.
+FULL = 1.25
 READ_BYTES = 2**29  # of pixels that a reading stage hands over at once; what a shard has beyond, the actor reads itself
 
 
@@ -174,6 +177,7 @@ def configure() -> None:
     context.enable_progress_bars = False
     context.max_errored_blocks = MAX_LOST_SHARDS
     context.execution_no_progress_timeout_s = NO_PROGRESS_S
+    context.autoscaling_config.actor_pool_util_upscaling_threshold = FULL
     context.print_on_execution_start = False
     logging.getLogger("ray.data").setLevel(logging.CRITICAL)  # lost shards are told by `run`, in a line each
 

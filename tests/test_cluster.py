@@ -58,12 +58,17 @@ def head(s3: str) -> Iterator[str]:
 
 def test_an_address_at_which_no_ray_answers_is_one_sentence() -> None:
     code = "from segray import cluster; cluster.start()"
-    environment = {**os.environ, "RAY_ADDRESS": "http://127.0.0.1:8265"}
-    command = [sys.executable, "-c", code]
-    done = subprocess.run(command, env=environment, cwd=ROOT, capture_output=True, text=True, check=False)
-    *_, last = done.stderr.splitlines()
-    assert "SegrayError: RAY_ADDRESS is http://127.0.0.1:8265, but Ray does not answer there: " in last
-    assert last.endswith("or unset it to start Ray here")
+    said = {
+        "http://127.0.0.1:8265": ", but Ray does not answer there: ",
+        "ray://127.0.0.1:10001": ", that of Ray Client, through which results do not stream; ",
+    }
+    for address, reason in said.items():
+        environment = {**os.environ, "RAY_ADDRESS": address}
+        command = [sys.executable, "-c", code]
+        done = subprocess.run(command, env=environment, cwd=ROOT, capture_output=True, text=True, check=False)
+        *_, last = done.stderr.splitlines()
+        assert f"SegrayError: RAY_ADDRESS is {address}{reason}" in last
+        assert last.endswith("or unset it to start Ray here")
 
 
 def answers(url: str) -> bool:

@@ -25,6 +25,7 @@ from segray import plan as plans
 from segray.errors import ModelError, SegrayError
 from segray.grid import Window
 from segray.inference import default_precision
+from segray.inputs import InputSpec
 from segray.listing import list_files
 from segray.model_dir import read_description
 from segray.plan import whole, write_files
@@ -169,6 +170,19 @@ def work(model, tmp_path) -> dict:
         "formats": ("parquet",), "metadata": {}, "precision": "fp32", "blend": "taper", "batch_size": 1,
         "on_gpu": False, "threads": 1,
     }  # fmt: skip
+
+
+@pytest.mark.parametrize("on_gpu", [True, False])
+@pytest.mark.parametrize("staged", [True, False])
+@pytest.mark.parametrize("bands", [3, 5])
+def test_a_full_actor_makes_its_pool_grow(work, on_gpu, staged, bands):
+    """What Ray Data holds against its threshold is shards at the actors over those that they can work on."""
+    spec = InputSpec(bands=tuple(range(bands)), scale=1.0, mean=(0.0,) * bands, std=(1.0,) * bands)
+    options = replace(ConstantWork(**work), spec=spec, on_gpu=on_gpu).pool_options(staged=staged)
+    pipeline.configure()
+    threshold = ray.data.DataContext.get_current().autoscaling_config.actor_pool_util_upscaling_threshold
+    together = options.get("max_concurrent_calls_per_actor", 1)
+    assert 1 < threshold <= options["max_tasks_in_flight_per_actor"] / together
 
 
 def test_a_poisonous_image_is_a_failed_row_and_nothing_else_is_lost(work, tmp_path):
