@@ -5,15 +5,21 @@ from __future__ import annotations
 import math
 import struct
 from itertools import chain
+from typing import TYPE_CHECKING
 
 import numpy as np
 from rasterio._err import CPLE_BaseError  # raised as it is by transform, not as one of rasterio.errors
+from rasterio.crs import CRS
 from rasterio.errors import CRSError, RasterioError
 from rasterio.warp import transform as transform_points
 
-from segray.archives.raster import Affine6
 from segray.grid import Window
 
+if TYPE_CHECKING:  # what reads rasters asks here how large their pixels are
+    from segray.archives.raster import Affine6
+
+MERCATOR = CRS.from_epsg(3857)  # of web maps
+EDGE = math.pi * 6_378_137.0  # metres from the middle of that map to its edge
 EARTH_RADIUS_M = 6_371_007.181  # of the sphere of the surface area of WGS 84 (authalic radius)
 ECCENTRICITY = 0.0818191908426215  # of WGS 84
 CORNERS = ((0, 1), (1, 1), (1, 0), (0, 0))  # (across, down) of a window, counterclockwise where rows run southwards
@@ -22,6 +28,13 @@ STEPS_AROUND_A_POLE = 64  # there a straight edge is curved in longitude and lat
 POLYGON, MULTIPOLYGON = 3, 6
 GEOMETRY_TYPES = {POLYGON: "Polygon", MULTIPOLYGON: "MultiPolygon"}
 Ring = list[tuple[float, float]]
+
+
+def half_turn(crs: CRS) -> float | None:
+    """Half of the way around the Earth along the x of a CRS, where x goes on after a whole one; else None."""
+    if crs.is_geographic:
+        return math.pi / crs.units_factor[1]
+    return EDGE if crs == MERCATOR else None
 
 
 def window_transform(transform: Affine6, window: Window) -> Affine6:
@@ -87,6 +100,18 @@ def area_m2(outline: np.ndarray) -> float:
     longitude, latitude = np.radians(outline).T
     sine = _authalic(np.sin(latitude)) / _authalic(np.float64(1))
     return abs(float((np.diff(longitude) * (2 + sine[:-1] + sine[1:])).sum())) * EARTH_RADIUS_M**2 / 2
+
+
+def true_scale(crs: str, transform: Affine6, height: int, width: int) -> float | None:
+    """Square metres of ground a square unit of a CRS, in some square kilometre in the middle of an image.
+
+    None where that is not known.
+    """
+    side = abs(transform[0] * transform[4] - transform[1] * transform[3]) ** 0.5
+    pixels = max(1, round(1000 / side)) if side else 0
+    middle = Window(height // 2 - pixels // 2, width // 2 - pixels // 2, pixels, pixels)
+    found = outline(crs, transform, middle) if pixels else None
+    return None if found is None else area_m2(found) / (pixels * side) ** 2
 
 
 def _edges(crs: str, affine: Affine6, window: Window, steps: int) -> np.ndarray | None:

@@ -115,6 +115,36 @@ def test_labels_in_another_crs_lie_where_they_should(affine, crs):
         assert np.array_equal(parts[1], cols[window.rows, window.cols])
 
 
+WORLD = rasterio.Affine(0.5, 0, -180, 0, -0.5, 90)
+EASTWARDS = rasterio.Affine(0.5, 0, 0, 0, -0.5, 90)  # from 0 to 360 degrees
+FIJI = {
+    "UTM": ("EPSG:32760", rasterio.Affine(2000, 0, 640_000, 0, -2000, 8_100_000)),
+    "polar": ("EPSG:3031", rasterio.Affine(200, 0, -30_000, 0, -200, -2_000_000)),
+    "degrees": ("EPSG:4326", rasterio.Affine(0.05, 0, 175, 0, -0.05, -15)),
+    "the Mercator map": ("EPSG:3857", rasterio.Affine(5000, 0, 19_500_000, 0, -5000, -1_700_000)),
+}
+
+
+@pytest.mark.parametrize("label", [WORLD, EASTWARDS])
+@pytest.mark.parametrize(("crs", "affine"), FIJI.values(), ids=FIJI)
+def test_labels_go_on_beyond_the_antimeridian(crs, affine, label):
+    image = header(150, 300, affine, crs)
+    rows, cols = np.broadcast_arrays(*label_pixels(image, header(360, 720, label, "EPSG:4326"), Window(0, 0, 150, 300)))
+    down, right = np.mgrid[:150, :300] + 0.5
+    xs, ys = affine * (right.ravel(), down.ravel())
+    longitude, latitude = (np.array(axis).reshape(150, 300) for axis in transform(crs, "EPSG:4326", xs, ys))
+    expected = (longitude - label.c) % 360 / 0.5
+    assert np.ptp(longitude % 360 // 180) == 1  # it lies on both sides
+    for index, place in ((cols, expected), (rows, (90 - latitude) / 0.5)):
+        clear = np.abs(place - np.rint(place)) > 0.01
+        assert clear.mean() > 0.9
+        assert np.array_equal(index[clear], np.floor(place[clear]))
+    for window in (Window(3, 7, 50, 61), Window(149, 0, 1, 300)):
+        parts = np.broadcast_arrays(*label_pixels(image, header(360, 720, label, "EPSG:4326"), window))
+        assert np.array_equal(parts[0], rows[window.rows, window.cols])
+        assert np.array_equal(parts[1], cols[window.rows, window.cols])
+
+
 def test_points_without_a_place_are_no_numbers_and_others_keep_theirs():
     points = np.array([[9.0, 50.0], [0.0, 95.0], [9.1, 50.1], [400.0, -95.0]])
     moved = transformed("EPSG:4326", UTM, points)

@@ -7,7 +7,9 @@ import math
 import numpy as np
 import pyproj
 import pytest
+import rasterio
 
+from segray.archives.metadata import metres
 from segray.errors import SegrayError
 from segray.exports.ground import Ellipsoid, ground_of
 from segray.footprints import area_m2, outline
@@ -94,6 +96,23 @@ def test_areas_of_a_plane_are_in_square_metres(crs: str, transform: tuple, pixel
     areas = ground.areas(np.array([1, 10]), ground.run_m2(*run(0, 0, 2)))
     assert areas.tolist() == pytest.approx([pixel_m2, 10 * pixel_m2], rel=1e-12)
     assert ground.pixel_size_m(100, 100) == pytest.approx(math.sqrt(pixel_m2))
+
+
+@pytest.mark.parametrize("crs", ["EPSG:4087", "ESRI:54003", "ESRI:54016", "ESRI:54030", "EPSG:4087+5773"])
+@pytest.mark.parametrize("latitude", [1.0, -41.0, 61.7])  # Robinson's table has gaps at every fifth degree
+def test_pixels_of_a_world_map_have_their_area_on_the_ground_in_the_middle(crs: str, latitude: float) -> None:
+    to_map = pyproj.Transformer.from_crs("EPSG:4326", crs.split("+", maxsplit=1)[0], always_xy=True)
+    x, y = to_map.transform(13.0, latitude)
+    transform = (10.0, 0, x - 1000, 0, -10.0, y + 500)
+    ground = ground_of("a.tif", crs, transform, height=100, width=200)
+    corners = ground.coordinates(np.array([[99, 49], [101, 49], [101, 51], [99, 51]]))
+    points = to_map.transform(*corners.T, direction="INVERSE")
+    expected = abs(pyproj.Geod(ellps="WGS84").polygon_area_perimeter(*points)[0]) / 4
+    assert ground.areas(np.array([3.0]), np.zeros(1))[0] == pytest.approx(3 * expected, rel=1e-3)
+    with rasterio.MemoryFile() as file:
+        place = {"crs": crs, "transform": rasterio.Affine(*transform)}
+        with file.open(driver="GTiff", height=100, width=200, count=1, dtype="uint8", **place) as target:
+            assert metres(target) == pytest.approx(math.sqrt(expected), rel=1e-3)
 
 
 @pytest.mark.parametrize(

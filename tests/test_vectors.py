@@ -14,6 +14,7 @@ from segray.datasets import open_dataset, read
 from segray.datasets.regrid import coordinates
 from segray.datasets.vectors import VectorFile, burn
 from segray.errors import LabelError
+from segray.footprints import EDGE
 from segray.grid import Window
 from segray.storage import join, publish
 
@@ -93,8 +94,10 @@ def test_a_scene_is_read_with_such_labels(tmp_path):
 
 @pytest.mark.parametrize("crs", ["EPSG:4326", "OGC:CRS84", "EPSG:3857"])
 @pytest.mark.parametrize("west", [179.0, -181.0])
-def test_features_that_are_cut_at_the_antimeridian_lie_on_both_sides_of_it(west, crs, tmp_path):
-    image = Header(height=20, width=40, bands=1, dtype="uint8", crs="EPSG:4326", transform=(0.05, 0, west, 0, -0.05, 1))
+@pytest.mark.parametrize(("of_image", "degree"), [("EPSG:4326", 1.0), ("EPSG:3857", EDGE / 180)])
+def test_features_that_are_cut_at_the_antimeridian_lie_on_both_sides_of_it(tmp_path, of_image, degree, west, crs):
+    affine = tuple(degree * value for value in (0.05, 0, west, 0, -0.05, 1))
+    image = Header(height=20, width=40, bands=1, dtype="uint8", crs=of_image, transform=affine)
     boxes = [(-180, 0.25, -179.5, 0.75), (179.5, 0.25, 180, 0.75), (-180, 0, -179, 0.5)]
     shapes = [shapely.box(*box) for box in boxes]
     points, owner = shapely.get_coordinates(shapes, return_index=True)

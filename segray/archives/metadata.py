@@ -9,9 +9,16 @@ from rasterio.enums import ColorInterp
 
 from segray.archives.raster import Affine6
 from segray.errors import ImageError
+from segray.footprints import true_scale
 
 EARTH_RADIUS_M, METRES_A_DEGREE = 6_378_137.0, 111_319.49
-MERCATORS = ("merc", "webmerc")  # in PROJ's words
+MERCATORS = ("merc", "webmerc")  # in PROJ's words, as all that follow
+# Projections for surveys and statistics, whose metres, or square metres, are nearly those of the ground where they are
+# used. Of others, such as those of world maps, they are not.
+TRUE = {
+    "aea", "cass", "cea", "etmerc", "krovak", "laea", "lcc", "mod_krovak", "nzmg", "omerc", "poly", "somerc", "stere",
+    "sterea", "tmerc", "utm",
+}  # fmt: skip
 Y_OF_89_DEGREES = math.asinh(math.tan(math.radians(89)))  # of the Mercator map of a sphere of radius 1
 MAX_BLOCK_PIXELS = 2**28  # a block is decoded whole: a larger one is a decompression bomb, or is not worth its memory
 
@@ -70,7 +77,8 @@ def georeference(source: rasterio.DatasetReader) -> tuple[str | None, Affine6 | 
 def metres(source: rasterio.DatasetReader) -> float | None:
     """Metres a pixel at the raster's centre: the root of a pixel's area; None without georeference.
 
-    In degrees, and in the Mercator projections, which stretch by 1 / cos(latitude), on a sphere.
+    In degrees, and in the Mercator projections, which stretch by 1 / cos(latitude), on a sphere; in others that are not
+    TRUE as measured there.
     """
     crs, side = source.crs, abs(source.transform.determinant) ** 0.5
     if crs is None or source.transform.is_identity or not side:
@@ -82,8 +90,12 @@ def metres(source: rasterio.DatasetReader) -> float | None:
     if not crs.is_projected:
         return side
     unit, projection = crs.linear_units_factor[1], crs.to_dict()
-    side *= unit
-    return side / _stretch(projection, y * unit) if projection.get("proj") in MERCATORS else side
+    if projection.get("proj") in MERCATORS:
+        return side * unit / _stretch(projection, y * unit)
+    if projection.get("proj") not in TRUE:
+        scale = true_scale(crs.to_string(), tuple(source.transform)[:6], source.height, source.width)
+        return side * (unit if scale is None else scale**0.5)
+    return side * unit
 
 
 def _stretch(mercator: dict, y_m: float) -> float:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from functools import lru_cache
 
 import numpy as np
@@ -13,6 +14,7 @@ from rasterio.warp import transform as transform_points
 
 from segray.archives.raster import Affine6, Header
 from segray.errors import LabelError
+from segray.footprints import half_turn
 from segray.grid import Window
 
 CONTROL = 16  # pixels from control point to control point: straight lines between them are good to 0.001 pixels of 10 m
@@ -23,7 +25,7 @@ def label_pixels(image: Header, label: Header, window: Window) -> tuple[np.ndarr
     """(rows, columns) of the label pixels in which the centres of the image's pixels in a window lie; -1 outside.
 
     int64 arrays that broadcast to the window's shape. Both headers have a transform. A pixel's place depends on the two
-    grids alone, not on the window.
+    grids alone, not on the window. Longitudes that differ by a whole turn are the same place.
     """
     if same_crs(image.crs, label.crs):
         a, b, c, d, e, f = _combined(inverse(label.transform), image.transform)
@@ -34,6 +36,10 @@ def label_pixels(image: Header, label: Header, window: Window) -> tuple[np.ndarr
         down = e * rows + f + (d * cols if d else 0.0)
     else:
         down, across = _between(image, label, window)
+    a, b, _, d, *_ = label.transform
+    if (half := half_turn_of(label.crs)) and not (b or d):
+        turn = 2 * half / abs(a)  # pixels
+        across = across - np.floor((across + SNAP) / turn) * turn
     return _index(down, label.height), _index(across, label.width)
 
 
@@ -63,6 +69,12 @@ def same_crs(one: str | None, other: str | None) -> bool:
     return one == other or (bool(one and other) and CRS.from_user_input(one) == CRS.from_user_input(other))
 
 
+@lru_cache(64)
+def half_turn_of(crs: str | None) -> float | None:
+    """As `half_turn` of a CRS as authority code or WKT; None where there is none."""
+    return half_turn(CRS.from_user_input(crs)) if crs else None
+
+
 def coordinates(transform: Affine6, pixels: np.ndarray) -> np.ndarray:
     """(n, 2) column and row, counted from pixel corners -> (n, 2) x and y."""
     a, b, c, d, e, f = transform
@@ -87,9 +99,23 @@ def _between(image: Header, label: Header, window: Window) -> tuple[np.ndarray, 
     rows, cols = (_control(start, n) for start, n in ((window.row_off, window.height), (window.col_off, window.width)))
     corners = np.stack(np.meshgrid(cols, rows), axis=-1).reshape(-1, 2).astype(np.float64)
     points = transformed(image.crs, label.crs, coordinates(image.transform, corners))
-    places = coordinates(inverse(label.transform), points).reshape(len(rows), len(cols), 2)
+    to_label = inverse(label.transform)
+    places = coordinates(to_label, points).reshape(len(rows), len(cols), 2)
     across, down = (_bilinear(places[..., axis], window) for axis in (0, 1))
+    where = _torn(label, window, points[:, 0].reshape(len(rows), len(cols)))
+    if where.any():
+        pixels = np.argwhere(where)[:, ::-1] + (window.col_off + 0.5, window.row_off + 0.5)
+        exact = coordinates(to_label, transformed(image.crs, label.crs, coordinates(image.transform, pixels)))
+        across[where], down[where] = exact.T
     return down, across
+
+
+def _torn(label: Header, window: Window, x: np.ndarray) -> np.ndarray:
+    """(h, w) bool: pixels between control points of which some lie beyond the antimeridian: 179 and -179 degrees."""
+    cells = np.lib.stride_tricks.sliding_window_view(x, (2, 2))
+    half = half_turn_of(label.crs)
+    torn = np.ptp(cells, axis=(2, 3)) > (np.inf if half is None else half)
+    return torn[np.ix_(*(cell - cell[0] for _, cell in _cells(window)))]
 
 
 def _control(start: int, count: int) -> np.ndarray:
@@ -97,14 +123,19 @@ def _control(start: int, count: int) -> np.ndarray:
     return np.arange(start // CONTROL, (start + count - 1) // CONTROL + 2) * CONTROL
 
 
+def _cells(window: Window) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """By rows, then by columns: where a window's pixel centres lie in cells of control points, and which these are."""
+    for start, count in ((window.row_off, window.height), (window.col_off, window.width)):
+        place = (np.arange(start, start + count) + 0.5) / CONTROL
+        yield place, np.floor(place).astype(np.int64)
+
+
 def _bilinear(values: np.ndarray, window: Window) -> np.ndarray:
     """(h, w) values at the centres of a window's pixels, from those at the control points around it."""
-    for axis, (start, count) in enumerate(((window.row_off, window.height), (window.col_off, window.width))):
-        place = (np.arange(start, start + count) + 0.5) / CONTROL
-        cell = np.floor(place).astype(np.int64)
+    for axis, (place, cell) in enumerate(_cells(window)):
         share = (place - cell)[:, None] if axis == 0 else place - cell
-        cell -= start // CONTROL
-        values = np.take(values, cell, axis) * (1 - share) + np.take(values, cell + 1, axis) * share
+        before = cell - cell[0]
+        values = np.take(values, before, axis) * (1 - share) + np.take(values, before + 1, axis) * share
     return values
 
 

@@ -10,19 +10,17 @@ import warnings
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from functools import lru_cache
 from typing import TYPE_CHECKING
 
 import numpy as np
 import pyarrow as pa
 import shapely
 from rasterio import Affine
-from rasterio.crs import CRS
 from rasterio.features import rasterize
 
 from segray.archives.kept import Kept
 from segray.archives.raster import Header
-from segray.datasets.regrid import coordinates, inverse, same_crs, transformed
+from segray.datasets.regrid import coordinates, half_turn_of, inverse, same_crs, transformed
 from segray.errors import ImageError, LabelError, SegrayError
 from segray.grid import Window
 from segray.storage import describe, ending, read_bytes
@@ -97,19 +95,15 @@ def _covering(file: VectorFile, features: Features, image: Header, window: Windo
 def _places(image: Header) -> Iterator[Header]:
     """The image where it is, and a turn of the earth away if it reaches beyond 180 degrees: features are cut there."""
     yield image
-    if not _is_geographic(image.crs):
+    half = half_turn_of(image.crs)
+    if half is None:
         return
     corners = np.array([(0, 0), (image.width, 0), (0, image.height), (image.width, image.height)])
-    longitudes = coordinates(image.transform, corners)[:, 0]
+    x = coordinates(image.transform, corners)[:, 0]
     a, b, c, *rest = image.transform
-    for turn, beyond in ((-360.0, longitudes.max() > 180), (360.0, longitudes.min() < -180)):
+    for turn, beyond in ((-2 * half, x.max() > half), (2 * half, x.min() < -half)):
         if beyond:
             yield replace(image, transform=(a, b, c + turn, *rest))
-
-
-@lru_cache(64)
-def _is_geographic(crs: str) -> bool:
-    return CRS.from_user_input(crs).is_geographic
 
 
 def _near(features: Features, image: Header, window: Window) -> np.ndarray:

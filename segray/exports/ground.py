@@ -9,9 +9,10 @@ import numpy as np
 from rasterio.crs import CRS
 from rasterio.errors import CRSError
 
-from segray.archives.metadata import MERCATORS
+from segray.archives.metadata import MERCATORS, TRUE
 from segray.archives.raster import Affine6
 from segray.errors import SegrayError
+from segray.footprints import true_scale
 
 FARTHEST = 30.0  # of the isometric latitude: by then a pixel has no area to speak of
 PIXELS: Affine6 = (1.0, 0.0, 0.0, 0.0, 1.0, 0.0)  # of an image without georeference
@@ -131,8 +132,11 @@ class Ground:
         return math.sqrt(area)
 
 
-def ground_of(image: str, crs: str | None, transform: Affine6 | None) -> Ground:
-    """The ground of an image; a CRS without a transform says nothing and is left out. SegrayError on an unknown CRS."""
+def ground_of(image: str, crs: str | None, transform: Affine6 | None, *, height: int = 1, width: int = 1) -> Ground:
+    """The ground of an image; a CRS without a transform says nothing and is left out. SegrayError on an unknown CRS.
+
+    In projections of which not even areas are nearly true, a pixel is as large as one in the middle of the image.
+    """
     if crs is None or transform is None:
         return Ground(transform=transform or PIXELS)
     try:
@@ -151,7 +155,8 @@ def ground_of(image: str, crs: str | None, transform: Affine6 | None) -> Ground:
     projection = parsed.to_dict()
     if ellipsoid and projection.get("proj") in MERCATORS:
         return replace(ground, surface=_mercator(projection, ellipsoid, units))
-    return replace(ground, pixel_m2=abs(ground.determinant) * units**2)
+    scale = None if projection.get("proj") in TRUE else true_scale(crs, transform, height, width)
+    return replace(ground, pixel_m2=abs(ground.determinant) * (units**2 if scale is None else scale))
 
 
 def _mercator(projection: dict, ellipsoid: Ellipsoid, unit: float) -> Mercator:

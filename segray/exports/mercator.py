@@ -14,16 +14,14 @@ from rasterio.transform import Affine
 from rasterio.warp import reproject, transform, transform_bounds
 
 from segray.archives.raster import Affine6
-from segray.footprints import window_transform
+from segray.footprints import EDGE, MERCATOR, half_turn, window_transform
 from segray.grid import Window
 from segray.masks import IGNORE
 from segray.scenes import Scene
 from segray.settings import MAX_ZOOM
 
-MERCATOR = CRS.from_epsg(3857)
 SIZE = 256  # pixels of a tile
 _RADIUS = 6378137.0  # metres, the equator of WGS 84
-EDGE = math.pi * _RADIUS  # from the middle of the map to its edge
 _MOST_LATITUDE = math.degrees(math.atan(math.sinh(math.pi)))  # where the square map ends
 STEPS = 16  # of the grid of points by which the part of a scene under a tile is found
 SLACK = 1e-3  # of a zoom: a scene of a tile set, its georeference rounded, still has the zoom of its tiles
@@ -170,16 +168,9 @@ def _transformed(source: CRS, target: CRS, xs: np.ndarray, ys: np.ndarray) -> tu
     return np.array(x), np.array(y)
 
 
-def _half_turn(crs: CRS) -> float | None:
-    """Half of the way around the Earth along the x of a CRS, where x goes on after a whole one; else None."""
-    if crs.is_geographic:
-        return math.pi / crs.units_factor[1]
-    return EDGE if crs == MERCATOR else None
-
-
 def _turns(scene: Scene, crs: CRS) -> list[Scene]:
     """The scene, moved by every number of turns around the Earth that brings a part of it to the map."""
-    half = _half_turn(crs)
+    half = half_turn(crs)
     if half is None:
         return [scene]
     left, _, right, _ = _extent(scene)
@@ -197,7 +188,7 @@ def _extent(scene: Scene) -> Box:
 
 def _boxes(scene: Scene, crs: CRS) -> tuple[Box, ...]:
     left, bottom, right, top = _extent(scene)
-    half = _half_turn(crs)
+    half = half_turn(crs)
     if half is not None:
         left, right = max(left, -half), min(right, half)
     if crs.is_geographic:  # grids of points reach half a cell beyond the poles

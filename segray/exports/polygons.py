@@ -47,7 +47,7 @@ def write(masks: Masks, scene: Scene, path: str, settings: ExportSettings) -> di
     geographic or a Mercator projection; null without a CRS, where coordinates are columns and rows unless the image has
     a transform.
     """
-    ground = ground_of(scene.image, scene.crs, scene.transform)
+    ground = ground_of(scene.image, scene.crs, scene.transform, height=scene.height, width=scene.width)
     with FeatureWriter(path, masks, scene, ground) as writer:
         left_out = 0
         held: list[Batch] = []
