@@ -106,7 +106,8 @@ class Exporter:
             except SCENE_ERRORS as found:
                 error = describe(found)
                 continue
-            assets[fmt] = (path, EXPORTS[fmt].MEDIA_TYPE)
+            of_tiles = path.endswith(".json")
+            assets[fmt] = (path, "application/json" if of_tiles else EXPORTS[fmt].MEDIA_TYPE)
             written = written or new is not None
             facts |= {key: facts.get(key, 0) + value for key, value in (new or {}).items()}
         described = item(self.masks, scene, self._id(scene), assets) if assets else None

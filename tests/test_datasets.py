@@ -58,12 +58,14 @@ def picture(array: np.ndarray, kind: str = "PNG", **options: object) -> bytes:
 FOREIGN = [(255 - k, k, 7) for k in range(256)]  # the colours of no legend: only their indices mean something
 
 
-def palette_png(ids: np.ndarray, bits: int = 8, colors: Sequence[Sequence[int]] = FOREIGN, kind: str = "PNG") -> bytes:
+def palette_png(
+    ids: np.ndarray, bits: int = 8, colors: Sequence[Sequence[int]] = FOREIGN, kind: str = "PNG", **options: object
+) -> bytes:
     """A picture whose indices are `ids`, in these colours."""
     image = Image.frombytes("P", ids.shape[::-1], ids.tobytes())
     image.putpalette(np.array(colors, np.uint8).tobytes())
     file = io.BytesIO()
-    image.save(file, kind, **({"bits": bits} if kind == "PNG" else {}))
+    image.save(file, kind, **({"bits": bits} if kind == "PNG" else {}), **options)
     return file.getvalue()
 
 
@@ -134,6 +136,12 @@ def cityscapes(uri: str, ids: np.ndarray, *, splits: tuple = ("train", "val", "t
     return uri
 
 
+def hidden_as(value: int, dtype: type = np.uint8) -> np.ndarray:
+    """The ids with a value in place of 255."""
+    return np.where(IDS == 255, dtype(value), IDS)
+
+
+SEVENS_WHERE_CLEAR = np.where(IDS[..., None] == 255, np.uint8(7), COLORS)
 EXACT = {
     "ids": ("masks/a.png", picture(IDS)),
     "16-bit ids": ("masks/a.png", picture(IDS.astype(np.uint16))),
@@ -142,6 +150,11 @@ EXACT = {
     "opaque colours": ("masks/a.png", picture(np.dstack([COLORS, np.full_like(IDS, 255)]))),
     "transparent ids": ("masks/a.png", picture(np.dstack([np.where(IDS == 255, np.uint8(7), IDS), OPAQUE]))),
     "transparent colours": ("masks/a.png", picture(np.dstack([ROGUE_WHERE_CLEAR, OPAQUE]))),
+    "transparent grey": ("masks/a.png", picture(hidden_as(9), transparency=9)),
+    "transparent 16-bit": ("masks/a.png", picture(hidden_as(999, np.uint16), transparency=999)),
+    "transparent index": ("masks/a.png", palette_png(hidden_as(9), transparency=9)),
+    "transparent indices": ("masks/a.png", palette_png(hidden_as(3), transparency=b"\xff\xff\xff\0")),
+    "transparent colour": ("masks/a.png", picture(SEVENS_WHERE_CLEAR, transparency=(7, 7, 7))),
     "bitmap": ("masks/a.bmp", picture(COLORS, "BMP")),
     "TIFF ids": ("masks/a.tif", tiff(IDS[None])),
     "TIFF 16-bit ids": ("masks/a.tiff", tiff(IDS[None].astype(np.uint16), compress="deflate")),
@@ -149,6 +162,7 @@ EXACT = {
     "TIFF masked": ("masks/a.tif", tiff(CLASS_IDS[None], mask=OPAQUE)),
     "TIFF masked colours": ("masks/a.tif", tiff(ROGUE_WHERE_CLEAR.transpose(2, 0, 1), mask=OPAQUE, photometric="rgb")),
     "TIFF colours": ("masks/a.tif", tiff(COLORS.transpose(2, 0, 1), photometric="rgb")),
+    "TIFF colours, nodata": ("masks/a.tif", tiff(SEVENS_WHERE_CLEAR.transpose(2, 0, 1), nodata=7)),
 }  # fmt: skip
 
 
@@ -270,6 +284,11 @@ REFUSED = {
     "float target": ("masks/a.tif", tiff(IDS[None] / np.float32(255)), LabelError, "whole-number ids"),
     "two bands": ("masks/a.tif", tiff(np.stack([IDS, IDS])), LabelError, "2 bands"),
     "nodata is a class": ("masks/a.tif", tiff(IDS[None], nodata=0), LabelError, "'land'"),
+    "a class is transparent": ("masks/a.png", picture(IDS, transparency=0), LabelError, "declares 0 .*'land'"),
+    "an index is transparent": ("masks/a.png", palette_png(IDS, transparency=0), LabelError, "declares 0 .*'land'"),
+    "a colour is transparent": (
+        "masks/a.png", picture(COLORS, transparency=(200, 180, 90)), LabelError, "declares 200 180 90 .* the colour "
+    ),
     "grey and alpha blend": ("masks/a.png", picture(np.dstack([IDS, IDS])), LabelError, "half transparent"),
     "damaged PNG": ("masks/a.png", picture(IDS)[:-30], ImageError, "a.png cannot be read"),
     "no TIFF": ("masks/a.tif", b"hello", ImageError, "a.tif cannot be read"),

@@ -168,6 +168,9 @@ def test_a_tile_set_is_exported_as_tiles_with_their_marker(local_ray, tmp_path):
     tiles = {f"4/{x}/{y}.png" for x in range(3) for y in range(2)}
     assert set(names) == tiles | {"4/tiles.json", "export.json", "summary.json", "collection.json"}
     assert summary["totals"]["tiles"] == 6
+    (found,) = json.loads((tmp_path / "out" / "collection.json").read_text())["features"]
+    assert found["assets"]["png"]["href"] == "./4/tiles.json"
+    assert found["assets"]["png"]["type"] == "application/json" and "bands" not in found["assets"]["png"]
     os.remove(tmp_path / "out" / "4" / "tiles.json")  # as after a kill
     export(settings(masks, tmp_path / "out", format="png"))
     assert contents(tmp_path / "out")["4/0/0.png"] == names["4/0/0.png"]

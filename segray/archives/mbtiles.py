@@ -59,9 +59,10 @@ class MBTiles:
         statement = "SELECT tile_data FROM tiles WHERE zoom_level = ? AND tile_column = ? AND tile_row = ?"
         with self._one_sentence(), self._lock:
             row = self._connection.execute(statement, (zoom, x, 2**zoom - 1 - y)).fetchone()
-        if row is not None and not isinstance(row[0], bytes):
+        data = row and row[0]  # NULL where a view of tiles and images lacks an image
+        if data is not None and not isinstance(data, bytes):
             raise ImageError(f"{self.uri} is damaged: tile {zoom}/{x}/{y} is no blob")
-        return None if row is None else row[0]
+        return data
 
     def _rows(self, cursor: sqlite3.Cursor) -> list[tuple]:
         with self._one_sentence(), self._lock:

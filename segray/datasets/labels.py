@@ -37,13 +37,13 @@ Legend = Mapping[int, Collection[Color]]  # id in a file -> its colours
 class Labels:
     """values: (H, W) integer ids or (H, W, 3) uint8 colours. labelled: (H, W) bool, False where transparent or masked.
 
-    nodata: the id that the file itself declares to mean "no data", or None. palette: the colours that the file shows
-    for ids, from 0 on; empty where it has none.
+    nodata: the ids, or the colours, that the file itself declares to be no data or transparent. palette: the colours
+    that the file shows for ids, from 0 on; empty where it has none.
     """
 
     values: np.ndarray
     labelled: np.ndarray
-    nodata: float | None = None
+    nodata: tuple[float | Color, ...] = ()
     palette: tuple[Color, ...] = ()
 
 
@@ -91,23 +91,30 @@ def check_lossless(uri: str) -> None:
 
 def decode(labels: Labels, classes: Classes, *, source: str) -> np.ndarray:
     """(H, W) uint8 mask of labels, 255 = ignore; LabelError, naming `source`, on what the legend does not hold."""
-    labelled = labels.labelled
-    if labels.nodata is not None:
-        if labels.nodata in range(len(classes)):
+    labelled, of_ids = labels.labelled, labels.values.ndim == 2
+    for value in labels.nodata:
+        known = range(len(classes)) if of_ids else classes.colors
+        if value in known:
+            what, name = "id" if of_ids else "colour", classes.names[known.index(value)]
             raise LabelError(
-                f"{source} declares {labels.nodata:g} as its no-data value, but that is the id of the class "
-                f"'{classes.names[int(labels.nodata)]}'; unset the value or use another id"
+                f"{source} declares {_value(value)} as its no-data value, but that is the {what} of the class "
+                f"'{name}'; unset the value or use another {what}"
             )
-        labelled = labelled & (labels.values != labels.nodata)
+        differs = labels.values != value
+        labelled = labelled & (differs if of_ids else differs.any(axis=-1))
     legend = {number: (color,) for number, color in enumerate(classes.colors)}
     legend[classes.ignore_index] = classes.ignore_colors
     check_palette(replace(labels, labelled=labelled), legend, ignore_index=classes.ignore_index, source=source)
-    convert = ids_to_mask if labels.values.ndim == 2 else colors_to_mask
+    convert = ids_to_mask if of_ids else colors_to_mask
     if labelled.all():  # the copies below take as long as the rest
         return convert(labels.values, classes, source=source)
     mask = np.full(labelled.shape, IGNORE, np.uint8)
     mask[labelled] = convert(labels.values[labelled], classes, source=source)
     return mask
+
+
+def _value(nodata: float | Color) -> str:
+    return " ".join(f"{part:g}" for part in (nodata if isinstance(nodata, tuple) else (nodata,)))
 
 
 def check_palette(labels: Labels, legend: Legend, *, ignore_index: int, source: str) -> None:
@@ -153,12 +160,21 @@ def _picture(uri: str, data: bytes) -> Labels:
         values = values.astype(np.uint8)
     labels = _split_alpha(uri, values) if mode in ("RGBA", "LA", "PA") else _labels(values)
     flat = picture.getpalette() if mode == "P" else []
-    return replace(labels, palette=tuple(zip(flat[::3], flat[1::3], flat[2::3])))
+    labels = replace(labels, palette=tuple(zip(flat[::3], flat[1::3], flat[2::3])))
+    return replace(labels, nodata=_transparent(labels, picture.info.get("transparency")))
+
+
+def _transparent(labels: Labels, chunk: int | bytes | tuple | None) -> tuple[float | Color, ...]:
+    """The ids or the colour that a picture's tRNS chunk makes transparent; of a palette's, those that occur."""
+    if labels.palette and chunk is not None:
+        clear = [chunk] if isinstance(chunk, int) else [index for index, alpha in enumerate(chunk) if not alpha]
+        return tuple(index for index in _used(labels) if index in clear)
+    return () if chunk is None else (chunk,)
 
 
 def _has_sidecar(uri: str) -> bool:
-    """Whether a mask lies beside a raster, which GDAL finds by its path alone."""
-    return is_local(uri) and exists(f"{uri}.msk")
+    """Whether a mask or a no-data value lies beside a raster, which GDAL finds by its path alone."""
+    return is_local(uri) and any(exists(f"{uri}{ending}") for ending in (".msk", ".aux.xml"))
 
 
 def _whole_raster(uri: str, data: bytes, size: tuple[int, int] | None) -> Labels:
@@ -178,7 +194,7 @@ def _raster(uri: str, source: rasterio.DatasetReader, window: Window | None, siz
     if "jpeg" in str(source.profile.get("compress", "")).lower():
         raise LabelError(f"{uri} is compressed as JPEG, which changes ids; save masks with LZW or DEFLATE")
     part = RasterioWindow(window.col_off, window.row_off, window.width, window.height)
-    values, nodata = source.read(window=part), source.nodata
+    values, nodata = source.read(window=part), source.nodatavals
     alpha = ColorInterp.alpha in source.colorinterp
     if values.dtype.kind not in "iu" or values.shape[0] - alpha not in (1, 3):
         raise LabelError(
@@ -193,7 +209,8 @@ def _raster(uri: str, source: rasterio.DatasetReader, window: Window | None, siz
         labels = replace(labels, labelled=source.dataset_mask(window=part) != 0)
     palette = source.colormap(1) if source.colorinterp[0] == ColorInterp.palette and values.dtype == np.uint8 else {}
     colors = tuple(palette[index][:3] for index in sorted(palette))
-    return replace(labels, nodata=nodata if labels.values.ndim == 2 else None, palette=colors)
+    declared = nodata[:1] if labels.values.ndim == 2 else (nodata[:3],)
+    return replace(labels, nodata=() if None in nodata else declared, palette=colors)
 
 
 def _check_size(uri: str, have: tuple[int, ...], want: tuple[int, int] | None) -> None:
