@@ -198,6 +198,26 @@ def test_mbtiles_of_other_formats_are_refused(tmp_path, kind, sentence):
         assert MBTiles(str(path)).zooms() == [3, 5]
 
 
+@pytest.mark.parametrize(("key", "crs", "known"), [("crs", "EPSG:3857", True), ("srs", "epsg:4326", False)])
+def test_mbtiles_in_another_crs_are_refused(tmp_path, key, crs, known):
+    path = tmp_path / "a.mbtiles"
+    path.write_bytes(mbtiles(TILES))
+    with sqlite3.connect(path) as file:
+        file.execute("INSERT INTO metadata VALUES (?, ?)", (key, crs))
+    file.close()
+    if known:
+        assert MBTiles(str(path)).zooms() == [3, 5]
+    else:
+        with pytest.raises(ImageError, match=r"a\.mbtiles holds tiles in the CRS epsg:4326, not in Web Mercator"):
+            MBTiles(str(path))
+
+
+def test_a_tile_of_null_is_none(tmp_path):
+    path = tmp_path / "a.mbtiles"
+    path.write_bytes(mbtiles({(3, 1, 1): None}))
+    assert MBTiles(str(path)).read(3, 1, 1) is None
+
+
 @pytest.mark.parametrize(
     "content",
     [b"", b"not SQLite at all" * 100, mbtiles(TILES)[:6000], mbtiles({}).replace(b"TABLE tiles", b"TABLE tules")],

@@ -16,6 +16,7 @@ from segray.errors import ImageError
 from segray.storage import describe, local_path
 
 FORMATS = ("png", "jpg", "jpeg", "webp")
+MERCATORS = ("3857", "900913", "102100", "102113")  # the numbers of Web Mercator
 ROWS_AT_ONCE = 10_000
 MAX_TILE_BYTES = 2**26  # SQLite refuses longer values
 
@@ -72,10 +73,12 @@ class MBTiles:
         names = {name for (name,) in self._connection.execute("SELECT name FROM sqlite_master")}
         if "metadata" not in names:
             return
-        row = self._connection.execute("SELECT value FROM metadata WHERE name = 'format'").fetchone()
-        given = (
-            str(row[0]).lower() if row else FORMATS[0]
-        )  # it came with version 1.1; tiles say themselves what they are
+        rows = self._connection.execute("SELECT name, value FROM metadata")
+        said = {str(name): str(value).lower() for name, value in rows}
+        crs = said.get("crs") or said.get("srs") or MERCATORS[0]  # no key of the format: some programs add one
+        if not crs.endswith(MERCATORS):
+            raise ImageError(f"{self.uri} holds tiles in the CRS {crs}, not in Web Mercator; give the raster itself")
+        given = said.get("format", FORMATS[0])  # it came with version 1.1; tiles say themselves what they are
         if given == "pbf":
             raise ImageError(f"{self.uri} holds vector tiles (pbf); give raster tiles: {', '.join(FORMATS)}")
         if given.removeprefix("image/") not in FORMATS:
