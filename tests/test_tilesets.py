@@ -198,7 +198,10 @@ def test_mbtiles_of_other_formats_are_refused(tmp_path, kind, sentence):
         assert MBTiles(str(path)).zooms() == [3, 5]
 
 
-@pytest.mark.parametrize(("key", "crs", "known"), [("crs", "EPSG:3857", True), ("srs", "epsg:4326", False)])
+@pytest.mark.parametrize(
+    ("key", "crs", "known"),
+    [("crs", "EPSG:3857", True), ("srs", "EPSG:900913", True), ("srs", "epsg:4326", False)],
+)
 def test_mbtiles_in_another_crs_are_refused(tmp_path, key, crs, known):
     path = tmp_path / "a.mbtiles"
     path.write_bytes(mbtiles(TILES))

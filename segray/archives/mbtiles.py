@@ -10,13 +10,16 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from urllib.parse import quote
 
+from rasterio.crs import CRS
+from rasterio.errors import CRSError
+
 from segray.archives.copies import local_copy
+from segray.archives.metadata import MERCATORS
 from segray.archives.xyz import MAX_ZOOM
 from segray.errors import ImageError
 from segray.storage import describe, local_path
 
 FORMATS = ("png", "jpg", "jpeg", "webp")
-MERCATORS = ("3857", "900913", "102100", "102113")  # the numbers of Web Mercator
 ROWS_AT_ONCE = 10_000
 MAX_TILE_BYTES = 2**26  # SQLite refuses longer values
 
@@ -75,8 +78,8 @@ class MBTiles:
             return
         rows = self._connection.execute("SELECT name, value FROM metadata")
         said = {str(name): str(value).lower() for name, value in rows}
-        crs = said.get("crs") or said.get("srs") or MERCATORS[0]  # no key of the format: some programs add one
-        if not crs.endswith(MERCATORS):
+        crs = said.get("crs") or said.get("srs")  # no key of the format: some programs add one
+        if crs and not _may_be_mercator(crs):
             raise ImageError(f"{self.uri} holds tiles in the CRS {crs}, not in Web Mercator; give the raster itself")
         given = said.get("format", FORMATS[0])  # it came with version 1.1; tiles say themselves what they are
         if given == "pbf":
@@ -90,6 +93,13 @@ class MBTiles:
             yield
         except sqlite3.Error as error:
             raise ImageError(f"{self.uri} cannot be read as MBTiles: {describe(error)}") from error
+
+
+def _may_be_mercator(crs: str) -> bool:
+    try:
+        return CRS.from_user_input(crs).to_dict().get("proj") in MERCATORS
+    except CRSError:  # 900913, or a name
+        return True
 
 
 def _check_file(uri: str, path: str) -> None:

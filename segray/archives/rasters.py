@@ -203,7 +203,7 @@ def _overview(source: rasterio.DatasetReader, scaling: Scaling) -> int | None:
 
 def _validity_of(source: rasterio.DatasetReader) -> str:
     """What tells a raster's valid pixels from others; NaN is like NaN."""
-    return repr((source.nodatavals, source.mask_flag_enums, source.colorinterp))
+    return repr((source.nodatavals, source.mask_flag_enums))
 
 
 def _pixels(source: rasterio.DatasetReader, part: RasterioWindow, bands: list[int]) -> tuple[np.ndarray, np.ndarray]:
