@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import struct
+from functools import lru_cache
 from itertools import chain
 from typing import TYPE_CHECKING
 
@@ -18,10 +19,10 @@ from segray.grid import Window
 if TYPE_CHECKING:  # what reads rasters asks here how large their pixels are
     from segray.archives.raster import Affine6
 
+SEMI_MAJOR_M, ECCENTRICITY = 6_378_137.0, 0.0818191908426215  # of WGS 84
 MERCATOR = CRS.from_epsg(3857)  # of web maps
-EDGE = math.pi * 6_378_137.0  # metres from the middle of that map to its edge
+EDGE = math.pi * SEMI_MAJOR_M  # metres from the middle of that map to its edge
 EARTH_RADIUS_M = 6_371_007.181  # of the sphere of the surface area of WGS 84 (authalic radius)
-ECCENTRICITY = 0.0818191908426215  # of WGS 84
 CORNERS = ((0, 1), (1, 1), (1, 0), (0, 0))  # (across, down) of a window, counterclockwise where rows run southwards
 STEPS = 4  # of an edge: between two points less than half of the Earth, whatever the window
 STEPS_AROUND_A_POLE = 64  # there a straight edge is curved in longitude and latitude
@@ -102,16 +103,30 @@ def area_m2(outline: np.ndarray) -> float:
     return abs(float((np.diff(longitude) * (2 + sine[:-1] + sine[1:])).sum())) * EARTH_RADIUS_M**2 / 2
 
 
+@lru_cache(64)
 def true_scale(crs: str, transform: Affine6, height: int, width: int) -> float | None:
     """Square metres of ground a square unit of a CRS, in some square kilometre in the middle of an image.
 
-    None where that is not known.
+    Of the vectors across and down that square, as they lie on the ellipsoid. None where that is not known.
     """
-    side = abs(transform[0] * transform[4] - transform[1] * transform[3]) ** 0.5
-    pixels = max(1, round(1000 / side)) if side else 0
-    middle = Window(height // 2 - pixels // 2, width // 2 - pixels // 2, pixels, pixels)
-    found = outline(crs, transform, middle) if pixels else None
-    return None if found is None else area_m2(found) / (pixels * side) ** 2
+    a, b, c, d, e, f = transform
+    side = abs(a * e - b * d) ** 0.5
+    if not side:
+        return None
+    pixels = max(1, round(1000 / side))
+    cols, rows = (np.array(steps) * pixels / 2 for steps in ((1, -1, 0, 0), (0, 0, 1, -1)))
+    cols, rows = cols + width / 2, rows + height / 2
+    try:
+        points = transform_points(crs, "OGC:CRS84", a * cols + b * rows + c, d * cols + e * rows + f)
+    except (RasterioError, CRSError, CPLE_BaseError):
+        return None
+    longitude, latitude = np.radians(points[:2])
+    radius = SEMI_MAJOR_M / np.sqrt(1 - (ECCENTRICITY * np.sin(latitude)) ** 2)
+    level = radius * np.cos(latitude)
+    up = radius * (1 - ECCENTRICITY**2) * np.sin(latitude)
+    east, west, south, north = np.stack([level * np.cos(longitude), level * np.sin(longitude), up], axis=1)
+    area = float(np.linalg.norm(np.cross(east - west, south - north)))
+    return area / (pixels * side) ** 2 if math.isfinite(area) else None
 
 
 def _edges(crs: str, affine: Affine6, window: Window, steps: int) -> np.ndarray | None:

@@ -92,7 +92,8 @@ def settings_of_pixels(settings: SegmentSettings, work: Work) -> dict:
         "format": ",".join(settings.formats),
         "device": "gpu" if work.on_gpu else "cpu",
         **{name: value for name, value in asdict(settings.archive_options).items() if value != getattr(PLAIN, name)},
-        **({"batch_size": work.batch_size} if work.on_gpu or work.compiled else {}),  # there kernels follow from it
+        # kernels follow from it, on CPUs those that were compiled; 1 is the default there
+        **({"batch_size": work.batch_size} if work.on_gpu or (work.compiled and work.batch_size > 1) else {}),
     }
 
 

@@ -22,7 +22,7 @@ from botocore.exceptions import BotoCoreError
 from fsspec import AbstractFileSystem, get_filesystem_class
 from fsspec.core import has_magic, split_protocol, url_to_fs
 
-from segray.errors import SegrayError
+from segray.errors import ImageError, SegrayError
 from segray.store_errors import at_fault, store_errors, with_reason
 
 Result = TypeVar("Result")
@@ -54,7 +54,7 @@ class File:
 def filesystem(uri: str) -> tuple[AbstractFileSystem, str]:
     """The fsspec file system of a URI and the path in it; SegrayError on a scheme that fsspec cannot open here.
 
-    The container of a chain is opened, too; SegrayError where it is missing, damaged or refused.
+    The container of a chain is opened, too; ImageError where it is missing, damaged or refused.
     """
     try:
         if "::" in uri and not is_chain(uri):  # fsspec would take a file's name apart
@@ -62,8 +62,10 @@ def filesystem(uri: str) -> tuple[AbstractFileSystem, str]:
             return fs, fs._strip_protocol(uri)
         with store_errors():
             return url_to_fs(uri)
-    except (ValueError, ImportError, tarfile.TarError, zipfile.BadZipFile, *FINAL_ERRORS) as error:
+    except (ValueError, ImportError) as error:
         raise SegrayError(f"{uri} cannot be opened: {describe(error)}; check the URI") from error
+    except (tarfile.TarError, zipfile.BadZipFile, *FINAL_ERRORS) as error:
+        raise ImageError(f"{uri} cannot be opened: {describe(error)}; check the URI") from error
 
 
 def is_chain(uri: str) -> bool:

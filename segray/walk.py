@@ -186,7 +186,7 @@ def _georeference(item: Item, *, coarse: bool) -> dict:
 
     coarse: of the grid that it is segmented on, not of its own.
     """
-    if item.block is None:
+    if item.block is None or item.error:  # it may be what killed a process
         return {}
     try:
         header = read_header(item.image, part=item.part)

@@ -145,6 +145,14 @@ def test_labels_go_on_beyond_the_antimeridian(crs, affine, label):
         assert np.array_equal(parts[1], cols[window.rows, window.cols])
 
 
+@pytest.mark.parametrize("affine", [rasterio.Affine(0.1, 0, -181, 0, -0.1, 90), rasterio.Affine(1, 0, 0, 0, -1, 1000)])
+def test_a_label_on_the_grid_of_its_image_is_taken_as_it_is_however_wide(affine):
+    image = header(30, 3620, affine, "EPSG:4326")
+    rows, cols = label_pixels(image, image, Window(0, 0, 30, 3620))
+    assert rows.ravel().tolist() == list(range(30))
+    assert cols.ravel().tolist() == list(range(3620))
+
+
 def test_points_without_a_place_are_no_numbers_and_others_keep_theirs():
     points = np.array([[9.0, 50.0], [0.0, 95.0], [9.1, 50.1], [400.0, -95.0]])
     moved = transformed("EPSG:4326", UTM, points)

@@ -171,6 +171,12 @@ def test_labels_arrive_exactly(place: str, name: str, mask: bytes) -> None:
     assert np.array_equal(only_mask(folder(place, mask, name=name)), IDS)
 
 
+def test_a_transparency_that_no_pixel_has_hides_nothing(place: str) -> None:
+    ids = np.where(IDS == 0, np.uint8(1), IDS)
+    for mask in (picture(ids, transparency=0), palette_png(ids, transparency=0)):
+        assert np.array_equal(only_mask(folder(place, mask)), ids)
+
+
 def test_what_a_mask_inside_a_tiff_hides_is_unlabelled_in_every_window(place: str) -> None:
     dataset = open_dataset(folder(place, tiff(CLASS_IDS[None], mask=OPAQUE), name="masks/a.tif"))
     (sample,) = dataset.samples("train")

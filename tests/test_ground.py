@@ -115,6 +115,14 @@ def test_pixels_of_a_world_map_have_their_area_on_the_ground_in_the_middle(crs: 
             assert metres(target) == pytest.approx(math.sqrt(expected), rel=1e-3)
 
 
+@pytest.mark.parametrize("distance", [0.0, 500.0, 1500.0, 30_000.0])
+@pytest.mark.parametrize("side", [10.0, 25_000.0])
+def test_pixels_around_a_pole_have_their_area(distance: float, side: float) -> None:
+    transform = (side, 0, distance - 50 * side, 0, -side, 50 * side)
+    ground = ground_of("a.tif", "+proj=aeqd +lat_0=90 +datum=WGS84 +type=crs", transform, height=100, width=100)
+    assert ground.areas(np.ones(1), np.zeros(1))[0] == pytest.approx(side**2, rel=1e-3)
+
+
 @pytest.mark.parametrize(
     ("crs", "transform"),
     [(None, None), (None, DEGREE), ("EPSG:32633", None), ('LOCAL_CS["site",UNIT["metre",1]]', DEGREE)],

@@ -200,7 +200,13 @@ def test_mbtiles_of_other_formats_are_refused(tmp_path, kind, sentence):
 
 @pytest.mark.parametrize(
     ("key", "crs", "known"),
-    [("crs", "EPSG:3857", True), ("srs", "EPSG:900913", True), ("srs", "epsg:4326", False)],
+    [
+        ("crs", "EPSG:3857", True),
+        ("srs", "EPSG:900913", True),
+        ("crs", "ESRI:102100", True),
+        ("srs", "epsg:4326", False),
+        ("crs", "epsg:3395", False),
+    ],
 )
 def test_mbtiles_in_another_crs_are_refused(tmp_path, key, crs, known):
     path = tmp_path / "a.mbtiles"
@@ -211,7 +217,7 @@ def test_mbtiles_in_another_crs_are_refused(tmp_path, key, crs, known):
     if known:
         assert MBTiles(str(path)).zooms() == [3, 5]
     else:
-        with pytest.raises(ImageError, match=r"a\.mbtiles holds tiles in the CRS epsg:4326, not in Web Mercator"):
+        with pytest.raises(ImageError, match=rf"a\.mbtiles holds tiles in the CRS {crs}, not in Web Mercator"):
             MBTiles(str(path))
 
 

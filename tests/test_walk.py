@@ -309,6 +309,12 @@ def test_a_failed_window_says_where_it_lies(tmp_path, segmenter, resolution, enl
         np.testing.assert_allclose(row.transform, [across, 0, origin[0], 0, -down, origin[1]], rtol=1e-12)
 
 
+@pytest.mark.parametrize("name", ["a.png", "a.tif"])
+def test_a_member_whose_container_is_gone_is_a_failed_row(tmp_path, segmenter, name) -> None:
+    (row,) = rows_of([Item(image=f"zip://{name}::{tmp_path}/gone.zip", etag="")], segmenter, 64)
+    assert row.status == FAILED and f"{tmp_path}/gone.zip cannot be " in row.error
+
+
 def test_a_failed_coarse_image_has_the_windows_of_its_own_grid(tmp_path: Path, segmenter: Segmenter) -> None:
     uri = fine_raster(tmp_path)
     items = coarse_items(uri, 2.0, 900)

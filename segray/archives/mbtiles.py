@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import sqlite3
 import threading
@@ -97,7 +98,9 @@ class MBTiles:
 
 def _may_be_mercator(crs: str) -> bool:
     try:
-        return CRS.from_user_input(crs).to_dict().get("proj") in MERCATORS
+        projection = CRS.from_user_input(crs).to_dict()
+        sphere = projection.get("proj") in MERCATORS and projection.get("a") == projection.get("b", math.nan)
+        return sphere and not (projection.get("lon_0") or projection.get("lat_ts"))
     except CRSError:  # 900913, or a name
         return True
 

@@ -98,7 +98,7 @@ def decode(labels: Labels, classes: Classes, *, source: str) -> np.ndarray:
             what, name = "id" if of_ids else "colour", classes.names[known.index(value)]
             raise LabelError(
                 f"{source} declares {_value(value)} as its no-data value, but that is the {what} of the class "
-                f"'{name}'; unset the value or use another {what}"
+                f"'{name}'; unset it, save a PNG without transparency, or use another {what}"
             )
         differs = labels.values != value
         labelled = labelled & (differs if of_ids else differs.any(axis=-1))
@@ -165,11 +165,13 @@ def _picture(uri: str, data: bytes) -> Labels:
 
 
 def _transparent(labels: Labels, chunk: int | bytes | tuple | None) -> tuple[float | Color, ...]:
-    """The ids or the colour that a picture's tRNS chunk makes transparent; of a palette's, those that occur."""
-    if labels.palette and chunk is not None:
-        clear = [chunk] if isinstance(chunk, int) else [index for index, alpha in enumerate(chunk) if not alpha]
-        return tuple(index for index in _used(labels) if index in clear)
-    return () if chunk is None else (chunk,)
+    """The ids or the colour that occur and that a picture's tRNS chunk makes transparent."""
+    if chunk is None:
+        return ()
+    if isinstance(chunk, bytes):
+        return tuple(index for index in _used(labels) if index < len(chunk) and not chunk[index])
+    same = labels.values == chunk
+    return (chunk,) if (same if labels.values.ndim == 2 else same.all(axis=-1)).any() else ()
 
 
 def _has_sidecar(uri: str) -> bool:

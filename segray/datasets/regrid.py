@@ -36,11 +36,12 @@ def label_pixels(image: Header, label: Header, window: Window) -> tuple[np.ndarr
         down = e * rows + f + (d * cols if d else 0.0)
     else:
         down, across = _between(image, label, window)
+    rows, cols = _index(down, label.height), _index(across, label.width)
     a, b, _, d, *_ = label.transform
-    if (half := half_turn_of(label.crs)) and not (b or d):
+    if (half := half_turn_of(label.crs)) and not (b or d) and (cols < 0).any():
         turn = 2 * half / abs(a)  # pixels
-        across = across - np.floor((across + SNAP) / turn) * turn
-    return _index(down, label.height), _index(across, label.width)
+        cols = np.where(cols < 0, _index(across - np.floor((across + SNAP) / turn) * turn, label.width), cols)
+    return rows, cols
 
 
 def transformed(from_crs: str, to_crs: str, points: np.ndarray) -> np.ndarray:
@@ -102,20 +103,20 @@ def _between(image: Header, label: Header, window: Window) -> tuple[np.ndarray, 
     to_label = inverse(label.transform)
     places = coordinates(to_label, points).reshape(len(rows), len(cols), 2)
     across, down = (_bilinear(places[..., axis], window) for axis in (0, 1))
-    where = _torn(label, window, points[:, 0].reshape(len(rows), len(cols)))
-    if where.any():
+    torn = _torn(label, points[:, 0].reshape(len(rows), len(cols)))
+    if torn.any():
+        where = torn[np.ix_(*(cell - cell[0] for _, cell in _cells(window)))]
         pixels = np.argwhere(where)[:, ::-1] + (window.col_off + 0.5, window.row_off + 0.5)
         exact = coordinates(to_label, transformed(image.crs, label.crs, coordinates(image.transform, pixels)))
         across[where], down[where] = exact.T
     return down, across
 
 
-def _torn(label: Header, window: Window, x: np.ndarray) -> np.ndarray:
-    """(h, w) bool: pixels between control points of which some lie beyond the antimeridian: 179 and -179 degrees."""
-    cells = np.lib.stride_tricks.sliding_window_view(x, (2, 2))
+def _torn(label: Header, x: np.ndarray) -> np.ndarray:
+    """Bool: cells between control points of which some lie beyond the antimeridian: 179 and -179 degrees."""
     half = half_turn_of(label.crs)
-    torn = np.ptp(cells, axis=(2, 3)) > (np.inf if half is None else half)
-    return torn[np.ix_(*(cell - cell[0] for _, cell in _cells(window)))]
+    cells = np.lib.stride_tricks.sliding_window_view(x, (2, 2))
+    return np.ptp(cells, axis=(2, 3)) > (np.inf if half is None else half)
 
 
 def _control(start: int, count: int) -> np.ndarray:
