@@ -121,7 +121,7 @@ def test_validators_validate_beside_the_training_and_may_die(
     rows = [read_history(output) for output in (job.settings.output, settings.output)]
     for name in ("epoch", "step", "loss", "val_miou", "val_iou", "pixel_accuracy"):
         assert [row[name] for row in rows[0]] == [row[name] for row in rows[1]], name
-    assert not processes_of("_Validator")
+    wait_for(lambda: not processes_of("_Validator"))  # Ray ends them soon after
 
 
 def test_a_validator_that_dies_for_good_is_one_sentence(cluster: str, labelled_folder: str, tmp_path: Path) -> None:
