@@ -10,7 +10,7 @@ import ray
 from segray.errors import SegrayError
 
 NO_ROOM_S = 120.0  # without any worker, until the driver says so
-NO_ROOM = "no %s has begun: they wait for nodes, or for what other jobs hold of the cluster"
+NO_ROOM = "no %s is at work: they wait for nodes, or for what other jobs hold of the cluster"
 
 
 def start() -> None:

@@ -172,6 +172,7 @@ def _fit(job: Job, workers: tuple[int, int], tracking: Tracking) -> None:
                 storage_path=storage,
                 worker_runtime_env={} if gpu else ONE_ARENA,
                 failure_config=ray.train.FailureConfig(max_failures=settings.max_failures),
+                callbacks=[_Deaths(board)],
             ),
         )
         try:
@@ -216,6 +217,25 @@ def _worker(config: dict) -> None:
         raise
 
 
+class _Deaths(ray.train.UserCallback):
+    """Tells the driver, from the process in which Ray Train watches the workers, why they ended."""
+
+    def __init__(self, board: ray.actor.ActorHandle) -> None:
+        self._board = board
+
+    def after_exception(self, run_context: object, worker_exceptions: dict[int, Exception]) -> None:
+        ray.get(self._board.end.remote(_reason(worker_exceptions)))
+
+
+def _reason(errors: dict[int, Exception]) -> str:
+    """Why workers ended, by rank, in one line: the first that died, since others then miss it, or met an error."""
+    died = [rank for rank, error in errors.items() if hasattr(error, "health_check_failure")]
+    if died:
+        return f"worker {min(died)} died"
+    rank, error = min(errors.items())
+    return f"worker {rank} ended: {' '.join(f'{type(error).__name__}: {error}'.split())[:200]}"
+
+
 @contextmanager
 def _shown(
     board: ray.actor.ActorHandle, validators: Validators, console: Console, tracking: Tracking
@@ -224,18 +244,21 @@ def _shown(
     done = threading.Event()
 
     def watch() -> None:
-        last, told = False, time.monotonic() + cluster.NO_ROOM_S
+        last, idle_since = False, time.monotonic()
         while not last:
             last = done.wait(POLL_S)
             try:
-                if time.monotonic() > told:
-                    begun = ray.get(board.has_begun.remote(), timeout=10 * POLL_S)
-                    if not begun or not validators.have_begun():
-                        log.info(cluster.NO_ROOM, "validator" if begun else "worker")
-                        told = math.inf
+                begun = ray.get(board.has_begun.remote(), timeout=10 * POLL_S)
+                if begun and validators.have_begun():
+                    idle_since = time.monotonic()
+                elif time.monotonic() - idle_since > cluster.NO_ROOM_S:
+                    log.info(cluster.NO_ROOM, "validator" if begun else "worker")
+                    idle_since = math.inf  # said once, until they begin
                 for report in ray.get(board.take.remote(), timeout=10 * POLL_S):
                     console.show(report)
                     tracking.add(report)
+                    if "ended" in report:
+                        idle_since = time.monotonic()
             except RayError:  # progress is lost, the training is not
                 continue
 

@@ -15,8 +15,9 @@ LINE_EVERY_S = 30.0  # within an epoch, where there is no bar
 class Console:
     """Shows what the training reports, in the order in which it happened.
 
-    Reports are those of `trainer.run`. Steps may run back: after a worker died, to the newest state. The row of an
-    epoch comes when the next one is under way, and after a restart perhaps once more.
+    Reports are those of `trainer.run`, and {"ended": why} when the workers did before their time. Steps may run back:
+    after a worker died, to the newest state. The row of an epoch comes when the next one is under way, and after a
+    restart perhaps once more.
     """
 
     def __init__(self, *, epochs: int, steps_per_epoch: int, bar: bool | None = None) -> None:
@@ -29,6 +30,9 @@ class Console:
 
     def show(self, report: dict) -> None:
         """Show one report."""
+        if "ended" in report:
+            self._line(report["ended"])
+            return
         if "resumed" in report:
             within = report["step"] - report["epoch"] * self._steps
             more = f" and {within} steps of the next" if within else ""

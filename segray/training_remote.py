@@ -32,8 +32,13 @@ class Board:
         self.begun = True
         return self.error
 
+    def end(self, reason: str) -> None:
+        """The workers have ended, since one of them died or met an error; others may begin."""
+        self.begun = False
+        self.reports.append({"ended": reason})
+
     def has_begun(self) -> bool:
-        """Whether any worker ever began."""
+        """Whether any worker is at work."""
         return self.begun
 
     def failure(self) -> str | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import runpy
 import shutil
@@ -21,8 +22,11 @@ import pytest
 import ray
 import torch
 from conftest import png
+from ray.train.v2._internal.exceptions import WorkerHealthCheckFailedError
 from test_trainer import make_job, run_job, same
 
+import segray.cluster
+import segray.training
 from segray.cluster import check_there, cores_each, share_of_node
 from segray.command_line import BAD_INPUT
 from segray.datasets import open_dataset
@@ -31,9 +35,13 @@ from segray.inspection import fingerprint
 from segray.listing import list_files
 from segray.settings import TrainSettings
 from segray.storage import FINAL_ERRORS
-from segray.training import train
+from segray.tracking import Tracking
+from segray.training import _Deaths, _shown, train
+from segray.training_console import Console
 from segray.training_job import Job
+from segray.training_remote import Board
 from segray.training_state import finished, load_state, newest_state, read_history, write_run
+from segray.validators import Validators
 
 ROOT = Path(__file__).parents[1]
 PATIENCE_S = 120.0
@@ -259,9 +267,35 @@ def test_workers_get_all_cores_that_they_all_can_have(nodes: list[dict], workers
     assert cores_each(nodes, workers) == cores
 
 
+def test_a_wait_for_workers_is_told_and_told_again_when_they_died(
+    cluster: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(segray.cluster, "NO_ROOM_S", 0.1)
+    monkeypatch.setattr(segray.training, "POLL_S", 0.05)
+    board = ray.remote(num_cpus=0)(Board).remote()
+    callback = _Deaths(board)
+    console = Console(epochs=1, steps_per_epoch=1)
+    waiting = segray.cluster.NO_ROOM % "worker"
+    expected = [waiting, "worker 1 died", waiting, "worker 0 ended: OSError: [Errno 5] a disk", waiting]
+    with (
+        caplog.at_level(logging.INFO, logger="segray"),
+        Tracking({}, settings={}, output="") as tracking,
+        _shown(board, Validators(None, [], []), console, tracking),
+    ):
+        wait_for(lambda: caplog.messages == expected[:1])
+        died = WorkerHealthCheckFailedError("a health check failed", RuntimeError())
+        for count, errors in ((3, {0: OSError("the other one hung up"), 1: died}), (5, {0: OSError(5, "a\ndisk")})):
+            assert ray.get(board.begin.remote()) is None
+            callback.after_exception(None, errors)
+            wait_for(lambda count=count: caplog.messages == expected[:count])
+    assert caplog.messages == expected
+
+
 # The last of the file: for minutes after a driver was killed Ray still reserves what its run asked for, and a training
 # of "1:2" workers waits for that.
-def test_killing_driver_and_worker_changes_nothing(cluster: str, labelled_folder: str, tmp_path: Path) -> None:
+def test_killing_driver_and_worker_changes_nothing(
+    cluster: str, labelled_folder: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     job = make_job(labelled_folder, str(tmp_path / "trained"), epochs=12)
     undisturbed = run_job(replace(job, settings=replace(job.settings, output=str(tmp_path / "other"))))
     settings = job.settings
@@ -289,9 +323,12 @@ def test_killing_driver_and_worker_changes_nothing(cluster: str, labelled_folder
 
     killer = threading.Thread(target=kill_worker)
     killer.start()
-    result = train(settings)
+    with caplog.at_level(logging.INFO, logger="segray"):
+        result = train(settings)
     killer.join()
     assert len(killed_at) == 1
+    told = [text for text in caplog.messages if text.startswith(("worker", "continuing"))]
+    assert [text.split(" after ")[0] for text in told] == ["continuing", "worker 0 died", "continuing"]
     assert 3 <= killed_at[0] < settings.epochs
     assert same(load_state(settings.output, settings.epochs), undisturbed)
     assert result["epochs"] == settings.epochs
