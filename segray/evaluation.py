@@ -25,7 +25,7 @@ from segray.faults import ADVICE, guarded
 from segray.grid import Window
 from segray.inspection import BLOCK_PIXELS
 from segray.model_dir import Description, read_description, write_temperature
-from segray.places import check_unclaimed
+from segray.places import EVALUATION, check_unclaimed
 from segray.plan import Item, cut
 from segray.report import Picture, evaluation_page, for_eyes
 from segray.segmentation import actor_range, make_work, with_devices, with_threads
@@ -243,7 +243,7 @@ def _publish(
     """Write metrics.json, images.parquet and report.html."""
     pictures = showcase.pictures([(row["miou"], row["key"]) for row in rows if row["miou"] is not None])
     about = {name: metrics[name] for name in ("split", "data", "model", "tta", "classes")}
-    publish(join(settings.output, "metrics.json"), json.dumps(metrics, indent=1).encode())
+    publish(join(settings.output, EVALUATION), json.dumps(metrics, indent=1).encode())
     publish(join(settings.output, "images.parquet"), image_table(rows, about))
     page = evaluation_page(classes=description.classes, metrics=metrics, pictures=pictures)
     publish(join(settings.output, "report.html"), page)
@@ -254,7 +254,7 @@ def _check_place(settings: EvaluateSettings) -> None:
     for flag, source in (("--data", settings.data), ("--model", settings.model)):
         if real(settings.output) == real(source):
             raise SegrayError(f"--output {settings.output} is {flag}; give a folder of its own")
-    check_unclaimed(settings.output)
+    check_unclaimed(settings.output, EVALUATION)
 
 
 def _check_classes(description: Description, dataset: datasets.Dataset, settings: EvaluateSettings) -> None:

@@ -23,7 +23,7 @@ from segray.exports import EXPORTS
 from segray.exports.names import ending_of
 from segray.listing import files_if_any
 from segray.pipeline import DEATHS
-from segray.places import lies_in
+from segray.places import EXPORT, check_unclaimed, lies_in
 from segray.scenes import Masks, Scene, open_masks, pieces_of, whole
 from segray.scratch import scratch
 from segray.settings import ExportSettings
@@ -41,7 +41,7 @@ from segray.tasks import in_tasks, result_of
 
 log = logging.getLogger("segray")
 FORMAT_VERSION = 1
-RECORD, SUMMARY, COLLECTION = "export.json", "summary.json", "collection.json"
+SUMMARY, COLLECTION = "summary.json", "collection.json"
 SHARDS_A_TASK, STATISTICS_IN_FLIGHT = 16, 4  # tasks; what they find waits on the driver
 GROUP_PIXELS, GROUP_SCENES = 2**24, 256  # of a task: it reads a shard once for all of them
 MAX_FAILURES = 100  # that summary.json lists
@@ -202,16 +202,17 @@ def _usual_ending(masks: Masks) -> str:
 
 
 def _check_place(settings: ExportSettings, masks: Masks) -> None:
-    """SegrayError where the output would overwrite what it is made of, or become a part of it."""
+    """SegrayError where the output would overwrite what it is made of or another job's, or become a part of it."""
     output, source, archive = settings.output, settings.masks, masks.archive.split("::")[-1]
     kept = (archive, join(source, "masks"), join(source, "plan"))
     if any(lies_in(output, folder) for folder in kept) or real(output) == real(source) or lies_in(archive, output):
         raise SegrayError(f"--output {settings.output} holds the masks or their imagery; give a folder of its own")
+    check_unclaimed(output, EXPORT)
 
 
 def _claim(settings: ExportSettings, masks: Masks, exporter: Exporter) -> None:
     """Note on the output whose it is; SegrayError when it is another export's, unless --overwrite."""
-    uri, wanted = join(settings.output, RECORD), _record(settings, masks)
+    uri, wanted = join(settings.output, EXPORT), _record(settings, masks)
     had = _read_record(uri) if exists(uri) else None
     if had == wanted and not settings.overwrite:
         return

@@ -17,7 +17,7 @@ from segray.expand import Cutting
 from segray.listing import files_if_any
 from segray.masks import IGNORE
 from segray.model_dir import Description
-from segray.places import lies_in
+from segray.places import SEGMENTATION, check_unclaimed, lies_in
 from segray.planning import finish_plan, make_plan
 from segray.settings import SegmentSettings
 from segray.shards import EXTENSIONS, read_statistics
@@ -31,9 +31,10 @@ STATISTICS_A_TASK = 64
 
 
 def check_place(settings: SegmentSettings) -> None:
-    """SegrayError where OUTPUT lies in the archive: the next listing would take masks for imagery."""
+    """SegrayError where OUTPUT is another job's, or lies in the archive, of whose imagery the masks would then be."""
     if lies_in(settings.output, settings.archive.split("::")[-1]):
         raise SegrayError(f"--output {settings.output} lies in the archive {settings.archive}; give a folder beside it")
+    check_unclaimed(settings.output, SEGMENTATION)
 
 
 def plan_of(settings: SegmentSettings, description: Description, work: Work) -> plans.Plan:
@@ -133,7 +134,7 @@ def _remove_results(settings: SegmentSettings) -> None:
     for file in files_if_any(join(settings.output, "masks")):
         if not re.search(r"/shard-\d{8}\.(parquet|tar)$", file.uri):
             raise SegrayError(f"{file.uri} is no mask shard, so nothing is overwritten; give another --output")
-    for name in ("plan/plan.json", "plan", "masks", "summary.json", "report.html"):  # no plan without its files
+    for name in (SEGMENTATION, "plan", "masks", "summary.json", "report.html"):  # no plan without its files
         remove(join(settings.output, name))
 
 

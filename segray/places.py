@@ -5,7 +5,8 @@ from __future__ import annotations
 from segray.errors import SegrayError
 from segray.storage import exists, join, real
 
-RECORDS = {"state/run.json": "a training", "plan/plan.json": "a segmentation", "export.json": "an export"}
+TRAINING, SEGMENTATION, EVALUATION, EXPORT = "state/run.json", "plan/plan.json", "metrics.json", "export.json"
+RECORDS = {TRAINING: "a training", SEGMENTATION: "a segmentation", EVALUATION: "an evaluation", EXPORT: "an export"}
 
 
 def lies_in(uri: str, folder: str) -> bool:
@@ -13,8 +14,13 @@ def lies_in(uri: str, folder: str) -> bool:
     return f"{real(uri)}/".startswith(f"{real(folder)}/")
 
 
-def check_unclaimed(output: str) -> None:
-    """SegrayError when a job that keeps a record of itself wrote to an output."""
+def check_unclaimed(output: str, own: str) -> None:
+    """SegrayError when another kind of job wrote to an output, where none of one's own did before.
+
+    own: the record that one's own kind leaves there, one of RECORDS. Pages and summaries of two jobs have equal names.
+    """
+    if exists(join(output, own)):
+        return
     for record, what in RECORDS.items():
-        if exists(join(output, record)):
+        if record != own and exists(join(output, record)):
             raise SegrayError(f"--output {output} holds {what} ({record}); give a folder of its own")

@@ -31,6 +31,7 @@ from segray.datasets import Dataset, Sample, open_dataset
 from segray.errors import SegrayError
 from segray.heap import ONE_ARENA
 from segray.inspection import Inspection, fingerprint, inspect
+from segray.places import TRAINING, check_unclaimed
 from segray.settings import TrainSettings
 from segray.storage import absolute, join, remove_leftovers
 from segray.tasks import in_tasks
@@ -56,6 +57,7 @@ def train(settings: TrainSettings) -> dict:
     SegrayError when settings or data cannot be used, or OUTPUT holds another training.
     """
     settings = replace(settings, data=absolute(settings.data), output=absolute(settings.output))
+    check_unclaimed(settings.output, TRAINING)
     dataset = open_dataset(settings.data)
     train_samples, val_samples = dataset.samples("train"), dataset.samples("val")
     check(settings, dataset)

@@ -18,6 +18,7 @@ import torch
 
 from segray.errors import SegrayError
 from segray.listing import files_if_any
+from segray.places import TRAINING
 from segray.settings import TrainSettings
 from segray.storage import exists, join, publish, read_bytes, read_text, remove
 
@@ -124,7 +125,7 @@ def read_history(output: str) -> list[dict]:
 
 
 def _run_uri(output: str) -> str:
-    return join(output, "state", "run.json")
+    return join(output, TRAINING)
 
 
 def _state_uri(output: str, position: Position) -> str:

@@ -180,20 +180,6 @@ def test_nothing_labelled_is_nothing_to_calibrate_on(given, tmp_path, monkeypatc
     assert b"Evaluation report" in read_bytes(str(tmp_path / "report.html"))
 
 
-@pytest.mark.parametrize(
-    ("record", "what"),
-    [("state/run.json", "a training"), ("plan/plan.json", "a segmentation"), ("export.json", "an export")],
-)
-def test_the_output_of_another_job_keeps_its_page(record, what, given, tmp_path, monkeypatch):
-    monkeypatch.setattr(evaluation.cluster, "start", lambda: pytest.fail("it is refused before anything starts"))
-    output = str(tmp_path)
-    publish(join(output, record), b"{}")
-    publish(join(output, "report.html"), b"theirs")
-    with pytest.raises(SegrayError, match=f"--output {output} holds {what} .*; give a folder of its own"):
-        evaluate(EvaluateSettings(**given, output=output, **OPTIONS))
-    assert read_bytes(join(output, "report.html")) == b"theirs"
-
-
 @pytest.mark.parametrize("flag", ["data", "model"])
 def test_scores_go_neither_into_the_data_nor_into_the_model(flag, given, tmp_path, monkeypatch):
     monkeypatch.setattr(evaluation.cluster, "start", lambda: pytest.fail("it is refused before anything starts"))
