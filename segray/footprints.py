@@ -6,7 +6,6 @@ import math
 import struct
 from functools import lru_cache
 from itertools import chain
-from typing import TYPE_CHECKING
 
 import numpy as np
 from rasterio._err import CPLE_BaseError  # raised as it is by transform, not as one of rasterio.errors
@@ -14,15 +13,12 @@ from rasterio.crs import CRS
 from rasterio.errors import CRSError, RasterioError
 from rasterio.warp import transform as transform_points
 
-from segray.grid import Window
-
-if TYPE_CHECKING:  # what reads rasters asks here how large their pixels are
-    from segray.archives.raster import Affine6
+from segray.grid import Affine6, Window
 
 SEMI_MAJOR_M, ECCENTRICITY = 6_378_137.0, 0.0818191908426215  # of WGS 84
 MERCATOR = CRS.from_epsg(3857)  # of web maps
 EDGE = math.pi * SEMI_MAJOR_M  # metres from the middle of that map to its edge
-EARTH_RADIUS_M = 6_371_007.181  # of the sphere of the surface area of WGS 84 (authalic radius)
+AUTHALIC_RADIUS_M = 6_371_007.181  # of the sphere of the surface area of WGS 84 (authalic radius)
 CORNERS = ((0, 1), (1, 1), (1, 0), (0, 0))  # (across, down) of a window, counterclockwise where rows run southwards
 STEPS = 4  # of an edge: between two points less than half of the Earth, whatever the window
 STEPS_AROUND_A_POLE = 64  # there a straight edge is curved in longitude and latitude
@@ -100,7 +96,7 @@ def area_m2(outline: np.ndarray) -> float:
     """Area of an outline on the authalic sphere (Chamberlain, Duquette 2007, eq. 4)."""
     longitude, latitude = np.radians(outline).T
     sine = _authalic(np.sin(latitude)) / _authalic(np.float64(1))
-    return abs(float((np.diff(longitude) * (2 + sine[:-1] + sine[1:])).sum())) * EARTH_RADIUS_M**2 / 2
+    return abs(float((np.diff(longitude) * (2 + sine[:-1] + sine[1:])).sum())) * AUTHALIC_RADIUS_M**2 / 2
 
 
 @lru_cache(64)

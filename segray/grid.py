@@ -13,6 +13,7 @@ from functools import lru_cache
 
 import numpy as np
 
+Affine6 = tuple[float, float, float, float, float, float]  # x = a col + b row + c, y = d col + e row + f
 BLENDS = ("taper", "crop")  # how overlapping tiles are joined: weighted, or each up to the middle of the overlap
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import partial
@@ -13,7 +14,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import ray
 
-from segray.archives.images import read_header
+from segray.archives.raster import Header
 from segray.archives.reduced import read_reduced
 from segray.footprints import window_transform
 from segray.grid import Window
@@ -27,8 +28,9 @@ from segray.report.pictures import LONGEST as PICTURE_SIDE
 from segray.shards import OK, read_masks, read_statistics, window_of
 from segray.storage import filesystem, join, retry
 from segray.store_errors import UNREADABLE
-from segray.tasks import in_tasks, result_of
+from segray.tasks import DEATHS, in_tasks, result_of
 
+log = logging.getLogger("segray")
 SCENES = 4  # on a page
 # Of masks that are decoded for a scene: 400 windows of 2048 x 2048 pixels, half a minute of one core.
 MOST_PIXELS = 400 * 2**22
@@ -62,7 +64,7 @@ def overviews(output: str, fmt: str, plan: Plan, *, spec: InputSpec) -> list[Ove
 
     Of a scene beyond `MOST_PIXELS`, shards spread over it are shown by their masks; the windows of all others in the
     class that they hold most of. spec: whose bands are red, green, blue. Their images are shown where they can be read
-    at a low resolution at little cost.
+    at a low resolution at little cost, and no process dies of it.
     """
     candidates = _largest(plan)
     pictures = [_image.remote(candidate.image, candidate.part, spec) for candidate in candidates]  # the dear part
@@ -112,11 +114,20 @@ def _overview(output: str, fmt: str, candidate: _Candidate, picture: ray.ObjectR
         factor=factor,
         height=first.height,
         width=first.width,
-        image=result_of(picture),
+        image=_image_of(picture),
         crs=first.crs,
         transform=first.transform,
         note=note,
     )
+
+
+def _image_of(picture: ray.ObjectRef) -> np.ndarray | None:
+    """The image of an overview; None where the task that read it died, since the masks are there without it."""
+    try:
+        return result_of(picture)
+    except DEATHS as error:
+        log.info("a scene has no image on the page: the process that read it died (%s)", type(error).__name__)
+        return None
 
 
 def _largest_in_file(uri: str, number: int) -> list[_Candidate]:
@@ -172,15 +183,16 @@ def _part(output: str, fmt: str, image: str, part: tuple[int, bool]) -> _Part | 
 def _image(uri: str, part: str, spec: InputSpec) -> np.ndarray | None:
     """(h, w, 3) uint8 of an image for eyes; None where it costs much or cannot be read (any more)."""
     try:
-        names = read_header(uri, part=part).names if spec.band_names else ()
-        bands = spec.for_bands(names, uri).bands
-        found = read_reduced(uri, longest=LONGEST, part=part)
+        found = read_reduced(uri, longest=LONGEST, part=part, choose=partial(_bands_for_eyes, spec, uri))
     except UNREADABLE:
         return None
-    if found is None:
-        return None
-    pixels, valid = found
-    return for_eyes(pixels[list(bands)] if max(bands) < len(pixels) else pixels, valid)
+    return None if found is None else for_eyes(*found)
+
+
+def _bands_for_eyes(spec: InputSpec, uri: str, header: Header) -> tuple[int, ...]:
+    """The model's first three bands; those of the image where it has fewer than the model, such as a grey one."""
+    bands = spec.for_bands(header.names, uri).bands[:3]
+    return bands if max(bands) < header.bands + header.alpha else tuple(range(min(3, header.bands)))
 
 
 def _without_masks(output: str, shard: int, fmt: str) -> list[tuple[dict, None]]:

@@ -11,9 +11,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from segray.grid import Window
+from segray.grid import Affine6, Window
 
-Affine6 = tuple[float, float, float, float, float, float]
 TOLERANCE = 1.1  # a network trained on several images has seen as much; nothing is gained below that
 LEAST_COVER = 0.5  # share of a coarse pixel's area that must be valid
 
@@ -65,9 +64,11 @@ class Scaling:
         rows = _Taps(window.row_off, window.height, self.factors[0], self.height)
         cols = _Taps(window.col_off, window.width, self.factors[1], self.width)
         weight = cols.mean(rows.mean(valid_HW.astype(np.float32), axis=0), axis=1)
+        # float32 holds bytes, 16 bits and itself; larger integers and float64 take twice the memory
+        exact = np.result_type(pixels_CHW.dtype, np.float32)
         shrunk = np.empty((len(pixels_CHW), window.height, window.width), pixels_CHW.dtype)
         for band, out in zip(pixels_CHW, shrunk):
-            known = np.where(valid_HW, band, 0).astype(np.float32)  # no-data may be NaN
+            known = np.where(valid_HW, band, 0).astype(exact)  # no-data may be NaN
             mean = cols.mean(rows.mean(known, axis=0), axis=1) / np.maximum(weight, 1e-6)
             out[:] = mean if band.dtype.kind == "f" else _whole(mean, band.dtype)
         return shrunk, weight >= LEAST_COVER

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import tarfile
+from collections import Counter
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
@@ -15,10 +16,9 @@ import numpy as np
 import pyarrow as pa
 
 from segray.archives.kept import Kept
-from segray.archives.raster import Affine6
 from segray.errors import SegrayError
 from segray.footprints import window_transform
-from segray.grid import Window
+from segray.grid import Affine6, Window
 from segray.listing import files_if_any
 from segray.masks import IGNORE, Classes, decode_png
 from segray.shards import EXTENSIONS, OK, read_masks, read_metadata, read_statistics, window_of
@@ -27,6 +27,7 @@ from segray.storage import describe, exists, join, read_text
 SHARDS_KEPT = 32  # in a process: some 130 MB where they hold 64 megapixels each
 LISTS_KEPT = 4096  # of what a shard holds of large scenes: some kB each
 WINDOWS_KEPT = 16  # decoded, 4 MB each
+ROW_BYTES = 2**28  # of a row of windows, which is kept where a scene is read in strips: 130,000 px of 2,048
 CELL = 2048  # pixels; windows are looked up by the squares of this side that they touch
 
 
@@ -141,7 +142,7 @@ class SceneReader:
 
     def __init__(self, masks: Masks, scene: Scene) -> None:
         self.masks, self.scene = masks, scene
-        self._mask = lru_cache(WINDOWS_KEPT)(partial(_decoded, masks))
+        self._mask = lru_cache(max(WINDOWS_KEPT, _row(scene) + 1))(partial(_decoded, masks))
         self._cells: dict[tuple[int, int], list[Piece]] = {}
         for piece in scene.pieces:
             for cell in _cells(piece.window) if piece.status == OK else ():
@@ -172,6 +173,13 @@ def forget_shards() -> None:
     """Let go of the shards that this process holds."""
     _shards.forget()
     _lists.forget()
+
+
+def _row(scene: Scene) -> int:
+    """The windows of a scene side by side, as many as may be held."""
+    rows = Counter(piece.window.row_off for piece in scene.pieces)
+    largest = max((piece.window.height * piece.window.width for piece in scene.pieces), default=1)
+    return min(max(rows.values(), default=0), ROW_BYTES // max(1, largest))
 
 
 def _decoded(masks: Masks, piece: Piece) -> np.ndarray:

@@ -9,7 +9,6 @@ import time
 from contextlib import suppress
 from dataclasses import replace
 from functools import partial
-from itertools import chain
 
 import numpy as np
 from tqdm import tqdm
@@ -29,7 +28,7 @@ from segray.stopwatch import peak_memory
 from segray.storage import exists, join, publish, read_text, remove_leftovers
 from segray.store_errors import UNREADABLE
 from segray.summary import Totals
-from segray.tasks import in_tasks
+from segray.tasks import DEATHS, in_tasks
 from segray.versions import versions
 from segray.work import Work, probe
 
@@ -260,7 +259,13 @@ def _pictures(work: Work, plan: plans.Plan) -> list[Picture]:
     """A few windows with their masks, from shards spread over the archive, each read in a task."""
     shards = sorted({int(shard) for shard in np.linspace(0, plan.shards - 1, PICTURES)})
     of_shard = partial(_pictures_of, work, count=max(1, PICTURES // plan.shards))
-    return list(chain.from_iterable(in_tasks(of_shard, shards)))
+    pictures = []
+    try:
+        for part in in_tasks(of_shard, shards):
+            pictures += part
+    except DEATHS as error:  # the masks are there, and a page with fewer pictures is one
+        log.info("the page has fewer pictures: a process that read one died (%s)", type(error).__name__)
+    return pictures
 
 
 def _pictures_of(work: Work, shard: int, *, count: int) -> list[Picture]:

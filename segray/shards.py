@@ -13,9 +13,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from segray.archives.raster import Affine6
 from segray.footprints import footprint, geometry_type, window_transform
-from segray.grid import Window
+from segray.grid import Affine6, Window
 from segray.masks import IGNORE, Classes, decode_png, encode_png
 from segray.regions import WindowMask
 from segray.storage import filesystem, join, publish, read_bytes, retry

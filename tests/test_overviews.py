@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import logging
+import os
+import signal
 from pathlib import Path
 
 import numpy as np
 import pytest
 import rasterio
+import ray
 from models import write_small_model
 from PIL import Image
 from rasterio.transform import from_origin
@@ -104,6 +108,19 @@ def test_an_image_that_is_gone_leaves_its_mask(segmented):
         assert gone.image is None and gone.mask.shape == (900, 400)
     finally:
         (segmented / "high.tif").rename(segmented / "images" / "high.tif")
+
+
+def test_an_image_of_whose_reading_a_process_dies_leaves_its_mask(segmented, monkeypatch, caplog):
+    @ray.remote(max_retries=0)
+    def die(*of: object) -> None:
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    monkeypatch.setattr(module, "_image", die)
+    with caplog.at_level(logging.INFO, logger="segray"):
+        found = gather(segmented)
+    assert [(Path(each.title).name, each.image) for each in found] == [("long.tif", None), ("high.tif", None)]
+    told = "a scene has no image on the page: the process that read it died (WorkerCrashedError)"
+    assert caplog.messages == [told] * 2
 
 
 def test_an_image_whose_store_fails_is_not_shown(segmented, no_credentials):

@@ -82,6 +82,21 @@ def test_validity_palette_and_alpha(tmp_path):
     assert read_reduced(uri, longest=16)[0][:, 3, 5].tolist() == [10, 200, 30]
 
 
+def test_only_bands_that_are_looked_at_are_read(tmp_path, monkeypatch):
+    pixels = np.concatenate([gradient(64, 64), 255 - gradient(64, 64)])
+    uri = write(tmp_path / "six.tif", pixels)
+    read, asked = rasterio.DatasetReader.read, []
+
+    def spy(source: rasterio.DatasetReader, bands: list[int], **options: object) -> np.ndarray:
+        asked.append(bands)
+        return read(source, bands, **options)
+
+    monkeypatch.setattr(rasterio.DatasetReader, "read", spy)
+    found, _ = read_reduced(uri, longest=64, choose=lambda header: (header.bands - 1, 0))
+    np.testing.assert_array_equal(found, pixels[[5, 0]])
+    assert asked == [[6, 1]]
+
+
 def test_means_of_edges_and_types():
     values = np.arange(15, dtype=np.uint16).reshape(1, 3, 5)
     assert means(values, 2).tolist() == [[[3, 5, 6], [10, 12, 14]]]

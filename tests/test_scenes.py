@@ -12,6 +12,7 @@ from mask_shards import CLASSES, UTM, Image, ids, write_masks
 
 from segray.errors import SegrayError
 from segray.grid import Window
+from segray.masks import decode_png
 from segray.scenes import Masks, Scene, SceneReader, forget_shards, open_masks, pieces_of, whole
 from segray.shards import Place, failed_row, shard_uri, write_shard
 from segray.storage import join, publish, remove
@@ -53,6 +54,18 @@ def test_scenes_are_those_that_were_cut(tmp_path, window, rows, formats):
         reader = SceneReader(masks, scene)
         for piece in scene.pieces:
             assert (reader.piece(piece) == image.mask[piece.window.rows, piece.window.cols]).all()
+
+
+def test_strips_of_a_wide_scene_decode_each_window_once(tmp_path, monkeypatch):
+    wide = Image(uri="/a/wide.png", mask=ids(20, 400))
+    masks = open_masks(write_masks(str(tmp_path), [wide], archive="/a", window=10))
+    (scene,) = scenes(masks)
+    decoded = []
+    monkeypatch.setattr("segray.scenes.decode_png", lambda data: decoded.append(data) or decode_png(data))
+    reader = SceneReader(masks, scene)
+    for top in range(0, 20, 4):  # the third lies in both rows of windows
+        assert (reader.read(Window(top, 0, 4, 400)) == wide.mask[top : top + 4]).all()
+    assert len(decoded) == sum(piece.status == "ok" for piece in scene.pieces) > 60
 
 
 @settings(deadline=None, max_examples=60)

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from segray.archives.raster import Affine6
 from segray.archives.tilesets import TILESETS
-from segray.grid import Window
+from segray.footprints import EDGE
+from segray.grid import Affine6, Window
 
 CRS = "EPSG:3857"
-HALF_WORLD_M = math.pi * 6378137  # the projection's sphere: https://epsg.io/3857
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,9 +59,9 @@ class Level:
     @property
     def transform(self) -> Affine6:
         """The affine in metres; powers of two are exact, so that a level's tiles agree with those of any other."""
-        west = 2 * HALF_WORLD_M * self.x0 / 2**self.zoom - HALF_WORLD_M
-        north = HALF_WORLD_M - 2 * HALF_WORLD_M * self.y0 / 2**self.zoom
-        pixel = 2 * HALF_WORLD_M / 2**self.zoom / self.tile_size
+        west = 2 * EDGE * self.x0 / 2**self.zoom - EDGE
+        north = EDGE - 2 * EDGE * self.y0 / 2**self.zoom
+        pixel = 2 * EDGE / 2**self.zoom / self.tile_size
         return pixel, 0.0, west, 0.0, -pixel, north
 
     def tiles(self, window: Window) -> Iterator[tuple[int, int]]:

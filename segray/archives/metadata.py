@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import math
+from functools import lru_cache
 
+import numpy as np
 import rasterio
+from rasterio.crs import CRS
 from rasterio.enums import ColorInterp
 
-from segray.archives.raster import Affine6
 from segray.errors import ImageError
-from segray.footprints import true_scale
+from segray.footprints import SEMI_MAJOR_M, true_scale
+from segray.grid import Affine6
 
-EARTH_RADIUS_M, METRES_A_DEGREE = 6_378_137.0, 111_319.49
+METRES_A_DEGREE = 111_319.49
 MERCATORS = ("merc", "webmerc")  # in PROJ's words, as all that follow
 # Projections for surveys and statistics, whose metres, or square metres, are nearly those of the ground where they are
 # used. Of others, such as those of world maps, they are not.
@@ -65,13 +68,26 @@ def palette(source: rasterio.DatasetReader) -> dict[int, tuple[int, int, int, in
     return source.colormap(data[0]) if kinds == [(ColorInterp.palette, "uint8")] else None
 
 
+def expanded(indices_HW: np.ndarray, colors: dict[int, tuple[int, int, int, int]]) -> np.ndarray:
+    """(3, H, W) uint8 of the indices of a palette; black where it has no such colour."""
+    table = np.zeros((256, 3), np.uint8)
+    table[list(colors)] = [color[:3] for color in colors.values()]
+    return np.ascontiguousarray(table[indices_HW].transpose(2, 0, 1))
+
+
 def georeference(source: rasterio.DatasetReader) -> tuple[str | None, Affine6 | None]:
     """(CRS, affine of the raster) as authority code or WKT and (a, b, c, d, e, f).
 
     rasterio gives the identity where the file has no affine; a CRS alone places nothing, but is kept.
     """
-    crs = source.crs.to_string() if source.crs else None
+    crs = _name_of(source.crs.wkt) if source.crs else None
     return crs, None if source.transform.is_identity else tuple(source.transform)[:6]
+
+
+@lru_cache(256)
+def _name_of(wkt: str) -> str:
+    """The authority code of a CRS, its WKT where there is none: PROJ searches its whole catalogue, for up to 120 ms."""
+    return CRS.from_wkt(wkt).to_string()
 
 
 def metres(source: rasterio.DatasetReader) -> float | None:
@@ -104,5 +120,5 @@ def _stretch(mercator: dict, y_m: float) -> float:
     mercator: its parameters in PROJ's words, https://proj.org/operations/projections/merc.html.
     """
     scale = max(1e-3, mercator.get("k", 1.0) * math.cos(math.radians(mercator.get("lat_ts", 0.0))))  # more than nothing
-    y = abs(y_m - mercator.get("y_0", 0.0)) / (EARTH_RADIUS_M * scale)
+    y = abs(y_m - mercator.get("y_0", 0.0)) / (SEMI_MAJOR_M * scale)
     return scale * math.cosh(min(y, Y_OF_89_DEGREES))

@@ -112,9 +112,9 @@ def _open(file: IO[bytes]) -> Image.Image:
         raise ValueError(
             "it holds 16-bit colours or grey with alpha, of which Pillow gives 8 bits; store it as GeoTIFF"
         )
-    with warnings.catch_warnings():  # Pillow warns at half of the size that it refuses; the refusal is what counts
-        warnings.simplefilter("ignore", Image.DecompressionBombWarning)
-        return Image.open(file, formats=FORMATS)
+    # Pillow warns at half of the size that it refuses; the refusal is what counts. For good: threads share the filters.
+    warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+    return Image.open(file, formats=FORMATS)
 
 
 def _orientation(picture: Image.Image) -> int:

@@ -7,10 +7,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from segray.grid import Window
+from segray.grid import Affine6, Window
 from segray.resample import Scaling
-
-Affine6 = tuple[float, float, float, float, float, float]
 
 
 def take_bands(pixels_CHW: np.ndarray, bands: Sequence[int]) -> np.ndarray:

@@ -16,7 +16,16 @@ from rasterio.errors import RasterioError
 from rasterio.io import MemoryFile
 from rasterio.windows import Window as RasterioWindow
 
-from segray.archives.metadata import alpha_bands, check, data_bands, georeference, metres, numbered_bands, palette
+from segray.archives.metadata import (
+    alpha_bands,
+    check,
+    data_bands,
+    expanded,
+    georeference,
+    metres,
+    numbered_bands,
+    palette,
+)
 from segray.archives.opened import STRIPE_BYTES, OpenRaster, Span, borrow
 from segray.archives.raster import Choose, Header, Raster, take_bands
 from segray.errors import ImageError
@@ -66,7 +75,7 @@ def read(
     driver = driver_of(uri)
     with _one_sentence(uri, file), borrow(file, driver=driver, span=span) as raster:
         header = raster.run(lambda: _header(uri, raster.source))
-        chosen = _chosen(header, choose)
+        chosen = chosen_bands(header, choose)
         scaling = scaling_of(header, resolution)
         if scaling is None:
             return raster.run(lambda: _read(raster.source, window, chosen))
@@ -93,7 +102,7 @@ def read_bytes(
 
     def read_any(source: rasterio.DatasetReader) -> Raster:
         header = _header(uri, source)
-        scaling, chosen = scaling_of(header, resolution), _chosen(header, choose)
+        scaling, chosen = scaling_of(header, resolution), chosen_bands(header, choose)
         return _read(source, window, chosen) if scaling is None else _read_scaled(source, window, scaling, chosen)
 
     return _in_memory(uri, data, read_any)
@@ -149,7 +158,7 @@ def _header(uri: str, source: rasterio.DatasetReader) -> Header:
     return Header(**size, **bands, dtype=source.dtypes[0], names=names, **place)
 
 
-def _chosen(header: Header, choose: Choose) -> tuple[int, ...]:
+def chosen_bands(header: Header, choose: Choose) -> tuple[int, ...]:
     """0-based numbers of the bands to read, in their order."""
     return choose(header) if choose else tuple(range(header.bands))
 
@@ -159,9 +168,7 @@ def _read(source: rasterio.DatasetReader, window: Window | None, chosen: tuple[i
     part = RasterioWindow(window.col_off, window.row_off, window.width, window.height)
     if colors := palette(source):
         pixels, valid = _pixels(source, part, data_bands(source))
-        table = np.zeros((256, 3), np.uint8)
-        table[list(colors)] = [color[:3] for color in colors.values()]
-        pixels = take_bands(np.ascontiguousarray(table[pixels[0]].transpose(2, 0, 1)), chosen)
+        pixels = take_bands(expanded(pixels[0], colors), chosen)
     else:
         numbered, decoded = numbered_bands(source), sorted(set(chosen))
         pixels, valid = _pixels(source, part, [numbered[band] for band in decoded])

@@ -144,9 +144,8 @@ def size_error(mask: str, *, have: tuple[int, ...], want: tuple[int, ...], image
 
 
 def _picture(uri: str, data: bytes) -> Labels:
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", Image.DecompressionBombWarning)
-        picture = Image.open(io.BytesIO(data), formats=("PNG", "BMP"))
+    warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # for good, since threads share the filters
+    picture = Image.open(io.BytesIO(data), formats=("PNG", "BMP"))
     # Bytes 24 and 25 of a PNG are its bit depth and colour type (PNG specification, section 11.2.1).
     depth, kind = (data[24], data[25]) if picture.format == "PNG" else (8, None)
     if depth == 16 and kind != 0:
@@ -180,10 +179,9 @@ def _has_sidecar(uri: str) -> bool:
 
 
 def _whole_raster(uri: str, data: bytes, size: tuple[int, int] | None) -> Labels:
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", NotGeoreferencedWarning)
-        with rasterio.MemoryFile(data) as file, file.open(driver="GTiff") as source:
-            return _raster(uri, source, None, size)
+    warnings.simplefilter("ignore", NotGeoreferencedWarning)
+    with rasterio.MemoryFile(data) as file, file.open(driver="GTiff") as source:
+        return _raster(uri, source, None, size)
 
 
 def _raster(uri: str, source: rasterio.DatasetReader, window: Window | None, size: tuple[int, int] | None) -> Labels:

@@ -129,10 +129,12 @@ def _bounds(crs: str, image: Header, window: Window) -> tuple[float, ...] | None
 def _on_pixels(file: VectorFile, features: Features, image: Header, found: np.ndarray) -> np.ndarray:
     """The geometries of those numbers in columns and rows of the image; empty where none is on it."""
     shapes = features.geometries[found].copy()
-    if len(found) and not same_crs(features.crs, image.crs):
+    other = not same_crs(features.crs, image.crs)
+    if len(found) and other:
         shapes = _bendable(shapes, _bounds(features.crs, image, Window(0, 0, image.height, image.width)))
     points, owner = shapely.get_coordinates(shapes, return_index=True)
-    points = transformed(features.crs, image.crs, points) if len(points) else points
+    if len(points) and other:
+        points = transformed(features.crs, image.crs, points)
     if np.isnan(points).any():
         number = found[owner[np.isnan(points[:, 0])][0]]
         raise LabelError(

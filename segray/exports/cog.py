@@ -22,7 +22,6 @@ PER_SCENE = True
 MEDIA_TYPE = "image/tiff; application=geotiff; profile=cloud-optimized"
 SIDECAR = ".aux.xml"  # GDAL's ending of what it keeps beside a file
 BLOCK = 512
-CACHE_BYTES = 2**26  # of GDAL; its default is 5% of the memory of the machine
 OPTIONS = {
     "driver": "COG",
     "compress": "DEFLATE",  # what every reader has; zstd is missing in some
@@ -52,7 +51,7 @@ def write(masks: Masks, scene: Scene, path: str, options: ExportSettings) -> dic
     names: GDAL keeps them in the file beside, and band tags CLASS_0, CLASS_1, ... say them in the file too. A CRS that
     has no GeoTIFF keys is in the file beside alone.
     """
-    with rasterio.Env(GDAL_CACHEMAX=CACHE_BYTES), scratch() as folder:
+    with scratch() as folder:
         plain = os.path.join(folder, "plain.tif")
         _write_plain(masks, scene, plain)
         copy(plain, path, **OPTIONS)

@@ -14,14 +14,13 @@ from rasterio.transform import Affine
 from rasterio.warp import reproject, transform, transform_bounds
 
 from segray.archives.raster import Affine6
-from segray.footprints import EDGE, MERCATOR, half_turn, window_transform
+from segray.footprints import EDGE, MERCATOR, SEMI_MAJOR_M, half_turn, window_transform
 from segray.grid import Window
 from segray.masks import IGNORE
 from segray.scenes import Scene
 from segray.settings import MAX_ZOOM
 
 SIZE = 256  # pixels of a tile
-_RADIUS = 6378137.0  # metres, the equator of WGS 84
 _MOST_LATITUDE = math.degrees(math.atan(math.sinh(math.pi)))  # where the square map ends
 STEPS = 16  # of the grid of points by which the part of a scene under a tile is found
 SLACK = 1e-3  # of a zoom: a scene of a tile set, its georeference rounded, still has the zoom of its tiles
@@ -67,7 +66,7 @@ class Tile:
     def degrees(self) -> Box:
         """Its extent in longitude and latitude."""
         left, bottom, right, top = self.metres
-        return math.degrees(left / _RADIUS), _latitude(bottom), math.degrees(right / _RADIUS), _latitude(top)
+        return math.degrees(left / SEMI_MAJOR_M), _latitude(bottom), math.degrees(right / SEMI_MAJOR_M), _latitude(top)
 
     @property
     def children(self) -> list[Tile]:
@@ -135,7 +134,7 @@ def warped(mask_HW: np.ndarray, window: Window, *, where: Place, tile: Tile) -> 
 
 
 def _latitude(y: float) -> float:
-    return math.degrees(math.atan(math.sinh(y / _RADIUS)))
+    return math.degrees(math.atan(math.sinh(y / SEMI_MAJOR_M)))
 
 
 def _point(transform_6: Affine6, col: float | np.ndarray, row: float | np.ndarray) -> tuple:
@@ -224,17 +223,16 @@ def _sampled_bounds(scene: Scene, crs: CRS) -> Box:
 def _zoom(scene: Scene, crs: CRS) -> int | None:
     """From the shortest side on the map of nine pixels inside the scene, whose edges may lie at a pole."""
     shares = (1 / 6, 1 / 2, 5 / 6)
-    sides: list[float] = []
-    for col, row in ((scene.width * across, scene.height * down) for across in shares for down in shares):
-        ends = [_point(scene.transform, col + right, row + down) for right, down in ((0, 0), (1, 0), (0, 1))]
-        x, y = _transformed(crs, MERCATOR, *np.array(ends).T)
-        if not np.isfinite([x, y]).all():
-            continue
-        sides += [math.hypot(x[k] - x[0], y[k] - y[0]) for k in (1, 2)]
-    sides = [side for side in sides if side > 0]
-    if not sides:
+    corners = [(scene.width * across, scene.height * down) for across in shares for down in shares]
+    ends = [(col + right, row + down) for col, row in corners for right, down in ((0, 0), (1, 0), (0, 1))]
+    points = _point(scene.transform, *np.array(ends).T)
+    places = np.transpose(_transformed(crs, MERCATOR, *points)).reshape(len(corners), 3, 2)
+    places = places[np.isfinite(places).all(axis=(1, 2))]
+    sides = np.linalg.norm(places[:, 1:] - places[:, :1], axis=2)
+    sides = sides[sides > 0]
+    if not sides.size:
         return None
-    return min(MAX_ZOOM, max(0, math.ceil(math.log2(2 * EDGE / SIZE / min(sides)) - SLACK)))
+    return min(MAX_ZOOM, max(0, math.ceil(math.log2(2 * EDGE / SIZE / sides.min()) - SLACK)))
 
 
 def _span(values: np.ndarray, size: int) -> tuple[int, int]:

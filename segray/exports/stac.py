@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from functools import lru_cache
 from urllib.parse import quote
 
 from rasterio._err import CPLE_BaseError
@@ -70,6 +71,7 @@ def classes(legend: Classes) -> list[dict]:
     return [*entries, {"value": IGNORE, "name": "nodata", "description": "no data", "nodata": True}]
 
 
+@lru_cache(64)  # PROJ searches its whole catalogue for a CRS without a code: up to 120 ms
 def _projection(crs: str | None) -> dict:
     if crs is None:
         return {}

@@ -25,7 +25,7 @@ LONGEST = 2048  # pixels; the longer side of an overview
 BYTES = 3_000_000  # of all overviews of a page, before base64 adds a third: with its pictures it stays below 6 MB
 MASK_SHARE = 0.6  # of a scene's bytes, at most
 JPEG_SIDES = (LONGEST, 1448, 1024, 724, 512)
-EARTH_RADIUS_M = 6371008.8  # the mean of WGS 84
+MEAN_RADIUS_M = 6371008.8  # the mean of WGS 84
 WEB_MERCATOR = 3857
 
 
@@ -162,4 +162,4 @@ def _metres(overview: Overview, crs: CRS | None) -> float | None:
         return None
     part = math.sin((north - south) / 2) ** 2
     part += math.cos(north) * math.cos(south) * math.sin((east - west) / 2) ** 2
-    return 2 * EARTH_RADIUS_M * math.asin(math.sqrt(min(1.0, part))) / (cols[1] - cols[0]) or None
+    return 2 * MEAN_RADIUS_M * math.asin(math.sqrt(min(1.0, part))) / (cols[1] - cols[0]) or None
