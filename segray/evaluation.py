@@ -35,6 +35,7 @@ from segray.split_rows import Split
 from segray.storage import File, join, publish, real
 from segray.tally import ImageCounter, Measures, Tally, image_row, image_table
 from segray.tasks import DEATHS, in_tasks
+from segray.versions import versions
 from segray.work import Work, model_of
 
 log = logging.getLogger("segray")
@@ -76,9 +77,9 @@ def evaluate(settings: EvaluateSettings) -> dict:
     found = tally.scores()
     if calibration is not None:
         calibration |= {"nll_after": found["nll"], "ece_after": found["ece"]}
-    model = {
-        "digest": description.digest, "network": description.network_name, "temperature": description.temperature
-    }  # fmt: skip
+    model = {"model": settings.model, "digest": description.digest, "network": description.network_name}
+    model["temperature"] = description.temperature
+    spec = work.spec
     metrics = {
         "split": settings.split,
         "data": settings.data,
@@ -90,6 +91,9 @@ def evaluate(settings: EvaluateSettings) -> dict:
         **found,
         "boundary_share": settings.boundary,
         **({} if calibration is None else {"calibration": calibration}),
+        "settings": {"tile": spec.tile, "overlap": spec.overlap, "blend": work.blend, "bands": list(spec.bands)}
+        | {"resolution": spec.resolution, "precision": work.precision, "device": "gpu" if work.on_gpu else "cpu"},
+        "versions": versions(),
         "confusion_matrix": tally.matrix.tolist(),
     }
     _publish(settings, description, metrics, rows=[row for _, row in sorted(tally.images)], showcase=showcase)

@@ -16,6 +16,7 @@ from segray.storage import join, publish
 from segray.training_job import Job
 from segray.training_state import compared, save_state, write_history
 from segray.training_validation import Validated, Validation
+from segray.versions import versions
 
 Masks = dict[int, dict[str, torch.Tensor]]  # of earlier epochs, by the titles of their pictures
 
@@ -124,10 +125,22 @@ class Finished:
             classes=self.job.dataset.classes,
             history=[{**row, "val_iou": list(row["val_iou"].values())} for row in self.record.history],
             settings=compared(settings),
+            about=self._about(),
             pictures=list(pictures),
             earlier={epoch: {title: mask.numpy() for title, mask in masks.items()} for epoch, masks in earlier.items()},
             title=f"Training of {settings.network}",
         )
+
+    def _about(self) -> dict:
+        job = self.job
+        return {
+            "data": job.settings.data,
+            "training images, or pieces of them": len(job.train),
+            "validation images, or pieces of them": len(job.val),
+            "steps an epoch": job.steps,
+            "precision": self.state["precision"],
+            "versions": versions(),
+        }
 
 
 def weights_of(state: dict) -> dict[str, torch.Tensor]:

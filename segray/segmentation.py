@@ -6,6 +6,7 @@ import json
 import logging
 import sys
 import time
+from collections import Counter
 from contextlib import suppress
 from dataclasses import replace
 from functools import partial
@@ -239,7 +240,7 @@ def _summary(
         "gpu_hours": gpu_hours,
         "gpu_hours_per_1000_km2": gpu_hours / run_km2 * 1000 if gpu_hours and run_km2 else None,
         "actors": actors,
-        "model": {"digest": description.digest, "network": description.network_name},
+        "model": {"model": settings.model, "digest": description.digest, "network": description.network_name},
         "settings": work.metadata["settings"],
         "failures": totals.failures,
         "versions": versions(),
@@ -274,14 +275,22 @@ def _pictures_of(work: Work, shard: int, *, count: int) -> list[Picture]:
     parts = {item.image: item.part for item in plans.read_shard(work.plan, shard)}
     shown = [(row, mask) for row, mask in read_masks(work.output, shard, work.formats[-1]) if row["status"] == OK]
     shown.sort(key=lambda pair: -sum(pixels > 0.02 * pair[0]["valid_pixels"] for pixels in pair[0]["pixel_counts"]))
+    nth = Counter()  # one window of every image before a second one of any
+    ranked = []
+    for row, mask in shown:
+        ranked.append((nth[row["image"]], row, mask))
+        nth[row["image"]] += 1
+    ranked.sort(key=lambda entry: entry[0])
     pictures = []
-    for row, mask in shown[:count]:
+    for _, row, mask in ranked[:count]:
         window = window_of(row)
         options = {"part": parts[row["image"]], "window": window, "explicit_bands": work.explicit_bands}
         with suppress(*UNREADABLE):
             raster = read_for(row["image"], spec, **options)
             part = window.within(raster.window)
-            note = f"confidence {row['confidence']:.2f}"
+            whole = (window.height, window.width) == (row["image_height"], row["image_width"])
+            place = "" if whole else f"row {window.row_off}, column {window.col_off}: "
+            note = f"{place}confidence {row['confidence']:.2f}"
             image = for_eyes(raster.pixels[(slice(None), *part)], raster.valid[part])
             pictures.append(Picture(title=row["image"], image=image, mask=decode_png(mask), note=note))
     return pictures

@@ -15,8 +15,22 @@ from PIL import Image
 
 from segray.masks import Classes, decode_png
 from segray.report import Picture, evaluation_page, segmentation_page, stage_shares, training_page
-from segray.report.charts import BOTTOM, HEIGHT, LEFT, RIGHT, SIDE, TOP, WIDTH, line_chart, reliability_chart, ticks
+from segray.report.charts import (
+    BOTTOM,
+    HEIGHT,
+    LEFT,
+    RIGHT,
+    SIDE,
+    TOP,
+    WIDTH,
+    labels,
+    line_chart,
+    reliability_chart,
+    ticks,
+)
+from segray.report.pictures import color_of_right
 from segray.report.progress import stage_plot
+from segray.report.sections import matrix_table
 from segray.report.wording import duration, number, percent, pixels, score, text
 
 VOID = {"meta", "img", "br"}
@@ -267,6 +281,47 @@ def test_failures_are_grouped_by_reason():
     assert "s3://b/19.tif" in page.text and "s3://b/20.tif" not in page.text
 
 
+def test_of_more_failures_than_are_listed_the_page_says_so():
+    reasons = [f"s3://b/{i}.tif cannot be read: {i}.tif, band 1: short at offset {i}00" for i in range(30)]
+    failures = [{"image": f"s3://b/{i}.tif", "error": reason} for i, reason in enumerate(reasons)]
+    more = {"failures": failures, "images": {"ok": 5, "nodata": 0, "failed": 150}}
+    text = Page(segmentation_page(classes=legend(3), summary=summary(3, **more), pictures=[])).text
+    assert "Failed images: 150" in text and "Of the first 30 by name" in text
+    assert "30 … cannot be read: …, band 1: short at offset …" in text and "and 10 more" in text
+
+
+def test_a_page_tells_what_is_of_the_last_run_alone_and_when_it_was_written():
+    of_all = summary(3, **{**EVERYTHING, "shards": {"total": 820, "this_run": 820}})
+    of_some = summary(3, **EVERYTHING)
+    pages = [Page(segmentation_page(classes=legend(3), summary=each, pictures=[])) for each in (of_some, of_all)]
+    assert [page.text.count("of the last run, 300 of 820 shards") for page in pages] == [4, 0]
+    assert all(re.search(r"Written by segray, \d{4}-\d\d-\d\d \d\d:\d\d UTC\.", page.text) for page in pages)
+
+
+def test_a_training_that_is_not_at_its_end_and_a_mean_of_fewer_classes_say_so():
+    rows = [{**row, "classes_in_mean": 1} for row in history(4)]
+    text = Page(training_page(classes=legend(2), history=rows, settings={"epochs": 40}, pictures=[], title="x")).text
+    assert "of 40, 4,000 steps" in text and "epoch 1, over 1 of 2 classes" in text
+
+
+def test_names_that_a_matrix_cuts_off_have_their_ids():
+    names = ["Discontinuous urban fabric", "Discontinuous urban green", "water"]
+    classes, counts = Classes(names=tuple(names), colors=legend(3).colors), metrics(3)["confusion_matrix"]
+    assert matrix_table(classes, counts)["columns"][:3] == [f"{index} {name}" for index, name in enumerate(names)]
+    assert matrix_table(legend(3), counts)["columns"][0] == legend(3).names[0]
+
+
+def test_what_is_right_is_a_grey_that_no_class_is_like():
+    light, dark = (Classes(names=("x",), colors=(color,)) for color in ((226, 214, 160), (40, 50, 60)))
+    assert color_of_right(light) == (62, 66, 72) and color_of_right(dark) == (203, 208, 214)
+
+
+@pytest.mark.parametrize("values", [[0.12501, 0.12502, 0.12503], [1.0001, 1.0002], [0.5, 1.0], [0.1]])
+def test_labels_of_an_axis_differ_and_are_short(values):
+    said = labels(values)
+    assert len(set(said)) == len(said) and [float(text) for text in said] == values
+
+
 def test_the_numbers_of_an_evaluation():
     page = Page(evaluation_page(classes=legend(3), metrics=metrics(3), pictures=[]))
     for said in (
@@ -337,7 +392,7 @@ def test_the_numbers_of_a_training():
     ):
         assert said in page.text
     assert "class 1 <i>& 11.1%" in page.text  # of the last epoch, beside the curves
-    assert len(page.all("polyline")) == 3 + 1  # class 0 was never there
+    assert len(page.all("polyline")) == 3 + 2  # class 0 was never there
 
 
 def test_a_training_tells_its_stages_and_pictures_by_epoch():

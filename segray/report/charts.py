@@ -8,8 +8,8 @@ from dataclasses import dataclass
 
 from segray.report.wording import is_number, number, percent, pixels
 
-WIDTH, HEIGHT = 360, 200  # SVG units, as are the margins
-LEFT, RIGHT, TOP, BOTTOM = 48, 12, 10, 26
+WIDTH, HEIGHT = 368, 200  # SVG units, as are the margins
+LEFT, RIGHT, TOP, BOTTOM = 56, 12, 10, 26
 MOST_DOTS = 100  # a longer curve is drawn without dots
 SIDE, SHARES, BETWEEN = WIDTH - LEFT - RIGHT, 56, 16  # of a reliability diagram: its square, the bars below, the gap
 
@@ -59,7 +59,7 @@ def line_chart(title: str, values: Iterable[tuple[int, float | None]], *, best: 
         path=" ".join(f"{x},{y}" for x, y, _ in dots),
         dots=dots if len(dots) <= MOST_DOTS else [],
         x_ticks=[(x_at(x), number(x)) for x in x_ticks if x_first <= x <= x_last],
-        y_ticks=[(y_at(y), number(y)) for y in y_ticks],
+        y_ticks=[(y_at(y), label) for y, label in zip(y_ticks, labels(y_ticks))],
         best=marked[-1] if marked else None,
     )
 
@@ -79,6 +79,12 @@ def ticks(low: float, high: float, *, count: int, whole: bool = False) -> list[f
         step = max(1, round(step))
     places = range(math.floor(low / step + 1e-9), math.ceil(high / step - 1e-9) + 1)
     return [place * step if whole else float(f"{place * step:.12g}") for place in places]
+
+
+def labels(values: list[float]) -> list[str]:
+    """The values with as many digits as tell them apart, three at least."""
+    texts = (([number(value, digits) for value in values]) for digits in range(3, 10))
+    return next((found for found in texts if len(set(found)) == len(values)), [number(value) for value in values])
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from datetime import UTC, datetime
 from types import MappingProxyType
 from typing import Any
 
@@ -12,7 +13,7 @@ from jinja2 import Environment
 from segray.masks import Classes
 from segray.report.charts import Reliability, line_chart, reliability_chart
 from segray.report.overview import Overview, viewer_data
-from segray.report.pictures import RIGHT, Picture
+from segray.report.pictures import Picture, color_of_right
 from segray.report.progress import class_plot, stage_plot
 from segray.report.script import SCRIPT, SCRIPT_HASH
 from segray.report.sections import (
@@ -31,7 +32,6 @@ from segray.report.sections import (
 from segray.report.template import PAGE
 from segray.report.wording import duration, is_number, number, percent, pixels
 
-ERRORS = [("right", RIGHT)]
 MATRIX_CLASSES = 30  # with more classes a matrix has no readable labels: its largest confusions are listed instead
 Card = tuple[str, str, str]  # label, value, small print
 
@@ -48,14 +48,17 @@ def segmentation_page(
     total, failed = sum(images.values()), images.get("failed", 0)
     data = counts["valid"] / counts["total"] if counts["total"] else None
     nodata = f", {number(images['nodata'])} without data" if images.get("nodata") else ""
+    shards = summary.get("shards") or {}
+    part = shards.get("this_run") != shards.get("total")
+    run = f"of the last run, {number(shards['this_run'])} of {number(shards['total'])} shards" if part else ""
     cards = [
         ("Images segmented", number(images["ok"]), f"of {number(total)}{nodata}"),
         ("Pixels with data", pixels(counts["valid"]), f"{percent(data)} of {pixels(counts['total'])}"),
-        *_cards(summary, "mpx_per_s", "Speed", lambda v: f"{number(v)} Mpx/s"),
+        *_cards(summary, "mpx_per_s", "Speed", lambda v: f"{number(v)} Mpx/s", run),
         *_cards(summary, "km2", "Area", lambda v: f"{number(v)} km²"),
-        *_cards(summary, "km2_per_h", "Area per hour", lambda v: f"{number(v)} km²/h"),
-        *_cards(summary, "seconds", "Time", duration),
-        *_cards(summary, "gpu_hours", "GPU time", lambda v: f"{number(v)} GPU h"),
+        *_cards(summary, "km2_per_h", "Area per hour", lambda v: f"{number(v)} km²/h", run),
+        *_cards(summary, "seconds", "Time", duration, run),
+        *_cards(summary, "gpu_hours", "GPU time", lambda v: f"{number(v)} GPU h", run),
         *_cards(summary, "confidence", "Mean confidence", percent),
         *_cards(summary, "seam_disagreement", "Seam disagreement", percent, "of pixels where tiles overlap"),
     ]
@@ -111,8 +114,8 @@ def evaluation_page(*, classes: Classes, metrics: dict, pictures: list[Picture])
         bins=bin_rows(metrics.get("reliability", ())),
         pictures=picture_rows(pictures, classes, compare=True),
         legend=legend_entries(classes),
-        error_legend=ERRORS,
-        tables=[("Run", run_rows(metrics))],
+        error_legend=[("right", color_of_right(classes))],
+        tables=[("Run", run_rows(metrics)), ("Settings", rows(metrics.get("settings") or {}))],
     )
 
 
@@ -123,13 +126,15 @@ def training_page(
     settings: dict,
     pictures: list[Picture],
     title: str,
+    about: dict | None = None,
     earlier: Mapping[int, Mapping[str, np.ndarray]] = MappingProxyType({}),
 ) -> bytes:
     """The page of a training, UTF-8 HTML.
 
     history: one row an epoch with `epoch`, `step`, `loss`, `lr`, `val_miou` (None if not validated), `val_iou` (one
     per class or empty), `seconds` (of that epoch; `stage_seconds`, if there, by stage) and `samples_per_s`. The best
-    epoch has the highest `val_miou`. pictures: of the last epoch; earlier: their masks by title in epochs before.
+    epoch has the highest `val_miou`. about: facts of the run. pictures: of the last epoch; earlier: their masks by
+    title in epochs before.
     """
     validated = [row for row in history if is_number(row.get("val_miou"))]
     best = max(validated, key=lambda row: row["val_miou"], default={})
@@ -141,11 +146,13 @@ def training_page(
     ]
     seconds = sum(row["seconds"] for row in history if is_number(row.get("seconds")))
     cards = [
-        *_cards(best, "val_miou", "Best validation mean IoU", percent, f"epoch {best.get('epoch')}"),
-        ("Epochs", number(len(history)), f"{number(last.get('step'))} steps"),
+        *_cards(
+            best, "val_miou", "Best validation mean IoU", percent, f"epoch {best.get('epoch')}{_counted(best, classes)}"
+        ),
+        ("Epochs", number(len(history)), f"{_planned(settings)}{number(last.get('step'))} steps"),
         *_cards(last, "loss", "Last loss", number),
         ("Time", duration(seconds), ""),
-        *_cards(last, "samples_per_s", "Samples per second", number),
+        *_cards(last, "samples_per_s", "Crops per second", number, "in the last epoch"),
     ]
     return _render(
         title=title,
@@ -158,14 +165,26 @@ def training_page(
         score_title=f"Classes at the best epoch, {best.get('epoch')}",
         pictures=progress_rows(pictures, earlier, classes, epoch=last.get("epoch", 0)),
         legend=legend_entries(classes),
-        error_legend=ERRORS,
-        tables=[("Settings", rows(settings))],
+        error_legend=[("right", color_of_right(classes))],
+        tables=[("Run", rows(about or {})), ("Settings", rows(settings))],
     )
 
 
 def _render(**sections: Any) -> bytes:
     # a file name may hold bytes that are no UTF-8 (lone surrogates in Python): written as \udcff, not an error
-    return _TEMPLATE.render(**sections).encode("utf-8", "backslashreplace")
+    now = f"{datetime.now(UTC):%Y-%m-%d %H:%M} UTC"
+    return _TEMPLATE.render(**sections, now=now).encode("utf-8", "backslashreplace")
+
+
+def _planned(settings: dict) -> str:
+    """Of how many epochs, where that is known: the page of a training that was stopped says so."""
+    return f"of {number(settings['epochs'])}, " if is_number(settings.get("epochs")) else ""
+
+
+def _counted(row: dict, classes: Classes) -> str:
+    """Of how many classes a mean is, where it is not of all: then means of epochs do not compare."""
+    count = row.get("classes_in_mean", len(classes))
+    return f", over {count} of {len(classes)} classes" if count < len(classes) else ""
 
 
 def _confidence(metrics: dict) -> str:
@@ -188,7 +207,7 @@ def _reliability(metrics: dict) -> list[Reliability]:
         diagrams.insert(0, tuple(calibration[name] for name in names))
     when = ("Before: ", "After: ") if calibration else ("",)
     return [
-        reliability_chart(f"{name}T = {number(value)}, ECE {percent(ece)}, NLL {number(nll)}", bins)
+        reliability_chart(f"{name}T = {number(value)}, ECE {percent(ece)}, NLL {number(nll, 4)}", bins)
         for name, (value, ece, nll, bins) in zip(when, diagrams)
     ]
 

@@ -13,7 +13,8 @@ from PIL import Image
 from segray.masks import IGNORE, Classes, encode_png, palette
 
 LONGEST = 640  # pixels; the longest side of a picture on the page
-RIGHT, NOTHING = (203, 208, 214), (200, 30, 30)  # colours in pictures of errors; other errors have those of classes
+NOTHING = (200, 30, 30)  # colour in pictures of errors; other errors have those of classes
+GREYS = ((203, 208, 214), (62, 66, 72))  # one of them is what is right there
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -121,10 +122,16 @@ def _ids(label: str, mask: np.ndarray, classes: Classes) -> Pane:
     return _pane(label, mask, f"data:image/png;base64,{data}", ids=True)
 
 
+def color_of_right(classes: Classes) -> tuple[int, int, int]:
+    """The colour of what is right in pictures of errors: the grey that is least like any class."""
+    colors = np.array(classes.colors, np.int64)
+    return max(GREYS, key=lambda grey: np.abs(colors - grey).sum(axis=1).min())
+
+
 def _errors(truth: np.ndarray, mask: np.ndarray, classes: Classes) -> Pane:
     """Grey where the mask is right, else the colour of what it has there; clear where the truth has no class."""
     colors = palette(classes)[mask]
-    colors[mask == IGNORE], colors[mask == truth] = NOTHING, RIGHT
+    colors[mask == IGNORE], colors[mask == truth] = NOTHING, color_of_right(classes)
     alpha = np.where(truth == IGNORE, 0, 255).astype(np.uint8)
     buffer = io.BytesIO()
     Image.fromarray(np.dstack([colors, alpha])).save(buffer, "PNG")

@@ -20,6 +20,7 @@ Rows = Sequence[dict]
 
 STYLE = """
 svg .line { stroke-width: 1.6; }
+svg .rim { stroke: #888; stroke-width: 2.8; }
 .charts .legend { margin: 6px 0 8px; font-size: 13px; }
 """
 
@@ -33,6 +34,7 @@ PROGRESS = """
 <polygon points="{{ points }}" style="fill: {{ rgb(color) }}"><title>{{ hint }}</title></polygon>
 {% endfor %}
 {% for points, color, hint in chart.lines %}
+<polyline class="rim" points="{{ points }}"></polyline>
 <polyline class="line" points="{{ points }}" style="stroke: {{ rgb(color) }}"><title>{{ hint }}</title></polyline>
 {% endfor %}
 </svg>

@@ -19,6 +19,8 @@ svg.square { max-width: 400px; }
 svg .even { stroke: var(--text); stroke-dasharray: 4 3; }
 .quiet + .charts { margin-top: 16px; }
 .bins td, .bins th { padding: 3px 12px 3px 0; }
+@media print { .matrix:not(.roomy) { font-size: 8px; }
+  .matrix:not(.roomy) :is(td, thead th) { min-width: 15px; padding: 0; font-size: 8px; } }
 """
 
 QUALITY = """

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 
@@ -70,9 +71,10 @@ def score_rows(classes: Classes, columns: list[list], extra: list[list[str]] | N
 
 def matrix_table(classes: Classes, counts: list[list[int]]) -> dict:
     """The confusion matrix with every cell's share of its truth row; the last column is "nothing"."""
-    columns = [*classes.names, "nothing"][: len(counts[0])]
+    names = [f"{id} {name}" for id, name in enumerate(classes.names)] if _alike(classes.names) else classes.names
+    columns = [*names, "nothing"][: len(counts[0])]
     rows = []
-    for truth, (name, row) in enumerate(zip(classes.names, counts, strict=True)):
+    for truth, (name, row) in enumerate(zip(names, counts, strict=True)):
         total = sum(row)
         cells = [
             {
@@ -85,6 +87,11 @@ def matrix_table(classes: Classes, counts: list[list[int]]) -> dict:
         ]
         rows.append({"name": name, "cells": cells})
     return {"columns": columns, "rows": rows}
+
+
+def _alike(names: Sequence[str]) -> bool:
+    """Whether names are the same where a matrix cuts them off."""
+    return len({name[:16] for name in names}) < len(names)
 
 
 def bin_rows(bins: Iterable[dict]) -> list[dict[str, str]]:
@@ -128,13 +135,26 @@ def failure_groups(failures: Iterable[dict]) -> dict:
     groups = defaultdict(list)
     for failure in failures:
         image, reason = str(failure["image"]), str(failure["error"])
-        groups[reason.replace(image, "…") if image else reason].append(image)
+        groups[_common(reason, image)].append(image)
     ranked = sorted(groups.items(), key=lambda group: (-len(group[1]), group[0]))
     shown = [
-        {"reason": reason, "count": number(len(images)), "images": images[:EXAMPLES]}
+        {
+            "reason": reason,
+            "count": number(len(images)),
+            "images": images[:EXAMPLES],
+            "others": max(0, len(images) - EXAMPLES),
+        }
         for reason, images in ranked[:REASONS]
     ]
-    return {"groups": shown, "more": len(ranked) - len(shown)}
+    listed = sum(map(len, groups.values()))
+    return {"groups": shown, "more": len(ranked) - len(shown), "listed": listed}
+
+
+def _common(reason: str, image: str) -> str:
+    """A reason without what is an image's own: its name, in full and as decoders call it, and the place within."""
+    for own in filter(None, (image, image.rpartition("/")[2])):
+        reason = reason.replace(own, "…")
+    return re.sub(r"(?<=offset )\d+", "…", reason)
 
 
 def run_rows(report: dict) -> list[tuple[str, str]]:
@@ -142,7 +162,7 @@ def run_rows(report: dict) -> list[tuple[str, str]]:
     shards, model = report.get("shards") or {}, report.get("model")
     facts = {
         **(model if isinstance(model, dict) else {"model": model}),
-        **{key: report.get(key) for key in ("archive", "output", "started", "finished", "actors")},
+        **{key: report.get(key) for key in ("archive", "data", "split", "tta", "output", "actors")},
         "windows": _count(report.get("windows")),
         "shards": _count(shards.get("total")),
         "shards of this run": _count(shards.get("this_run")),

@@ -27,7 +27,7 @@ p { margin: 6px 0; }
   font-size: 14px; }
 .bars { columns: 440px; column-gap: 40px; margin: 0; padding: 0; list-style: none; }
 .bars li { display: grid; break-inside: avoid; padding: 3px 0;
-  grid-template-columns: minmax(0, 9em) 1fr 3.8em 5.2em; gap: 10px; align-items: center; }
+  grid-template-columns: minmax(0, 9em) 1fr 4.4em 5.2em; gap: 10px; align-items: center; }
 .bar { display: block; height: 12px; border-radius: 3px; background: var(--panel); min-width: 60px; }
 .bar i { display: block; height: 100%; border-radius: 3px; border: 1px solid #8886; }
 .bar i.none { border: 0; }
@@ -42,6 +42,7 @@ th.right, td.right { text-align: right; }
 .scores td, .scores tbody th { vertical-align: middle; }
 .scores tbody th, .matrix tbody th { font-weight: 400; }
 .scores .wide { width: 30%; }
+.scores th:first-child { min-width: 9em; }
 .charts { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(310px, 100%), 1fr)); gap: 24px; }
 .charts figure, .picture { margin: 0; break-inside: avoid; }
 .charts figcaption { font-size: 14px; font-weight: 600; color: var(--text); margin-bottom: 6px; }
@@ -69,10 +70,10 @@ footer { margin-top: 56px; padding-top: 14px; border-top: 1px solid var(--line);
 @media screen and (prefers-color-scheme: dark) { :root { --page: #12151a; --panel: #1b2027; --line: #2c333d;
   --text: #e7eaee; --quiet: #9ba5b3; --accent: #7ea6ff; --hatch: #252c35; } }
 @media (max-width: 640px) { main { padding: 28px 16px 40px; } .panes { grid-template-columns: repeat(2, 1fr); }
-  .bars li { grid-template-columns: minmax(0, 8em) 1fr 3.8em; } .bars .pixels { display: none; } }
+  .bars li { grid-template-columns: minmax(0, 8em) 1fr 4.4em; } .bars .pixels { display: none; } }
 @media print { body { font-size: 12px; print-color-adjust: exact; -webkit-print-color-adjust: exact; }
   main { max-width: none; padding: 0; } section { margin-top: 28px; } .card, tr { break-inside: avoid; }
-  :root { --tall: 300px; } }
+  :root { --tall: 300px; } .scores .wide { display: none; } }
 """
 
 PAGE = (
@@ -155,7 +156,8 @@ PAGE = (
     + progress.PROGRESS
     + """
 </div>
-<p class="quiet">By epoch. The dashed line marks the epoch of the best validation mean IoU.</p>
+<p class="quiet">By epoch. The dashed line marks the epoch of the best validation mean IoU, whose weights are the model;
+percentages below the curves are of the last.</p>
 </section>
 {% endif %}
 {% if shares %}
@@ -229,6 +231,10 @@ PAGE = (
 {% if failed %}
 <section>
 <h2>Failed images: {{ "{:,}".format(failed) }} ({{ failed_share }})</h2>
+{% if failures.listed < failed %}
+<p class="quiet">Of the first {{ "{:,}".format(failures.listed) }} by name; the mask shards have the
+reasons of all.</p>
+{% endif %}
 {% for group in failures.groups %}
 <details{% if loop.first %} open{% endif %}>
 <summary><b>{{ group.count }}</b> {{ group.reason }}</summary>
@@ -236,6 +242,9 @@ PAGE = (
 {% for image in group.images %}
 <li>{{ image }}</li>
 {% endfor %}
+{% if group.others %}
+<li>and {{ group.others }} more</li>
+{% endif %}
 </ul>
 </details>
 {% endfor %}
@@ -256,7 +265,7 @@ PAGE = (
 </table>
 </section>
 {% endfor %}
-<footer>Written by segray.</footer>
+<footer>Written by segray, {{ now }}.</footer>
 </main>
 </body>
 </html>

@@ -6,7 +6,7 @@ STYLE = """
 .viewer { border: 1px solid var(--line); border-radius: 8px; overflow: hidden; background: var(--panel); }
 .viewer .bar-of-tools { display: flex; flex-wrap: wrap; gap: 8px 20px; align-items: center; padding: 10px 14px;
   font-size: 14px; }
-.viewer label { overflow-wrap: normal; display: inline-flex; align-items: center; gap: 8px; max-width: 100%; }
+.viewer label { display: inline-flex; align-items: center; gap: 8px; max-width: 100%; }
 .viewer select { font: inherit; color: inherit; background: var(--page); border: 1px solid var(--line);
   border-radius: 6px; padding: 5px 8px; min-width: 0; max-width: min(34em, 100%); text-overflow: ellipsis; }
 .viewer input { accent-color: var(--accent); margin: 0; }
@@ -29,7 +29,8 @@ STYLE = """
 .viewer ul { margin: 0; padding: 10px 14px; gap: 6px 18px; max-height: 150px; overflow-y: auto; }
 @media (max-width: 640px) { .viewer canvas { height: 52vh; } .viewer .where { min-height: 56px; }
   .viewer button { width: 42px; height: 42px; } .viewer ul label { min-height: 30px; } }
-@media print { .viewer .buttons, .viewer .bar-of-tools { display: none; } }
+@media print { .viewer .buttons, .viewer .scale, .viewer .bar-of-tools label + label { display: none; }
+  .viewer canvas { height: auto; min-height: 0; } .viewer ul { max-height: none; } }
 """
 
 VIEWER = """

@@ -14,16 +14,16 @@ def is_number(value: Any) -> bool:
     return isinstance(value, Real) and math.isfinite(value)
 
 
-def number(value: float | None) -> str:
+def number(value: float | None, digits: int = 3) -> str:
     """12345 -> '12,345' (integers are exact); 1234.5 -> '1,230'; 0.000012 -> '1.2e-5'; None and NaN -> a dash."""
     if not is_number(value):
         return DASH
     if isinstance(value, Integral):
         return f"{int(value):,}"
-    rounded = float(f"{value:.3g}")
+    rounded = float(f"{value:.{digits}g}")
     if 1000 <= abs(rounded) < 1e12:
         return f"{rounded:,.0f}"
-    mantissa, _, exponent = f"{rounded:.3g}".partition("e")
+    mantissa, _, exponent = f"{rounded:.{digits}g}".partition("e")
     return f"{mantissa}e{int(exponent)}" if exponent else mantissa
 
 
