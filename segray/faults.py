@@ -6,6 +6,7 @@ import logging
 import os
 import re
 from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from typing import TypeVar
 
 from segray.errors import OutOfMemoryError
@@ -28,18 +29,31 @@ def is_fault(error: Exception) -> bool:
     return not is_out_of_memory(error) and FAULT.search(str(error)) is not None
 
 
-def guarded(results: Iterable[Result]) -> Iterator[Result]:
-    """The same results; too little memory becomes an OutOfMemoryError, and a fault of the device ends the process.
+@contextmanager
+def ending_at_faults() -> Iterator[None]:
+    """A block at whose fault of the device the process ends.
 
     Ray starts another process in place of one that ended, whose device works again.
     """
     try:
-        yield from results
-    except (RuntimeError, MemoryError) as error:
-        reason = " ".join(str(error).split())[:200]
-        if is_out_of_memory(error):
-            raise OutOfMemoryError(f"a shard does not fit into memory: {reason}; {ADVICE}") from error
+        yield
+    except RuntimeError as error:
         if is_fault(error):
-            log.error("the GPU failed, and with it this process ends: %s", reason)
+            log.error("the GPU failed, and with it this process ends: %s", _one_line(error))
             os._exit(ENDED)
         raise
+
+
+def guarded(results: Iterable[Result]) -> Iterator[Result]:
+    """The same results; too little memory becomes an OutOfMemoryError, and a fault of the device ends the process."""
+    try:
+        with ending_at_faults():
+            yield from results
+    except (RuntimeError, MemoryError) as error:
+        if is_out_of_memory(error):
+            raise OutOfMemoryError(f"a shard does not fit into memory: {_one_line(error)}; {ADVICE}") from error
+        raise
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split())[:200]

@@ -101,6 +101,8 @@ class ImageCache:
             return max(1, self._max_bytes // 2 * len(self._images) // max(1, self._bytes))
 
     def _keep(self, index: int, labelled: Labelled) -> None:
+        if (before := self._images.pop(index, None)) is not None:  # two read it after a read that failed
+            self._bytes -= memory_of(before)
         self._images[index] = labelled
         self._bytes += memory_of(labelled)
         while self._bytes > self._max_bytes:

@@ -39,6 +39,11 @@ class Publisher:
         """Whether a publication is under way, or failed: then the next call would raise."""
         return self._last is not None and not (self._last.done() and self._last.exception() is None)
 
+    @property
+    def failed(self) -> bool:
+        """Whether the last publication failed: the next call raises what it met."""
+        return self._last is not None and self._last.done() and self._last.exception() is not None
+
     def done_within(self, seconds: float) -> bool:
         """Whether no publication is under way, after so long at most."""
         return self._last is None or bool(wait([self._last], seconds).done)

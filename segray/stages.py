@@ -119,7 +119,11 @@ class Workers:
         """The cost of a stage whose parts, one a process, are done side by side."""
         if len(parts) != self.count:
             raise ValueError(f"{self.count} processes need as many parts, not {len(parts)}")
-        costs = [future.result() for future in [self._pool.submit(_measure, stage, work, part) for part in parts]]
+        futures = [self._pool.submit(_measure, stage, work, part) for part in parts]
+        met = [error for error in (future.exception() for future in futures) if error is not None]
+        if met:  # those that waited for the one that failed tell nothing
+            raise next((error for error in met if not isinstance(error, threading.BrokenBarrierError)), met[0])
+        costs = [future.result() for future in futures]
         return Cost(
             amount=sum(cost.amount for cost in costs),
             seconds=max(cost.seconds for cost in costs),
@@ -246,8 +250,12 @@ def _begin(barrier: threading.Barrier) -> None:
 
 def _measure(stage: Callable[[Work, Any, Clock], float], work: Work, part: Any) -> Cost:
     clock = Clock(partial(_shared["barrier"].wait, TOGETHER_S))
-    amount = stage(work, part, clock)
-    clock.wait()  # the others wait for this process even if it has nothing to do
+    try:
+        amount = stage(work, part, clock)
+        clock.wait()  # the others wait for this process even if it has nothing to do
+    except BaseException:
+        _shared["barrier"].abort()  # they need not wait any longer
+        raise
     return Cost(amount=amount, seconds=clock.seconds, cpu_seconds=clock.cpu_seconds)
 
 

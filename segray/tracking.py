@@ -124,7 +124,8 @@ TRACKERS = {"mlflow": MLflow, "wandb": WandB}
 def check_trackers(wanted: dict[str, str | None]) -> None:
     """SegrayError when the package of a tracker is missing. wanted: MLflow's URI and W&B's project by flag."""
     for flag, value in wanted.items():
-        if value and importlib.util.find_spec(flag) is None:
+        spec = importlib.util.find_spec(flag) if value else None
+        if value and (spec is None or spec.origin is None):  # a folder of that name, as W&B leaves one, is no package
             raise SegrayError(
                 f"--{flag} needs the package {PACKAGES[flag]}, which is not installed: pip install 'segray[{flag}]'"
             )

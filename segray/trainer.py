@@ -182,6 +182,11 @@ class Trainer:
 
     def _checked(self, sums: torch.Tensor, step: int) -> list[float]:
         """The sums over all workers; SegrayError when one of them met an error, or the loss is no longer finite."""
+        if self.publisher.failed and self.met is None:  # now, rather than at the end of an epoch that nobody keeps
+            try:
+                self.publisher.wait()
+            except SegrayError as error:
+                self.met = error
         failed = sums.new_tensor([float(self.met is not None)])
         total = self.place.sum(torch.cat([sums, failed])).tolist()
         if total[FAILED]:

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from segray.datasets import Sample
+from segray.errors import SegrayError
 from segray.inspection import spread
 from segray.report import Picture
 from segray.segmenter import Segmenter
@@ -42,7 +43,7 @@ def validate_part(
     precision: str,
     pool: ThreadPoolExecutor,
 ) -> Validated:
-    """Some samples of the split. network: in eval mode, on the device."""
+    """Some samples of the split. network: in eval mode, on the device. SegrayError: a GPU has too little memory."""
     segmenter = Segmenter(
         network,
         job.spec,
@@ -52,7 +53,10 @@ def validate_part(
         batch_size=1 if device.type == "cpu" else TILES_A_PASS,
     )
     shown = spread(job.val, PICTURES)
-    matrix, pictures = validate(segmenter, samples, shown=shown, read=job.read, pool=pool)
+    try:
+        matrix, pictures = validate(segmenter, samples, shown=shown, read=job.read, pool=pool)
+    except torch.OutOfMemoryError as error:
+        raise SegrayError("validation ran out of GPU memory; lower --crop, the side of its tiles") from error
     return Validated(matrix=matrix, pictures=pictures)
 
 

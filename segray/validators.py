@@ -12,6 +12,7 @@ from torch import Tensor
 
 from segray import cluster
 from segray.errors import SegrayError
+from segray.faults import ending_at_faults
 from segray.heap import ONE_ARENA, keep_memory
 from segray.loading import reader_count, reading_threads
 from segray.tasks import result_of
@@ -84,5 +85,5 @@ class _Validator:
         network.load_state_dict(weights)
         network = network.to(self.device, memory_format=torch.channels_last).eval()
         samples, device = job.val[self.share], self.device
-        with reading_threads(reader_count(self.cores)) as pool:
+        with reading_threads(reader_count(self.cores)) as pool, ending_at_faults():
             return validate_part(job, network, samples, device=device, precision=precision, pool=pool)

@@ -71,4 +71,6 @@ class Place:
         if self.world_size == 1:
             return network
         devices = [self.device] if self.device.type == "cuda" else None
-        return DistributedDataParallel(network, device_ids=devices, gradient_as_bucket_view=True)
+        options = {"device_ids": devices, "gradient_as_bucket_view": True}
+        # every batch norm sees all workers, so that their statistics are equal without being sent at each step
+        return DistributedDataParallel(network, broadcast_buffers=False, **options)

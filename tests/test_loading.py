@@ -96,6 +96,34 @@ def test_an_image_that_cannot_be_read_is_an_error_each_time() -> None:
             cache.get(3)
 
 
+def test_two_that_read_the_same_image_count_its_bytes_once() -> None:
+    first, second, go = threading.Event(), threading.Event(), threading.Event()
+
+    def read(index: int) -> Labelled:
+        if not first.is_set():
+            first.set()
+            go.wait(30)
+            raise OSError("the store does not answer")
+        if not second.is_set():
+            second.set()
+            time.sleep(0.2)  # while another one, who waited for nobody, reads it too
+        return labelled(size=8)
+
+    cache = ImageCache(read, max_bytes=3 * 192)
+    with ThreadPoolExecutor(3) as pool:
+        failing = pool.submit(cache.get, 0)
+        first.wait(30)
+        waiting = pool.submit(cache.get, 0)  # holds the lock that the failing one leaves
+        time.sleep(0.1)
+        go.set()
+        with pytest.raises(OSError, match="does not answer"):
+            failing.result()
+        second.wait(30)
+        newcomer = pool.submit(cache.get, 0)
+        waiting.result(), newcomer.result()
+    assert cache._bytes == 192 * len(cache._images) == 192
+
+
 def batches_of(loader: CropLoader, order: np.ndarray) -> Iterator[Batch]:
     """Those of one epoch."""
     steps = len(order) // loader.batch_size

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import io
+import re
 import subprocess
 import sys
 
@@ -340,6 +341,21 @@ def test_build_network_needs_classes_and_bands(num_classes, in_channels):
 
 
 # --- segmentation_models_pytorch
+
+
+@pytest.mark.parametrize(
+    ("options", "sentence"),
+    [
+        ({"encoder": "tu-resnet18", "checkpoint_path": "/a/pickle.pth"}, "no option 'checkpoint_path'"),
+        ({"encoder": "tu-resnet18", "pretrained_cfg": {"file": "/a/pickle.pth"}}, "no option 'pretrained_cfg'"),
+        ({"encoder": "tu-hf-hub:someone/model"}, "'tu-hf-hub:someone/model' names a place"),
+        ({"encoder": "tu-local-dir:/tmp/model"}, "'tu-local-dir:/tmp/model' names a place"),
+    ],
+)
+def test_a_model_names_no_file_and_no_place_that_timm_would_read(options, sentence):
+    pytest.importorskip("segmentation_models_pytorch")
+    with pytest.raises(ValueError, match=re.escape(sentence)):
+        build_network("smp", options, num_classes=CLASSES, in_channels=3)
 
 
 @pytest.mark.parametrize(("encoder", "terms"), [("mit_b0", "NVIDIA"), ("mobileone_s0", "Apple")])

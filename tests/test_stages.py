@@ -159,6 +159,20 @@ def test_processes_share_a_stage(done):
     assert cost.seconds > 0 and cost.cpu_seconds > 0
 
 
+def fail_alone(work: Work, part: str, clock: Clock) -> float:
+    """A stage that fails in one process while the others wait for it."""
+    if part == "bad":
+        raise RuntimeError("it is broken")
+    with clock:
+        return 0.0
+
+
+@pytest.mark.parametrize("parts", [["good", "bad"], ["bad", "good"]])
+def test_the_error_of_one_process_ends_a_stage_of_all(done, parts):
+    with Workers(2) as workers, pytest.raises(RuntimeError, match="it is broken"):
+        workers.measure(fail_alone, done[0], parts)
+
+
 def test_a_clock_waits_once_and_adds_up():
     waits = []
     clock = Clock(lambda: waits.append(clock.seconds))

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import importlib
 import importlib.util
 import json
 import logging
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -109,6 +111,14 @@ def test_a_missing_package_is_a_sentence(monkeypatch: pytest.MonkeyPatch) -> Non
             SegrayError, match=rf"--{flag} needs the package {package}, .*pip install 'segray\[{flag}\]'"
         ):
             check_trackers({flag: "x"})
+
+
+def test_a_folder_of_that_name_is_no_package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "wandb").mkdir()  # where W&B keeps what it logs
+    monkeypatch.setattr(sys, "path", [str(tmp_path)])
+    importlib.invalidate_caches()
+    with pytest.raises(SegrayError, match="--wandb needs the package wandb"):
+        check_trackers({"mlflow": None, "wandb": "project"})
 
 
 @pytest.mark.skipif(importlib.util.find_spec("mlflow") is None, reason="the extra mlflow is not installed")

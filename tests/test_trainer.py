@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import threading
+import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, replace
@@ -349,6 +351,35 @@ def test_an_error_of_a_validation_elsewhere_ends_all_workers(labelled_folder: st
     run_two(work_and_fail, tmp_path)
     assert sorted(path.name for path in tmp_path.glob("ended-*")) == ["ended-0", "ended-1"]
     assert newest_state(job.settings.output)[0] == 0
+
+
+def test_a_publication_that_fails_ends_the_training_soon(
+    labelled_folder: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(output: str, history: list[dict]) -> None:
+        raise OSError(errno.EIO, "the disk does not answer")
+
+    monkeypatch.setattr("segray.publishing.write_history", fail)
+    job = make_job(labelled_folder, str(tmp_path / "trained"), batch_size=1, crop=16, epochs=2)
+    assert job.steps > 4 * CHECK_EVERY
+    steps = []
+
+    def report(values: dict) -> None:
+        steps.append(values["step"])
+        time.sleep(0.05)  # time in which the publication fails
+
+    with pytest.raises(OSError, match="the disk does not answer"):
+        run_job(job, report)
+    assert job.steps <= max(steps) < job.steps + 4 * CHECK_EVERY
+
+
+def test_too_little_memory_for_validation_is_a_sentence(job: Job, monkeypatch: pytest.MonkeyPatch) -> None:
+    def validate(*of: object, **more: object) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr("segray.training_validation.validate", validate)
+    with pytest.raises(SegrayError, match="validation ran out of GPU memory; lower --crop"):
+        run_job(job)
 
 
 def test_two_workers_take_the_steps_of_one_with_batch_norm(labelled_folder: str, tmp_path: Path) -> None:

@@ -17,8 +17,12 @@ RESTRICTED = {
     "mit_": "the NVIDIA Source Code License, which allows non-commercial use only",
     "mobileone_": "Apple's own licence, not an open-source one",
 }
-# What the builder settles itself: weights are never downloaded, and a network returns logits and nothing else.
-SETTLED = {"self", "encoder_name", "encoder_weights", "in_channels", "classes", "activation", "aux_params", "kwargs"}
+# What the builder settles itself: weights are neither downloaded nor read (timm unpickles what `checkpoint_path` names,
+# and the options of a model come with it), and a network returns logits and nothing else.
+SETTLED = {
+    "self", "encoder_name", "encoder_weights", "in_channels", "classes", "activation", "aux_params", "kwargs",
+    "pretrained", "pretrained_cfg", "pretrained_cfg_overlay", "checkpoint_path", "cache_dir",
+}  # fmt: skip
 # What H and W must be, in strides of the encoder: (a multiple of, at least). dpt halves its last feature map once more,
 # pan does so three times; all others take any multiple of the stride.
 SIZES = {"dpt": (2, 2), "pan": (1, 8)}
@@ -91,6 +95,8 @@ def _check_names(library: ModuleType, architecture: str, encoder: str, options: 
     architectures = library.MODEL_ARCHITECTURES_MAPPING
     _check_known("architecture", architecture, architectures)
     from_timm = encoder.startswith("tu-")  # has keywords of its own, which timm checks
+    if ":" in encoder or "/" in encoder:  # hf-hub:NAME, local-dir:PATH: timm would fetch those, or read what lies there
+        raise ValueError(f"encoder {encoder!r} names a place; give the name of an architecture, as tu-resnet18")
     if not from_timm:
         _check_known("encoder", encoder, library.encoders.encoders)
     settings = set(inspect.signature(architectures[architecture]).parameters) - SETTLED
