@@ -200,10 +200,13 @@ def _read_shard(masks: Masks, shard: int) -> _Shard:
 
 @contextmanager
 def _damage_told(output: str, shard: int) -> Iterator[None]:
-    """Whatever a damaged shard makes its readers raise becomes a SegrayError."""
+    """Whatever a damaged shard makes its readers raise becomes a SegrayError; a store's or a disk's error goes on."""
     try:
         yield
-    except (pa.ArrowException, tarfile.TarError, ValueError, KeyError, StopIteration) as error:
+    except (pa.ArrowException, tarfile.TarError, OSError, ValueError, KeyError, StopIteration) as error:
+        # Arrow tells some damage by a plain OSError, which has no number
+        if isinstance(error, OSError) and (type(error) is not OSError or error.errno is not None):
+            raise
         reason = describe(error)
         raise SegrayError(
             f"shard {shard} of {output} is damaged: {reason}; remove it and run segment.py again"

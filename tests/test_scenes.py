@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -144,6 +145,19 @@ def test_what_is_no_finished_segmentation_is_refused(tmp_path):
     remove(join(uri, "masks"))
     with pytest.raises(SegrayError, match="holds 0 of 2 shards"):
         open_masks(uri)
+
+
+def test_a_damaged_shard_is_named(tmp_path):
+    uri = write_masks(str(tmp_path), [BIG], archive="/a", rows_a_shard=100)
+    masks, path = open_masks(uri), Path(shard_uri(uri, 0, "parquet"))
+    (scene,) = scenes(masks)
+    path.write_bytes(b"PAR1" + bytes(16) + path.read_bytes()[20:])  # no page begins so, of which Arrow has no error
+    for read in (lambda: scenes(masks), lambda: pixels(masks, scene)):
+        with pytest.raises(SegrayError, match="shard 0 of .* is damaged: .*; remove it and run segment.py again"):
+            read()
+    path.unlink()
+    with pytest.raises(FileNotFoundError):  # a store's error is no damage
+        pixels(masks, scene)
 
 
 def test_a_mask_of_another_size_is_refused(tmp_path):
