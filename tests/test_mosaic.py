@@ -100,6 +100,14 @@ def test_a_zoom_folder_is_the_same_image(one_tree):
         level("xyz", join(one_tree, str(ZOOM)), zoom=5)
 
 
+@pytest.mark.parametrize("kind", ["xyz", "tms"])
+def test_endings_may_be_in_upper_case(tmp_path, kind):
+    uri = write_set(kind, str(tmp_path), TILES)
+    for path in tmp_path.rglob("*.png"):
+        path.rename(path.with_suffix(".PNG"))
+    check(level(kind, uri), None)
+
+
 def test_relative_paths_hold_on_other_machines(one_tree, monkeypatch):
     monkeypatch.chdir(one_tree)
     assert level("xyz", ".") == level("xyz", str(ZOOM)) == level("xyz", one_tree)

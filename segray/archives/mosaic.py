@@ -55,6 +55,8 @@ def level(kind: str, uri: str, *, etag: str = "", zoom: int | None = None) -> Fi
         tiles = TILESETS[kind](uri, etag)
         zoom = _choose(uri, tiles.zooms(), zoom)
         seen = _survey(tiles, zoom)
+        if kind in TREES:
+            tiles = TREES[kind](uri, endings=seen.endings)  # which may be in upper case
         size = _tile_size(tiles, zoom, seen.first)
     part = {"endings": seen.endings, "etag": etag, "tile_size": size}
     found = Level(kind=kind, zoom=zoom, source=tiles.uri, **seen.bounds, **part)
