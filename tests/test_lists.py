@@ -95,6 +95,23 @@ def test_a_csv_file_may_begin_with_an_image(tmp_path: Path, first: str) -> None:
     assert [file.uri for file in files] == [first if "://" in first else str(tmp_path / first), str(tmp_path / "z.tif")]
 
 
+def test_a_cell_may_hold_a_long_footprint(tmp_path: Path) -> None:
+    (tmp_path / "l.csv").write_text('uri,wkt\na.tif,"POLYGON((' + "1 2," * 50_000 + '1 2))"\nb.tif,x\n')
+    files = open_archive(str(tmp_path / "l.csv")).images()
+    assert [file.uri for file in files] == [str(tmp_path / "a.tif"), str(tmp_path / "b.tif")]
+
+
+def test_a_damaged_list_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    data = parquet(uri=[f"{k}.tif" for k in range(10_000)])
+    (tmp_path / "l.parquet").write_bytes(data[:4] + bytes(1000) + data[1004:])
+    with pytest.raises(SegrayError, match=r"l\.parquet cannot be read as Parquet: "):
+        list(open_archive(str(tmp_path / "l.parquet")).images())
+    monkeypatch.setattr("segray.archives.lists.MAX_CELL", 100)
+    (tmp_path / "l.csv").write_text('uri,note\na.tif,"an open quote\n' + "b.tif,x\n" * 100)
+    with pytest.raises(SegrayError, match=r"l\.csv cannot be read as CSV: field larger .*; correct the file"):
+        list(open_archive(str(tmp_path / "l.csv")).images())
+
+
 def test_a_column_can_be_named(tmp_path: Path) -> None:
     (tmp_path / "l.csv").write_text("a,left,right\n1,x.png,y.png\n")
     (tmp_path / "marks.csv").write_text("a;Left;Right\n1,5;x.png;y.png\n")

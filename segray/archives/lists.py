@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import csv
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from itertools import chain, dropwhile
+from typing import BinaryIO
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -20,6 +22,7 @@ from segray.store_errors import at_fault, store_errors
 
 ENDINGS = (".txt", ".csv", ".parquet")
 COLUMNS = ("uri", "url", "path", "href", "image", "file", "filename", "location")  # the first that is there
+MAX_CELL = 2**24  # characters of a CSV file's cell, which may be a footprint as WKT; Python's own limit is 2**17
 SEPARATORS = (",", ";", "\t")  # of a CSV file
 UNKNOWN = -1  # the size of a file that nobody has asked its store about
 
@@ -51,7 +54,10 @@ class ListArchive:
             yield from _rows(self.uri, self.column)
             return
         if ending(self.uri) == ".csv":
-            yield from _cells(self.uri, _lines(self.uri), self.column)
+            try:
+                yield from _cells(self.uri, _lines(self.uri), self.column)
+            except csv.Error as error:
+                raise SegrayError(f"{self.uri} cannot be read as CSV: {describe(error)}; correct the file") from error
             return
         lines = (line.strip() for line in _lines(self.uri))
         yield from (line for line in lines if line and not line.startswith("#"))
@@ -76,6 +82,7 @@ def _lines(uri: str) -> Iterator[str]:
 
 def _cells(uri: str, lines: Iterable[str], column: str | None) -> Iterator[str]:
     """The named column of a CSV file, the first known one, or the only one, with or without a header."""
+    csv.field_size_limit(MAX_CELL)
     lines = dropwhile(str.isspace, lines)
     start = next(lines, "")
     rows = (row for row in csv.reader(chain([start], lines), delimiter=_separator(start, column)) if row)
@@ -126,8 +133,7 @@ def _chosen(uri: str, names: Iterable[str], column: str | None) -> str:
 
 
 def _rows(uri: str, column: str | None) -> Iterator[str]:
-    fs, path = filesystem(uri)
-    with fs.open(path, "rb") as file:
+    with _parquet(uri) as file:
         table = pq.ParquetFile(file)
         texts = {name.lower(): name for name in _texts(table.schema_arrow)}
         chosen = texts[_chosen(uri, texts, column)]
@@ -135,14 +141,21 @@ def _rows(uri: str, column: str | None) -> Iterator[str]:
             yield from (name for name in batch.column(0).to_pylist() if name)
 
 
-def _lists(uri: str) -> bool:
-    """Whether a Parquet file has texts, and no bytes but those of geometries."""
+@contextmanager
+def _parquet(uri: str) -> Iterator[BinaryIO]:
+    """A Parquet file, open for the time of the block; SegrayError when it cannot be read."""
     fs, path = filesystem(uri)
     try:
         with store_errors(), fs.open(path, "rb") as file:
-            schema = pq.read_schema(file)
-    except (OSError, pa.ArrowException) as error:
+            yield file
+    except (OSError, pa.ArrowException, UnicodeDecodeError) as error:
         raise at_fault(error)(f"{uri} cannot be read as Parquet: {describe(error)}") from error
+
+
+def _lists(uri: str) -> bool:
+    """Whether a Parquet file has texts, and no bytes but those of geometries."""
+    with _parquet(uri) as file:
+        schema = pq.read_schema(file)
     return bool(_texts(schema)) and not tables.candidates(schema)
 
 
