@@ -78,16 +78,12 @@ class Exporter:
         forget_shards()
 
     def all_in_one(self, fmt: str, scenes: list[Scene]) -> Outcome:
-        """The one file of a format that takes all scenes, if it takes any."""
+        """The one file of a format that takes all scenes; which of them have a place in it is for its module to say."""
         remove_abandoned()
         module = EXPORTS[fmt]
-        taken = [scene for scene in scenes if scene.is_usable and module.name(scene, self.masks.archive)]
-        if not taken:
-            return Outcome(scenes=0, image=self.masks.archive, error=_refusal(fmt, self.masks.archive))
-        path = module.name(taken[0], self.masks.archive)
+        path, options = module.FILE, self.settings
         try:
-            options = self.settings
-            facts = self._publish(path, lambda local: module.write_all(self.masks, taken, local, options))
+            facts = self._publish(path, lambda local: module.write_all(self.masks, scenes, local, options))
         except SCENE_ERRORS as error:
             return Outcome(scenes=0, image=path, error=describe(error))
         forget_shards()
@@ -109,7 +105,8 @@ class Exporter:
             of_tiles = path.endswith(".json")
             assets[fmt] = (path, "application/json" if of_tiles else EXPORTS[fmt].MEDIA_TYPE)
             written = written or new is not None
-            facts |= {key: facts.get(key, 0) + value for key, value in (new or {}).items()}
+            for key, value in (new or {}).items():  # its pixels are the same in every format
+                facts[key] = value if key == "pixels" else facts.get(key, 0) + value
         described = item(self.masks, scene, self._id(scene), assets) if assets else None
         return Outcome(
             image=scene.image,

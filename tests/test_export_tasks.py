@@ -7,9 +7,11 @@ import threading
 from pathlib import Path
 
 import pytest
+from mask_shards import UTM, Image, ids, write_masks
 from running import contents
 
 from segray.export_tasks import Exporter
+from segray.scenes import open_masks, pieces_of, whole
 from segray.settings import ExportSettings
 from segray.storage import publish_file
 
@@ -37,3 +39,11 @@ def test_tiles_are_put_several_at_once_and_their_marker_last(tmp_path: Path, mon
     assert put[-1] == "a/17/tiles.json"
     assert contents(tmp_path) == {name: name.removeprefix("a/17/").encode() for name in put}
     assert len(put) == 5
+
+
+def test_the_pixels_of_a_scene_count_once_and_its_files_by_format(tmp_path: Path) -> None:
+    image = Image(uri="/a/x.tif", mask=ids(50, 40), crs="EPSG:32633", transform=UTM)
+    masks = open_masks(write_masks(str(tmp_path / "masks"), [image], archive="/a"))
+    settings = ExportSettings(masks=masks.output, output=str(tmp_path / "out"), format="cog,png")
+    (outcome,) = Exporter(masks=masks, settings=settings, usual=".tif").outcomes(list(whole(pieces_of(masks, 0))))
+    assert (outcome.facts["pixels"], outcome.facts["files"]) == (50 * 40, 3)  # a world file beside the PNG

@@ -15,6 +15,7 @@ from pmtiles.tile import TileType
 from rasterio.warp import transform
 
 from segray.errors import SegrayError
+from segray.export_tasks import Exporter, Outcome
 from segray.exports.mercator import EDGE, Tile, places_of
 from segray.exports.pmtiles import write_all
 from segray.footprints import window_transform
@@ -22,6 +23,7 @@ from segray.grid import Window, windows
 from segray.masks import IGNORE, Classes, decode_png, encode_png
 from segray.reduction import majority
 from segray.scenes import Masks, Scene, SceneReader, pieces_of, whole
+from segray.settings import ExportSettings
 from segray.shards import MaskRow, write_shard
 
 CLASSES = Classes(names=("a", "b", "c"), colors=((200, 0, 0), (0, 200, 0), (0, 0, 200)))
@@ -239,11 +241,23 @@ def test_what_has_no_way_to_the_map_is_left_out_and_counted(tmp_path):
     ]
     (tmp_path / "some").mkdir()
     result, _, _ = export(tmp_path / "some", scenes)
-    assert (result["scenes"], result["left_out"]) == (1, 4)
+    assert (result["scenes"], result["scenes_left_out"]) == (1, 4)
     (tmp_path / "none").mkdir()
     with pytest.raises(SegrayError, match="none of the 4 scenes .* has a georeference .*--format png"):
         export(tmp_path / "none", scenes[:4])
     assert not (tmp_path / "none" / "masks.pmtiles").exists()
+
+
+def test_an_export_says_how_many_scenes_are_not_on_the_map(tmp_path):
+    masks, scenes = masks_of(tmp_path / "masks", [UTM, Made("plain.png", blobs(40, 40, 9), None, None)])
+
+    def outcome(folder: str, some: list[Scene]) -> Outcome:
+        settings = ExportSettings(masks=masks.output, output=str(tmp_path / folder), format="pmtiles")
+        return Exporter(masks=masks, settings=settings, usual=".tif").all_in_one("pmtiles", some)
+
+    facts = outcome("both", scenes).facts
+    assert (facts["scenes"], facts["scenes_left_out"], facts["files"]) == (1, 1, 1)
+    assert "none of the 1 scenes" in outcome("none", scenes[1:]).error
 
 
 def test_errors_say_what_to_do(tmp_path):

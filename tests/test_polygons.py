@@ -77,7 +77,7 @@ def export(folder: Path, mask: np.ndarray, options: Options = Options(), **how: 
     counts = polygons.write(*scene_of(folder, mask, **how), str(path), options)
     frame = geopandas.read_parquet(path)
     assert counts["features"] == len(frame)
-    frame.attrs["left_out"] = counts["left_out"]
+    frame.attrs["left_out"] = counts["features_left_out"]
     return frame
 
 

@@ -70,7 +70,7 @@ def write_all(masks: Masks, scenes: Iterable[Scene], path: str, settings: Export
         _publish(path, pyramid.spool, header, _metadata(masks.classes, header))
         tiles = len(pyramid.spool.entries)
     zooms = {name: header[name] for name in ("min_zoom", "max_zoom")}  # of what was written
-    return {"scenes": taken, "left_out": left_out, "tiles": tiles, **zooms}
+    return {"scenes": taken, "scenes_left_out": left_out, "tiles": tiles, **zooms}
 
 
 class _Spool:

@@ -66,7 +66,7 @@ def write(masks: Masks, scene: Scene, path: str, settings: ExportSettings) -> di
             tolerance = settings.simplify / ground.pixel_size_m(scene.height, scene.width)
             for batch in _simplified(held, scene, tolerance):
                 writer.add(batch)
-    return {"features": writer.features, "left_out": left_out}
+    return {"features": writer.features, "features_left_out": left_out}
 
 
 def _regions(masks: Masks, scene: Scene, ground: Ground, *, nodes: bool) -> Iterator[Regions]:
