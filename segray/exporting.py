@@ -8,6 +8,7 @@ import os
 import time
 from collections import Counter, deque
 from collections.abc import Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import partial
 from itertools import chain
@@ -103,13 +104,18 @@ def export(settings: ExportSettings) -> dict:
 
 def scenes_of(masks: Masks) -> Iterator[Scene]:
     """The scenes of all shards in the order of the plan; memory does not grow with their number."""
-    chunks = (range(masks.shards)[k : k + SHARDS_A_TASK] for k in range(0, masks.shards, SHARDS_A_TASK))
-    parts = in_tasks(partial(_read_parts, masks), chunks, in_flight=STATISTICS_IN_FLIGHT)
+    parts = in_tasks(partial(_read_parts, masks), _chunks(masks), in_flight=STATISTICS_IN_FLIGHT)
     return whole(chain.from_iterable(parts))
 
 
+def _chunks(masks: Masks) -> Iterator[range]:
+    return (range(masks.shards)[k : k + SHARDS_A_TASK] for k in range(0, masks.shards, SHARDS_A_TASK))
+
+
 def _read_parts(masks: Masks, shards: range) -> list[Scene]:
-    return [part for shard in shards for part in pieces_of(masks, shard)]
+    """What a few shards hold of each scene, in their order; they are read at once, since stores have latency."""
+    with ThreadPoolExecutor(len(shards)) as pool:
+        return list(chain.from_iterable(pool.map(partial(pieces_of, masks), shards)))
 
 
 @ray.remote(num_cpus=1, max_retries=1)
@@ -119,9 +125,8 @@ def _export(exporter: Exporter, scenes: list[Scene]) -> list[Outcome]:
 
 @ray.remote(num_cpus=1, max_retries=1)
 def _export_all(exporter: Exporter, name: str) -> Outcome:
-    masks = exporter.masks
-    parts = (part for shard in range(masks.shards) for part in pieces_of(masks, shard))
-    return exporter.all_in_one(name, list(whole(parts)))
+    parts = (_read_parts(exporter.masks, shards) for shards in _chunks(exporter.masks))
+    return exporter.all_in_one(name, list(whole(chain.from_iterable(parts))))
 
 
 def outcomes_of(exporter: Exporter) -> Iterator[Outcome]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import sys
+import threading
 import uuid
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -21,7 +22,7 @@ from running import contents, kill, run, start, wait_for
 
 from segray.errors import SegrayError
 from segray.export_tasks import Exporter, Outcome
-from segray.exporting import export, outcomes_of
+from segray.exporting import _read_parts, export, outcomes_of
 from segray.exports import EXPORTS
 from segray.listing import list_files
 from segray.scenes import Scene, open_masks
@@ -89,6 +90,12 @@ def test_the_collection_has_an_item_for_every_exported_scene(local_ray, masks, t
         assert set(item.assets) == {"cog", "png"}
         for asset in item.assets.values():
             assert (tmp_path / asset.href).is_file()
+
+
+def test_shards_are_asked_at_once_what_they_hold_and_kept_in_order(masks, monkeypatch):
+    at_once = threading.Barrier(2, timeout=20)
+    monkeypatch.setattr("segray.exporting.pieces_of", lambda masks, shard: [(at_once.wait() >= 0) * shard])
+    assert _read_parts(open_masks(masks), range(2, 6)) == [2, 3, 4, 5]
 
 
 def test_a_missing_file_is_written_again_and_only_that(local_ray, masks, tmp_path):
