@@ -260,11 +260,16 @@ def _publish(uri: str, write: Callable[[BinaryIO], object], send: Callable[[Abst
         return
     temporary = _temporary(fs, path)
     if protocol_of(fs) in ("file", "local"):
-        with open(temporary, "wb") as file:
-            write(file)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
+        try:
+            with open(temporary, "wb") as file:
+                write(file)
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(temporary, path)
+        except BaseException:  # a full disk must not get fuller whenever it is tried again
+            with suppress(OSError):
+                os.unlink(temporary)
+            raise
         return
     retry(lambda: send(fs, temporary))
     fs.mv(temporary, path)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import signal
 import subprocess
@@ -199,6 +200,18 @@ def test_a_writer_killed_before_its_rename_leaves_only_what_listing_ignores(tmp_
     assert (tmp_path / ".of another.tmp").exists()
     assert sorted(os.listdir(tmp_path / "out")) == (["other", "shard"] if before else ["other"])
     remove_leftovers(str(tmp_path / "nowhere"))
+
+
+def test_a_write_that_fails_leaves_nothing(tmp_path, monkeypatch):
+    def full(descriptor: int) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    publish(str(tmp_path / "a.bin"), b"former self")
+    monkeypatch.setattr("segray.storage.os.fsync", full)
+    with pytest.raises(OSError, match="No space left"):
+        publish(str(tmp_path / "a.bin"), bytes(1000))
+    assert [path.name for path in tmp_path.iterdir()] == ["a.bin"]
+    assert (tmp_path / "a.bin").read_bytes() == b"former self"
 
 
 def test_leftovers_are_found_in_any_depth_and_memory_does_not_grow_with_the_files(tmp_path):
