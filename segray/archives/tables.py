@@ -125,12 +125,11 @@ def _opened(uri: str, *, limit: int, dictionary: list[str] | None = None) -> Ite
 def _images(file: File, column: str | None) -> Iterator[File | None]:
     try:
         with _opened(file.uri, limit=MAX_FOOTER_BYTES) as table:
-            metadata, schema = table.metadata, table.schema_arrow
-            rows = _rows(metadata, file)
+            metadata, columns = table.metadata, candidates(table.schema_arrow)
+            rows = _rows(metadata, file) if columns else []  # equal numbers take next to no bytes
     except (ImageError, *FINAL_ERRORS) as error:
         yield damaged(file, error)
         return
-    columns = candidates(schema)
     if not columns:
         yield None
         return
