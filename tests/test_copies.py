@@ -137,6 +137,29 @@ def test_the_copies_used_longest_ago_go(monkeypatch, folder):
     assert [name for name in kept(folder) if name.endswith(".tmp")] == [f"{'1' * 64}.tmp"]
 
 
+def test_a_copy_that_is_handed_out_while_others_go_stays(monkeypatch, folder):
+    monkeypatch.setattr(copies, "MAX_COPIES", 0)
+    used, held = (local_copy(*_listed(f"memory://copies/{name}.bin")) for name in ("used", "held"))
+    for path in (used, held):
+        os.utime(path, (1, 1))
+    scan = os.scandir
+
+    def before_it_is_used(path: str) -> list[os.DirEntry]:
+        entries = list(scan(path))
+        for entry in entries:
+            entry.stat()  # which an entry remembers
+        os.utime(used)
+        return entries
+
+    with copies._lock(str(folder), Path(held).name[:2]), monkeypatch.context() as patch:
+        patch.setattr("os.scandir", before_it_is_used)
+        copies._prune(str(folder))
+    assert os.path.exists(used) and os.path.exists(held)
+    os.utime(used, (1, 1))
+    copies._prune(str(folder))
+    assert not os.path.exists(used) and not os.path.exists(held)
+
+
 def test_a_folder_of_somebody_else_is_not_used(tmp_path, folder):
     (tmp_path / "theirs").mkdir()
     folder.symlink_to(tmp_path / "theirs")

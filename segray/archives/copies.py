@@ -15,7 +15,7 @@ import time
 import zlib
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
 from segray.archives.entries import stored_range
 from segray.errors import ImageError, SegrayError
@@ -139,10 +139,14 @@ def _folder() -> str:
 
 
 @contextmanager
-def _lock(folder: str, name: str) -> Iterator[None]:
-    """The right to make the copies whose names begin so, for one thread of one process of the machine."""
+def _lock(folder: str, name: str, *, wait: bool = True) -> Iterator[None]:
+    """The right to make the copies whose names begin so, for one thread of one process of the machine.
+
+    BlockingIOError when another has it, unless `wait`.
+    """
     with open(os.path.join(folder, f"{name}.lock"), "ab") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)  # let go of when the file is closed, even by a kill
+        # let go of when the file is closed, even by a kill
+        fcntl.flock(file, fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB)
         yield
 
 
@@ -160,7 +164,15 @@ def _prune(folder: str) -> None:
             copies.append((age, entry.path))
     for age, path in sorted(copies)[MAX_COPIES:]:
         if age > GRACE_S:
-            _unlink(path)
+            _unlink_unused(path)
+
+
+def _unlink_unused(path: str) -> None:
+    """Remove a copy, unless it was handed out since the folder was listed, or is about to be."""
+    folder, name = os.path.split(path)
+    with suppress(FileNotFoundError, BlockingIOError), _lock(folder, name[:2], wait=False):
+        if time.time() - os.stat(path).st_mtime > GRACE_S:
+            os.unlink(path)
 
 
 def _unlink(path: str) -> None:
