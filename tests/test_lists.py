@@ -26,6 +26,7 @@ def parquet(**columns: list) -> bytes:
     return buffer.getvalue()
 
 
+HREF = b'{"type": "Feature", "id": "x", "assets": {"a": {"href": %s}}}'
 LISTS = {
     "l.txt": "# a comment\n\n" + "\n".join(f" {name} " for name in NAMES) + "\n",
     "one.csv": "\n".join(NAMES),
@@ -134,6 +135,10 @@ def test_a_column_can_be_named(tmp_path: Path) -> None:
         ("l.txt", b"\xff\xfe", "cannot be read"),
         ("l.parquet", b"PAR1 no", "cannot be read as Parquet"),
         ("l.json", b"{}", "is no STAC item or item collection"),
+        ("l.json", b'{"type": "Feature", "assets": [1]}', "is no STAC item or item collection"),
+        ("l.json", HREF % b'null, "roles": ["data"]', "item x of .* has the assets none; name the one"),
+        ("l.json", HREF % b"5", "item x of .* has the assets none; name the one"),
+        ("l.json", HREF % b'"a.txt", "roles": 5', "item x of .* has the assets a; name the one"),
         ("l.json", b'{"type": "Catalog"}', "is a STAC Catalog, not an item or item collection"),
         ("l.json", b'{"type": "FeatureCollection", "features": []}', "holds no STAC item"),
         ("l.json", b'{"type": "Feature", "id": "x", "assets": {}}', "item x of .* has the assets none; name the one"),

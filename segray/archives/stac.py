@@ -50,14 +50,16 @@ class StacArchive:
             document = json.loads(read_text(self.uri))
             kind = document["type"]
             items = document["features"] if kind == "FeatureCollection" else [document] if kind == "Feature" else None
-            if items is not None and all(isinstance(item["assets"], dict) for item in items):
+            if items is not None:
+                if not all(isinstance(item["assets"], dict) for item in items):
+                    raise ValueError("the assets of an item are an object")
                 return items
         except (ValueError, KeyError, TypeError) as error:
             raise SegrayError(f"{self.uri} is no STAC item or item collection") from error
         raise SegrayError(f"{self.uri} is a STAC {kind}, not an item or item collection; save its items as one")
 
     def _href(self, item: dict) -> str:
-        assets = {name: asset for name, asset in item["assets"].items() if isinstance(asset, dict) and "href" in asset}
+        assets = {name: asset for name, asset in item["assets"].items() if _has_href(asset)}
         names = [self.asset] if self.asset else _imagery(assets)
         if len(names) != 1 or names[0] not in assets:
             why = f"has the assets {', '.join(assets) or 'none'}"
@@ -65,9 +67,18 @@ class StacArchive:
         return assets[names[0]]["href"]
 
 
+def _has_href(asset: object) -> bool:
+    return isinstance(asset, dict) and isinstance(asset.get("href"), str)
+
+
 def _imagery(assets: dict[str, dict]) -> list[str]:
     """The names of the assets that may be meant: of the best role, else those that are images by type or ending."""
     for role in ROLES:
-        if found := [name for name, asset in assets.items() if role in (asset.get("roles") or ())]:
+        if found := [name for name, asset in assets.items() if role in _roles(asset)]:
             return found
     return [name for name, asset in assets.items() if is_image(asset["href"])]
+
+
+def _roles(asset: dict) -> list:
+    roles = asset.get("roles")
+    return roles if isinstance(roles, list) else []
