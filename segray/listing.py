@@ -59,7 +59,7 @@ def _walk(fs: AbstractFileSystem, path: str, above: tuple[str, ...] = ()) -> Ite
 
     Links to folders are followed, but for those that lead back to one that they lie in. above: the latter.
     """
-    if fs.isfile(path):
+    if not above and fs.isfile(path):  # of others the listing of their folder says what they are
         yield path, retry(lambda: fs.info(path))
         return
     try:

@@ -14,13 +14,15 @@ import pytest
 from conftest import png
 from containers import BODIES, CHANCE, WRITERS, body, container_of, put, tar_of
 from fsspec import AbstractFileSystem, register_implementation
+from fsspec.implementations.memory import MemoryFileSystem
 from s3fs.core import S3File
 
 from segray.archives import tables, tars, zips
 from segray.archives.options import ArchiveOptions
 from segray.expand import SMALL_PICTURE_BYTES, Cutting, expand
 from segray.inputs import InputSpec
-from segray.storage import File, join
+from segray.listing import list_files
+from segray.storage import File, join, publish
 
 
 @pytest.fixture(autouse=True)
@@ -124,6 +126,15 @@ def test_a_table_is_planned_by_its_footer_unless_its_images_are_large(tmp_path, 
         assert len(items) == len(images)
         assert all((item.height == 8) is measured and item.error is None for item in items)
         assert (sum(counting) > path.stat().st_size / 2) is measured
+
+
+def test_no_folder_is_asked_whether_it_is_a_file(monkeypatch):
+    names, asked, isfile = [f"{folder}/a.png" for folder in range(20)], [], MemoryFileSystem.isfile
+    for name in names:
+        publish(f"memory://asked/{name}", b"1")
+    monkeypatch.setattr(MemoryFileSystem, "isfile", lambda self, path: asked.append(path) or isfile(self, path))
+    assert sorted(file.uri.partition("asked/")[2] for file in list_files("memory://asked")) == sorted(names)
+    assert asked == ["/asked"]
 
 
 def test_a_tar_on_s3_is_listed_without_its_bodies(s3, monkeypatch):
