@@ -13,6 +13,7 @@ from segray.errors import LabelError, SegrayError
 
 IGNORE = 255  # the id of "ignore / no data" in every mask that segray writes
 PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
+MAX_SIDE = 2**15 - 1  # pixels of a mask, which then has less than MAX_BYTES
 MAX_BYTES = 1 << 30  # a mask is never inflated beyond this, nor beyond what its own header announces
 
 

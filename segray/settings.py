@@ -8,6 +8,7 @@ from typing import Any
 from segray.archives.options import ArchiveOptions
 from segray.flags import check_range, option, parse_range, positive
 from segray.grid import BLENDS
+from segray.masks import MAX_SIDE
 from segray.train_settings import TrainSettings
 from segray.views import VIEWS
 
@@ -119,6 +120,8 @@ class SegmentSettings(PathSettings):
     def __post_init__(self) -> None:
         super().__post_init__()
         positive(self, "window", "shard_mpx")
+        if self.window > MAX_SIDE:
+            raise ValueError(f"--window is at most {MAX_SIDE} pixels, the side of the largest mask, not {self.window}")
         unknown = set(self.formats) - set(FORMATS)
         if unknown or not self.formats:
             raise ValueError(f"--format is parquet, png or parquet,png, not {self.format}")

@@ -57,6 +57,7 @@ def test_actors(text, expected):
     [
         (["--window", "0"], "--window must be positive, not 0"),
         (["--window", "-3"], "--window must be positive"),
+        (["--window", "32768"], "--window is at most 32767 pixels, the side of the largest mask, not 32768"),
         (["--window", "big"], "--window: invalid int value: 'big'"),
         (["--window", "1.5"], "invalid int value"),
         (["--shard_mpx", "nan"], "--shard_mpx must be positive"),
