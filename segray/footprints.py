@@ -8,6 +8,7 @@ from functools import lru_cache
 from itertools import chain
 
 import numpy as np
+from rasterio import Affine
 from rasterio._err import CPLE_BaseError  # raised as it is by transform, not as one of rasterio.errors
 from rasterio.crs import CRS
 from rasterio.errors import CRSError, RasterioError
@@ -39,6 +40,22 @@ def window_transform(transform: Affine6, window: Window) -> Affine6:
     a, b, c, d, e, f = transform
     row, col = window.row_off, window.col_off
     return (a, b, c + a * col + b * row, d, e, f + d * col + e * row) if row or col else transform
+
+
+def point(transform: Affine6, col: float | np.ndarray, row: float | np.ndarray) -> tuple:
+    """x and y of columns and rows, which are counted from pixel corners; numbers or arrays."""
+    a, b, c, d, e, f = transform
+    return a * col + b * row + c, d * col + e * row + f
+
+
+def coordinates(transform: Affine6, pixels: np.ndarray) -> np.ndarray:
+    """(n, 2) column and row, counted from pixel corners -> (n, 2) x and y."""
+    return np.stack(point(transform, pixels[:, 0], pixels[:, 1]), axis=1)
+
+
+def inverse(transform: Affine6) -> Affine6:
+    """The affine from x and y to column and row; affine's own error where pixels have no area."""
+    return tuple(~Affine(*transform))[:6]
 
 
 def footprint(crs: str, transform: Affine6, window: Window) -> bytes | None:
@@ -78,7 +95,7 @@ def outline(crs: str, transform: Affine6, window: Window) -> np.ndarray | None:
 
 def rings(outline: np.ndarray) -> list[Ring]:
     """The exterior rings of an outline, closed: one, or one for each part between two antimeridians."""
-    corners: Ring = [tuple(point) for point in outline[:-1].tolist()]
+    corners: Ring = [tuple(corner) for corner in outline[:-1].tolist()]
     west = min(x for x, _ in corners)
     if max(x for x, _ in corners) - west >= 360:  # all around the Earth there is no place to cut
         corners, west = [(min(x - west - 180, 180.0), y) for x, y in corners], -180.0
@@ -105,7 +122,7 @@ def true_scale(crs: str, transform: Affine6, height: int, width: int) -> float |
 
     Of the vectors across and down that square, as they lie on the ellipsoid. None where that is not known.
     """
-    a, b, c, d, e, f = transform
+    a, b, _, d, e, _ = transform
     side = abs(a * e - b * d) ** 0.5
     if not side:
         return None
@@ -113,7 +130,7 @@ def true_scale(crs: str, transform: Affine6, height: int, width: int) -> float |
     cols, rows = (np.array(steps) * pixels / 2 for steps in ((1, -1, 0, 0), (0, 0, 1, -1)))
     cols, rows = cols + width / 2, rows + height / 2
     try:
-        points = transform_points(crs, "OGC:CRS84", a * cols + b * rows + c, d * cols + e * rows + f)
+        points = transform_points(crs, "OGC:CRS84", *point(transform, cols, rows))
     except (RasterioError, CRSError, CPLE_BaseError):
         return None
     longitude, latitude = np.radians(points[:2])
@@ -127,12 +144,11 @@ def true_scale(crs: str, transform: Affine6, height: int, width: int) -> float |
 
 def _edges(crs: str, affine: Affine6, window: Window, steps: int) -> np.ndarray | None:
     """(4 steps + 1, 2) longitude and latitude along the edges, one after the other; around a pole they end 360 away."""
-    a, b, c, d, e, f = affine
     corners = np.array([*CORNERS, CORNERS[0]]) * (window.width, window.height)
     share = np.arange(len(CORNERS) * steps + 1) / steps
     cols, rows = (np.interp(share, np.arange(len(corners)), corners[:, axis]) for axis in (0, 1))
     try:
-        longitudes, latitudes = transform_points(crs, "OGC:CRS84", a * cols + b * rows + c, d * cols + e * rows + f)
+        longitudes, latitudes = transform_points(crs, "OGC:CRS84", *point(affine, cols, rows))
     except (RasterioError, CRSError, CPLE_BaseError):
         return None
     points = np.array([longitudes, latitudes]).T

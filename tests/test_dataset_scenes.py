@@ -19,9 +19,10 @@ from scene_sets import CLASSES, GRID, UTM, features, moved, raster, write_scenes
 
 from segray.archives.raster import Header
 from segray.datasets import Sample, open_dataset, read
-from segray.datasets.regrid import coordinates, label_pixels, transformed
+from segray.datasets.regrid import label_pixels, transformed
 from segray.datasets.scenes import STRIPE_PIXELS
 from segray.errors import ImageError, LabelError, SegrayError
+from segray.footprints import coordinates
 from segray.grid import Window, windows
 from segray.masks import IGNORE
 

@@ -11,10 +11,9 @@ from shapely.geometry.base import BaseGeometry
 
 from segray.archives.raster import Header
 from segray.datasets import open_dataset, read
-from segray.datasets.regrid import coordinates
 from segray.datasets.vectors import VectorFile, burn
 from segray.errors import LabelError
-from segray.footprints import EDGE
+from segray.footprints import EDGE, coordinates
 from segray.grid import Window
 from segray.storage import join, publish
 

@@ -6,7 +6,6 @@ from collections.abc import Iterator
 from functools import lru_cache
 
 import numpy as np
-from rasterio import Affine
 from rasterio._err import CPLE_BaseError, CPLE_NotSupportedError  # raised by transform as they are
 from rasterio.crs import CRS
 from rasterio.errors import CRSError, RasterioError
@@ -14,7 +13,7 @@ from rasterio.warp import transform as transform_points
 
 from segray.archives.raster import Affine6, Header
 from segray.errors import LabelError
-from segray.footprints import half_turn
+from segray.footprints import coordinates, half_turn, inverse
 from segray.grid import Window
 
 CONTROL = 16  # pixels from control point to control point: straight lines between them are good to 0.001 pixels of 10 m
@@ -74,18 +73,6 @@ def same_crs(one: str | None, other: str | None) -> bool:
 def half_turn_of(crs: str | None) -> float | None:
     """As `half_turn` of a CRS as authority code or WKT; None where there is none."""
     return half_turn(CRS.from_user_input(crs)) if crs else None
-
-
-def coordinates(transform: Affine6, pixels: np.ndarray) -> np.ndarray:
-    """(n, 2) column and row, counted from pixel corners -> (n, 2) x and y."""
-    a, b, c, d, e, f = transform
-    cols, rows = pixels[:, 0], pixels[:, 1]
-    return np.stack([a * cols + b * rows + c, d * cols + e * rows + f], axis=1)
-
-
-def inverse(transform: Affine6) -> Affine6:
-    """The affine from x and y to column and row."""
-    return tuple(~Affine(*transform))[:6]
 
 
 def _combined(second: Affine6, first: Affine6) -> Affine6:

@@ -20,8 +20,9 @@ from rasterio.features import rasterize
 
 from segray.archives.kept import Kept
 from segray.archives.raster import Header
-from segray.datasets.regrid import coordinates, half_turn_of, inverse, same_crs, transformed
+from segray.datasets.regrid import half_turn_of, same_crs, transformed
 from segray.errors import ImageError, LabelError, SegrayError
+from segray.footprints import coordinates, inverse
 from segray.grid import Window
 from segray.storage import describe, ending, read_bytes
 

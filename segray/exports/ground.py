@@ -12,7 +12,7 @@ from rasterio.errors import CRSError
 from segray.archives.metadata import MERCATORS, TRUE
 from segray.archives.raster import Affine6
 from segray.errors import SegrayError
-from segray.footprints import true_scale
+from segray.footprints import coordinates, true_scale
 
 FARTHEST = 30.0  # of the isometric latitude: by then a pixel has no area to speak of
 PIXELS: Affine6 = (1.0, 0.0, 0.0, 0.0, 1.0, 0.0)  # of an image without georeference
@@ -99,9 +99,7 @@ class Ground:
 
     def coordinates(self, points: np.ndarray) -> np.ndarray:
         """(n, 2) column and row of pixel corners -> (n, 2) float64 x and y."""
-        a, b, c, d, e, f = self.transform
-        columns, rows = points[:, 0], points[:, 1]
-        return np.stack([a * columns + b * rows + c, d * columns + e * rows + f], axis=1)
+        return coordinates(self.transform, points)
 
     def run_m2(self, rows: np.ndarray, columns: np.ndarray, lengths: np.ndarray) -> np.ndarray:
         """(n,) square metres of runs of pixels on the ellipsoid; 0 where all pixels are of one size.

@@ -14,7 +14,7 @@ from rasterio.transform import Affine
 from rasterio.warp import reproject, transform, transform_bounds
 
 from segray.archives.raster import Affine6
-from segray.footprints import EDGE, MERCATOR, SEMI_MAJOR_M, half_turn, window_transform
+from segray.footprints import EDGE, MERCATOR, SEMI_MAJOR_M, half_turn, inverse, point, window_transform
 from segray.grid import Window
 from segray.masks import IGNORE
 from segray.scenes import Scene
@@ -102,7 +102,7 @@ def window_under(tile: Tile, where: Place) -> Window | None:
     finite = np.isfinite(x) & np.isfinite(y)
     if not finite.any():
         return None
-    cols, rows = _pixels(where.scene.transform, x[finite], y[finite])
+    cols, rows = point(inverse(where.scene.transform), x[finite], y[finite])
     first_row, last_row = _span(rows, where.scene.height)
     first_col, last_col = _span(cols, where.scene.width)
     if last_row <= first_row or last_col <= first_col:
@@ -137,18 +137,6 @@ def _latitude(y: float) -> float:
     return math.degrees(math.atan(math.sinh(y / SEMI_MAJOR_M)))
 
 
-def _point(transform_6: Affine6, col: float | np.ndarray, row: float | np.ndarray) -> tuple:
-    a, b, c, d, e, f = transform_6
-    return a * col + b * row + c, d * col + e * row + f
-
-
-def _pixels(transform_6: Affine6, x: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Columns and rows of points: `_point` backwards."""
-    a, b, c, d, e, f = transform_6
-    area = _area(transform_6)
-    return (e * (x - c) - b * (y - f)) / area, (a * (y - f) - d * (x - c)) / area
-
-
 def _area(transform_6: Affine6) -> float:
     """Of a pixel, with its sign; 0 where the transform has no way back."""
     a, b, _, d, e, _ = transform_6
@@ -181,7 +169,7 @@ def _turns(scene: Scene, crs: CRS) -> list[Scene]:
 def _extent(scene: Scene) -> Box:
     """The box around a scene in its own CRS."""
     corners = [(col, row) for col in (0, scene.width) for row in (0, scene.height)]
-    xs, ys = zip(*(_point(scene.transform, col, row) for col, row in corners))
+    xs, ys = zip(*(point(scene.transform, col, row) for col, row in corners))
     return min(xs), min(ys), max(xs), max(ys)
 
 
@@ -210,7 +198,7 @@ def _sampled_bounds(scene: Scene, crs: CRS) -> Box:
     A picture of the whole Earth has corners that lie nowhere.
     """
     across, down = np.linspace(0, scene.width, STEPS + 1), np.linspace(0, scene.height, STEPS + 1)
-    xs, ys = _point(scene.transform, *(grid.ravel() for grid in np.meshgrid(across, down)))
+    xs, ys = point(scene.transform, *(grid.ravel() for grid in np.meshgrid(across, down)))
     points = np.array(_transformed(crs, CRS.from_user_input("OGC:CRS84"), xs, ys))
     points = points[:, np.isfinite(points).all(axis=0)]
     if not points.size:
@@ -225,7 +213,7 @@ def _zoom(scene: Scene, crs: CRS) -> int | None:
     shares = (1 / 6, 1 / 2, 5 / 6)
     corners = [(scene.width * across, scene.height * down) for across in shares for down in shares]
     ends = [(col + right, row + down) for col, row in corners for right, down in ((0, 0), (1, 0), (0, 1))]
-    points = _point(scene.transform, *np.array(ends).T)
+    points = point(scene.transform, *np.array(ends).T)
     places = np.transpose(_transformed(crs, MERCATOR, *points)).reshape(len(corners), 3, 2)
     places = places[np.isfinite(places).all(axis=(1, 2))]
     sides = np.linalg.norm(places[:, 1:] - places[:, :1], axis=2)
