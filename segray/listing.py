@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from functools import partial
 
 from fsspec import AbstractFileSystem
+from fsspec.core import split_protocol
 
 from segray.storage import File, etag_of, filesystem, is_chain, is_local, protocol_of, refusals_named, retry
 
@@ -29,9 +30,16 @@ def list_files(uri: str) -> Iterator[File]:
             relative = name[len(path) :]
             if not any(part.startswith(".") for part in relative.split("/")):
                 size = int(info["size"] or 0)  # web servers need not say it
-                yield File(name if local else fs.unstrip_protocol(name) + chain, size, etag_of(info))
+                yield File(name if local else address(fs, name, uri) + chain, size, etag_of(info))
     if not found:
         raise FileNotFoundError(f"{uri} holds nothing")
+
+
+def address(fs: AbstractFileSystem, name: str, uri: str) -> str:
+    """The URI of a name in a file system, with the scheme of `uri`; fsspec may know another (abfs for az)."""
+    found = fs.unstrip_protocol(name)
+    scheme, own = split_protocol(uri)[0], split_protocol(found)[0]
+    return found if scheme is None or own is None else scheme + found.removeprefix(own)
 
 
 def files_if_any(uri: str) -> Iterator[File]:

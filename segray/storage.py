@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import posixpath
 import re
@@ -25,6 +26,8 @@ from fsspec.core import has_magic, split_protocol, url_to_fs
 from segray.errors import ImageError, SegrayError
 from segray.store_errors import at_fault, store_errors, with_reason
 
+for name in ("gcsfs", "azure"):  # they log each refusal with its traceback; here it becomes one sentence
+    logging.getLogger(name).setLevel(logging.CRITICAL)
 Result = TypeVar("Result")
 ATTEMPTS = 4
 COPY_BYTES = 2**20

@@ -13,7 +13,7 @@ from fsspec import AbstractFileSystem
 from segray.errors import SegrayError
 
 Result = TypeVar("Result")
-LIBRARIES = ("aiohttp", "azure", "gcsfs", "google")  # whose errors are no OSErrors
+LIBRARIES = ("aiohttp", "azure", "gcsfs", "google", "requests")  # whose errors are no OSErrors
 # S3's and Azure's names for what is wrong with the credentials or the clock, and with no object. fsspec's
 # PermissionError does not tell them from the refusal of one object.
 OF_CREDENTIALS = {
@@ -97,6 +97,8 @@ def _told(error: Exception) -> Exception:
         return StoreError(f"the store refuses the credentials: {said}")
     # gcsfs says so of what is forbidden, alone of all that it tells apart
     if code in OF_KEYS or (type(error) is OSError and said.startswith("Forbidden: ")):
+        return PermissionError(said)
+    if isinstance(error, ValueError) and said.startswith("Bad Request: "):  # gcsfs, of much that has "invalid" in it
         return PermissionError(said)
     if not library:  # s3fs makes plain OSErrors of what S3 cannot do now, and says no more than its words
         return StoreError(f"the store answers {code}: {said}") if _for_now(error) else error

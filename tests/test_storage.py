@@ -99,6 +99,14 @@ def test_a_single_file_is_its_own_listing(store):
     assert (file.size, read_bytes(file.uri)) == (5, b"12345")
 
 
+def test_a_listing_keeps_the_scheme_that_it_was_asked_with(s3):
+    folder = join(s3, "schemes")
+    publish(join(folder, "a.txt"), b"1")
+    asked = folder.replace("s3://", "s3a://")  # one file system with two names, as az and abfs
+    assert [file.uri for file in list_files(asked)] == [join(asked, "a.txt")]
+    assert [file.uri for file in list_files(folder)] == [join(folder, "a.txt")]
+
+
 def test_nothing_there(store):
     with pytest.raises(FileNotFoundError, match="holds nothing"):
         list(list_files(join(store, "nope")))

@@ -12,6 +12,7 @@ import pytest
 from aiohttp import InvalidURL
 from botocore.exceptions import ClientError
 from conftest import GUEST, png
+from requests.exceptions import ProxyError
 from s3fs.errors import translate_boto_error
 
 from segray import storage
@@ -207,3 +208,17 @@ def test_a_place_that_may_not_be_looked_at_is_one_sentence(stored, become, look)
     become("AWS_ACCESS_KEY_ID", GUEST)
     with pytest.raises(SegrayError, match=r"^s3://segray-test/shut cannot be looked at: .*; correct the URI, or what"):
         look(join(stored, "shut"))
+
+
+@pytest.mark.parametrize(
+    ("error", "told"),
+    [
+        (ProxyError(), StoreError),  # gcsfs, when what stands before the store answers 502
+        (ValueError("Bad Request: User project specified in the request is invalid."), PermissionError),  # gcsfs
+        (ValueError("this is no number"), ValueError),
+    ],
+)
+def test_what_gcsfs_makes_of_answers_is_told(error, told):
+    with pytest.raises(told) as caught, store_errors():
+        raise error
+    assert str(caught.value)

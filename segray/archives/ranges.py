@@ -1,4 +1,4 @@
-"""Ranges of a stored file: fetched several at once, coalesced, and only ever of one version of the file."""
+"""Ranges of a stored file: fetched several at once, coalesced, and, from S3, only ever of one version of the file."""
 
 from __future__ import annotations
 
@@ -42,8 +42,10 @@ def _range_once(fs: AbstractFileSystem, path: str, start: int, stop: int) -> byt
         with store_errors(), _one_reader if not fs.async_impl else nullcontext():
             return fs.cat_file(path, start=start, end=stop)
     except OSError as error:
-        if code_of(error) in BEYOND_THE_END and (fs.size(path) or 0) <= start:  # S3 and web servers have no such range
-            return b""
+        if code_of(error) in BEYOND_THE_END:  # most stores have no such range
+            fs.invalidate_cache()  # adlfs would answer with the size that the file had before
+            if (fs.size(path) or 0) <= start:
+                return b""
         raise
 
 

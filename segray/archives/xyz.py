@@ -10,7 +10,7 @@ from itertools import islice
 
 from segray.archives import pictures, rasters
 from segray.errors import SegrayError
-from segray.listing import list_files
+from segray.listing import address, list_files
 from segray.storage import File, exists, filesystem, is_local, join, read_bytes, read_text, retry
 
 ENDINGS = ("png", "jpg", "jpeg", "webp")
@@ -132,5 +132,5 @@ def _zoom_of(name: str) -> int | None:
 def _below(uri: str) -> Iterator[tuple[str, File]]:
     """(path below a folder, file) of all its files, streamed; FileNotFoundError when nothing is there."""
     fs, path = filesystem(uri)
-    start = len(path if is_local(uri) else fs.unstrip_protocol(path))
+    start = len(path if is_local(uri) else address(fs, path, uri))
     return ((file.uri[start:].lstrip("/"), file) for file in list_files(uri))
