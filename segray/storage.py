@@ -28,8 +28,10 @@ from segray.store_errors import at_fault, store_errors, with_reason
 
 for name in ("gcsfs", "azure"):  # they log each refusal with its traceback; here it becomes one sentence
     logging.getLogger(name).setLevel(logging.CRITICAL)
+log = logging.getLogger("segray")
 Result = TypeVar("Result")
 ATTEMPTS = 4
+SILENT_S = 10.0  # that a call may take before it fails without a word: some libraries try for minutes themselves
 COPY_BYTES = 2**20
 # Stores on which a finished put is atomic: a reader sees the old object or the whole new one, never a part.
 ATOMIC_PUT = {"s3", "s3a", "gs", "gcs", "az", "abfs", "abfss", "adl", "oss", "memory"}
@@ -149,12 +151,15 @@ def retry(call: Callable[[], Result]) -> Result:
     What trying again cannot mend (not found, no permission) is raised at once. Errors are those of `store_errors`.
     """
     for attempt in range(ATTEMPTS - 1):
+        started = time.monotonic()
         try:
             with store_errors():
                 return call()
         except FINAL_ERRORS:
             raise
-        except (OSError, BotoCoreError):  # botocore's errors of the network are no OSError
+        except (OSError, BotoCoreError) as error:  # botocore's errors of the network are no OSError
+            if time.monotonic() - started > SILENT_S:
+                log.warning("a store does not answer, and is asked again: %s", describe(error))
             time.sleep(0.2 * 4**attempt)
     with store_errors():
         return call()

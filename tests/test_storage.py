@@ -259,6 +259,20 @@ def test_transient_failures_are_retried_a_finite_number_of_times(no_pause, failu
     assert no_pause == sorted(no_pause)
 
 
+def test_a_store_that_is_silent_for_long_is_named_while_it_is_asked_again(no_pause, monkeypatch, caplog):
+    answers = iter([OSError("no route to host"), "done"])
+
+    def call() -> str:
+        answer = next(answers)
+        if isinstance(answer, OSError):
+            raise answer
+        return answer
+
+    monkeypatch.setattr(storage, "SILENT_S", -1.0)
+    assert retry(call) == "done"
+    assert caplog.messages == ["a store does not answer, and is asked again: no route to host"]
+
+
 @pytest.mark.parametrize("error", [FileNotFoundError, PermissionError, IsADirectoryError, ValueError])
 def test_what_trying_again_cannot_mend_is_raised_at_once(no_pause, error):
     calls = []

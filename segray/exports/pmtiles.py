@@ -48,7 +48,8 @@ def write_all(masks: Masks, scenes: Iterable[Scene], path: str, settings: Export
     settings.max_zoom: the deepest zoom of the file, 0 to 22; None for that of the finest scene.
 
     Where scenes overlap the later one is seen, except where it has no data. Memory: a few tiles, what `SceneReader`
-    keeps, and what is known of each scene. SegrayError when no scene has a georeference or none has a class.
+    keeps, what is known of each scene, and an entry of the index for each tile of the file. SegrayError when no scene
+    has a georeference or none has a class.
     """
     places, taken, left_out = [], 0, 0
     for scene in scenes:
