@@ -275,14 +275,12 @@ def _pictures_of(work: Work, shard: int, *, count: int) -> list[Picture]:
     parts = {item.image: item.part for item in plans.read_shard(work.plan, shard)}
     shown = [(row, mask) for row, mask in read_masks(work.output, shard, work.formats[-1]) if row["status"] == OK]
     shown.sort(key=lambda pair: -sum(pixels > 0.02 * pair[0]["valid_pixels"] for pixels in pair[0]["pixel_counts"]))
-    nth = Counter()  # one window of every image before a second one of any
-    ranked = []
-    for row, mask in shown:
-        ranked.append((nth[row["image"]], row, mask))
-        nth[row["image"]] += 1
-    ranked.sort(key=lambda entry: entry[0])
+    seen, order = Counter(), []  # one window of every image before a second one of any
+    for row, _ in shown:
+        order.append(seen[row["image"]])
+        seen[row["image"]] += 1
     pictures = []
-    for _, row, mask in ranked[:count]:
+    for row, mask in [shown[index] for index in np.argsort(order, kind="stable")[:count]]:
         window = window_of(row)
         options = {"part": parts[row["image"]], "window": window, "explicit_bands": work.explicit_bands}
         with suppress(*UNREADABLE):

@@ -83,7 +83,7 @@ def ticks(low: float, high: float, *, count: int, whole: bool = False) -> list[f
 
 def labels(values: list[float]) -> list[str]:
     """The values with as many digits as tell them apart, three at least."""
-    texts = (([number(value, digits) for value in values]) for digits in range(3, 10))
+    texts = ([number(value, digits) for value in values] for digits in range(3, 10))
     return next((found for found in texts if len(set(found)) == len(values)), [number(value) for value in values])
 
 

@@ -71,7 +71,7 @@ def score_rows(classes: Classes, columns: list[list], extra: list[list[str]] | N
 
 def matrix_table(classes: Classes, counts: list[list[int]]) -> dict:
     """The confusion matrix with every cell's share of its truth row; the last column is "nothing"."""
-    names = [f"{id} {name}" for id, name in enumerate(classes.names)] if _alike(classes.names) else classes.names
+    names = [f"{index} {name}" for index, name in enumerate(classes.names)] if _alike(classes.names) else classes.names
     columns = [*names, "nothing"][: len(counts[0])]
     rows = []
     for truth, (name, row) in enumerate(zip(names, counts, strict=True)):
