@@ -392,6 +392,27 @@ def test_overviews_have_the_names_of_the_bands(tmp_path):
         assert (found.pixels == read(uri, None, resolution=resolution).pixels[[2, 0]]).all()
 
 
+@pytest.fixture
+def levels(monkeypatch) -> list[int | None]:
+    """The overviews that are opened, None for the raster itself."""
+    seen, plain = [], rasters.borrow
+    monkeypatch.setattr(
+        rasters, "borrow", lambda *args, **options: seen.append(options.get("overview")) or plain(*args, **options)
+    )
+    return seen
+
+
+def test_the_coarsest_overview_that_is_fine_enough_is_read(tmp_path, levels):
+    transform = Affine(0.5, 0, 500000, 0, -0.5, 5800000)
+    uri = tiff(tmp_path, RGB, crs="EPSG:32633", transform=transform)
+    with rasterio.open(uri, "r+") as target:
+        target.build_overviews([2, 4, 8], Resampling.average)
+    for resolution, expected in ((0.9, [None]), (1.1, [None, 0]), (2.2, [None, 1]), (5.0, [None, 2])):
+        levels.clear()
+        assert read(uri, None, resolution=resolution).transform == tuple(transform)[:6]
+        assert levels == expected
+
+
 def half_valid(target: rasterio.io.DatasetWriter, how: str) -> None:
     """Say of an open raster that its left half has no data."""
     if how == "mask":
@@ -405,7 +426,9 @@ def half_valid(target: rasterio.io.DatasetWriter, how: str) -> None:
     [("nodata", False, False), ("nodata", False, True), ("nodata", True, False), ("nodata", True, True),
      ("mask", False, False), ("mask", False, True), ("mask", True, True)],
 )  # fmt: skip
-def test_what_is_valid_does_not_depend_on_when_overviews_were_made(tmp_path, monkeypatch, how, late, outside):
+def test_what_is_valid_does_not_depend_on_when_overviews_were_made(
+    tmp_path, monkeypatch, levels, *, how, late, outside
+):
     place = {"crs": "EPSG:32633", "transform": Affine(0.5, 0, 500000, 0, -0.5, 5800000)}
     uri = tiff(tmp_path, np.where(np.arange(90)[:, None] < 45, 0, RGB | 1).astype(np.uint8), **place)
     steps = [lambda target: half_valid(target, how), lambda target: target.build_overviews([2, 4], Resampling.average)]
@@ -416,11 +439,6 @@ def test_what_is_valid_does_not_depend_on_when_overviews_were_made(tmp_path, mon
         ):
             step(target)
     assert Path(f"{uri}.ovr").exists() == outside
-    levels = []
-    plain = rasters.borrow
-    monkeypatch.setattr(
-        rasters, "borrow", lambda *args, **options: levels.append(options.get("overview")) or plain(*args, **options)
-    )
     exact, coarse = read(uri, None), read(uri, None, resolution=1.0)
     assert (exact.valid == (COLUMN >= 45)).all()
     assert coarse.valid[:, 23:].all() and not coarse.valid[:, :22].any()

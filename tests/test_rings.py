@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import numpy as np
 import pytest
 import shapely
@@ -11,6 +13,7 @@ from rasterio.features import shapes
 from traced import MASKS, trace
 
 from segray.rings import Rings, rings_of
+from segray.tracing import Tracer
 
 
 def rings(mask: np.ndarray, cuts: list[int] = (), **options: object) -> list[Rings]:
@@ -37,10 +40,13 @@ def test_polygons_are_those_of_gdal(mask: np.ndarray, cuts: list[int]) -> None:
 @settings(max_examples=300, deadline=None)
 @given(mask=MASKS, cuts=st.lists(st.integers(1, 11)))
 def test_with_nodes_neighbours_have_the_same_vertices_and_the_same_shapes(mask: np.ndarray, cuts: list[int]) -> None:
-    found, plain = polygons(rings(mask, cuts, nodes=True)), polygons(rings(mask, cuts))
+    batches = rings(mask, cuts, nodes=True)
+    found, plain = polygons(batches), polygons(rings(mask, cuts))
     assert shapely.is_valid(found).all()
     assert shapely.equals(found, plain).all()
     assert not len(found) or shapely.coverage_is_valid(found)
+    for points in (batch.points[slice(*ends)] for batch in batches for ends in pairwise(batch.rings)):
+        assert (points[1:] != points[:-1]).any(axis=1).all()  # none is there twice
 
 
 @settings(max_examples=200, deadline=None)
@@ -80,6 +86,17 @@ def test_only_corners_are_vertices() -> None:
         [0, 0], [60, 0], [60, 40], [0, 40], [0, 0], [50, 10], [20, 10], [20, 30], [50, 30], [50, 10],
     ]  # fmt: skip
     assert (outer.rings.tolist(), outer.polygons.tolist()) == ([0, 5, 10], [0, 2])
+
+
+def test_corners_far_to_the_right_and_below_keep_their_place() -> None:
+    tracer = Tracer(100_000)
+    tracer.skip(200_000)
+    rows = np.full((2, 100_000), 255, np.uint8)
+    rows[:, 70_000:90_000] = 1
+    tracer.add(rows)
+    assert rings_of(tracer.close()).points.tolist() == [
+        [70_000, 200_000], [90_000, 200_000], [90_000, 200_002], [70_000, 200_002], [70_000, 200_000],
+    ]  # fmt: skip
 
 
 def test_a_part_is_the_polygons_asked_for() -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from segray.sampling import (
@@ -21,6 +21,7 @@ from segray.sampling import (
 small = st.integers(1, 20)
 
 
+@settings(deadline=None)
 @given(images=small, crops=small, batch=small, together=small, epoch=small)
 def test_an_epoch_takes_every_crop_once_as_far_as_whole_batches_go(images, crops, batch, together, epoch):
     steps = steps_per_epoch(images, crops_per_image=crops, batch_size=batch)
@@ -35,6 +36,7 @@ def test_an_epoch_takes_every_crop_once_as_far_as_whole_batches_go(images, crops
         assert (steps, counts.min() > 0) == (1, True)  # too few crops for a batch: all are in it, some repeated
 
 
+@settings(deadline=None)
 @given(batch_share=small, world_size=st.integers(1, 6), step=st.integers(0, 5))
 def test_workers_share_a_step_equally_and_completely(batch_share, world_size, step):
     batch = batch_share * world_size
@@ -53,11 +55,15 @@ def test_orders_differ_between_epochs_and_seeds_and_repeat_for_the_same():
 
 
 def test_crops_are_mixed_among_the_images_that_are_together_only():
-    order = epoch_order(12, crops_per_image=5, positions=60, together=3, seed=0, epoch=1)
-    groups = [set(order[k : k + 15].tolist()) for k in range(0, 60, 15)]
-    assert [len(group) for group in groups] == [3] * 4
-    assert set.union(*groups) == set(range(12))
-    assert any(order[k] != order[k + 1] for k in range(4))
+    firsts = set()
+    for epoch in range(1, 6):
+        order = epoch_order(12, crops_per_image=5, positions=60, together=3, seed=0, epoch=epoch)
+        groups = [frozenset(order[k : k + 15].tolist()) for k in range(0, 60, 15)]
+        assert [len(group) for group in groups] == [3] * 4
+        assert frozenset.union(*groups) == set(range(12))
+        assert any(order[k] != order[k + 1] for k in range(4))
+        firsts.add(groups[0])
+    assert len(firsts) > 1  # other images are together in another epoch
 
 
 def test_no_two_streams_of_random_numbers_coincide():
@@ -93,6 +99,7 @@ def test_rare_classes_are_seen_as_often_as_common_ones():
     assert np.array_equal(result[others, 0], (np.arange(20_000) % 4)[others])  # the rest as without
 
 
+@settings(deadline=None)
 @given(
     counts=st.lists(st.lists(st.integers(0, 5), min_size=3, max_size=3), min_size=1, max_size=8),
     part=st.floats(0, 1),
@@ -112,6 +119,13 @@ def test_a_drawn_image_has_the_class_that_it_is_drawn_for(counts, part, span, cr
         chosen = result[start : start + span]
         chosen = chosen[chosen[:, 1] != ANY]
         assert len(np.unique(chosen, axis=0)) <= -(-len(chosen) // crops)
+
+
+def test_crops_of_a_drawn_image_are_spread_over_the_span():
+    """Else a batch would be many crops of one image."""
+    found = drawn(np.ones((100, 3), np.int64), 1.0, 400, crops=8)
+    assert (found[:, 1] != ANY).all()
+    assert (found[1:] == found[:-1]).all(axis=1).mean() < 0.2
 
 
 def test_what_is_drawn_follows_from_seed_and_epoch():

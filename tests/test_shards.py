@@ -41,7 +41,7 @@ from segray.shards import (
     window_of,
     write_shard,
 )
-from segray.storage import exists
+from segray.storage import exists, filesystem
 
 CLASSES = Classes(names=("ground", "house", "road"), colors=((0, 0, 0), (255, 0, 0), (9, 9, 9)))
 METADATA = {"classes": CLASSES.to_json(), "ignore_index": 255, "model": "abc", "settings": {"blend": "taper"}}
@@ -270,6 +270,15 @@ class StrictFileSystem(MemoryFileSystem):
         if start is not None and not 0 <= start < end:
             raise ValueError(f"bytes={start}-{end} is no range")
         return super().cat_file(path, start=start, end=end, **options)
+
+
+def test_a_shard_that_another_machine_wrote_anew_has_its_new_size(s3):
+    output, rows = f"{s3}/written-anew", all_kinds()
+    write_shard(output, 0, rows=rows[:1], formats=("parquet",), metadata=METADATA)
+    fs, path = filesystem(shard_uri(output, 0, "parquet"))
+    fs.ls(path.rpartition("/")[0])  # which it remembers
+    type(fs)(skip_instance_cache=True).pipe_file(path, encode_parquet(rows * 3, METADATA))
+    assert len(read_statistics(output, 0, "parquet")) == len(rows) * 3
 
 
 @pytest.mark.parametrize("tail", [10, 6000, 2**20])

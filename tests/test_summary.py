@@ -36,8 +36,9 @@ def joined(*shards: list[dict]) -> Totals:
 
 def test_sums_of_one_shard():
     unmeasured = row("d", FAILED, height=0, width=0, of=(0, 0))
-    totals = summarise([row("a"), row("b", NODATA), row("c", FAILED), unmeasured, row("e", confidence=1.0)])
-    assert (totals.shards, totals.windows, totals.pixels, totals.valid_pixels) == (1, 5, 400, 180)
+    twice = [row("c", FAILED, height=5)] * 2  # is one failure
+    totals = summarise([row("a"), row("b", NODATA), *twice, unmeasured, row("e", confidence=1.0)])
+    assert (totals.shards, totals.windows, totals.pixels, totals.valid_pixels) == (1, 6, 400, 180)
     assert totals.class_pixels == [120, 60, 0]
     assert totals.image_counts() == {OK: 2, NODATA: 1, FAILED: 2}
     assert totals.failed_share() == 2 / 5
@@ -98,9 +99,27 @@ def test_the_order_of_shards_does_not_matter():
 
 
 def test_failures_are_listed_up_to_a_number_and_counted_beyond():
-    totals = joined([row(f"{n}", FAILED) for n in range(MAX_FAILURES - 1)], [row(f"x{n}", FAILED) for n in range(9)])
+    shards = [[row(f"{n}", FAILED) for n in range(MAX_FAILURES - 1)], [row(f"x{n}", FAILED) for n in range(9)]]
+    totals = joined(*shards)
     assert len(totals.failures) == MAX_FAILURES
     assert totals.image_counts()[FAILED] == MAX_FAILURES + 8
+    assert joined(*shards[::-1]).failures == totals.failures
+
+
+def test_costs_join_in_any_order():
+    costs = [Totals(began=5.0, peak_bytes={"gpu": 9, "io": 1}), Totals(began=3.0, peak_bytes={"gpu": 4})]
+    for order in (costs, costs[::-1]):
+        total = Totals()
+        for cost in order:
+            total.add(cost)
+        assert (total.began, total.peak_bytes) == (3.0, {"gpu": 9, "io": 1})
+
+
+def test_disagreements_at_seams_are_weighted_by_valid_pixels():
+    alone = row("c", seam_disagreement=None)
+    totals = joined([row("a"), alone], [row("b", seam_disagreement=0.5, valid_pixels=30)])
+    assert totals.mean_seam_disagreement() == pytest.approx((0.25 * 90 + 0.5 * 30) / 120)
+    assert summarise([alone]).mean_seam_disagreement() is None
 
 
 def cell(west: float, south: float, degrees: float = 1.0) -> np.ndarray:

@@ -56,12 +56,16 @@ def total(tallies: list[Tally]) -> Tally:
 
 
 def test_scores_do_not_depend_on_who_counted_what() -> None:
-    tallies = [count_image(*labelled(seed), MEASURES) for seed in range(12)]
-    expected = total(tallies).scores()
+    tallies = [replace(count_image(*labelled(seed), MEASURES), images=[(seed, {})]) for seed in range(12)]
+    counts = ("matrix", "boundary", "bins", "nll")
+    assert all(getattr(tally, name).any() for tally in tallies for name in counts)
+    expected = Tally(**{name: sum(getattr(tally, name) for tally in tallies) for name in counts}).scores()
     order = np.random.default_rng(0).permutation(12)
     for workers in (1, 2, 3, 5, 12):
         parts = [total([tallies[image] for image in order[worker::workers]]) for worker in range(workers)]
-        assert total(parts).scores() == expected
+        found = total(parts)
+        assert found.scores() == expected
+        assert sorted(number for number, _ in found.images) == list(range(12))
     assert json.loads(json.dumps(expected, allow_nan=False)) == expected
 
 

@@ -20,7 +20,7 @@ from scene_sets import raster, write_scenes
 from test_scalars import events
 from torch import nn
 
-from segray import inspection
+from segray import inspection, publishing
 from segray.datasets import large, open_dataset
 from segray.errors import SegrayError
 from segray.inspection import inspect
@@ -96,7 +96,7 @@ def job(labelled_folder: str, tmp_path: Path) -> Job:
 
 def test_a_training_writes_model_metrics_page_and_state(job: Job) -> None:
     reports = []
-    run_job(job, reports.append)
+    masks = run_job(job, reports.append)["masks"]
     output = job.settings.output
     names = {file.uri.removeprefix(output + "/") for file in list_files(output)}
     assert names == {
@@ -111,6 +111,9 @@ def test_a_training_writes_model_metrics_page_and_state(job: Job) -> None:
     assert all(list(row["val_iou"]) == list(job.dataset.classes.names) for row in history)
     assert all(0 <= row["data_wait_share"] <= 1 and row["seconds"] > 0 for row in history)
     assert finished(job.settings)
+    assert set(masks) == {1, 2}  # which the page shows beside the last one
+    assert all(set(titled) == {sample.key for sample in job.val} for titled in masks.values())
+    assert {mask.dtype for titled in masks.values() for mask in titled.values()} == {torch.uint8}
 
 
 def test_the_model_scores_what_validation_said(job: Job) -> None:
@@ -289,13 +292,29 @@ def test_settings_reach_augmentation_loss_and_compiler(
     assert make_job(labelled_folder, str(tmp_path)).class_weights() is None
 
 
-def test_the_average_of_the_weights_is_what_is_published(job: Job) -> None:
+def test_the_model_is_the_average_of_the_weights_of_the_best_epoch(job: Job, monkeypatch: pytest.MonkeyPatch) -> None:
+    given, plain = iter([0.2, 0.5, 0.3]), publishing.scores
+    monkeypatch.setattr(publishing, "scores", lambda matrix: {**plain(matrix), "miou": next(given)})
     state = run_job(job)
-    published = load_network(read_description(job.settings.output + "/model")).state_dict()
-    best = max(read_history(job.settings.output), key=lambda row: row["val_miou"])["epoch"]
-    average = load_state(job.settings.output, best)["average"] if best > 1 else None
+    description = read_description(job.settings.output + "/model")
+    assert (description.training["epoch"], description.metrics["val_miou"]) == (2, 0.5)
+    published = load_network(description).state_dict()
+    assert same(dict(published), dict(load_state(job.settings.output, 2)["average"]))
+    assert not any(same(dict(published), dict(state[name])) for name in ("network", "average"))  # of the last epoch
     assert not same(dict(state["network"]), dict(state["average"]))
-    assert average is None or same(dict(published), dict(average))
+
+
+def test_pretrained_weights_are_fetched_at_the_beginning_alone(job: Job, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked, plain = [], Job.network
+
+    def network(job: Job, *, pretrained: bool = True) -> nn.Module:
+        asked.append(pretrained)
+        return plain(job, pretrained=pretrained)
+
+    monkeypatch.setattr(Job, "network", network)
+    for _ in range(2):
+        run_job(job)
+    assert asked == [True, False]
 
 
 def work(rank: int, folder: Path) -> None:
