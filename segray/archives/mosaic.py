@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -36,7 +36,7 @@ KEPT_SETS = 16
 MAX_TILES = 2**27  # of a level; their places take 2 GB
 MAX_SIDE = 2**31 - 1  # pixels; the plan counts in 32 bits
 LOOKED_AT = 8  # tiles, for one that can be read and tells the size of all
-FIRST = 1024  # tiles, for so many that are not empty
+FIRST = 1024  # places that are kept of a tree's tiles that are not empty, to look at those
 PLACES_AT_ONCE = 2**20
 __all__ = ["header", "is_level", "level", "occupied", "occupied_blocks", "parse", "read", "tile_size"]
 _pool = ThreadPoolExecutor(FETCHERS, thread_name_prefix="tiles")
@@ -57,7 +57,7 @@ def level(kind: str, uri: str, *, etag: str = "", zoom: int | None = None) -> Fi
         seen = _survey(tiles, zoom)
         if kind in TREES:
             tiles = TREES[kind](uri, endings=seen.endings)  # which may be in upper case
-        size = _tile_size(tiles, zoom, seen.first)
+        size = _tile_size(tiles, zoom, seen.first if kind in TREES else tiles.tiles(zoom))
     part = {"endings": seen.endings, "etag": etag, "tile_size": size}
     found = Level(kind=kind, zoom=zoom, source=tiles.uri, **seen.bounds, **part)
     if max(found.height, found.width) > MAX_SIDE:
@@ -141,7 +141,10 @@ def _paste(raster: Raster, tiles: TileSet, found: Level, place: tuple[int, int])
 
 @dataclass(frozen=True, kw_only=True)
 class _Survey:
-    """What a pass over a level's tiles finds. first: some tiles. endings, digest: of a tree's files, else empty."""
+    """What a pass over a level's tiles finds. first, endings, digest: of a tree's files, else empty.
+
+    first: places of some that are not empty.
+    """
 
     count: int
     bounds: dict[str, int]
@@ -157,7 +160,7 @@ def _survey(tiles: TileSet, zoom: int) -> _Survey:
     first: list[tuple[int, int]] = []
     count, x0, y0, x1, y1 = 0, 2**zoom, 2**zoom, -1, -1
     tree = isinstance(tiles, XYZ)  # only its listing says how large each tile is
-    for x, y, size in _digested(tiles, zoom, endings, digest) if tree else ((*place, 1) for place in tiles.tiles(zoom)):
+    for x, y, size in _digested(tiles, zoom, endings, digest) if tree else ((*place, 0) for place in tiles.tiles(zoom)):
         count, x0, y0, x1, y1 = count + 1, min(x, x0), min(y, y0), max(x, x1), max(y, y1)
         if size and len(first) < FIRST:
             first.append((x, y))
@@ -189,7 +192,7 @@ def _choose(uri: str, zooms: list[int], wanted: int | None) -> int:
     return max(zooms) if wanted is None else wanted
 
 
-def _tile_size(tiles: TileSet, zoom: int, places: list[tuple[int, int]]) -> int:
+def _tile_size(tiles: TileSet, zoom: int, places: Iterable[tuple[int, int]]) -> int:
     """Pixels a side of the first tile that can be read; SegrayError when none can, or it is of no usual size."""
     reasons = []
     held = ((x, y, data) for x, y in places if (data := tiles.read(zoom, x, y)))
