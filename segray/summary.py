@@ -56,7 +56,7 @@ class Totals:
         self.confidence_sum += other.confidence_sum
         self.seam_sum += other.seam_sum
         self.seam_pixels += other.seam_pixels
-        self.failures = sorted(self.failures + other.failures, key=lambda failure: failure["image"])[:MAX_FAILURES]
+        self.failures = _listed(self.failures + other.failures)
         self.seconds.update(other.seconds)
         self.began = min(self.began, other.began)
         for role, peak in other.peak_bytes.items():
@@ -102,9 +102,17 @@ def summarise(rows: Iterable[dict]) -> Totals:
         seen = sum(row["height"] * row["width"] for row in parts)
         totals._add_part(image, status, seen, parts[0]["image_height"] * parts[0]["image_width"])
         failed = [row for row in parts if row["status"] == FAILED]
-        totals.failures += [{"image": image, "error": row["error"]} for row in failed[:1]]
-    totals.failures = sorted(totals.failures, key=lambda failure: failure["image"])[:MAX_FAILURES]
+        totals.failures += [{"image": image, "error": row["error"]} for row in failed]
+    totals.failures = _listed(totals.failures)
     return totals
+
+
+def _listed(failures: Iterable[dict]) -> list[dict]:
+    """One failure an image, whose windows may have several, in one shard or more; the first images by name."""
+    first: dict[str, dict] = {}
+    for failure in sorted(failures, key=lambda failure: (failure["image"], failure["error"])):
+        first.setdefault(failure["image"], failure)
+    return list(first.values())[:MAX_FAILURES]
 
 
 def _add_row(totals: Totals, row: dict) -> None:

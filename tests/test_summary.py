@@ -98,6 +98,12 @@ def test_the_order_of_shards_does_not_matter():
     assert seen[0][0][4] == [60 * 2 + 80, 60, 0, 5]
 
 
+@pytest.mark.parametrize("turned", [False, True])
+def test_an_image_that_failed_in_two_shards_is_listed_once(turned):
+    parts = [[row("a", FAILED, height=5, error=reason)] for reason in ("worse", "bad")]
+    assert joined(*parts[:: -1 if turned else 1]).failures == [{"image": "a", "error": "bad"}]
+
+
 def test_failures_are_listed_up_to_a_number_and_counted_beyond():
     shards = [[row(f"{n}", FAILED) for n in range(MAX_FAILURES - 1)], [row(f"x{n}", FAILED) for n in range(9)]]
     totals = joined(*shards)
