@@ -196,7 +196,7 @@ def _clip(ring: Ring, limit: float, *, side: int) -> Ring:
     found = []
     for (x0, y0), (x1, y1) in zip(ring, [*ring[1:], ring[0]]):
         inside, next_inside = (x0 - limit) * side > 0, (x1 - limit) * side > 0
-        if inside or (side < 0 and x0 == limit):
+        if inside or x0 == limit:
             found.append((x0, y0))
         if inside != next_inside and limit not in (x0, x1):
             found.append((limit, y0 + (y1 - y0) * (limit - x0) / (x1 - x0)))

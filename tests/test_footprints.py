@@ -7,7 +7,7 @@ import pytest
 import shapely
 from rasterio.warp import transform
 
-from segray.footprints import area_m2, footprint, outline
+from segray.footprints import area_m2, footprint, outline, rings
 from segray.grid import Window
 
 WINDOW = Window(0, 0, 200, 300)
@@ -69,6 +69,20 @@ def test_a_grid_that_reaches_half_a_pixel_over_the_poles_ends_at_them(crs, west)
     assert shapely.from_wkb(footprint(crs, points, whole)).bounds == (-180, -90, 180, 90)
     assert area_m2(outline(crs, points, whole)) == pytest.approx(510_065_621.7e6, rel=1e-6)  # of WGS 84
     assert outline(crs, points, Window(0, 10, 11, 20))[:, 1].tolist() == [79.5, 79.5, 90, 90, 79.5]
+
+
+def test_a_grid_a_little_longer_than_the_earth_ends_at_its_edges():
+    found = shapely.from_wkb(footprint("OGC:CRS84", (1.0, 0.0, -180.5, 0.0, -1.0, 90.0), Window(0, 0, 180, 361)))
+    assert found.bounds == (-180, -90, 180, 90) and found.is_valid
+
+
+@pytest.mark.parametrize(
+    "corners", [[(179, 0), (180, -1), (181, 0), (180, 1)], [(179, 0), (181, -1), (182, 0), (180, 1)]]
+)
+def test_corners_on_the_antimeridian_are_those_of_both_sides(corners):
+    found = rings(np.array([*corners, corners[0]], float))
+    assert len(found) == 2
+    assert sum(shapely.Polygon(ring).area for ring in found) == pytest.approx(shapely.Polygon(corners).area)
 
 
 @pytest.mark.parametrize("crs", ["EPSG:3031", "EPSG:3413"])
