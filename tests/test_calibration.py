@@ -136,6 +136,12 @@ def test_hopeless_logits_do_not_overflow() -> None:
     assert mean_nll(counts) == mean_nll(counts, 1) == calibration.WORST_NLL
 
 
+def test_large_logits_do_not_overflow() -> None:
+    counts = nll_counts(np.array([0, 1], np.uint8), np.array([[900, 0], [900, 895]], np.float32), (1.0, 0.1))
+    assert mean_nll(counts) == pytest.approx(np.log1p(np.exp(5)) / 2, abs=1e-5)
+    assert mean_nll(counts, 1) == pytest.approx(50 / 2, abs=1e-5)
+
+
 @pytest.mark.parametrize("scale", [0.3, 0.7, 1.0, 1.37, 2.5, 6.0])
 def test_the_temperature_has_the_least_nll(scale: float) -> None:
     truth, logits = made_logits(3, 20_000, scale)

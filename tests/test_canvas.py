@@ -29,13 +29,13 @@ def test_the_top_class_is_the_first_of_the_largest(classes):
     assert torch.equal(top_class(values[None], dim=1)[1][0], label)
 
 
-def canvas_of(blend: str, height: int = 60, width: int = 90) -> Canvas:
-    pixels, valid = np.zeros((3, height, width), np.uint8), np.ones((height, width), bool)
-    return canvas_on(whole_image(pixels, valid), Lattice(16, 6, blend))
+def canvas_of(blend: str, overlap: int = 6) -> Canvas:
+    pixels, valid = np.zeros((3, 60, 90), np.uint8), np.ones((60, 90), bool)
+    return canvas_on(whole_image(pixels, valid), Lattice(16, overlap, blend))
 
 
-def canvas_on(region: Region, lattice: Lattice = LATTICE) -> Canvas:
-    (canvas,) = canvases([region], lattice, num_classes=K, device=CPU)
+def canvas_on(region: Region, lattice: Lattice = LATTICE, num_classes: int = K) -> Canvas:
+    (canvas,) = canvases([region], lattice, num_classes=num_classes, device=CPU)
     return canvas
 
 
@@ -87,16 +87,45 @@ def test_seams_are_counted_as_their_definition_has_them():
         assert result.seam_disagreement == pytest.approx(share, abs=1e-12)
 
 
-def test_a_cropped_pixel_is_that_of_the_tile_whose_middle_is_nearest():
-    canvas = canvas_of("crop")
+@pytest.mark.parametrize(("classes", "share"), [(1, 0.0), (2, 1.0)])
+def test_seams_of_few_classes_are_counted(classes, share):
+    region = whole_image(np.zeros((3, 26, 26), np.uint8), np.ones((26, 26), bool))  # of four tiles
+    canvas = canvas_on(region, num_classes=classes)
+    for row, col in canvas.tiles:
+        tile = torch.zeros(1, classes, 16, 16)
+        tile[:, (row + col) % classes] = 1
+        canvas.add(row, col, tile)
+    canvas.finish()
+    (result,) = canvas.results()
+    assert result.seam_disagreement == share
+
+
+def test_a_seam_without_data_counts_nowhere():
+    valid = np.ones((16, 26), bool)
+    valid[:8] = False
+    canvas = canvas_on(whole_image(np.zeros((3, 16, 26), np.uint8), valid))
+    for col in (0, 1):
+        tile = torch.zeros(1, K, 16, 16)
+        tile[:, 0] = 1
+        tile[:, 1, :8] = 2 * col  # they disagree where there is no data
+        canvas.add(0, col, tile)
+    canvas.finish()
+    (result,) = canvas.results()
+    assert result.seam_disagreement == 0.0
+
+
+@pytest.mark.parametrize("overlap", [0, 5, 6])  # that of 5 has unequal halves
+def test_a_cropped_pixel_is_that_of_the_tile_whose_middle_is_nearest(overlap):
+    canvas, stride, half = canvas_of("crop", overlap), 16 - overlap, overlap // 2
     expected = np.full((200, 200), IGNORE, np.uint8)
-    for row in canvas.row_axis.tiles:
-        for col in canvas.col_axis.tiles:
-            top, left = (3 if row else 0), (3 if col else 0)  # half of the overlap
-            best = probability(row, col).numpy().argmax(0)
-            expected[row * 10 + top : row * 10 + 16, col * 10 + left : col * 10 + 16] = best[top:, left:]
-    mask, _ = filled(4, "crop")
-    assert (mask == expected[:60, :90]).all()
+    for row, col in canvas.tiles:
+        tile, top, left = probability(row, col), half if row else 0, half if col else 0
+        place = np.s_[row * stride + top : row * stride + 16, col * stride + left : col * stride + 16]
+        expected[place] = tile.numpy().argmax(0)[top:, left:]
+        canvas.add(row, col, tile[None])
+    canvas.finish()
+    (result,) = canvas.results()
+    assert (result.mask == expected[:60, :90]).all()
 
 
 @pytest.mark.parametrize("dtype", ["uint8", "int16", "uint16", "uint32", "float32", "float64"])
@@ -122,18 +151,19 @@ def test_tiles_hold_the_pixels_of_their_place_reflected_beyond_the_edge(dtype):
             assert expected.all() if is_valid is None else (is_valid.numpy() == expected).all()
 
 
-def test_a_region_without_data_needs_no_tile():
-    region = whole_image(np.zeros((3, 40, 50), np.uint8), np.zeros((40, 50), bool))
+@pytest.mark.parametrize("size", [(40, 50), (16, 16)])
+def test_a_region_without_data_needs_no_tile(size):
+    region = whole_image(np.zeros((3, *size), np.uint8), np.zeros(size, bool))
     canvas = canvas_on(region)
     assert canvas.tiles == []
     canvas.finish()
     (result,) = canvas.results()
     assert (result.mask == IGNORE).all()
     assert (result.valid_pixels, result.confidence, result.seam_disagreement) == (0, None, None)
-    assert result.window == Window(0, 0, 40, 50)
+    assert result.window == Window(0, 0, *size)
 
 
-@pytest.mark.parametrize("size", [(16, 16), (9, 16), (1, 1), (5, 13)])
+@pytest.mark.parametrize("size", [(16, 16), (9, 16), (1, 2), (5, 13)])
 def test_images_of_one_tile_are_decided_as_on_a_canvas(size):
     """Two windows make a canvas necessary; what comes out must not show it."""
     rng = np.random.default_rng(5)
@@ -147,10 +177,8 @@ def test_images_of_one_tile_are_decided_as_on_a_canvas(size):
     single.finish()
     (found,) = single.results()
     halves = (Window(0, 0, size[0], (size[1] + 1) // 2), Window(0, (size[1] + 1) // 2, size[0], size[1] // 2))
-    windows = tuple(window for window in halves if window.pixels)
-    region = dataclasses.replace(whole_image(pixels, valid), windows=windows)
-    canvas = canvas_on(region)
-    canvas.single = False  # an image one pixel wide has one window all the same
+    canvas = canvas_on(dataclasses.replace(whole_image(pixels, valid), windows=halves))
+    assert not canvas.single
     canvas.add(0, 0, tile)
     canvas.finish()
     parts = canvas.results()

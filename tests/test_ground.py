@@ -77,6 +77,11 @@ def test_runs_have_the_area_of_their_pixels(turn: float) -> None:
     assert ground.run_m2(*run(7, 0, 300))[0] == pytest.approx(single, rel=1e-12)
 
 
+def test_the_size_of_a_pixel_is_that_in_the_middle() -> None:
+    ground = ground_of("a.tif", "EPSG:4326", (0.01, 0.0, 0.0, 0.0, -0.01, 80.0))
+    assert ground.pixel_size_m(8000, 10) == pytest.approx(1113.2 * 0.766**0.5, rel=0.01)  # at 40 degrees
+
+
 def test_beyond_the_poles_there_is_nothing() -> None:
     ground = ground_of("a.tif", "EPSG:4326", (1.0, 0.0, -180.0, 0.0, -1.0, 91.0))
     assert ground.run_m2(*run(0, 0, 10))[0] == 0
@@ -150,6 +155,7 @@ def test_coordinates_follow_the_affine() -> None:
         ("EPSG:4277", 6377563.396, 1 / 299.3249646),  # Airy 1830
         ("+proj=longlat +R=6371000 +no_defs +type=crs", 6371000.0, 0.0),
         ("EPSG:4267", 6378206.4, 1 - 6356583.8 / 6378206.4),  # Clarke 1866, given by both axes
+        ("EPSG:4302", 20926348 * 0.3047972654, 1 - 20855233 / 20926348),  # Clarke 1858, in his feet
     ],
 )
 def test_the_ellipsoid_is_that_of_the_crs(crs: str, radius: float, flattening: float) -> None:

@@ -26,6 +26,9 @@ SPECS = {
     "bright raw": spec(scale=1.0, mean=(230.0, 225.0, 220.0), std=(60.0, 60.0, 60.0)),
     "beyond bytes": spec(scale=1.0, mean=(1353.0, 1117.0, 1042.0), std=(897.0, 736.0, 684.0)),
     "skewed": spec(scale=1.0, mean=(100.0, 90.0, 80.0), std=(180.0, 60.0, 60.0)),
+    "256ths": spec(scale=1 / 256),
+    "bright": spec(mean=(0.9, 0.9, 0.9), std=(0.3, 0.3, 0.3)),
+    "raw around 0": spec(scale=1.0, mean=(0.0, -20.0, 5.0), std=(9.0, 9.0, 9.0)),
 }
 
 
@@ -44,6 +47,9 @@ def check(name: str, *, bands: int = 3, dtype: str = "uint8", explicit: bool = F
         ("bright raw", ["uint8", "float32"]),
         ("beyond bytes", ["uint16", "int16", "int32", "float32", "float64"]),
         ("skewed", ["uint16", "int16", "float32"]),
+        ("256ths", ["uint8"]),
+        ("bright", ["uint8"]),
+        ("raw around 0", ["uint8", "float32"]),
     ],
 )
 def test_types_that_fit(name: str, dtypes: list[str]) -> None:
@@ -141,8 +147,16 @@ def test_impossible_specs_are_refused(changes: dict, word: str) -> None:
 
 def test_overrides_replace_what_is_given() -> None:
     assert spec().with_overrides(tile=None, overlap=8, bands=None, scale=None) == spec(overlap=8)
+    assert spec().with_overrides(overlap=0) == spec(overlap=0)
     with pytest.raises(ValueError, match="overlap"):
         spec().with_overrides(overlap=60)
+
+
+def test_a_name_that_two_bands_have_is_refused() -> None:
+    named = spec(band_names=("red", "green", "nir"))
+    assert named.for_bands(("NIR", "red", "green"), "a.tif").bands == (1, 2, 0)
+    with pytest.raises(MismatchError, match=r"a\.tif names its bands red, green, nir, NIR, so --bands nir"):
+        named.for_bands(("red", "green", "nir", "NIR"), "a.tif")
 
 
 @pytest.mark.parametrize("dtype", ["uint8", "uint16", "int16", "int32", "float32", "float64"])

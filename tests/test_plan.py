@@ -21,6 +21,7 @@ from segray.plan import (
     fingerprint,
     group,
     load,
+    parts,
     read_shard,
     save,
     whole,
@@ -64,6 +65,7 @@ def test_a_picture_planned_by_its_size_has_no_block_and_some_work():
         ([], 10, []),
         ([5], 10, [1]),
         ([5, 5, 5], 10, [2, 1]),
+        ([5] * 6, 10, [2, 2, 2]),
         ([50, 1, 1], 10, [1, 2]),
         ([1, 50, 1], 10, [1, 1, 1]),
         ([0] * (IMAGES_A_SHARD + 1), 10, [IMAGES_A_SHARD, 1]),
@@ -121,6 +123,14 @@ def test_a_plan_is_valid_once_it_is_saved(store):
     assert load(store) == plan
     assert load(store).shards == 1027
     check(load(store), WANTED)
+
+
+def test_the_parts_of_all_plan_files_are_found(tmp_path, monkeypatch):
+    monkeypatch.setattr("segray.plan.SHARDS_A_FILE", 2)
+    shards = [[Item(image=f"{number}", etag="", part=f"{number}" if number else "")] for number in range(5)]
+    save(plan_of(str(tmp_path), files=write_files(str(tmp_path), iter(shards))))
+    assert parts(str(tmp_path)) == {f"{number}": f"{number}" for number in range(1, 5)}
+    assert parts(str(tmp_path / "none")) == {}
 
 
 @pytest.mark.parametrize(
