@@ -150,9 +150,7 @@ class Canvas:
     def _advance(self, row: int) -> None:
         """Decide the rows of tiles above `row`: what comes from there on cannot change them."""
         while self.row < row:
-            if self.above is not None and self.joined is None:
-                self._open_row()
-            if self.joined is not None:
+            if self.joined is not None:  # a row without tiles has no data, nor has what others share with it
                 self._close_row()
             self.joined = None
             self.row += 1
@@ -166,7 +164,7 @@ class Canvas:
             meet(self.label[:overlap], self.seam[:overlap], label, seam)
         self._decide(self.lattice.tile if last else stride)
         self.above = None
-        if not last and overlap:
+        if not last:
             self.joined.end()
             self.above = self.joined, self.label[stride:].clone(), self.seam[stride:].clone()
 
@@ -291,7 +289,7 @@ def _neighbours(
     for _, group in groupby(found, key=kind):
         alike = list(group)
         (first, one), (_, last) = alike[0], alike[-1]
-        rows = slice(max(one.row_off, start) - start, min(one.row_off + one.height, stop) - start)
+        rows = slice(max(one.row_off, start) - start, one.row_off + one.height - start)
         yield first, (rows, slice(one.col_off - left, last.col_off + last.width - left)), one.width
 
 

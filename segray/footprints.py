@@ -103,8 +103,7 @@ def rings(outline: np.ndarray) -> list[Ring]:
     found = []
     while len(corners) >= 3:
         part, corners = _clip(corners, limit, side=-1), _clip(corners, limit, side=1)
-        if len(part) >= 3:
-            found.append(_closed([(x - (limit - 180), y) for x, y in part]))
+        found.append(_closed([(x - (limit - 180), y) for x, y in part]))
         limit += 360
     return found
 
@@ -153,7 +152,7 @@ def _edges(crs: str, affine: Affine6, window: Window, steps: int) -> np.ndarray 
         return None
     points = np.array([longitudes, latitudes]).T
     # PROJ passes metres through a vertical CRS; a global raster may reach a little beyond 360 and 90 degrees.
-    if not (np.isfinite(points).all() and (abs(points) <= 400).all()):
+    if not (abs(points) <= 400).all():  # nor is what is no number
         return None
     turns = np.cumsum(np.round(np.diff(points[:, 0], prepend=points[0, 0]) / 360))
     points[:, 0] -= 360 * turns

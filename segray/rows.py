@@ -50,11 +50,11 @@ class TileAxis:
     @cached_property
     def weights(self) -> torch.Tensor:
         """(tiles, 1, 1, tile) weights."""
-        tiles, tile, overlap = self.tiles, self.lattice.tile, self.lattice.overlap
-        weights = torch.ones((len(tiles), 1, 1, tile), device=self.device)
-        weights[1 if tiles[0] == 0 else 0 :, ..., :overlap] = self.near
-        inner = len(tiles) - 1 if tiles[-1] == self.count - 1 else len(tiles)
-        weights[:inner, ..., tile - overlap :] = self.far
+        tile, overlap = self.lattice.tile, self.lattice.overlap
+        weights = torch.ones((len(self.tiles), 1, 1, tile), device=self.device)
+        # What the first and the last share with tiles that are not here lies outside of the block.
+        weights[1:, ..., :overlap] = self.near
+        weights[:-1, ..., tile - overlap :] = self.far
         return weights
 
     def own(self, tile: int) -> range:

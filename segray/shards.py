@@ -194,7 +194,7 @@ def _float32(value: float | None) -> float | None:
 
 
 def _where(place: Place, window: Window) -> dict:
-    located = place.transform is not None and window.pixels > 0
+    located = place.transform is not None
     return {
         "image": place.image,
         "etag": place.etag,
