@@ -141,6 +141,10 @@ def hidden_as(value: int, dtype: type = np.uint8) -> np.ndarray:
     return np.where(IDS == 255, dtype(value), IDS)
 
 
+LAND, WATER, ROAD_GREY, UNSEEN = (tuple(entry["color"]) for entry in LEGEND["classes"])
+WHITE, BLACK = (255, 255, 255), (0, 0, 0)
+TWO_HIDDEN = np.where(IDS == 255, np.arange(1, 5, dtype=np.uint8), IDS)  # 3 and 4, a pixel each
+BLUES_WHERE_CLEAR = np.where(IDS[..., None] == 255, np.array([0, 0, 7], np.uint8), COLORS)
 SEVENS_WHERE_CLEAR = np.where(IDS[..., None] == 255, np.uint8(7), COLORS)
 EXACT = {
     "ids": ("masks/a.png", picture(IDS)),
@@ -154,11 +158,19 @@ EXACT = {
     "transparent 16-bit": ("masks/a.png", picture(hidden_as(999, np.uint16), transparency=999)),
     "transparent index": ("masks/a.png", palette_png(hidden_as(9), transparency=9)),
     "transparent indices": ("masks/a.png", palette_png(hidden_as(3), transparency=b"\xff\xff\xff\0")),
+    "two transparent indices": ("masks/a.png", palette_png(TWO_HIDDEN, transparency=b"\xff\xff\xff\0\0")),
+    "transparent index in the colour of a class": (
+        "masks/a.png", palette_png(hidden_as(3), 8, [LAND, WATER, ROAD_GREY, LAND], transparency=b"\xff\xff\xff\0")
+    ),
     "transparent colour": ("masks/a.png", picture(SEVENS_WHERE_CLEAR, transparency=(7, 7, 7))),
+    "transparent colour that shares channels with a class": (
+        "masks/a.png", picture(BLUES_WHERE_CLEAR, transparency=(0, 0, 7))
+    ),
     "bitmap": ("masks/a.bmp", picture(COLORS, "BMP")),
     "TIFF ids": ("masks/a.tif", tiff(IDS[None])),
     "TIFF 16-bit ids": ("masks/a.tiff", tiff(IDS[None].astype(np.uint16), compress="deflate")),
     "TIFF signed, nodata": ("masks/a.TIF", tiff(np.where(IDS == 255, -9, IDS.astype(np.int16))[None], nodata=-9)),
+    "TIFF alpha": ("masks/a.tif", tiff(np.stack([hidden_as(9), OPAQUE]), photometric="minisblack", alpha="yes")),
     "TIFF masked": ("masks/a.tif", tiff(CLASS_IDS[None], mask=OPAQUE)),
     "TIFF masked colours": ("masks/a.tif", tiff(ROGUE_WHERE_CLEAR.transpose(2, 0, 1), mask=OPAQUE, photometric="rgb")),
     "TIFF colours": ("masks/a.tif", tiff(COLORS.transpose(2, 0, 1), photometric="rgb")),
@@ -175,6 +187,11 @@ def test_a_transparency_that_no_pixel_has_hides_nothing(place: str) -> None:
     ids = np.where(IDS == 0, np.uint8(1), IDS)
     for mask in (picture(ids, transparency=0), palette_png(ids, transparency=0)):
         assert np.array_equal(only_mask(folder(place, mask)), ids)
+
+
+def test_half_transparent_indices_are_labels(place: str) -> None:
+    ids = np.where(IDS == 255, np.uint8(2), IDS)
+    assert np.array_equal(only_mask(folder(place, palette_png(ids, transparency=b"\xff\x80\xff"))), ids)
 
 
 def test_what_a_mask_inside_a_tiff_hides_is_unlabelled_in_every_window(place: str) -> None:
@@ -206,6 +223,13 @@ def test_a_mask_beside_a_tiff_counts_on_disk(tmp_path: Path) -> None:
         assert np.array_equal(dataset.read_mask(replace(sample, size=(3, 4), window=window)), IDS)
 
 
+def test_a_nodata_value_beside_a_tiff_counts_on_disk(tmp_path: Path) -> None:
+    uri = folder(str(tmp_path), tiff(hidden_as(9)[None]), name="masks/a.tif")
+    band = '<PAMRasterBand band="1"><NoDataValue>9</NoDataValue></PAMRasterBand>'
+    publish(join(uri, "train/masks/a.tif.aux.xml"), f"<PAMDataset>{band}</PAMDataset>".encode())
+    assert np.array_equal(only_mask(uri), IDS)
+
+
 @pytest.mark.parametrize("bits", [1, 2, 4])
 @pytest.mark.parametrize("write", [packed_grey, palette_png])
 def test_ids_of_few_bits_are_not_stretched(tmp_path: Path, write: Callable, bits: int) -> None:
@@ -213,8 +237,6 @@ def test_ids_of_few_bits_are_not_stretched(tmp_path: Path, write: Callable, bits
     assert np.array_equal(only_mask(folder(str(tmp_path), write(ids, bits))), ids)
 
 
-LAND, WATER, ROAD_GREY, UNSEEN = (tuple(entry["color"]) for entry in LEGEND["classes"])
-WHITE, BLACK = (255, 255, 255), (0, 0, 0)
 PALETTES = {  # name -> (indices, which are the ids; the colours shown for them)
     "the legend's": (IDS, [LAND, WATER, ROAD_GREY] + [BLACK] * 253),
     "the legend's, void in its colour": (IDS, [LAND, WATER, ROAD_GREY] + [(9, 9, 9)] * 252 + [UNSEEN]),
@@ -237,11 +259,17 @@ def test_the_indices_of_a_palette_are_ids(tmp_path: Path, ids: np.ndarray, color
     assert np.array_equal(only_mask(uri), ids)
 
 
-def test_a_mask_that_segray_wrote_is_read_as_it_was(tmp_path: Path) -> None:
-    """Its palette has black for 255, which may be the colour of a class, too."""
-    black = dict(LEGEND, classes=[{"id": 0, "name": "none", "color": [0, 0, 0]}, *LEGEND["classes"][1:3]])
-    uri = folder(str(tmp_path), encode_png(IDS, Classes.parse(json.dumps(black), source="")))
-    publish(join(uri, "classes.json"), json.dumps(black).encode())
+BLACK_NONE = json.dumps({**LEGEND, "classes": [{"id": 0, "name": "none", "color": BLACK}, *LEGEND["classes"][1:3]]})
+BLACK_FOR_255 = {
+    "segray": encode_png(IDS, Classes.parse(BLACK_NONE, source="")),
+    "another program": palette_png(IDS, colors=[BLACK, WATER, ROAD_GREY] + [BLACK] * 253),
+}
+
+
+@pytest.mark.parametrize("mask", BLACK_FOR_255.values(), ids=BLACK_FOR_255)
+def test_black_for_255_may_be_the_colour_of_a_class_too(tmp_path: Path, mask: bytes) -> None:
+    uri = folder(str(tmp_path), mask)
+    publish(join(uri, "classes.json"), BLACK_NONE.encode())
     assert np.array_equal(only_mask(uri), IDS)
 
 
@@ -287,6 +315,9 @@ REFUSED = {
     "smoothed colours": ("masks/a.png", picture(np.dstack([COLORS, IDS])), LabelError, "half transparent"),
     "JPEG": ("masks/a.jpg", picture(COLORS, "JPEG"), LabelError, "a.jpg is a mask in a lossy format"),
     "JPEG in TIFF": ("masks/a.tif", tiff(IDS[None], compress="jpeg"), LabelError, "compressed as JPEG"),
+    "16-bit colours": (
+        "masks/a.png", tiff(COLORS.transpose(2, 0, 1) * np.uint16(257), driver="PNG"), LabelError, "16-bit colours"
+    ),
     "float target": ("masks/a.tif", tiff(IDS[None] / np.float32(255)), LabelError, "whole-number ids"),
     "two bands": ("masks/a.tif", tiff(np.stack([IDS, IDS])), LabelError, "2 bands"),
     "nodata is a class": ("masks/a.tif", tiff(IDS[None], nodata=0), LabelError, "'land'"),
@@ -309,6 +340,12 @@ def test_wrong_labels_are_named(tmp_path: Path, name: str, mask: bytes, error: t
         only_mask(folder(str(tmp_path), mask, name=name))
     assert "train/masks/a." in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+def test_a_piece_too_large_to_be_decoded_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(labels, "MAX_PIXELS", 11)
+    with pytest.raises(LabelError, match="a.tif would be read in a piece of more than 11 pixels"):
+        only_mask(folder(str(tmp_path), tiff(CLASS_IDS[None]), name="masks/a.tif"))
 
 
 def test_a_picture_turned_by_its_exif_tag_does_not_fit_a_mask_of_the_unturned_one(tmp_path: Path) -> None:

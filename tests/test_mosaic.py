@@ -203,6 +203,12 @@ def test_the_size_is_not_asked_of_empty_tiles(tmp_path, kind, monkeypatch):
         level(kind, write_set(kind, str(tmp_path / "b"), empty))
 
 
+def test_many_empty_tiles_before_the_first_hide_no_size(tmp_path, monkeypatch):
+    monkeypatch.setattr(mosaic, "FIRST", 4)
+    tiles = {(5, x, 1): b"" for x in range(12)} | {(5, 12, 1): encoded(noise(0, size=512))}
+    assert ",512," in level("xyz", write_tree(str(tmp_path), tiles)).part
+
+
 def test_the_first_damaged_tile_is_named_whatever_thread_is_first(tmp_path):
     damaged = {place: b"damaged" for place in TILES if place[2] > Y}
     file = level("xyz", write_tree(str(tmp_path), TILES | damaged))
@@ -218,6 +224,7 @@ def test_the_size_is_that_of_the_first_tile_that_can_be_read(tmp_path):
     for name, data, sentence in [
         ("b", b"damaged", "none of the first tiles of .*b can be read; tile 3/1/1: its content is no PNG"),
         ("c", encoded(noise(0, size=100)), "tile 3/1/1 of .*c has 100 x 100 pixels, not 256 or 512"),
+        ("d", encoded(noise(0, size=512)[:256]), "tile 3/1/1 of .*d has 256 x 512 pixels, not 256 or 512 a side"),
     ]:
         with pytest.raises(SegrayError, match=sentence):
             level("xyz", write_tree(str(tmp_path / name), {(3, 1, 1): data}))
@@ -293,6 +300,12 @@ def test_the_tag_of_a_tree_is_that_of_its_tiles(store):
     changed = level("xyz", store)
     assert (changed.uri, changed.part, changed.size) == (first.uri, first.part, first.size)
     assert changed.etag != first.etag
+
+
+def test_a_tile_that_changed_and_kept_its_size_changes_the_tag(one_tree):
+    before = level("xyz", one_tree)
+    os.utime(join(one_tree, str(ZOOM), str(X), f"{Y + 1}.png"), (1, 1))
+    assert level("xyz", one_tree).etag != before.etag
 
 
 @pytest.mark.parametrize("kind", ["mbtiles", "pmtiles"])

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import io
 import os
+import tarfile
 import threading
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
@@ -12,11 +14,12 @@ import numpy as np
 import pytest
 import rasterio
 
-from segray.archives import opened, ranges
+from segray.archives import opened, ranges, tars
 from segray.archives.images import read_header, read_image
 from segray.archives.rasters import read
 from segray.errors import ImageError
 from segray.grid import Window, windows
+from segray.listing import list_files
 from segray.storage import join, publish
 
 PIXELS = np.random.default_rng(0).integers(1, 256, (3, 300, 400), dtype=np.uint8)
@@ -86,6 +89,21 @@ def test_few_rasters_are_kept_open_and_threads_share_them(tmp_path, store, large
     assert len(opened._files._open) <= opened.MAX_IDLE
 
 
+def test_members_of_one_file_are_rasters_of_their_own_and_read_where_they_lie(tmp_path, large, monkeypatch):
+    images = (PIXELS, 255 - PIXELS)
+    with tarfile.open(tmp_path / "t.tar", "w") as tar:
+        for name, pixels in zip(("a.tif", "b.tif"), images):
+            member, data = tarfile.TarInfo(name), make(tmp_path, pixels)
+            member.size = len(data)
+            tar.addfile(member, io.BytesIO(data))
+    files = list(tars.members(next(list_files(str(tmp_path / "t.tar")))))
+    monkeypatch.setattr(tars, "read", None)
+    for file, pixels in [*zip(files, images)] * 2:
+        found = read_image(file.uri, part=file.part, window=PARTS[3])
+        assert read_header(file.uri, part=file.part).width == 400
+        assert (found.pixels == pixels[:, PARTS[3].rows, PARTS[3].cols]).all()
+
+
 @pytest.mark.parametrize("driver", ["GTiff", "JP2OpenJPEG"])
 def test_threads_that_open_and_close_do_not_disturb_each_other(tmp_path, driver):
     """Local files and stored ones at once: GDAL looks for file systems while rasters come and go."""
@@ -141,6 +159,31 @@ def test_damage_is_told_from_a_store_that_fails(tmp_path, store, monkeypatch):
         with pytest.raises(OSError, match="the store is down"):
             read_image(join(store, "x.tif"))
         assert pauses
+
+
+def test_a_store_that_failed_once_is_asked_again(tmp_path, large, monkeypatch):
+    monkeypatch.setattr("segray.storage.time.sleep", lambda seconds: None)
+    uri = "memory://asked-again/x.tif"
+    publish(uri, make(tmp_path, compress="deflate"))
+    assert same(uri, PARTS[0])
+    with monkeypatch.context() as broken:
+
+        def fail(*arguments: object, **options: object) -> bytes:
+            raise OSError("the store is down")
+
+        broken.setattr(ranges._Opened, "fetch", fail)
+        with pytest.raises(OSError, match="the store is down"):
+            same(uri, PARTS[-1])
+    assert same(uri, PARTS[-1])
+
+
+def test_nothing_stays_of_files_that_cannot_be_opened(large):
+    before = len(opened._files._open)
+    for number in range(3):
+        publish(f"memory://damaged/{number}.tif", b"no raster" * 99)
+        with pytest.raises(ImageError):
+            read_image(f"memory://damaged/{number}.tif")
+    assert len(opened._files._open) == before
 
 
 def test_a_mask_without_any_valid_pixel_costs_no_pixels(tmp_path):

@@ -237,14 +237,16 @@ def test_what_has_no_way_to_the_map_is_left_out_and_counted(tmp_path):
         Made("no_crs.tif", mask, None, (1.0, 0.0, 0.0, 0.0, -1.0, 0.0)),
         Made("local.tif", mask, 'LOCAL_CS["site",UNIT["metre",1]]', (1.0, 0.0, 0.0, 0.0, -1.0, 0.0)),
         Made("flat.tif", mask, "EPSG:32630", (0.0, 0.0, 531000.0, 0.0, 0.0, 4829000.0)),
+        Made("line.tif", mask, "EPSG:4326", (1.0, 1.0, 0.0, 1.0, 1.0, 0.0)),
+        Made("column.tif", mask, "EPSG:4326", (1.0, 0.0, 0.0, 1.0, 0.0, 0.0)),
         UTM,
     ]
     (tmp_path / "some").mkdir()
     result, _, _ = export(tmp_path / "some", scenes)
-    assert (result["scenes"], result["scenes_left_out"]) == (1, 4)
+    assert (result["scenes"], result["scenes_left_out"]) == (1, 6)
     (tmp_path / "none").mkdir()
-    with pytest.raises(SegrayError, match="none of the 4 scenes .* has a georeference .*--format png"):
-        export(tmp_path / "none", scenes[:4])
+    with pytest.raises(SegrayError, match="none of the 6 scenes .* has a georeference .*--format png"):
+        export(tmp_path / "none", scenes[:-1])
     assert not (tmp_path / "none" / "masks.pmtiles").exists()
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import shapely
@@ -13,7 +15,7 @@ from segray.archives.raster import Header
 from segray.datasets import open_dataset, read
 from segray.datasets.vectors import VectorFile, burn
 from segray.errors import LabelError
-from segray.footprints import EDGE, coordinates
+from segray.footprints import EDGE, coordinates, point
 from segray.grid import Window
 from segray.storage import join, publish
 
@@ -59,6 +61,13 @@ def burnt(folder: str, shapes: list[BaseGeometry], crs: str) -> np.ndarray:
     return whole
 
 
+def of_degrees(folder: str, *boxes: tuple[float, ...]) -> VectorFile:
+    """A file of boxes in degrees, whose classes are 1, 2, ..."""
+    uri, numbers = join(folder, "a.gpkg"), list(range(1, len(boxes) + 1))
+    publish(uri, features([shapely.box(*box) for box in boxes], "EPSG:4326", "gpkg", **{"class": numbers}))
+    return VectorFile(uri=uri, tag="", attribute=None, ids=tuple((str(number), number) for number in numbers))
+
+
 @pytest.mark.parametrize("shape", RINGS.values(), ids=RINGS)
 def test_what_crosses_itself_covers_the_same_pixels_in_another_crs(shape, tmp_path):
     assert shape.is_valid is False
@@ -72,6 +81,40 @@ def test_what_crosses_itself_covers_the_same_pixels_in_another_crs(shape, tmp_pa
 def test_what_has_no_area_in_the_image_covers_nothing(tmp_path):
     line, spike = polygon((-40, 20), (60, 60), (-40, 20)), polygon((150, 20), (30, 30), (150, 20), (150, 80))
     assert not burnt(str(tmp_path), [in_degrees(line), in_degrees(spike)], "EPSG:4326").any()
+
+
+def test_what_has_no_area_or_place_moves_no_class(tmp_path):
+    spike, square = polygon((150, 20), (30, 30), (150, 20), (150, 80)), polygon((20, 20), (60, 20), (60, 60), (20, 60))
+    for shapes, crs in ([in_degrees(spike), in_degrees(square)], "EPSG:4326"), ([shapely.Polygon(), square], UTM):
+        found = burnt(str(tmp_path), shapes, crs)
+        assert set(np.unique(found)) == {0, 2} and found[40, 40] == 2
+
+
+def test_later_features_lie_over_earlier_ones_on_both_sides_of_the_antimeridian(tmp_path):
+    image = replace(IMAGE, height=20, width=40, crs="EPSG:4326", transform=(0.05, 0, 179.0, 0, -0.05, 1))
+    file = of_degrees(str(tmp_path), (-180, 0, -179, 1), (179.5, 0, 180.5, 1))  # the first is there a turn away
+    expected = np.zeros((20, 40), np.uint8)
+    expected[:, 20:], expected[:, 10:30] = 1, 2
+    assert np.array_equal(burn(file, image, Window(0, 0, 20, 40), background=0), expected)
+
+
+def test_a_window_whose_corners_lie_nowhere_has_its_features(tmp_path):
+    radius = 6_378_137.0
+    side = 2.2 * radius / 50  # of a pixel of a picture of the Earth, whose corners are space
+    image = replace(
+        IMAGE, height=50, width=50, crs=f"+proj=ortho +lat_0=0 +lon_0=0 +R={radius} +no_defs +type=crs",
+        transform=(side, 0, -1.1 * radius, 0, -side, 1.1 * radius),
+    )  # fmt: skip
+    found = burn(of_degrees(str(tmp_path), (-10, -10, 10, 10)), image, Window(0, 0, 50, 50), background=0)
+    assert 40 < (found == 1).sum() < 90 and (found[25, 25], found[0, 0]) == (1, 0)
+
+
+def test_long_edges_bend_as_they_do_in_their_own_crs(tmp_path):
+    image = replace(IMAGE, height=100, width=400, transform=(1000, 0, 3e5, 0, -1000, 5.8e6))
+    found = burn(of_degrees(str(tmp_path), (0, 52, 30, 60)), image, Window(0, 0, 100, 400), background=0)
+    rows, cols = np.mgrid[:100, :400] + 0.5
+    _, latitudes = transform(UTM, "EPSG:4326", *point(image.transform, cols.ravel(), rows.ravel()))
+    assert (found.ravel() != (np.array(latitudes) > 52)).mean() < 0.001
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf])
