@@ -26,8 +26,6 @@ from fsspec.core import has_magic, split_protocol, url_to_fs
 from segray.errors import ImageError, SegrayError
 from segray.store_errors import at_fault, store_errors, with_reason
 
-for name in ("gcsfs", "azure"):  # they log each refusal with its traceback; here it becomes one sentence
-    logging.getLogger(name).setLevel(logging.CRITICAL)
 log = logging.getLogger("segray")
 Result = TypeVar("Result")
 ATTEMPTS = 4

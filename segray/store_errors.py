@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import logging
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TypeVar
@@ -13,6 +14,8 @@ from fsspec import AbstractFileSystem
 from segray.errors import SegrayError
 
 Result = TypeVar("Result")
+for _loud in ("gcsfs", "azure"):  # they log each refusal with its traceback; here it becomes one sentence
+    logging.getLogger(_loud).setLevel(logging.CRITICAL)
 LIBRARIES = ("aiohttp", "azure", "gcsfs", "google", "requests")  # whose errors are no OSErrors
 # S3's and Azure's names for what is wrong with the credentials or the clock, and with no object. fsspec's
 # PermissionError does not tell them from the refusal of one object.
