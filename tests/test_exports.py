@@ -83,6 +83,7 @@ def test_every_export_names_and_writes_a_georeferenced_scene(tmp_path, fmt):
         assert all(isinstance(value, int | float) for value in facts.values())
         contents.append({file.name: file.read_bytes() for file in folder.rglob("*") if file.is_file()})
         assert Path(path).name in contents[-1]
+        assert {str(folder / name) for name in contents[-1]} <= {path, *module.beside(path)}
     assert contents[0] == contents[1]
 
 

@@ -176,8 +176,9 @@ def test_the_file_says_what_geoparquet_asks_for(tmp_path: Path) -> None:
     frame = export(tmp_path, blobs(40, 60))
     file = pq.ParquetFile(tmp_path / "regions.parquet")
     assert file.schema_arrow.equals(features.SCHEMA)
-    assert json.loads(file.metadata.metadata[b"segray"]) == METADATA
-    geo = json.loads(file.metadata.metadata[b"geo"])
+    metadata = file.schema_arrow.metadata
+    assert json.loads(metadata[b"segray"]) == METADATA
+    geo = json.loads(metadata[b"geo"])
     assert (geo["version"], geo["primary_column"]) == ("1.1.0", "geometry")
     column = geo["columns"]["geometry"]
     assert column["encoding"] == "WKB"

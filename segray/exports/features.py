@@ -51,7 +51,8 @@ class FeatureWriter:
         self._metadata = {"segray": json.dumps(masks.metadata, sort_keys=True)}
         self._bounds = np.array([np.inf, np.inf, -np.inf, -np.inf])
         self._held: list[pa.Table] = []
-        self._file = pq.ParquetWriter(path, SCHEMA, compression="zstd")
+        # without Arrow's copy of the schema: readers would look there for the metadata, which are known at the end only
+        self._file = pq.ParquetWriter(path, SCHEMA, compression="zstd", store_schema=False)
 
     def __enter__(self) -> FeatureWriter:
         return self

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from pathlib import Path
 
 import numpy as np
 import shapely
@@ -11,6 +12,7 @@ from segray.errors import SegrayError
 from segray.exports.features import Batch, FeatureWriter, polygons_of
 from segray.exports.ground import Ground, ground_of
 from segray.exports.names import mirror
+from segray.exports.style import qml, style_of
 from segray.grid import Window
 from segray.rings import Rings, rings_of
 from segray.scenes import Masks, Scene, SceneReader
@@ -30,13 +32,13 @@ def name(scene: Scene, archive: str) -> str:
     return mirror(scene.image, archive, ".parquet")
 
 
-def beside(uri: str) -> tuple[()]:
-    """The URIs of other files beside one: there are none."""
-    return ()
+def beside(uri: str) -> list[str]:
+    """The URI of a file's style."""
+    return [style_of(uri)]
 
 
 def write(masks: Masks, scene: Scene, path: str, settings: ExportSettings) -> dict:
-    """Write the regions of a scene to a local file; returns how many there are and how many were too small.
+    """Write the regions of a scene to a local file and its style beside it; returns how many, and how many too small.
 
     settings.min_area: square metres; smaller regions are left out. settings.simplify: metres, the square root of the
     area that a vertex must add to a boundary to be kept. Both count in pixels where an image has no CRS of known area.
@@ -66,6 +68,7 @@ def write(masks: Masks, scene: Scene, path: str, settings: ExportSettings) -> di
             tolerance = settings.simplify / ground.pixel_size_m(scene.height, scene.width)
             for batch in _simplified(held, scene, tolerance):
                 writer.add(batch)
+    Path(style_of(path)).write_bytes(qml(masks.classes))
     return {"features": writer.features, "features_left_out": left_out}
 
 

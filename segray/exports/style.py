@@ -1,0 +1,46 @@
+"""The colours of the classes as a QGIS style (.qml), which QGIS takes for a layer of the same name beside it."""
+
+from __future__ import annotations
+
+import posixpath
+from xml.etree.ElementTree import Element, SubElement, indent, tostring
+
+from segray.masks import Classes
+
+
+def style_of(path: str) -> str:
+    """The path or URI of a file's style: its own, with another ending."""
+    return posixpath.splitext(path)[0] + ".qml"
+
+
+def qml(classes: Classes) -> bytes:
+    """A style of both kinds, since masks and polygons of a scene share a name: QGIS takes what fits the layer.
+
+    Masks are drawn by their values, polygons by `class_id`, without outlines: those of small regions would cover them.
+    """
+    root = Element("qgis", version="3.22", styleCategories="Symbology")
+    SubElement(root, "layerGeometryType").text = "2"  # polygons
+    _of_rasters(SubElement(root, "pipe"), classes)
+    _of_polygons(SubElement(root, "renderer-v2", type="categorizedSymbol", attr="class_id"), classes)
+    indent(root, " ")
+    return b"<!DOCTYPE qgis>\n" + tostring(root, encoding="utf-8") + b"\n"
+
+
+def _of_rasters(pipe: Element, classes: Classes) -> None:
+    renderer = SubElement(pipe, "rasterrenderer", type="paletted", band="1", opacity="1", alphaBand="-1")
+    entries = SubElement(renderer, "colorPalette")
+    for index, (name, color) in enumerate(zip(classes.names, classes.colors)):
+        hexadecimal = "#{:02x}{:02x}{:02x}".format(*color)
+        SubElement(entries, "paletteEntry", value=str(index), label=name, color=hexadecimal, alpha="255")
+
+
+def _of_polygons(renderer: Element, classes: Classes) -> None:
+    categories, symbols = SubElement(renderer, "categories"), SubElement(renderer, "symbols")
+    for index, (name, color) in enumerate(zip(classes.names, classes.colors)):
+        key = str(index)
+        SubElement(categories, "category", symbol=key, value=key, type="long", label=name, render="true")
+        symbol = SubElement(symbols, "symbol", type="fill", name=key)
+        options = SubElement(SubElement(symbol, "layer", attrib={"class": "SimpleFill"}), "Option", type="Map")
+        fill = ",".join(map(str, (*color, 255)))
+        for option, value in (("color", fill), ("style", "solid"), ("outline_style", "no")):
+            SubElement(options, "Option", name=option, value=value, type="QString")
