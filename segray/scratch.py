@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import os
 import shutil
@@ -10,19 +11,31 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 
+from rasterio._err import CPLE_BaseError
+from rasterio.errors import RasterioError
+
 PREFIX = "segray-scratch-"
 LOCK, FILES = "lock", "files"
+FULL_BYTES = 2**20  # a disk with less left is full
 GRACE_S = 60.0  # since a folder was made: by then its process holds the lock
 
 
 @contextmanager
 def scratch() -> Iterator[str]:
-    """An empty folder for the time of the block; if the process is killed in it, `remove_abandoned` removes it."""
+    """An empty folder for the time of the block; if the process is killed in it, `remove_abandoned` removes it.
+
+    OSError ENOSPC when GDAL fails in the block because the disk is full, which it does not say itself.
+    """
     with tempfile.TemporaryDirectory(prefix=PREFIX) as folder, open(os.path.join(folder, LOCK), "ab") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)  # let go of when the process ends, even by a kill
         files = os.path.join(folder, FILES)
         os.mkdir(files)
-        yield files
+        try:
+            yield files
+        except (RasterioError, CPLE_BaseError) as error:
+            if shutil.disk_usage(files).free < FULL_BYTES:
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), files) from error
+            raise
 
 
 def remove_abandoned() -> None:

@@ -371,3 +371,19 @@ def test_a_temporary_folder_without_room_is_named(tmp_path, monkeypatch):
     with pytest.raises(OSError, match="No space left") as caught:
         list(Exporter(masks=masks, settings=settings, usual=".tif").outcomes(scenes))
     assert caught.value.filename.startswith(f"{tempfile.gettempdir()}/segray-")
+
+
+def test_gdal_without_room_ends_the_export_and_fails_no_scene(tmp_path, monkeypatch):
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=2m,mode=777", "none", disk], check=False).returncode:
+        pytest.skip("only root can mount a small disk")
+    monkeypatch.setattr(tempfile, "tempdir", str(disk))
+    try:
+        masks, scenes = segmented(tmp_path, Image(uri="/a/x.tif", mask=ids(3000, 3000), crs=GEO.crs, transform=UTM))
+        settings = ExportSettings(masks="/m", output=str(tmp_path / "out"), format="cog")
+        with pytest.raises(OSError, match="No space left") as caught:
+            list(Exporter(masks=masks, settings=settings, usual=".tif").outcomes(scenes))
+        assert caught.value.filename.startswith(f"{disk}/segray-")
+    finally:
+        subprocess.run(["umount", disk], check=True)
