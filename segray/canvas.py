@@ -43,7 +43,7 @@ class Canvas:
         _check_extent(region, lattice)
         block, extent, device = region.block, region.extent, pixels.device
         self.lattice, self.num_classes, self.device = lattice, num_classes, device
-        self.block, self.windows, self.height = block, region.windows, region.height
+        self.block, self.windows = block, region.windows
         rows = lattice.touching(block.row_off, block.row_off + block.height, region.height)
         cols = lattice.touching(block.col_off, block.col_off + block.width, region.width)
         self.row_axis = tile_axis(rows, lattice, size=region.height, offset=extent.row_off, device=device)

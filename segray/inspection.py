@@ -29,7 +29,8 @@ from segray.listing import list_files
 from segray.masks import IGNORE
 from segray.metrics import CHUNK
 from segray.model_dir import earlier_model
-from segray.reading import in_order, memory_of, read_labelled
+from segray.ordered import in_order
+from segray.reading import memory_of, read_labelled
 from segray.settings import TrainSettings
 
 IMAGES = 200  # whose pixels are read, evenly spread; mean and deviation are then good to a percent

@@ -20,7 +20,8 @@ import torch
 from segray.augment import Augment, crop_sample
 from segray.datasets import Labelled
 from segray.masks import IGNORE
-from segray.reading import in_order, memory_of
+from segray.ordered import in_order
+from segray.reading import memory_of
 from segray.sampling import ANY, crop_generator, pixel_of, share
 
 MAX_READERS = 8  # of 16 cores too: with 16 threads they wait for the interpreter, and cut a fifth fewer crops

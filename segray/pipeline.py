@@ -24,8 +24,8 @@ from ray.util.annotations import RayDeprecationWarning
 from segray import plan as plans
 from segray.errors import SegrayError
 from segray.faults import ADVICE
+from segray.ordered import in_order
 from segray.packing import Batch, batch_of, pack, unpack
-from segray.reading import in_order
 from segray.summary import Totals
 from segray.tasks import DEATHS, result_of
 from segray.work import STAGES, Costs, Work
@@ -213,7 +213,7 @@ def _rescue(work: Work, shard: int) -> dict:
         raise SegrayError(f"every image of shard {shard} kills the process that segments it; {ADVICE}")
     log.info("shard %d: %d image(s) kill their process and are recorded as failed", shard, len(poisonous))
     reason = "reading or segmenting it killed its process (out of memory, or a fault of a decoder or a GPU)"
-    safe = [_fail(item, f"{item.image}: {reason}") if item.image in poisonous else item for item in items]
+    safe = [replace(item, error=f"{item.image}: {reason}") if item.image in poisonous else item for item in items]
     try:
         return _publish_alone(work, shard, safe)
     except DEATHS as error:
@@ -241,10 +241,6 @@ def _survives(work: Work, items: list[plans.Item]) -> bool:
 def _publish_alone(work: Work, shard: int, items: list[plans.Item]) -> dict:
     """Segment and publish a shard in a process of its own; one of `DEATHS` when that dies of it."""
     return result_of(_publish_items.options(**_resources(work)).remote(work, shard, items))
-
-
-def _fail(item: plans.Item, reason: str) -> plans.Item:
-    return replace(item, error=reason)
 
 
 def _resources(work: Work) -> dict:

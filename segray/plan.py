@@ -214,13 +214,12 @@ def check(plan: Plan, wanted: dict) -> None:
     have = plan.fingerprint
     if have == wanted:
         return
-    reasons = [f"--{name} was {have[name]}" for name in ("archive",) if have[name] != wanted[name]]
+    reasons = [] if have["archive"] == wanted["archive"] else [f"--archive was {have['archive']}"]
     if not reasons and have["listing"] != wanted["listing"]:
         reasons.append(f"the archive held {have['images']} images and now holds {wanted['images']}, or some changed")
     if have["model"] != wanted["model"]:
         reasons.append("the model is another one")
-    names = sorted(set(have["settings"]) | set(wanted["settings"]))
-    for name in names:
+    for name in sorted(set(have["settings"]) | set(wanted["settings"])):
         before, now = have["settings"].get(name), wanted["settings"].get(name)
         if before != now:
             reasons.append(f"--{name} was {before} and is now {now}")

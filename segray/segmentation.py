@@ -100,12 +100,8 @@ def make_work(settings: PathSettings, description: Description) -> Work:
         classes=description.classes,
         spec=spec,
         explicit_bands=bands is not None,
-        metadata={},
         precision=settings.precision or "",
         blend=settings.blend,
-        batch_size=1,
-        on_gpu=False,
-        threads=1,
         compiled=settings.compile,
         tta=settings.tta,
     )

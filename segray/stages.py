@@ -24,8 +24,8 @@ from segray.archives.images import read_for
 from segray.grid import Window, reflect, windows
 from segray.inputs import InputSpec, prepare
 from segray.masks import Classes
+from segray.ordered import in_order
 from segray.plan import Item, read_shard
-from segray.reading import in_order
 from segray.regions import Region, WindowMask
 from segray.shards import Place, mask_of, read_masks, window_of, write_shard
 from segray.storage import File, filesystem

@@ -29,18 +29,18 @@ def in_tasks(
     *,
     num_cpus: int = 1,
     num_gpus: int = 0,
-    in_flight: int | None = None,
+    in_flight: int = IN_FLIGHT,
 ) -> Iterator[Result]:
     """function(part) of each part, in their order; a SegrayError of a task is raised in its turn.
 
-    in_flight: tasks whose results nobody has taken yet; None for `IN_FLIGHT`.
+    in_flight: tasks whose results nobody has taken yet.
     """
     call = _call.options(num_cpus=num_cpus, num_gpus=num_gpus)
     shared = ray.put(function)  # what it holds travels once, not with every part
     running: deque[ray.ObjectRef] = deque()
     for part in parts:
         running.append(call.remote(shared, part))
-        if len(running) == (in_flight or IN_FLIGHT):
+        if len(running) == in_flight:
             yield result_of(running.popleft())
     while running:
         yield result_of(running.popleft())

@@ -13,7 +13,7 @@ import numpy as np
 from segray.datasets import Labelled, Sample
 from segray.grid import Lattice, read_extent
 from segray.metrics import confusion_matrix
-from segray.reading import in_order
+from segray.ordered import in_order
 from segray.regions import Region, unless_all, whole_image
 from segray.report import Picture, for_eyes
 from segray.segmenter import Segmenter

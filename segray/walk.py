@@ -23,8 +23,8 @@ from segray.errors import ImageError
 from segray.grid import Window, read_extent, split
 from segray.inputs import InputSpec
 from segray.masks import IGNORE, Classes
+from segray.ordered import in_order
 from segray.plan import Item
-from segray.reading import in_order
 from segray.regions import Region, WindowMask, unless_all
 from segray.resample import Scaling
 from segray.shards import MaskRow, Place, failed_row, mask_row

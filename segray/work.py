@@ -8,7 +8,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 from segray import cluster, walk
 from segray import plan as plans
@@ -46,12 +46,12 @@ class Work:
     classes: Classes
     spec: InputSpec
     explicit_bands: bool
-    metadata: dict
     precision: str
     blend: str
-    batch_size: int
-    on_gpu: bool
-    threads: int
+    metadata: dict = field(default_factory=dict)
+    on_gpu: bool = False
+    batch_size: int = 1
+    threads: int = 1
     window: int = sys.maxsize
     formats: tuple[str, ...] = ()
     compiled: bool = False

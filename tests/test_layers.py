@@ -13,7 +13,7 @@ ROOT = Path(__file__).parents[1]
 LAYERS = {
     "kernel": (
         "errors grid blend masks metrics synthetic regions sampling stopwatch resample reduction tracing rings "
-        "packing boundary calibration loss_terms schedules flags heap versions faults views"
+        "packing boundary calibration loss_terms schedules flags heap versions faults views ordered"
     ),
     "network": (
         "inputs augment losses networks segmenter programs workers optimizer canvas rows seams folding inference "

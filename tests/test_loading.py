@@ -13,7 +13,7 @@ import pytest
 from segray.augment import Augment
 from segray.datasets import Labelled
 from segray.loading import Batch, CropLoader, ImageCache, reading_threads
-from segray.reading import in_order
+from segray.ordered import in_order
 from segray.sampling import ANY, balanced, epoch_order
 
 

@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 from tiles import KINDS, encoded, mbtiles, noise, pmtiles, write_set, write_tree
 
 from segray.archives import mosaic
-from segray.archives.mosaic import header, is_level, level, occupied, occupied_blocks, parse, read
+from segray.archives.levels import parse
+from segray.archives.mosaic import header, is_level, level, occupied, occupied_blocks, read
 from segray.errors import ImageError, SegrayError
 from segray.grid import BLENDS, Lattice, Window, blocks
 from segray.listing import list_files

@@ -19,7 +19,7 @@ import numpy as np
 
 from segray.archives import pictures
 from segray.archives.kept import Kept
-from segray.archives.levels import CRS, Level, is_level, parse
+from segray.archives.levels import CRS, Level, is_level
 from segray.archives.raster import Header, Raster
 from segray.archives.tilesets import TILESETS, TileSet
 from segray.archives.xyz import XYZ
@@ -38,7 +38,7 @@ MAX_SIDE = 2**31 - 1  # pixels; the plan counts in 32 bits
 LOOKED_AT = 8  # tiles, for one that can be read and tells the size of all
 FIRST = 1024  # places that are kept of a tree's tiles that are not empty, to look at those
 PLACES_AT_ONCE = 2**20
-__all__ = ["header", "is_level", "level", "occupied", "occupied_blocks", "parse", "read", "tile_size"]
+__all__ = ["header", "is_level", "level", "occupied", "occupied_blocks", "read", "tile_size"]
 _pool = ThreadPoolExecutor(FETCHERS, thread_name_prefix="tiles")
 
 
