@@ -21,6 +21,7 @@ from segray.archives.rasters import scaling_of
 from segray.archives.reduced import means
 from segray.calibration import TEMPERATURES, best_temperature, mean_nll
 from segray.errors import LabelError, SegrayError
+from segray.explaining import Question, explain, most_errors
 from segray.faults import ADVICE, guarded
 from segray.grid import Window
 from segray.inspection import BLOCK_PIXELS
@@ -96,7 +97,10 @@ def evaluate(settings: EvaluateSettings) -> dict:
         "versions": versions(),
         "confusion_matrix": tally.matrix.tolist(),
     }
-    _publish(settings, description, metrics, rows=[row for _, row in sorted(tally.images)], showcase=showcase)
+    rows = [row for _, row in sorted(tally.images)]
+    shown = showcase.shown([(row["miou"], row["key"]) for row in rows if row["miou"] is not None])
+    reasons = _reasons(work, replace(description, spec=spec), split, shown)
+    _publish(settings, description, metrics, rows, pictures=[found.picture for found in shown], reasons=reasons)
     return metrics
 
 
@@ -128,8 +132,7 @@ class EvaluateActor:
             tally.images.append((number, row))
             part.tally.add(tally)
             if (miou := row["miou"]) is not None and self.showcase.wants(number, (miou, sample.key)):
-                picture = self._picture(sample, counter, in_strips=large)
-                part.candidates.append(Candidate(rank=(miou, sample.key), number=number, picture=picture))
+                part.candidates.append(self._candidate(sample, counter, number, miou, in_strips=large))
                 part.candidates = [one for one in part.candidates if self.showcase.wants(one.number, one.rank)]
         return part
 
@@ -139,7 +142,7 @@ class EvaluateActor:
             if result.error:
                 raise SegrayError(result.error)
             (found,), size = result.on_grid(), (result.place.height, result.place.width)
-            counter = counter or ImageCounter(*size, self.measures)
+            counter = counter or ImageCounter(*size, self.measures, step=max(1, -(-max(size) // PICTURE_SIDE)))
             whole = found.window == Window(0, 0, *size)
             truth = self.dataset.read_mask(sample if whole else replace(sample, size=size, window=found.window))
             if truth.shape != found.mask.shape:
@@ -147,15 +150,23 @@ class EvaluateActor:
             counter.add(truth, found)
         return counter
 
-    def _picture(self, sample: datasets.Sample, counter: ImageCounter, *, in_strips: bool) -> Picture:
-        height, width = counter.mask.shape
-        step = max(1, -(-max(height, width) // PICTURE_SIDE))
+    def _candidate(
+        self, sample: datasets.Sample, counter: ImageCounter, number: int, miou: float, *, in_strips: bool
+    ) -> Candidate:
+        (height, width), step = counter.mask.shape, counter.step
         rows = max(1, BLOCK_PIXELS // (width * step)) * step if in_strips else height
         strips = [Window(top, 0, min(rows, height - top), width) for top in range(0, height, rows)]
         pixels, valid = zip(*(self._reduced(sample, strip, step) for strip in strips))
-        image = for_eyes(np.concatenate(pixels, axis=1), np.concatenate(valid))
-        small = np.s_[::step, ::step]
-        return Picture(title=sample.key, image=image, mask=counter.mask[small], truth=counter.truth[small])
+        picture = Picture(
+            title=sample.key,
+            image=for_eyes(np.concatenate(pixels, axis=1), np.concatenate(valid)),
+            mask=counter.mask[::step, ::step],
+            truth=counter.truth[::step, ::step],
+            confidence=(counter.confidences >> 8).astype(np.uint8),
+        )
+        place = {"step": step, "tile": self.work.spec.tile, "size": (height, width)}
+        errors = most_errors(picture.mask, picture.truth, **place)
+        return Candidate(rank=(miou, sample.key), number=number, picture=picture, errors=errors)
 
     def _reduced(self, sample: datasets.Sample, window: Window, step: int) -> tuple[np.ndarray, np.ndarray]:
         """((C, h, w), (h, w) bool) of a window, of whose squares of `step` pixels means are left."""
@@ -241,15 +252,38 @@ def _count(
     return total, showcase
 
 
+def _reasons(work: Work, description: Description, split: Split, shown: Sequence[Candidate]) -> list[Picture]:
+    """What speaks for the errors of the images that are shown; none where that fails: scores are worth more."""
+    questions = [
+        Question(sample=split.samples[found.number], window=found.errors, note=found.picture.note)
+        for found in shown
+        if found.errors is not None
+    ]
+    if not questions or description.spec.resolution is not None:  # windows are of the image, not of a coarser grid
+        return []
+    ask = partial(explain, description, split.dataset, explicit_bands=work.explicit_bands)
+    try:
+        (pictures,) = in_tasks(ask, [questions])
+    except (ray.exceptions.RayError, SegrayError) as error:
+        log.info("the page does not explain errors: %s", " ".join(str(error).split())[-300:])
+        return []
+    return pictures
+
+
 def _publish(
-    settings: EvaluateSettings, description: Description, metrics: dict, *, rows: list[dict], showcase: Showcase
+    settings: EvaluateSettings,
+    description: Description,
+    metrics: dict,
+    rows: list[dict],
+    *,
+    pictures: list[Picture],
+    reasons: list[Picture],
 ) -> None:
     """Write metrics.json, images.parquet and report.html."""
-    pictures = showcase.pictures([(row["miou"], row["key"]) for row in rows if row["miou"] is not None])
     about = {name: metrics[name] for name in ("split", "data", "model", "tta", "classes")}
     publish(join(settings.output, EVALUATION), json.dumps(metrics, indent=1).encode())
     publish(join(settings.output, "images.parquet"), image_table(rows, about))
-    page = evaluation_page(classes=description.classes, metrics=metrics, pictures=pictures)
+    page = evaluation_page(classes=description.classes, metrics=metrics, pictures=pictures, reasons=reasons)
     publish(join(settings.output, "report.html"), page)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 
+from segray.grid import Window
 from segray.report import Picture
 
 EACH = 2  # of the worst, of the middle, of the best
@@ -15,11 +16,12 @@ Rank = tuple[float, str]  # mIoU and key: no two images have the same
 
 @dataclass(frozen=True, kw_only=True)
 class Candidate:
-    """An image that may be shown. number: in the split."""
+    """An image that may be shown. number: in the split. errors: the window with the most of them, if there are any."""
 
     rank: Rank
     number: int
     picture: Picture
+    errors: Window | None = None
 
 
 class Showcase:
@@ -42,8 +44,8 @@ class Showcase:
         self.candidates += [found for found in candidates if self.wants(found.number, found.rank)]
         self.candidates = [found for found in self.candidates if self._holds(found.number, found.rank)]
 
-    def pictures(self, ranks: Sequence[Rank]) -> list[Picture]:
-        """The pictures to show, worst first, their notes saying why; ranks: of all images, in any order."""
+    def shown(self, ranks: Sequence[Rank]) -> list[Candidate]:
+        """Those to show, worst first, the notes of their pictures saying why; ranks: of all images, in any order."""
         place = {rank: number for number, rank in enumerate(sorted(ranks))}
         ranked = sorted(self.candidates, key=lambda found: found.rank)
         each, middle = min(EACH, max(1, len(place) // 3)), (len(place) - 1) / 2
@@ -52,7 +54,9 @@ class Showcase:
         nearest = sorted(between, key=lambda found: abs(place[found.rank] - middle))[:each]
         groups = {"worst": worst, "median": sorted(nearest, key=lambda found: found.rank), "best": best}
         return [
-            replace(found.picture, note=f"{why}: mIoU {found.rank[0]:.3f}" if len(place) > 1 else "")
+            replace(found, picture=replace(found.picture, note=f"{why}: mIoU {found.rank[0]:.3f}"))
+            if len(place) > 1
+            else found
             for why, group in groups.items()
             for found in group
         ]

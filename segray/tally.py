@@ -72,12 +72,14 @@ class ImageCounter:
     """Counts an image, whole or window by window; the counts do not depend on how it was cut.
 
     truth, mask: (H, W) uint8 of the image, 255 where the one has no label or the other no data, which counts nowhere.
-    They are what a contour is looked for in; all else is let go of with its window.
+    They are what a contour is looked for in. confidences: (h, w) uint16 of every `step`-th pixel, see WindowMask. All
+    else is let go of with its window.
     """
 
-    def __init__(self, height: int, width: int, measures: Measures) -> None:
-        self.measures, self._tally = measures, Tally.empty(measures)
+    def __init__(self, height: int, width: int, measures: Measures, *, step: int = 1) -> None:
+        self.measures, self.step, self._tally = measures, step, Tally.empty(measures)
         self.truth, self.mask = np.full((2, height, width), IGNORE, np.uint8)
+        self.confidences = np.zeros((-(-height // step), -(-width // step)), np.uint16)
 
     def add(self, truth_HW: np.ndarray, result: WindowMask) -> None:
         """Count a window from its (h, w) uint8 truth and a result with details."""
@@ -86,6 +88,10 @@ class ImageCounter:
         self.truth[window.rows, window.cols], self.mask[window.rows, window.cols] = truth, result.mask
         tally.matrix += confusion_matrix(truth, result.mask, self.measures.num_classes)
         tally.bins += reliability(truth, result.mask, result.confidences)
+        top, left = -window.row_off % self.step, -window.col_off % self.step
+        some = result.confidences[top :: self.step, left :: self.step]
+        row, col = (window.row_off + top) // self.step, (window.col_off + left) // self.step
+        self.confidences[row : row + some.shape[0], col : col + some.shape[1]] = some
         if (sampled := result.sampled) is not None:
             of_sampled = truth[sampled.rows - window.row_off, sampled.cols - window.col_off]
             tally.nll += nll_counts(of_sampled, sampled.logits, self.measures.temperatures)

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import io
 import json
+import os
 import pickle
 import shutil
+import signal
 from dataclasses import replace
 
 import numpy as np
@@ -114,6 +116,20 @@ def test_scores_are_those_of_the_masks_of_the_segmenter(alone, given):
     ranked = sorted(table.to_pylist(), key=lambda row: (row["miou"], row["key"]))
     page = read_bytes(join(output, "report.html")).decode()
     assert f"worst: mIoU {ranked[0]['miou']:.3f}" in page and f"best: mIoU {ranked[-1]['miou']:.3f}" in page
+    assert page.count(">Confidence (white is certain)<") == page.count(">Errors<") - page.count(">Evidence<") > 0
+    assert "<h2>Why</h2>" in page and page.count(">Evidence<") == 6
+
+
+def test_errors_that_cannot_be_explained_cost_no_scores(local_ray, given, tmp_path, monkeypatch, caplog):
+    def explain(*arguments: object, **options: object) -> None:
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    monkeypatch.setattr(evaluation, "explain", explain)
+    caplog.set_level("INFO", "segray")
+    metrics = evaluate(EvaluateSettings(**given, output=str(tmp_path), actors="1", **OPTIONS))
+    assert metrics["images"] == IMAGES
+    assert "the page does not explain errors: " in caplog.text
+    assert "<h2>Why</h2>" not in (tmp_path / "report.html").read_text()
 
 
 def test_two_actors_come_to_the_same_scores_and_the_same_table(alone, given, tmp_path):
@@ -214,8 +230,10 @@ def test_rows_of_any_length_have_the_same_counts_and_actors_list_nothing(given, 
         for part in parts:
             total.add(part.tally)
             showcase.add(part.candidates)
-        shown = showcase.pictures([(row["miou"], row["key"]) for _, row in total.images])
-        found.append((total.scores(), total.images, [(picture.title, picture.note) for picture in shown]))
+        shown = showcase.shown([(row["miou"], row["key"]) for _, row in total.images])
+        found.append(
+            (total.scores(), total.images, [(one.picture.title, one.picture.note, one.errors) for one in shown])
+        )
     assert len(found[0][1]) == IMAGES and found[0] == found[1] == found[2]
 
 

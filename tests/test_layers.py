@@ -17,13 +17,13 @@ LAYERS = {
     ),
     "network": (
         "inputs augment losses networks segmenter programs workers optimizer canvas rows seams folding inference "
-        "details photometric averaging batch_norm fusing counts transfer"
+        "details evidence photometric averaging batch_norm fusing counts transfer"
     ),
     "storage": (
         "storage model_dir shards plan archives datasets exports export_tasks report settings command_line walk "
         "summary reading loading expand inspection validation trainer training_job training_state training_remote "
         "training_console training_validation made_up stages peers tally showcase train_settings learner feeding "
-        "scalars tracking publishing listing footprints places scenes split_rows store_errors scratch"
+        "scalars tracking publishing listing footprints places scenes split_rows store_errors scratch explaining"
     ),
     "ray": (
         "cluster planning work pipeline outputs overviews segmentation evaluation exporting training throughput "

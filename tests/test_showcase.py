@@ -24,7 +24,7 @@ def shown(ranks: list[tuple[float, str]], workers: int, seed: int) -> tuple[list
         made += len(found)
         driver.add(found)
     assert len(driver.candidates) <= 2 * SPREAD + 2 * EACH
-    return [(picture.title, picture.note.partition(":")[0]) for picture in driver.pictures(ranks)], made
+    return [(one.picture.title, one.picture.note.partition(":")[0]) for one in driver.shown(ranks)], made
 
 
 @pytest.mark.parametrize("workers", [1, 3, 8])

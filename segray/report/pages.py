@@ -80,11 +80,14 @@ def segmentation_page(
     )
 
 
-def evaluation_page(*, classes: Classes, metrics: dict, pictures: list[Picture]) -> bytes:
+def evaluation_page(
+    *, classes: Classes, metrics: dict, pictures: list[Picture], reasons: Sequence[Picture] = ()
+) -> bytes:
     """The page of an evaluation, UTF-8 HTML.
 
     metrics: what `metrics.json` holds; what `metrics.scores` returns and `confusion_matrix` (K x K+1 nested lists of
-    pixel counts, rows truth, last column predicted nothing) must be there, all else is shown if it is.
+    pixel counts, rows truth, last column predicted nothing) must be there, all else is shown if it is. reasons: see
+    `explaining.explain`.
     """
     matrix = metrics["confusion_matrix"]
     truth = [sum(row) for row in matrix]
@@ -113,6 +116,7 @@ def evaluation_page(*, classes: Classes, metrics: dict, pictures: list[Picture])
         reliability=_reliability(metrics),
         bins=bin_rows(metrics.get("reliability", ())),
         pictures=picture_rows(pictures, classes, compare=True),
+        reasons=picture_rows(reasons, classes, compare=True),
         legend=legend_entries(classes),
         error_legend=[("right", color_of_right(classes))],
         tables=[("Run", run_rows(metrics)), ("Settings", rows(metrics.get("settings") or {}))],

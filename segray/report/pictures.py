@@ -15,37 +15,44 @@ from segray.masks import IGNORE, Classes, encode_png, palette
 LONGEST = 640  # pixels; the longest side of a picture on the page
 NOTHING = (200, 30, 30)  # colour in pictures of errors; other errors have those of classes
 GREYS = ((203, 208, 214), (62, 66, 72))  # one of them is what is right there
+FOR, AGAINST = (214, 40, 40), (29, 78, 216)  # colours of evidence: for what was predicted, and for the truth
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Picture:
     """One row of pictures. image: (H, W, 3) uint8 RGB; mask and truth: (H, W) uint8 class ids, 255 = none.
 
-    title names the image, note says why it is shown. ValueError when shapes or types do not fit.
+    confidence: (H, W) uint8, 255 is certain. evidence: (H, W) float32, see `evidence.evidence`. title names the image,
+    note says why it is shown. ValueError when shapes or types do not fit.
     """
 
     title: str
     image: np.ndarray
     mask: np.ndarray
     truth: np.ndarray | None = None
+    confidence: np.ndarray | None = None
+    evidence: np.ndarray | None = None
     note: str = ""
 
     def __post_init__(self) -> None:
-        height, width = self.mask.shape[:2]
-        expected = {"image": (height, width, 3), "mask": (height, width), "truth": (height, width)}
-        for name, shape in expected.items():
+        size = self.mask.shape[:2]
+        expected = {name: (size, np.uint8) for name in ("mask", "truth", "confidence")}
+        expected |= {"image": ((*size, 3), np.uint8), "evidence": (size, np.float32)}
+        for name, (shape, kind) in expected.items():
             array = getattr(self, name)
-            if array is not None and (array.shape != shape or array.dtype != np.uint8 or not array.size):
+            if array is not None and (array.shape != shape or array.dtype != kind or not array.size):
                 raise ValueError(
                     f"the {name} of picture '{self.title}' is {array.dtype} of shape {array.shape}; "
-                    f"it should be uint8 of shape {shape} with at least one pixel"
+                    f"it should be {np.dtype(kind)} of shape {shape} with at least one pixel"
                 )
 
     def shrunk(self, longest: int) -> Picture:
         """The picture with sides of that many pixels at most; pixels of masks keep the ids of some that they cover."""
-        image = _shrink(self.image, Image.Resampling.BOX, longest)
-        ids = (None if a is None else _shrink(a, Image.Resampling.NEAREST, longest) for a in (self.mask, self.truth))
-        return replace(self, image=image, **dict(zip(("mask", "truth"), ids)))
+        methods = dict.fromkeys(("image", "confidence", "evidence"), Image.Resampling.BOX)
+        methods |= dict.fromkeys(("mask", "truth"), Image.Resampling.NEAREST)
+        arrays = {name: getattr(self, name) for name in methods}
+        small = {name: _shrink(a, methods[name], longest) for name, a in arrays.items() if a is not None}
+        return replace(self, **small)
 
 
 def for_eyes(pixels: np.ndarray, valid: np.ndarray) -> np.ndarray:
@@ -72,7 +79,7 @@ class Pane:
 
 
 def panes(picture: Picture, classes: Classes, *, compare: bool) -> list[Pane]:
-    """Image, overlay, mask; with `compare` and a truth: image, truth, prediction, errors."""
+    """Image, overlay, mask; with `compare` and a truth: image, truth, prediction, errors, and what else there is."""
     picture = picture.shrunk(LONGEST)
     image, mask, truth = picture.image, picture.mask, picture.truth
     if not compare or truth is None:
@@ -81,18 +88,23 @@ def panes(picture: Picture, classes: Classes, *, compare: bool) -> list[Pane]:
             _photograph("Overlay", _overlay(image, mask, classes)),
             _ids("Mask", mask, classes),
         ]
-    return [
+    found = [
         _photograph("Image", image),
         _ids("Truth", truth, classes),
         _ids("Prediction", mask, classes),
         _errors(truth, mask, classes),
     ]
+    if picture.confidence is not None:
+        found.append(_photograph("Confidence (white is certain)", picture.confidence))
+    if picture.evidence is not None:
+        found.append(_photograph("Evidence", _heat(image, picture.evidence)))
+    return found
 
 
 def panes_by_epoch(picture: Picture, masks: Mapping[int, np.ndarray], classes: Classes, *, epoch: int) -> list[Pane]:
     """Image, truth, the predictions of earlier epochs and of the last one, and its errors."""
     predictions = [_ids(f"Epoch {number}", mask, classes) for number, mask in sorted(masks.items())]
-    image, truth, prediction, errors = panes(picture, classes, compare=True)
+    image, truth, prediction, errors, *_ = panes(picture, classes, compare=True)
     predictions.append(replace(prediction, label=f"Epoch {epoch}"))
     return [image, truth, *predictions, replace(errors, label=f"Errors, epoch {epoch}")]
 
@@ -108,6 +120,14 @@ def _overlay(image: np.ndarray, mask: np.ndarray, classes: Classes) -> np.ndarra
     """(h, w, 3) uint8: image and class colours half and half; the image alone where the mask has no class."""
     mixed = (image.astype(np.uint16) + palette(classes)[mask] + 1) // 2
     return np.where((mask == IGNORE)[..., None], image, mixed).astype(np.uint8)
+
+
+def _heat(image: np.ndarray, evidence: np.ndarray) -> np.ndarray:
+    """(h, w, 3) uint8: the image in grey, coloured where there is evidence for one class or the other."""
+    grey = np.repeat(image.mean(axis=2, keepdims=True), 3, axis=2)
+    color = np.where(evidence[..., None] > 0, FOR, AGAINST)
+    share = 0.8 * np.abs(evidence)[..., None].clip(0, 1)
+    return np.rint(grey * (1 - share) + color * share).astype(np.uint8)
 
 
 def _photograph(label: str, image: np.ndarray) -> Pane:

@@ -53,6 +53,7 @@ svg .best { stroke: var(--quiet); stroke-dasharray: 3 3; }
 svg polyline { fill: none; stroke: var(--accent); stroke-width: 2; stroke-linejoin: round; }
 svg circle { fill: var(--accent); }
 .picture { margin-bottom: 34px; }
+.quiet + .picture { margin-top: 16px; }
 .picture figcaption { margin-bottom: 8px; }
 .picture figcaption .mono { color: var(--text); }
 .panes { display: grid; grid-template-columns: repeat(var(--panes), minmax(0, 1fr)); gap: 10px; }
@@ -96,6 +97,24 @@ PAGE = (
 {% macro legend_of(entries) %}
 {% for name, color in entries %}
 <li>{{ swatch(color) }}{{ name }}</li>
+{% endfor %}
+{% endmacro %}
+{% macro rows_of(pictures) %}
+{% for picture in pictures %}
+<figure class="picture">
+<figcaption><span class="mono">{{ picture.title }}</span>
+{% if picture.note %}
+<br>{{ picture.note }}
+{% endif %}
+</figcaption>
+<div class="panes" style="--panes: {{ picture.panes | length }}">
+{% for pane in picture.panes %}
+<div class="pane"><img src="{{ pane.uri }}" width="{{ pane.width }}" height="{{ pane.height }}"
+ style="--ratio: {{ "%.4f" | format(pane.width / pane.height) }}"
+ alt="{{ pane.label }} of {{ picture.title }}"{% if pane.ids %} class="ids"{% endif %}>{{ pane.label }}</div>
+{% endfor %}
+</div>
+</figure>
 {% endfor %}
 {% endmacro %}
 <!doctype html>
@@ -210,22 +229,15 @@ percentages below the curves are of the last.</p>
 <li class="quiet">Errors have the colour of the class that was predicted.</li>
 {% endif %}
 </ul>
-{% for picture in pictures %}
-<figure class="picture">
-<figcaption><span class="mono">{{ picture.title }}</span>
-{% if picture.note %}
-<br>{{ picture.note }}
+{{ rows_of(pictures) }}
+</section>
 {% endif %}
-</figcaption>
-<div class="panes" style="--panes: {{ picture.panes | length }}">
-{% for pane in picture.panes %}
-<div class="pane"><img src="{{ pane.uri }}" width="{{ pane.width }}" height="{{ pane.height }}"
- style="--ratio: {{ "%.4f" | format(pane.width / pane.height) }}"
- alt="{{ pane.label }} of {{ picture.title }}"{% if pane.ids %} class="ids"{% endif %}>{{ pane.label }}</div>
-{% endfor %}
-</div>
-</figure>
-{% endfor %}
+{% if reasons %}
+<section>
+<h2>Why</h2>
+<p class="quiet">The tile with the most errors in each of these images, and the evidence for the most frequent error, as
+the deepest features of the network have it: red speaks for the predicted class, blue for the true one.</p>
+{{ rows_of(reasons) }}
 </section>
 {% endif %}
 {% if failed %}
