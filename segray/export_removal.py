@@ -1,4 +1,4 @@
-"""What --overwrite removes: the files of the former export and those that the new one will write; nobody else's."""
+"""What --overwrite removes: the files of the former export and those that the new one will write; no others."""
 
 from __future__ import annotations
 
@@ -22,10 +22,10 @@ File = tuple[str, str]  # format, path in the output
 
 
 def remove_former(exporter: Exporter, groups: Iterable[list[Scene]], *, former: dict, collection: str) -> None:
-    """Remove the files of scenes, in the new formats and those of the former export, and all that its collection names.
+    """Remove the files of scenes in the formats of the new and the former export, and all that its collection names.
 
-    former: the record of that export. collection: its URI; it goes last, so that a removal that was killed can be done
-    again to its end. Files of an export of other scenes that was killed before it wrote a collection stay.
+    former: the record of the former export. collection: the URI of its collection, removed last, so that a removal that
+    was killed can be repeated. Files of an export of other scenes that was killed before it wrote a collection stay.
     """
     output = exporter.settings.output
     listed = _listed(collection) if "masks_digest" in former and exists(collection) else iter(())
@@ -41,7 +41,7 @@ def remove_former(exporter: Exporter, groups: Iterable[list[Scene]], *, former: 
 
 
 def _listed(collection: str) -> Iterator[File]:
-    """The files that a collection names, item by item: it is written with one a line."""
+    """The files that a collection names, item by item: it has one item per line."""
     fs, path = filesystem(collection)
     with fs.open(path, "rb") as file:
         for line in file:
@@ -49,7 +49,7 @@ def _listed(collection: str) -> Iterator[File]:
 
 
 def _files_of(line: bytes) -> list[File]:
-    """The files of an item, those of known formats that lie in the output; none of a line that holds no item."""
+    """The files of an item that have a known format and lie in the output; none for a line without an item."""
     try:
         assets = json.loads(line.strip().rstrip(b","))["assets"]
         named = [(fmt, posixpath.normpath(unquote(asset["href"]))) for fmt, asset in assets.items()]

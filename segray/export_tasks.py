@@ -1,4 +1,4 @@
-"""What a worker does for an export: a few scenes written, published, and described."""
+"""A worker's part of an export: it writes, publishes and describes a few scenes."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from segray.storage import describe, exists, join, publish_file
 from segray.store_errors import full_disk_named
 
 FILES_AT_ONCE, THREADS = 256, 16  # stores have latency
-# What is wrong with a scene; any other error (a full disk, a store that fails) ends the job, which can be run again.
+# Errors of a single scene; any other (a full disk, a store that fails) ends the job, which can be run again.
 SCENE_ERRORS = (SegrayError, RasterioError, CRSError, CPLE_BaseError, IsADirectoryError, NotADirectoryError)
 
 
@@ -35,7 +35,7 @@ class Outcome:
     """What became of a scene. item: its STAC item, None when it failed. facts: numbers to be summed up.
 
     written: whether any of its files is new. there: whether all of them were there before. incomplete: whether a part
-    of it was not segmented, which is 255 in its file. scenes: 0 for what became of a file of all scenes.
+    of it was not segmented and is 255 in its file. scenes: 0 if this is the outcome of a file of all scenes.
     """
 
     image: str
@@ -50,7 +50,7 @@ class Outcome:
 
 @dataclass(frozen=True, kw_only=True)
 class Exporter:
-    """What workers must know. usual: the ending of most images (see `names.distinct`)."""
+    """What a worker needs to export scenes. usual: the image ending that names leave out (see `names.distinct`)."""
 
     masks: Masks
     settings: ExportSettings
@@ -61,7 +61,7 @@ class Exporter:
         return [name for name in self.settings.formats if EXPORTS[name].PER_SCENE is per_scene]
 
     def paths(self, scene: Scene) -> dict[str, str]:
-        """Format -> path in the output, of the formats that hold the scene."""
+        """Format -> path in the output, of the formats that can hold the scene."""
         found = {}
         for fmt in self.settings.formats:
             try:
@@ -71,14 +71,14 @@ class Exporter:
         return found
 
     def outcomes(self, scenes: list[Scene]) -> Iterator[Outcome]:
-        """The scenes written and published, as far as they are not there yet."""
+        """Write and publish the files of scenes that are not there yet; yields the outcome of each scene."""
         remove_abandoned()
         for scene in scenes:
             yield self._outcome(scene)
         forget_shards()
 
     def all_in_one(self, fmt: str, scenes: list[Scene]) -> Outcome:
-        """The one file of a format that takes all scenes; which of them have a place in it is for its module to say."""
+        """Write the one file of a format that takes all scenes; its module decides which of them have a place in it."""
         remove_abandoned()
         module = EXPORTS[fmt]
         path, options = module.FILE, self.settings
@@ -90,7 +90,7 @@ class Exporter:
         return Outcome(scenes=0, image=path, written=facts is not None, there=facts is None, facts=facts or {})
 
     def _outcome(self, scene: Scene) -> Outcome:
-        """A scene in all formats; in part of them it has failed."""
+        """Export a scene in all formats; if one of them fails, the scene has failed."""
         if not scene.is_usable:
             return Outcome(image=scene.image, error=scene.error or "it was not segmented")
         facts: dict[str, float] = {}
@@ -126,7 +126,7 @@ class Exporter:
         return distinct(path, scene.image, self.usual) if module.PER_SCENE else path
 
     def _id(self, scene: Scene) -> str:
-        """What the scene's files are called, without their endings; of no other scene."""
+        """The name of the scene's files without their endings, which no other scene has."""
         name = mirror(scene.image, self.masks.archive, ".x")
         return posixpath.splitext(distinct(name, scene.image, self.usual))[0]
 
@@ -135,7 +135,7 @@ class Exporter:
         return self._publish(path, lambda local: module.write(self.masks, scene, local, options))
 
     def _publish(self, path: str, write: Callable[[str], dict]) -> dict | None:
-        """What `write` says of the file that it wrote, once that is published; None where it was there before."""
+        """Write a file and publish it; returns what `write` says of it, or None if it was there before."""
         uri = join(self.settings.output, path)
         if exists(uri):
             return None
@@ -163,7 +163,7 @@ def _publish_all(names: Iterator[str], folder: str, output: str) -> None:
 
 @contextmanager
 def _long_names_told(uri: str) -> Iterator[None]:
-    """A name that no file system takes is wrong with one scene, while other errors of a disk end the job."""
+    """Turn a name too long for the file system into an error of one scene; other errors of a disk end the job."""
     try:
         yield
     except OSError as error:

@@ -1,4 +1,4 @@
-"""The export job: the shards' scenes as files. The same settings again continue where the last run stopped."""
+"""The export job: writes the scenes of mask shards as files. Run again with the same settings, it continues."""
 
 from __future__ import annotations
 
@@ -43,8 +43,8 @@ from segray.tasks import in_tasks, result_of
 log = logging.getLogger("segray")
 FORMAT_VERSION = 1
 SUMMARY, COLLECTION = "summary.json", "collection.json"
-SHARDS_A_TASK, STATISTICS_IN_FLIGHT = 16, 4  # tasks; what they find waits on the driver
-GROUP_PIXELS, GROUP_SCENES = 2**24, 256  # of a task: it reads a shard once for all of them
+SHARDS_A_TASK, STATISTICS_IN_FLIGHT = 16, 4  # tasks at once, whose results wait on the driver
+GROUP_PIXELS, GROUP_SCENES = 2**24, 256  # at most, of a task, which reads a shard once for all its scenes
 MAX_FAILURES = 100  # that summary.json lists
 NOTE_EVERY_S = 15.0
 
@@ -75,7 +75,7 @@ class _Counts:
 
 
 def export(settings: ExportSettings) -> dict:
-    """Write the scenes of a segmentation as files under OUTPUT; the content of summary.json.
+    """Write the scenes of a segmentation as files under OUTPUT; returns the content of summary.json.
 
     SegrayError on bad input: no finished segmentation, an output that holds another export or lies in the archive.
     """
@@ -94,7 +94,7 @@ def export(settings: ExportSettings) -> dict:
         remove_leftovers(settings.output)
         summary_uri = join(settings.output, SUMMARY)
         if not counts.written and exists(summary_uri):
-            log.info("nothing to do: all of %d scenes that can be exported is there", counts.scenes - counts.failed)
+            log.info("nothing to do: all of %d scenes that can be exported are there", counts.scenes - counts.failed)
             return json.loads(read_text(summary_uri))
         publish_file(join(settings.output, COLLECTION), path)
     summary = _summary(settings, counts, time.monotonic() - start)
@@ -113,7 +113,7 @@ def _chunks(masks: Masks) -> Iterator[range]:
 
 
 def _read_parts(masks: Masks, shards: range) -> list[Scene]:
-    """What a few shards hold of each scene, in their order; they are read at once, since stores have latency."""
+    """What a few shards hold of each scene, in their order; read concurrently, since stores have latency."""
     with ThreadPoolExecutor(len(shards)) as pool:
         return list(chain.from_iterable(pool.map(partial(pieces_of, masks), shards)))
 
@@ -143,18 +143,18 @@ def outcomes_of(exporter: Exporter) -> Iterator[Outcome]:
 
 
 def _got_all(exporter: Exporter, name: str) -> Outcome:
-    """The outcome of a file of all scenes, which has failed when it kills its process."""
+    """The outcome of a file of all scenes, which has failed if writing it kills the process."""
     file = EXPORTS[name].FILE
     log.info("writing %s", file)
     try:
         return result_of(_export_all.remote(exporter, name))
     except DEATHS as error:
-        reason = f"{file} killed the process that wrote it, run the export again with more memory: {_line(error)}"
+        reason = f"{file} killed the process that wrote it; run the export again with more memory: {_line(error)}"
         return Outcome(scenes=0, image=file, error=reason)
 
 
 def _got(exporter: Exporter, scenes: list[Scene], task: ray.ObjectRef) -> list[Outcome]:
-    """The outcomes of a task; when its process died, each scene is tried alone, and one that kills it has failed."""
+    """The outcomes of a task; if its process died, each scene is tried alone, and one that kills its own has failed."""
     try:
         return result_of(task)
     except DEATHS as error:
@@ -207,7 +207,7 @@ def _usual_ending(masks: Masks) -> str:
 
 
 def _check_place(settings: ExportSettings, masks: Masks) -> None:
-    """SegrayError where the output would overwrite what it is made of or another job's, or become a part of it."""
+    """SegrayError if the output lies among what it is made of, holds the archive, or belongs to another job."""
     output, source, archive = settings.output, settings.masks, masks.archive.split("::")[-1]
     kept = (archive, join(source, "masks"), join(source, "plan"))
     if any(lies_in(output, folder) for folder in kept) or real(output) == real(source) or lies_in(archive, output):
@@ -216,7 +216,7 @@ def _check_place(settings: ExportSettings, masks: Masks) -> None:
 
 
 def _claim(settings: ExportSettings, masks: Masks, exporter: Exporter) -> None:
-    """Note on the output whose it is; SegrayError when it is another export's, unless --overwrite."""
+    """Record in the output which export it holds; SegrayError when it holds another, unless --overwrite."""
     uri, wanted = join(settings.output, EXPORT), _record(settings, masks)
     had = _read_record(uri) if exists(uri) else None
     if had == wanted and not settings.overwrite:
@@ -237,7 +237,7 @@ def _claim(settings: ExportSettings, masks: Masks, exporter: Exporter) -> None:
 
 
 def _check_empty(output: str) -> None:
-    """SegrayError when a folder holds files of somebody else, which an export could take for its own."""
+    """SegrayError when a folder holds any file: an export could take it for its own."""
     first = next(files_if_any(output), None)
     if first is not None:
         raise SegrayError(f"{output} holds {first.uri}, but no export; give an empty --output")
@@ -275,7 +275,7 @@ def _summary(settings: ExportSettings, counts: _Counts, seconds: float) -> dict:
         "written": counts.written,
         "skipped": counts.there,
         "failed": counts.failed,
-        "incomplete": counts.incomplete,  # scenes of which a part was not segmented and is 255
+        "incomplete": counts.incomplete,  # scenes with a part that was not segmented and is 255
         "failed_share": 1.0 if counts.lost else counts.failed / max(1, counts.scenes),
         "seconds": seconds,
         "totals": dict(counts.facts),

@@ -2,7 +2,7 @@
 
 A boundary alternates between horizontal and vertical sides. Sorted by row, then column, the corners of a region come in
 pairs that are the ends of its horizontal sides; sorted by column, then row, in pairs that are the ends of its vertical
-sides. Following the one and the other by turns gives the rings.
+sides. Following the two in turn gives the rings.
 """
 
 from __future__ import annotations
@@ -18,8 +18,8 @@ from segray.tracing import COLUMN_MASK, COLUMN_SHIFT, DOWN, LEAVES, RIGHT, ROW_S
 class Rings:
     """Polygons as ragged arrays: each ring is closed, a polygon's first is its exterior, the others are its holes.
 
-    points: (m, 2) column and row of pixel corners; seen with x to the right and y up as they are (row upwards),
-    exteriors run counterclockwise and holes clockwise. rings: offsets into points. polygons: offsets into rings.
+    points: (m, 2) column and row of pixel corners; drawn with columns to the right and rows upwards, exteriors run
+    counterclockwise and holes clockwise. rings: offsets into points. polygons: offsets into rings.
     """
 
     points: np.ndarray
@@ -43,8 +43,8 @@ class Rings:
 def rings_of(regions: Regions) -> Rings:
     """The boundary of every region: one exterior ring, then its holes in scan order of their first side.
 
-    Where two pixels of a region touch at a corner only, the rings turn around the pixels between them: no ring then
-    meets itself, since a 4-connected region cannot pass there between two 4-connected parts of what is not the region.
+    Where two pixels of a region touch only at a corner, the rings turn around the two pixels between them. The region,
+    being 4-connected, separates those, so no ring passes the corner twice.
     """
     order = np.lexsort((regions.corners, regions.owners))
     owners, corners = regions.owners[order], regions.corners[order]
@@ -93,7 +93,7 @@ def _closed(points: np.ndarray, offsets: np.ndarray) -> tuple[np.ndarray, np.nda
     """Rings without repeated points, closed by their first point."""
     after = np.arange(1, len(points) + 1)
     after[offsets[1:] - 1] = offsets[:-1]
-    keep = (points != points[after]).any(axis=1)  # sides of no length are there at nodes only
+    keep = (points != points[after]).any(axis=1)  # only nodes have sides of no length
     kept = np.concatenate([[0], np.cumsum(keep)])
     points, offsets = points[keep], kept[offsets]
     lengths = np.diff(offsets) + 1

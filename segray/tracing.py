@@ -1,7 +1,7 @@
 """The 4-connected regions of a class mask, found in strips of rows: what each covers and the corners of its boundary.
 
 Runs of equal pixels are joined within a strip and with the runs of the row before it; a region is handed out once no
-later row can belong to it. What is held is one row of pixels and the corners of the regions that are still open.
+later row can belong to it. Only one row of pixels and the corners of the regions that are still open are kept.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import numpy as np
 from segray.masks import IGNORE
 
 # A corner is one int64: row (30 bits), column (30), then whether its horizontal side runs right, its vertical side runs
-# down, and whether the boundary leaves it horizontally. So corners sort by row, column and the side they end.
+# down, and whether the boundary leaves it horizontally. So corners sort by row, then column, then sides.
 ROW_SHIFT, COLUMN_SHIFT = 33, 3
 COLUMN_MASK = (1 << 30) - 1
 RIGHT, DOWN, LEAVES = 4, 2, 1
@@ -53,7 +53,7 @@ class Regions:
 
 @dataclass(frozen=True, kw_only=True)
 class _Found:
-    """Regions of a strip by label: see `Regions`. first, last: (n,) int64 first pixel of the scene, last row."""
+    """Regions of a strip by label: see `Regions`. first, last: (n,) int64 first pixel in scan order, last row."""
 
     class_ids: np.ndarray
     pixels: np.ndarray
@@ -64,7 +64,7 @@ class _Found:
 
 @dataclass(frozen=True, kw_only=True)
 class _Open:
-    """Regions that reach the last row. of_run: the region of each of its runs. chunks: corners of each so far."""
+    """Regions that reach the last row. of_run: the region of each run in it. chunks: corners of each region so far."""
 
     found: _Found
     of_run: np.ndarray
@@ -74,8 +74,8 @@ class _Open:
 class Tracer:
     """Finds the regions of a scene of `width` columns whose rows are added from top to bottom.
 
-    measure: maps (rows, columns, lengths) of runs of pixels to float64, added up over each region. nodes: also give
-    the vertices at which three or more regions meet to those regions that do not turn there.
+    measure: maps (rows, columns, lengths) of runs of pixels to float64, added up over each region. nodes: vertices at
+    which three or more regions meet are corners of all of them, even of those that do not turn there.
     """
 
     def __init__(self, width: int, *, measure: Measure | None = None, nodes: bool = False) -> None:
@@ -90,13 +90,13 @@ class Tracer:
         return self.skip(1)
 
     def skip(self, height: int) -> Regions:
-        """As `add` of so many rows without a class, however many they are."""
+        """The same as `add` with `height` rows without a class, at the cost of one."""
         closed = self.add(np.full((1, self.width), IGNORE, np.uint8))
         self._top += height - 1
         return closed
 
     def add(self, rows: np.ndarray) -> Regions:
-        """The regions that rows, (h >= 1, width) uint8 class ids with 255 for none, show to be closed."""
+        """Add rows, (h >= 1, width) uint8 class ids with 255 for none; returns the regions now known to be closed."""
         block = np.full((len(rows) + 1, self.width + 2), IGNORE, np.uint8)
         block[0, 1:-1], block[1:, 1:-1] = self._last, rows
         starts = np.flatnonzero(np.diff(block.ravel(), prepend=~block[0, 0]))
@@ -150,7 +150,7 @@ class Tracer:
     def _divide(
         self, found: _Found, home: np.ndarray, *, tail: np.ndarray, owners: np.ndarray, corners: np.ndarray
     ) -> Regions:
-        """Keep the regions of `tail`, which reach the last row, open; give the others."""
+        """Keep the regions of `tail`, which reach the last row, open; return the others."""
         open_ones = np.unique(tail)
         is_open = np.zeros(len(found.pixels), bool)
         is_open[open_ones] = True
@@ -183,7 +183,7 @@ def corners_of(block: np.ndarray, top: int, *, nodes: bool) -> tuple[np.ndarray,
     """((m,) int64 flat pixels of `block`, (m,) packed corners of those pixels' regions) inside the block.
 
     block: (h + 1, w + 2) uint8, row `top` - 1 of the scene first, a column of 255 on either side. A vertex is a corner
-    of a region that holds one of its four pixels (or two, each for itself), or three of them.
+    of a region that holds one or three of its four pixels, and two corners of one that holds two diagonal pixels.
     """
     across, down = block[:, 1:] != block[:, :-1], block[1:] != block[:-1]
     spots = (across[:-1] | across[1:]) & (down[:, :-1] | down[:, 1:])
@@ -226,11 +226,11 @@ def components(count: int, a: np.ndarray, b: np.ndarray) -> np.ndarray:
 
 
 def _touching(starts: np.ndarray, classes: np.ndarray, width: int) -> tuple[np.ndarray, np.ndarray]:
-    """Pairs of runs of one class in neighbouring rows that share a column: one of the two starts in that column."""
+    """Pairs of runs of one class in neighbouring rows that share columns: one of the two starts in the first."""
     runs = np.flatnonzero(classes != IGNORE)
     pairs = []
     for offset in (-width, width):
-        # beyond the block this gives the last run, by position -1 or as the last: the margin, which has no class
+        # outside the block this gives the last run (index -1, or the last one): the margin, which has no class
         other = np.searchsorted(starts, starts[runs] + offset, side="right") - 1
         touch = classes[other] == classes[runs]
         pairs.append((runs[touch], other[touch]))

@@ -270,7 +270,7 @@ def test_tiles_of_512_pixels_are_written_a_level_deeper(tmp_path):
 @pytest.mark.parametrize("transform", [None, UTM, ROTATED])
 def test_a_tile_set_without_the_pixels_of_a_zoom_level_is_refused(tmp_path, transform):
     _, (scene,) = segmented(tmp_path, Image(uri="xyz://16::/t", mask=ids(64, 64), transform=transform))
-    with pytest.raises(ImageError, match="no pixels of a zoom level; export it with --format cog"):
+    with pytest.raises(ImageError, match="does not have the pixels of a zoom level; export it with --format cog"):
         png.name(scene, "/a")
 
 

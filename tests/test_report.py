@@ -286,7 +286,7 @@ def test_of_more_failures_than_are_listed_the_page_says_so():
     failures = [{"image": f"s3://b/{i}.tif", "error": reason} for i, reason in enumerate(reasons)]
     more = {"failures": failures, "images": {"ok": 5, "nodata": 0, "failed": 150}}
     text = Page(segmentation_page(classes=legend(3), summary=summary(3, **more), pictures=[])).text
-    assert "Failed images: 150" in text and "Of the first 30 by name" in text
+    assert "Failed images: 150" in text and "Only the first 30 by name" in text
     assert "30 … cannot be read: …, band 1: short at offset …" in text and "and 10 more" in text
 
 

@@ -1,4 +1,4 @@
-"""Labelled data: one file a layout, found by what lies at the URI."""
+"""Labelled data: one module per layout, recognised by what lies at the URI."""
 
 from __future__ import annotations
 
@@ -36,14 +36,14 @@ def open_dataset(uri: str, *, mode: str | None = None) -> Dataset:
     if len(found) != 1:
         layouts = "; or ".join(layout.layout for layout in DATASETS.values())
         what = f"holds the layouts {' and '.join(found)} at once" if found else "holds no labelled data"
-        raise SegrayError(f"{uri} {what}; exactly one is needed of: {layouts}")
+        raise SegrayError(f"{uri} {what}; it must hold exactly one of: {layouts}")
     if mode and found != ["cityscapes"]:
         raise SegrayError(f"{uri} has no choice of '{mode}' labels; only the Cityscapes layout has")
     return DATASETS[found[0]].open(uri, **({"mode": mode} if mode else {}))
 
 
 def read(dataset: Dataset, sample: Sample, *, choose: Choose = None) -> Labelled:
-    """The pixels of a sample, of the bands that `choose` says, and their mask, which is 255 where they have no data.
+    """The pixels of a sample, in the bands that `choose` selects, and their mask, 255 where the pixels have no data.
 
     ImageError when a file cannot be read; LabelError when the sizes differ or the mask holds an unknown value.
     """
@@ -53,7 +53,7 @@ def read(dataset: Dataset, sample: Sample, *, choose: Choose = None) -> Labelled
     have = mask.shape if sample.window is None else sample.size
     if have != want:
         raise LabelError(size_error(sample.mask, have=have, want=want, image=sample.image))
-    if sample.window is not None and raster.window != sample.window:  # a picture comes whole
+    if sample.window is not None and raster.window != sample.window:  # a picture is read whole
         rows, cols = sample.window.within(raster.window)
         pixels, valid = pixels[:, rows, cols].copy(), valid[rows, cols].copy()
     return Labelled(pixels=pixels, valid=valid, mask=np.where(valid, mask, np.uint8(IGNORE)))

@@ -39,9 +39,9 @@ class CityscapesDataset:
 
     @classmethod
     def open(cls, uri: str, mode: str | None = None) -> CityscapesDataset:
-        """The data set at a URI; mode None takes the fine labels, or the coarse ones where only they are there.
+        """The data set at a URI; mode None takes the fine labels, or the coarse ones if only those exist.
 
-        SegrayError when the labels are not there, ValueError on another mode.
+        SegrayError when the labels are missing, ValueError on another mode.
         """
         if mode not in (None, *LABELS):
             raise ValueError(f"mode is 'fine', 'coarse' or None, not {mode!r}")
@@ -52,7 +52,7 @@ class CityscapesDataset:
         return cls(uri=uri, classes=_classes(), mode=found[0])
 
     def splits(self) -> list[str]:
-        """The splits that are there with images and labels."""
+        """The splits that have both images and labels."""
         parts = (IMAGES, LABELS[self.mode])
         return [split for split in SPLITS[self.mode] if all(exists(join(self.uri, part, split)) for part in parts)]
 
@@ -87,7 +87,7 @@ class CityscapesDataset:
         unknown = (train_ids == UNKNOWN) | (ids > PLATE) | (ids < -1)
         if unknown.any():
             value = ids[unknown].flat[0]
-            raise LabelError(f"{sample.mask} holds the id {value}, which is none of Cityscapes (0 to 33)")
+            raise LabelError(f"{sample.mask} holds the id {value}, which Cityscapes does not have (0 to 33)")
         return train_ids.astype(np.uint8)
 
 
@@ -104,7 +104,7 @@ def _train_ids() -> np.ndarray:
 
 @cache
 def _colors() -> dict[int, tuple[tuple[int, int, int]]]:
-    """Label id, as 8-bit files hold it -> its colour."""
+    """Label id, as stored in 8-bit files -> its colour."""
     from torchvision.datasets import Cityscapes  # lazily: it imports torch
 
     return {label.id % 256: (label.color,) for label in Cityscapes.classes}
@@ -119,7 +119,7 @@ def _classes() -> Classes:
 
 
 def _below(folder: str, ending: str) -> dict[str, str]:
-    """Path below the folder without `ending` -> URI of every file that has it."""
+    """Path below the folder, without `ending` -> URI, of every file with that ending."""
     root = filesystem(folder)[1]
     uris = (file.uri for file in list_files(folder) if file.uri.endswith(ending))
     return {uri.partition(root + "/")[2].removesuffix(ending): uri for uri in uris}

@@ -25,7 +25,7 @@ class FolderDataset:
 
     @classmethod
     def recognises(cls, uri: str) -> bool:
-        """Whether a legend lies there, and no split has labels of another kind alone."""
+        """Whether a legend lies there, and the splits do not have `labels` only."""
         return exists(join(uri, LEGEND)) and kinds_of_labels(uri) != {"labels"}
 
     @classmethod
@@ -45,6 +45,6 @@ class FolderDataset:
         return [Sample(key=stem, image=image.uri, mask=mask.uri) for stem, image, mask in found]
 
     def read_mask(self, sample: Sample) -> np.ndarray:
-        """The (H, W) uint8 mask with 255 = ignore; LabelError on an id or a colour that is in no legend."""
+        """The (H, W) uint8 mask with 255 = ignore; LabelError on an id or a colour that the legend does not have."""
         labels = read_labels(sample.mask, window=sample.window, size=sample.size)
         return decode(labels, self.classes, source=sample.mask)

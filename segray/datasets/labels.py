@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 import rasterio
 from PIL import Image
-from rasterio._err import CPLE_BaseError  # some damage is raised as it is, not as one of rasterio.errors
+from rasterio._err import CPLE_BaseError  # some damage raises this, not one of rasterio.errors
 from rasterio.enums import ColorInterp, MaskFlags
 from rasterio.errors import NotGeoreferencedWarning, RasterioError
 from rasterio.windows import Window as RasterioWindow
@@ -26,7 +26,7 @@ from segray.storage import FINAL_ERRORS, describe, exists, is_local, read_bytes
 PICTURES, RASTERS = {".png", ".bmp"}, {".tif", ".tiff"}
 ENDINGS = PICTURES | RASTERS
 LOSSY_ENDINGS = {".jpg", ".jpeg", ".webp", ".jp2"}
-MAX_PIXELS = 2**30  # a label file is decoded whole
+MAX_PIXELS = 2**30  # of a raster, or the window of it that is read at once
 PACKED_GREY = {2: 85, 4: 17}  # Pillow stretches 2 and 4 bit grey to 0..255: id 1 of 4 arrives as 85
 BLACK = (0, 0, 0)
 Color = tuple[int, int, int]
@@ -56,21 +56,21 @@ def is_label(uri: str) -> bool:
 def read_labels(uri: str, *, window: Window | None = None, size: tuple[int, int] | None = None) -> Labels:
     """The ids or colours of a PNG, BMP or TIFF label file, or of a window of it; a palette's indices are ids.
 
-    size: (height, width) that the file must have. LabelError when it has another, the format is lossy or holds no whole
-    numbers, ImageError when the file cannot be read; a failing store's error goes
-    on. Of a TIFF only the blocks of the window are fetched.
+    size: (height, width) that the file must have. LabelError when it has another, the format is lossy or the values are
+    not whole numbers; ImageError when the file cannot be read; errors of a failing store are passed on. Of a TIFF only
+    the blocks of the window are fetched.
     """
     if not is_label(uri):
-        raise LabelError(f"{uri} is no label file; masks are PNG, BMP or TIFF")
+        raise LabelError(f"{uri} is not a label file; masks are PNG, BMP or TIFF")
     try:
         picture = posixpath.splitext(uri)[1].lower() in PICTURES
         if not picture and (window is not None or _has_sidecar(uri)):
             with borrow(uri, driver="GTiff") as raster:
                 return raster.run(lambda: _raster(uri, raster.source, window, size))
-        data = read_bytes(uri)  # small files come with one request
+        data = read_bytes(uri)  # a small file takes one request
     except FileNotFoundError as error:
         raise ImageError(f"{uri} does not exist") from error
-    except (RasterioError, CPLE_BaseError, *FINAL_ERRORS) as error:  # others of a store are no fault of the file
+    except (RasterioError, CPLE_BaseError, *FINAL_ERRORS) as error:  # a store's other errors are not the file's fault
         raise ImageError(f"{uri} cannot be read: {describe(error)}") from error
     try:
         if not picture:
@@ -90,7 +90,7 @@ def check_lossless(uri: str) -> None:
 
 
 def decode(labels: Labels, classes: Classes, *, source: str) -> np.ndarray:
-    """(H, W) uint8 mask of labels, 255 = ignore; LabelError, naming `source`, on what the legend does not hold."""
+    """(H, W) uint8 mask of labels, 255 = ignore; LabelError, naming `source`, on what the legend does not allow."""
     labelled, of_ids = labels.labelled, labels.values.ndim == 2
     for value in labels.nodata:
         known = range(len(classes)) if of_ids else classes.colors
@@ -118,7 +118,7 @@ def _value(nodata: float | Color) -> str:
 
 
 def check_palette(labels: Labels, legend: Legend, *, ignore_index: int, source: str) -> None:
-    """LabelError, naming `source`, where the colour of a palette means another id than its index.
+    """LabelError, naming `source`, if a colour of the palette means another id than its index.
 
     Programs that make PNGs smaller, or save RGB as indexed, put palettes in an order of their own.
     """
@@ -126,7 +126,7 @@ def check_palette(labels: Labels, legend: Legend, *, ignore_index: int, source: 
         return
     shown = {index: labels.palette[index] for index in _used(labels) if index < len(labels.palette)}
     for index, meant in _meant(labels.palette, shown, legend).items():
-        if index not in meant and (index, shown[index]) != (ignore_index, BLACK):  # which palettes leave unnamed
+        if index not in meant and (index, shown[index]) != (ignore_index, BLACK):  # often left unset
             raise LabelError(
                 f"{source} has a palette that contradicts its ids: {index} is shown as {shown[index]}, which means "
                 f"{meant[0]}; save it as 8-bit grey whose values are the ids, or as RGB in the legend's colours"
@@ -134,7 +134,7 @@ def check_palette(labels: Labels, legend: Legend, *, ignore_index: int, source: 
 
 
 def size_error(mask: str, *, have: tuple[int, ...], want: tuple[int, ...], image: str = "") -> str:
-    """What to say of a mask that has another (height, width) than its image."""
+    """The error text for a mask whose (height, width) differs from its image's."""
     image = f"its image {image}".rstrip()
     hint = "masks are never resized"
     if have == want[::-1]:
@@ -164,7 +164,7 @@ def _picture(uri: str, data: bytes) -> Labels:
 
 
 def _transparent(labels: Labels, chunk: int | bytes | tuple | None) -> tuple[float | Color, ...]:
-    """The ids or the colour that occur and that a picture's tRNS chunk makes transparent."""
+    """The ids, or the colour, that occur in a picture and that its tRNS chunk makes transparent."""
     if chunk is None:
         return ()
     if isinstance(chunk, bytes):
@@ -174,7 +174,7 @@ def _transparent(labels: Labels, chunk: int | bytes | tuple | None) -> tuple[flo
 
 
 def _has_sidecar(uri: str) -> bool:
-    """Whether a mask or a no-data value lies beside a raster, which GDAL finds by its path alone."""
+    """Whether a mask or a no-data value lies beside a raster: GDAL finds it only if it opens the raster by its path."""
     return is_local(uri) and any(exists(f"{uri}{ending}") for ending in (".msk", ".aux.xml"))
 
 
@@ -221,17 +221,17 @@ def _check_size(uri: str, have: tuple[int, ...], want: tuple[int, int] | None) -
 def _used(labels: Labels) -> list[int]:
     """The 8-bit ids that occur where there are labels, ascending."""
     used = np.zeros(256, bool)
-    for ids, labelled in zip(labels.values, labels.labelled):  # by rows: numpy takes 8 bytes for each index
+    for ids, labelled in zip(labels.values, labels.labelled):  # row by row: numpy takes 8 bytes for each index
         used[ids[labelled]] = True
     return np.flatnonzero(used).tolist()
 
 
 def _meant(palette: tuple[Color, ...], shown: dict[int, Color], legend: Legend) -> dict[int, list[int]]:
-    """Index -> the ids that the colour shown for it means; empty where the palette's colours are not meant as ids.
+    """Index -> the ids that the colour shown for it means; empty if the palette's colours do not stand for ids.
 
-    They are where all of them are the legend's, or all are grey and those shown are ids, not merely black and white.
+    They do if all of them are in the legend, or if all are grey and those shown are ids, not just black and white.
     """
-    length = max((index + 1 for index, color in enumerate(palette) if color != BLACK), default=0)  # black fills it up
+    length = max((index + 1 for index, color in enumerate(palette) if color != BLACK), default=0)  # the rest is padding
     colors = {color: [k for k in legend if color in legend[k]] for color in (*palette[:length], *shown.values())}
     if all(colors[color] for color in palette[:length]):
         return {index: colors[color] for index, color in shown.items() if colors[color]}
@@ -242,7 +242,7 @@ def _meant(palette: tuple[Color, ...], shown: dict[int, Color], legend: Legend) 
 
 
 def _part(labels: Labels, window: Window) -> Labels:
-    """A window of labels, as arrays of their own: the whole is let go of."""
+    """A window of labels, copied so that the whole can be freed."""
     rows, cols = window.rows, window.cols
     return replace(labels, values=labels.values[rows, cols].copy(), labelled=labels.labelled[rows, cols].copy())
 
@@ -252,7 +252,7 @@ def _labels(values: np.ndarray) -> Labels:
 
 
 def _split_alpha(uri: str, values: np.ndarray) -> Labels:
-    """Ids or colours (H, W, 1 or 3 bands, then alpha): transparent is unlabelled, half transparent is a blend."""
+    """Labels from (H, W, 1 or 3 bands, then alpha): transparent is unlabelled, half transparent is an error."""
     alpha, bands = values[..., -1], values[..., :-1]
     if ((alpha > 0) & (alpha < 255)).any():
         raise LabelError(f"{uri} is half transparent in places, so its colours are blends; save it without smoothing")

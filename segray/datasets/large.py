@@ -1,4 +1,4 @@
-"""Large scenes in pieces: what training reads at a time, and what validation segments at a time."""
+"""Large scenes in pieces, as training reads them and validation segments them."""
 
 from __future__ import annotations
 
@@ -10,15 +10,15 @@ from segray.archives.images import is_picture, read_header
 from segray.datasets.sample import Sample
 from segray.grid import Window
 
-LARGE_PIXELS = 2**23  # an image of more is read in pieces, if it can be read by window
-PIECE_SIDE = 2048  # of a piece to train on, pixels
-CROPS_A_SIDE = 2  # at least, of the largest ones, so that they have room to move
-ALIGNED = 256  # borders of pieces lie on those of the blocks that rasters are stored in, mostly
+LARGE_PIXELS = 2**23  # a larger image is read in pieces, if it can be read by window
+PIECE_SIDE = 2048  # pixels, of a piece to train on
+CROPS_A_SIDE = 2  # the limit on a piece's side is at least this many of the largest crops: they need room to move
+ALIGNED = 256  # pixels: pieces mostly end where the blocks end in which rasters are stored
 Size = tuple[int, int]
 
 
 def is_measured(sample: Sample) -> bool:
-    """Whether nobody needs to ask the image's header how large it is: it is known, or a picture, which comes whole."""
+    """Whether the size need not be read from the image's header: it is known, or the image is a picture, read whole."""
     return sample.size is not None or is_picture(sample.image)
 
 
@@ -29,7 +29,7 @@ def size_of(sample: Sample) -> Size:
 
 
 def large_ones(samples: Sequence[Sample], sizes: Mapping[int, Size]) -> dict[int, Size]:
-    """Number -> size of the samples that are to be cut. sizes: measured ones, by number."""
+    """Position in `samples` -> size, of those to be cut. sizes: the measured ones, by position."""
     windowed = ((number, sample) for number, sample in enumerate(samples) if not is_picture(sample.image))
     known = {number: sample.size for number, sample in windowed if sample.size}
     return {number: size for number, size in {**known, **sizes}.items() if size[0] * size[1] > LARGE_PIXELS}
@@ -38,7 +38,7 @@ def large_ones(samples: Sequence[Sample], sizes: Mapping[int, Size]) -> dict[int
 def cut(
     samples: Sequence[Sample], large: Mapping[int, Size], windows: Callable[[int, int], Sequence[Window]]
 ) -> Iterator[Sample]:
-    """The samples in their order, each large one as its windows. windows: of a height and a width."""
+    """The samples in their order, each large one as its windows. windows: gives those of a height and a width."""
     for number, sample in enumerate(samples):
         if number in large:
             yield from (replace(sample, size=large[number], window=window) for window in windows(*large[number]))
@@ -49,7 +49,7 @@ def cut(
 def pieces(height: int, width: int, reach: int) -> list[Window]:
     """The windows of an image from which crops are cut: of about equal size, in scan order.
 
-    reach: side of what the largest crop shows, in pixels of the image.
+    reach: side of the area that the largest crop shows, in pixels of the image.
     """
     rows, cols = (_cuts(size, max(PIECE_SIDE, CROPS_A_SIDE * reach)) for size in (height, width))
     return [

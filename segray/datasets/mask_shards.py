@@ -1,6 +1,6 @@
 """The output of a segmentation as labelled data: its masks label its images, so that it trains the next model.
 
-A hash of an image's URI says to which split it belongs, so that it stays there whatever is segmented beside it.
+A hash of an image's URI decides its split, so that it stays there whatever else is segmented.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from segray.scenes import Masks, Scene, SceneReader, open_masks, pieces_of, scen
 from segray.shards import OK, shard_uri
 from segray.storage import exists, join
 
-SHARES = {"train": 0.8, "val": 0.9, "test": 1.0}  # the place at which a split ends
+SHARES = {"train": 0.8, "val": 0.9, "test": 1.0}  # where each split ends, see `place_of`
 THREADS = 16
 
 
@@ -60,8 +60,8 @@ class MaskShardsDataset:
         if not found.get(split):
             there = ", ".join(f"{len(samples)} in {name}" for name, samples in found.items())
             raise SegrayError(
-                f"{self.uri} has no image of the split '{split}', to which images belong by a hash of their URIs; with "
-                f"masks there are {there}: segment more"
+                f"{self.uri} has no image of the split '{split}'; a hash of an image's URI decides its split, and of "
+                f"the images with masks there are {there}: segment more"
             )
         return list(found[split])
 
@@ -76,12 +76,12 @@ class MaskShardsDataset:
 
 
 def place_of(image: str) -> float:
-    """Where an image is on the way from train over val to test, 0 to 1, evenly spread: by sha256 of its URI."""
+    """An image's place on the scale from 0 to 1 that `SHARES` divides, evenly spread: from the sha256 of its URI."""
     return int.from_bytes(hashlib.sha256(image.encode("utf-8", "surrogateescape")).digest()[:6]) / 2**48
 
 
 def _read_splits(masks: Masks) -> dict[str, list[Sample]]:
-    """Split -> the samples of its images that have a mask, sorted by key. It asks all shards what they hold."""
+    """Split -> the samples of its images that have a mask, sorted by key; it looks into all shards."""
     parts = plans.parts(join(masks.output, "plan"))
     with ThreadPoolExecutor(THREADS) as pool:
         pieces = pool.map(lambda shard: pieces_of(masks, shard), range(masks.shards))
@@ -91,8 +91,10 @@ def _read_splits(masks: Masks) -> dict[str, list[Sample]]:
 
 
 def _shared_out(samples: list[Sample]) -> dict[str, list[Sample]]:
-    """The samples, which are sorted by their places, in splits; two images are enough for one to train on and one to
-    validate, whatever their places."""
+    """Split -> its samples; they must come sorted by their places.
+
+    Of two images or more, at least one is for training and one for validation, whatever their places.
+    """
     ends = [bisect_left(samples, end, key=lambda sample: place_of(sample.image)) for end in SHARES.values()]
     train = min(max(ends[0], 1), max(len(samples) - 1, 1))
     val = max(ends[1], train + 1)

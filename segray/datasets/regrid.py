@@ -1,4 +1,4 @@
-"""Where the pixels of an image lie in a label raster on another grid, and points from one CRS in another."""
+"""Where the pixels of an image lie in a label raster on another grid; points transformed from one CRS to another."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from functools import lru_cache
 
 import numpy as np
-from rasterio._err import CPLE_BaseError, CPLE_NotSupportedError  # raised by transform as they are
+from rasterio._err import CPLE_BaseError, CPLE_NotSupportedError  # transform raises these unwrapped
 from rasterio.crs import CRS
 from rasterio.errors import CRSError, RasterioError
 from rasterio.warp import transform as transform_points
@@ -16,12 +16,12 @@ from segray.errors import LabelError
 from segray.footprints import coordinates, half_turn, inverse
 from segray.grid import Window
 
-CONTROL = 16  # pixels from control point to control point: straight lines between them are good to 0.001 pixels of 10 m
-SNAP = 1e-6  # of a pixel: what rounding must not decide
+CONTROL = 16  # pixels between control points: interpolating linearly between them is good to 0.001 pixels of 10 m
+SNAP = 1e-6  # of a pixel: a smaller difference is taken for a rounding error
 
 
 def label_pixels(image: Header, label: Header, window: Window) -> tuple[np.ndarray, np.ndarray]:
-    """(rows, columns) of the label pixels in which the centres of the image's pixels in a window lie; -1 outside.
+    """(rows, columns) of the label pixels that hold the centres of the image's pixels in a window; -1 outside.
 
     int64 arrays that broadcast to the window's shape. Both headers have a transform. A pixel's place depends on the two
     grids alone, not on the window. Longitudes that differ by a whole turn are the same place.
@@ -30,7 +30,7 @@ def label_pixels(image: Header, label: Header, window: Window) -> tuple[np.ndarr
         a, b, c, d, e, f = _combined(inverse(label.transform), image.transform)
         rows = np.arange(window.row_off, window.row_off + window.height)[:, None] + 0.5
         cols = np.arange(window.col_off, window.col_off + window.width)[None, :] + 0.5
-        # only turned grids need both coordinates for each
+        # only rotated grids need both coordinates for each
         across = a * cols + c + (b * rows if b else 0.0)
         down = e * rows + f + (d * cols if d else 0.0)
     else:
@@ -46,7 +46,7 @@ def label_pixels(image: Header, label: Header, window: Window) -> tuple[np.ndarr
 def transformed(from_crs: str, to_crs: str, points: np.ndarray) -> np.ndarray:
     """(n, 2) x and y of points in another CRS, NaN for those that have no place there.
 
-    LabelError when there is no way from one to the other.
+    LabelError when one cannot be transformed to the other.
     """
     try:
         xs, ys = transform_points(from_crs, to_crs, points[:, 0], points[:, 1])
@@ -54,8 +54,8 @@ def transformed(from_crs: str, to_crs: str, points: np.ndarray) -> np.ndarray:
         moved[~np.isfinite(moved).all(axis=1)] = np.nan
         return moved
     except (CRSError, CPLE_NotSupportedError) as error:
-        raise LabelError(f"there is no way from the CRS {from_crs[:60]} to {to_crs[:60]}; correct them") from error
-    except (RasterioError, CPLE_BaseError):  # one of them has no place, and GDAL gives none of them
+        raise LabelError(f"the CRS {from_crs[:60]} cannot be transformed to {to_crs[:60]}; correct them") from error
+    except (RasterioError, CPLE_BaseError):  # one has no place there, and GDAL then gives none of them
         if len(points) == 1:
             return np.full((1, 2), np.nan)
         middle = len(points) // 2
@@ -65,13 +65,13 @@ def transformed(from_crs: str, to_crs: str, points: np.ndarray) -> np.ndarray:
 
 @lru_cache(64)
 def same_crs(one: str | None, other: str | None) -> bool:
-    """Whether two CRS, as authority code or WKT, are the same; CRSError when one is none."""
+    """Whether two CRS, as authority code or WKT, are the same; CRSError when one is invalid."""
     return one == other or (bool(one and other) and CRS.from_user_input(one) == CRS.from_user_input(other))
 
 
 @lru_cache(64)
 def half_turn_of(crs: str | None) -> float | None:
-    """As `half_turn` of a CRS as authority code or WKT; None where there is none."""
+    """As `half_turn`, of a CRS as authority code or WKT; None without a CRS too."""
     return half_turn(CRS.from_user_input(crs)) if crs else None
 
 
@@ -83,7 +83,7 @@ def _combined(second: Affine6, first: Affine6) -> Affine6:
 
 
 def _between(image: Header, label: Header, window: Window) -> tuple[np.ndarray, np.ndarray]:
-    """(h, w) rows and columns of pixel centres in the label, between control points on the image's grid."""
+    """(h, w) rows and columns of pixel centres in the label, interpolated between control points."""
     rows, cols = (_control(start, n) for start, n in ((window.row_off, window.height), (window.col_off, window.width)))
     corners = np.stack(np.meshgrid(cols, rows), axis=-1).reshape(-1, 2).astype(np.float64)
     points = transformed(image.crs, label.crs, coordinates(image.transform, corners))
@@ -100,7 +100,7 @@ def _between(image: Header, label: Header, window: Window) -> tuple[np.ndarray, 
 
 
 def _torn(label: Header, x: np.ndarray) -> np.ndarray:
-    """Bool: cells between control points of which some lie beyond the antimeridian: 179 and -179 degrees."""
+    """Bool, for each cell: whether its control points lie on both sides of the antimeridian (179 and -179 degrees)."""
     half = half_turn_of(label.crs)
     cells = np.lib.stride_tricks.sliding_window_view(x, (2, 2))
     return np.ptp(cells, axis=(2, 3)) > (np.inf if half is None else half)
@@ -112,7 +112,7 @@ def _control(start: int, count: int) -> np.ndarray:
 
 
 def _cells(window: Window) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """By rows, then by columns: where a window's pixel centres lie in cells of control points, and which these are."""
+    """For rows, then columns: a window's pixel centres in units of cells of control points, and the cells they hit."""
     for start, count in ((window.row_off, window.height), (window.col_off, window.width)):
         place = (np.arange(start, start + count) + 0.5) / CONTROL
         yield place, np.floor(place).astype(np.int64)

@@ -1,4 +1,4 @@
-"""The records that labelled data consists of, and what a layout of it offers."""
+"""The records that labelled data consists of, and what every layout offers."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ class Sample:
     """A labelled image, or a window of it: its key, unique within a split, and the URIs of image and mask.
 
     part: where the image lies in the file that holds it (see `storage.File`). tag: changes with the content of image or
-    mask, where the layout keeps what it read of them. size: (height, width) of the whole image, where it is known.
-    window: the pixels that are meant, None for all of them; with a window the size is known.
+    mask, for layouts that cache what they read of them. size: (height, width) of the whole image, if known. window:
+    the pixels that are meant, None for all of them; with a window the size is always known.
     """
 
     key: str
@@ -42,7 +42,7 @@ class Labelled:
 
 
 class Dataset(Protocol):
-    """Labelled data in one layout. nadir: True when seen from above, so that any turn of an image is as likely."""
+    """Labelled data in one layout. nadir: True when seen from above, so that any rotation of an image is as likely."""
 
     uri: str
     classes: Classes

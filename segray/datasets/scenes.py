@@ -1,7 +1,7 @@
 """Georeferenced scenes with labels on grids of their own, or as polygons: SPLIT/{images,labels}/STEM.EXT, classes.json.
 
-Labels are brought to the image's grid window by window: rasters by the nearest pixel, polygons by the centres that they
-cover. Where the labels say nothing the mask is 255, or for polygons the background class, if there is one.
+Labels are brought to the image's grid window by window: rasters by the nearest pixel, polygons by the pixel centres
+that they cover. Where there is no label, the mask is 255 or, with polygons, the background class if there is one.
 """
 
 from __future__ import annotations
@@ -27,14 +27,14 @@ from segray.listing import list_files, names
 from segray.masks import IGNORE, Classes
 from segray.storage import ending, exists, join, read_text
 
-STRIPE_PIXELS = 2**20  # brought to the image's grid at a time: it takes some 50 bytes each
+STRIPE_PIXELS = 2**20  # brought to the image's grid at a time, at some 50 bytes each
 
 
 @dataclass(frozen=True, kw_only=True)
 class ScenesDataset:
-    """Scenes and their labels. attribute: of vector labels, see `VectorFile`. ids: names of classes and what they mean.
+    """Scenes and their labels. attribute, ids: of vector labels, see `VectorFile`.
 
-    background: the id of pixels without a feature, 255 where classes.json names none.
+    background: the id of pixels without a feature, 255 if classes.json neither names one nor has a class "background".
     """
 
     layout: ClassVar[str] = (
@@ -50,7 +50,7 @@ class ScenesDataset:
 
     @classmethod
     def recognises(cls, uri: str) -> bool:
-        """Whether a legend lies there, and a split has labels, which are no masks."""
+        """Whether a legend lies there, and a split has `labels`, not just `masks`."""
         return exists(join(uri, LEGEND)) and "labels" in kinds_of_labels(uri)
 
     @classmethod
@@ -113,10 +113,10 @@ class ScenesDataset:
             file = VectorFile(uri=sample.mask, tag=label_tag, attribute=self.attribute, ids=self.ids)
             return burn(file, image, window, background=self.background)
         label = _header(sample.mask, label_tag)
-        if image.transform is None or label.transform is None:  # then they are the same pixels
+        if image.transform is None or label.transform is None:  # then both must have the same pixels
             if label.transform and (image.height, image.width) != (label.height, label.width):
                 raise LabelError(
-                    f"{sample.image} has no georeference, so {sample.mask}, which has other pixels, cannot be placed "
+                    f"{sample.image} has no georeference, so {sample.mask}, which differs in size, cannot be placed "
                     "on it; set it"
                 )
             labels = read_labels(sample.mask, window=window, size=(image.height, image.width))
@@ -143,7 +143,7 @@ class ScenesDataset:
 
 @lru_cache(4096)
 def _header(uri: str, tag: str) -> Header:
-    """The grid of an image or a label raster. tag: of the version."""
+    """The grid of an image or a label raster. tag: of its version."""
     return read_header(uri)
 
 

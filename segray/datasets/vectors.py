@@ -29,16 +29,16 @@ from segray.storage import describe, ending, read_bytes
 if TYPE_CHECKING:
     from geopandas import GeoDataFrame
 
-ATTRIBUTES = ("class", "class_id", "class_name")  # of a feature, where the legend names none
+ATTRIBUTES = ("class", "class_id", "class_name")  # tried in this order, where the legend names none
 POLYGONS = (shapely.GeometryType.POLYGON, shapely.GeometryType.MULTIPOLYGON)
 MOST = 32  # files kept in a process
-LOOKS = 33  # points a side at which a window is looked up in the CRS of the features
-EDGES = 128  # of which the side of an image consists at least, when it comes from another CRS
+LOOKS = 33  # points along each side of the grid that gives a window's bounds in the CRS of the features
+EDGES = 128  # in another CRS, an edge as long as the image's longer side is split into at least this many
 
 
 @dataclass(frozen=True, kw_only=True)
 class VectorFile:
-    """A file of features and what their classes mean. tag: of its version. attribute: with the class, None to find it.
+    """A file of features and what their classes mean. tag: of its version. attribute: holds the class, None to find it.
 
     ids: (what the attribute may hold, id of the mask), names and numbers alike; 255 is "no label".
     """
@@ -74,16 +74,16 @@ def burn(file: VectorFile, image: Header, window: Window, *, background: int) ->
         zip(shapes[there], features.ids[found[there]].tolist()),
         out_shape=(window.height, window.width),
         fill=background,
-        # shapes are in pixels of the image: those of a window differ from them by whole numbers, which are exact
+        # shapes are in pixels of the image; moving them by whole pixels to the window is exact
         transform=Affine.translation(window.col_off, window.row_off),
         dtype=np.uint8,
     )
 
 
 def _covering(file: VectorFile, features: Features, image: Header, window: Window) -> tuple[np.ndarray, np.ndarray]:
-    """The numbers, ascending, of the features that may cover pixels of a window; them in columns and rows of the image.
+    """(ascending numbers of the features that may cover pixels of a window; their shapes in the image's pixels).
 
-    Where the image reaches beyond 180 degrees, one that is there once may be twice.
+    If the image reaches beyond 180 degrees, a feature may be there twice.
     """
     found, shapes = [], []
     for place in _places(image):
@@ -94,7 +94,7 @@ def _covering(file: VectorFile, features: Features, image: Header, window: Windo
 
 
 def _places(image: Header) -> Iterator[Header]:
-    """The image where it is, and a turn of the earth away if it reaches beyond 180 degrees: features are cut there."""
+    """The image and, if it reaches beyond 180 degrees, where features are cut, itself moved by a turn of the earth."""
     yield image
     half = half_turn_of(image.crs)
     if half is None:
@@ -114,7 +114,7 @@ def _near(features: Features, image: Header, window: Window) -> np.ndarray:
 
 
 def _bounds(crs: str, image: Header, window: Window) -> tuple[float, ...] | None:
-    """(least x, least y, most x, most y) of a window in a CRS, with a margin; None where it has no place there."""
+    """(min x, min y, max x, max y) of a window in a CRS, with a margin; None where it has no place there."""
     cols = np.linspace(window.col_off, window.col_off + window.width, LOOKS)
     rows = np.linspace(window.row_off, window.row_off + window.height, LOOKS)
     pixels = np.stack(np.meshgrid(cols, rows), axis=-1).reshape(-1, 2)
@@ -128,7 +128,7 @@ def _bounds(crs: str, image: Header, window: Window) -> tuple[float, ...] | None
 
 
 def _on_pixels(file: VectorFile, features: Features, image: Header, found: np.ndarray) -> np.ndarray:
-    """The geometries of those numbers in columns and rows of the image; empty where none is on it."""
+    """The geometries numbered `found`, in columns and rows of the image; empty where clipping leaves nothing."""
     shapes = features.geometries[found].copy()
     other = not same_crs(features.crs, image.crs)
     if len(found) and other:
@@ -140,7 +140,7 @@ def _on_pixels(file: VectorFile, features: Features, image: Header, found: np.nd
         number = found[owner[np.isnan(points[:, 0])][0]]
         raise LabelError(
             f"{file.uri} holds a feature (number {number}, from 0) that reaches beyond the area of the image's CRS "
-            f"{image.crs[:60]}; cut it at the image's surroundings"
+            f"{image.crs[:60]}; clip it to the image's surroundings"
         )
     return shapely.set_coordinates(shapes, coordinates(inverse(image.transform), points))
 
@@ -148,8 +148,8 @@ def _on_pixels(file: VectorFile, features: Features, image: Header, found: np.nd
 def _bendable(shapes: np.ndarray, bounds: tuple[float, ...]) -> np.ndarray:
     """The shapes, cut at the bounds of the image, with points on long edges.
 
-    What is straight in one CRS is not in another, and far away points have strange places there. The result depends on
-    the image, not on a window of it.
+    Straight edges bend in another CRS, and points far from the image may land anywhere in it. The result depends on the
+    image, not on a window of it.
     """
     low, high = shapely.bounds(shapes)[:, :2], shapely.bounds(shapes)[:, 2:]
     beyond = (low < bounds[:2]).any(axis=1) | (high > bounds[2:]).any(axis=1)
@@ -160,13 +160,14 @@ def _bendable(shapes: np.ndarray, bounds: tuple[float, ...]) -> np.ndarray:
 def _clipped(shapes: np.ndarray, bounds: tuple[float, ...]) -> np.ndarray:
     """The areas of the shapes within the bounds, as multipolygons of parts that may overlap.
 
-    What crosses itself has the area that `rasterize` fills, polygon by polygon: shapely cuts valid ones alone.
+    Polygons that cross themselves are first made valid, with the area that `rasterize` fills: shapely clips valid ones
+    only.
     """
     parts, owner = shapely.get_parts(shapes, return_index=True)
     invalid = ~shapely.is_valid(parts)
     parts[invalid] = shapely.make_valid(parts[invalid], method="linework")
     pieces, part = shapely.get_parts(shapely.clip_by_rect(parts, *bounds), return_index=True)
-    areas = shapely.get_type_id(pieces) == shapely.GeometryType.POLYGON  # lines and points are left of what has none
+    areas = shapely.get_type_id(pieces) == shapely.GeometryType.POLYGON  # clipping may leave lines and points too
     nothing = np.full(len(shapes), shapely.MultiPolygon())
     shapely.multipolygons(pieces[areas], indices=owner[part[areas]], out=nothing)
     return nothing
@@ -188,10 +189,10 @@ def _read(file: VectorFile) -> Features:
     if not np.isfinite(points).all():
         number = np.flatnonzero(there)[owner[~np.isfinite(points).all(axis=1)][0]]
         raise LabelError(
-            f"{file.uri} holds a feature (number {number}, from 0) with a coordinate that is no finite number; correct "
-            "it or leave it out"
+            f"{file.uri} holds a feature (number {number}, from 0) with a coordinate that is not finite; correct it or "
+            "leave it out"
         )
-    # a scene without any feature may have no columns either
+    # a file without features may have no columns either
     ids = _ids(file, frame[_attribute(file, frame.columns)][there]) if there.any() else np.zeros(0, np.uint8)
     return Features(crs=frame.crs.to_wkt(), geometries=geometries, ids=ids, tree=shapely.STRtree(geometries))
 
@@ -205,7 +206,7 @@ def _frame(uri: str) -> GeoDataFrame:
         raise SegrayError(f"{uri} holds vector labels, which geopandas reads: pip install 'segray[vector]'") from error
     errors = (pyogrio.errors.DataSourceError, pyogrio.errors.DataLayerError)
     with _one_sentence(uri, *errors), warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # that bytes have no ending, and that texts are no JSON
+        warnings.simplefilter("ignore")  # warnings that bytes have no ending, and that texts are not JSON
         data = io.BytesIO(read_bytes(uri))
         if ending(uri) == ".parquet":
             return geopandas.read_parquet(data)
@@ -216,11 +217,11 @@ def _frame(uri: str) -> GeoDataFrame:
             found = ", ".join(str(names[number]) for number in layers) or "none"
             raise LabelError(f"{uri} holds the layers {found}; give one layer of features")
         data.seek(0)
-        return pyogrio.read_dataframe(data, layer=layers[0])  # by number: a GeoJSON may be named anew at each opening
+        return pyogrio.read_dataframe(data, layer=layers[0])  # by number: a GeoJSON may be renamed at each opening
 
 
 def _check_content(uri: str, data: memoryview) -> None:
-    """GDAL opens a file by its content, whatever its name: one that names others to be read has no place here."""
+    """ImageError if the ending does not fit: GDAL goes by the content, and some formats make it read other files."""
     starts = (b"SQLite format 3\0",) if ending(uri) == ".gpkg" else (b"{",)
     if not bytes(data[:64]).removeprefix(b"\xef\xbb\xbf").lstrip().startswith(starts):
         raise ImageError(f"{uri} cannot be read: its content is not what its ending says")

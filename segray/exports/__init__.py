@@ -1,4 +1,4 @@
-"""Exports: mask shards written as what other programs open; one file a format."""
+"""Exports: mask shards written as files that other programs open; one module per format."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from segray.settings import ExportSettings
 class Export(Protocol):
     """What the module of every format offers; paths in the output are relative, with slashes.
 
-    A module whose PER_SCENE is false writes one file of all scenes and has `write_all(masks, scenes, path, options)` in
-    place of `write`; its `name` is FILE for every scene that it takes.
+    A module whose PER_SCENE is false writes one file for all scenes and has `write_all(masks, scenes, path, options)`
+    in place of `write`; its `name` returns FILE for every scene that it takes.
     """
 
     PER_SCENE: bool
@@ -24,13 +24,13 @@ class Export(Protocol):
         """The path of a scene's file in the output, None where the format cannot hold the scene (see `REFUSED`)."""
 
     def beside(self, uri: str) -> Iterable[str]:
-        """The URIs of what else may have been published with a file, so that both can be removed."""
+        """The URIs of other files that may have been published with this one, so that all can be removed."""
 
     def write(self, masks: Masks, scene: Scene, path: str, options: ExportSettings) -> dict:
-        """Write the file of a scene to a local path in an empty folder, and say a few numbers of it.
+        """Write the file of a scene to a local path in an empty folder; returns a few numbers about it.
 
-        What else it leaves in that folder is published beside the file, before it. SegrayError or an error of rasterio
-        when the scene cannot be written.
+        Other files left in that folder are published beside it, and before it. SegrayError or an error of rasterio when
+        the scene cannot be written.
         """
 
 

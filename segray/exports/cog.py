@@ -20,7 +20,7 @@ from segray.shards import OK
 
 PER_SCENE = True
 MEDIA_TYPE = "image/tiff; application=geotiff; profile=cloud-optimized"
-SIDECAR = ".aux.xml"  # GDAL's ending of what it keeps beside a file
+SIDECAR = ".aux.xml"  # GDAL's ending for what it stores beside a file
 BLOCK = 512
 OPTIONS = {
     "driver": "COG",
@@ -48,8 +48,8 @@ def write(masks: Masks, scene: Scene, path: str, options: ExportSettings) -> dic
     """Write the scene to a local path, window by window; beside it PATH.aux.xml with the names of the classes.
 
     uint8 class ids, 255 where there is no data; overviews hold the most frequent class. GeoTIFF itself has no place for
-    names: GDAL keeps them in the file beside, and band tags CLASS_0, CLASS_1, ... say them in the file too. A CRS that
-    has no GeoTIFF keys is in the file beside alone.
+    names: GDAL keeps them in the file beside it, and band tags CLASS_0, CLASS_1, ... repeat them in the GeoTIFF. A CRS
+    that has no GeoTIFF keys is only in the file beside it.
     """
     with scratch() as folder:
         plain = os.path.join(folder, "plain.tif")
@@ -78,7 +78,7 @@ def sidecar(classes: Classes) -> str:
 
 
 def _name_classes(path: str, classes: Classes) -> None:
-    """Write the sidecar of a COG, or add to the one in which GDAL keeps what GeoTIFF cannot say, such as a rare CRS."""
+    """Write the sidecar of a COG, or add to the one that GDAL made for what GeoTIFF cannot hold, like a rare CRS."""
     text = sidecar(classes)
     if os.path.exists(path):
         kept = ElementTree.parse(path).getroot()
@@ -94,7 +94,7 @@ def _name_classes(path: str, classes: Classes) -> None:
 
 
 def _write_plain(masks: Masks, scene: Scene, path: str) -> None:
-    """The scene as an uncompressed tiled GeoTIFF, of which only blocks with data take place on the disk."""
+    """The scene as an uncompressed tiled GeoTIFF, of which only blocks with data take up disk space."""
     reader = SceneReader(masks, scene)
     profile = {"driver": "GTiff", "count": 1, "dtype": "uint8", "nodata": IGNORE, "height": scene.height}
     profile |= {"width": scene.width, "crs": scene.crs, "tiled": True, "blockxsize": BLOCK, "blockysize": BLOCK}

@@ -17,7 +17,7 @@ from segray.rings import Rings
 from segray.scenes import Masks, Scene
 from segray.tracing import Regions
 
-ROW_GROUP, ROW_GROUP_BYTES = 2**16, 2**26  # features, or bytes of their geometries: whatever is reached first
+ROW_GROUP, ROW_GROUP_BYTES = 2**16, 2**26  # features, or bytes of their geometries: whichever is reached first
 MAX_GEOMETRY = 2**31 - 1  # bytes of one value in Parquet
 BOX = ("xmin", "ymin", "xmax", "ymax")
 SCHEMA = pa.schema(
@@ -51,7 +51,7 @@ class FeatureWriter:
         self._metadata = {"segray": json.dumps(masks.metadata, sort_keys=True)}
         self._bounds = np.array([np.inf, np.inf, -np.inf, -np.inf])
         self._held: list[pa.Table] = []
-        # without Arrow's copy of the schema: readers would look there for the metadata, which are known at the end only
+        # without Arrow's copy of the schema: readers would look there for the metadata, which is known only at the end
         self._file = pq.ParquetWriter(path, SCHEMA, compression="zstd", store_schema=False)
 
     def __enter__(self) -> FeatureWriter:
@@ -74,11 +74,11 @@ class FeatureWriter:
 
     def _table(self, batch: Batch, start: int, stop: int) -> pa.Table:
         rings = batch.rings.part(start, stop)
-        if self._ground.determinant < 0:  # rows run downwards: what ran counterclockwise runs clockwise
+        if self._ground.determinant < 0:  # rows run downwards: counterclockwise has become clockwise
             rings = rings.reversed()
         points = self._ground.coordinates(rings.points)
         rings = Rings(points=points, rings=rings.rings, polygons=rings.polygons)
-        first = rings.rings[rings.polygons[:-1]]  # a box is that of the exterior, but holes lie inside
+        first = rings.rings[rings.polygons[:-1]]  # boxes over all rings: holes lie inside the exterior
         low, high = np.minimum.reduceat(points, first), np.maximum.reduceat(points, first)
         self._bounds = np.concatenate(
             [np.minimum(self._bounds[:2], low.min(axis=0)), np.maximum(self._bounds[2:], high.max(axis=0))]
@@ -128,7 +128,7 @@ class FeatureWriter:
 
 
 def _slices(rings: Rings, image: str) -> Iterator[tuple[int, int]]:
-    """(start, stop) of polygons that make up a row group at most; a larger polygon is one alone."""
+    """(start, stop) of polygons that fit into one row group; a larger polygon gets one of its own."""
     # bytes of the geometries up to each polygon (OGC 06-103r4, section 8: 9 a polygon, 4 a ring, 16 a point)
     points = rings.rings[rings.polygons]
     sizes = 9 * np.arange(len(points)) + 4 * rings.polygons + 16 * points

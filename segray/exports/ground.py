@@ -1,4 +1,4 @@
-"""What pixels are on the ground: coordinates, areas in square metres, and the CRS as PROJJSON."""
+"""Where pixels lie on the ground and how large they are: coordinates, square metres, and the CRS as PROJJSON."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from segray.archives.raster import Affine6
 from segray.errors import SegrayError
 from segray.footprints import coordinates, true_scale
 
-FARTHEST = 30.0  # of the isometric latitude: by then a pixel has no area to speak of
+FARTHEST = 30.0  # radians, of the isometric latitude: pixels as near to a pole have practically no area
 PIXELS: Affine6 = (1.0, 0.0, 0.0, 0.0, 1.0, 0.0)  # of an image without georeference
 
 
@@ -26,7 +26,7 @@ class Ellipsoid:
     e2: float
 
     def density(self, latitudes: np.ndarray) -> np.ndarray:
-        """Square metres a square radian of longitude and latitude (radians); 0 beyond the poles.
+        """Square metres per square radian of longitude and latitude, at latitudes in radians; 0 beyond the poles.
 
         a^2 (1 - e^2) cos(lat) / (1 - e^2 sin(lat)^2)^2: the product of the two radii of curvature and the cosine
         (Snyder, Map Projections: A Working Manual, USGS PP 1395, 1987, equations 4-18 to 4-21).
@@ -37,22 +37,22 @@ class Ellipsoid:
 
 @dataclass(frozen=True, kw_only=True)
 class Degrees:
-    """A geographic CRS. unit: radians a unit of it."""
+    """A geographic CRS. unit: radians per unit of it."""
 
     ellipsoid: Ellipsoid
     unit: float
 
     def density(self, y: np.ndarray) -> np.ndarray:
-        """Square metres of ground a square unit of the CRS, by the second coordinate."""
+        """Square metres of ground per square unit of the CRS, at second coordinates `y`."""
         return self.ellipsoid.density(self.unit * y) * self.unit**2
 
 
 @dataclass(frozen=True, kw_only=True)
 class Mercator:
-    """A CRS of the Mercator projection, whose square metres are larger the farther from the equator.
+    """A CRS in the Mercator projection, which enlarges areas the more, the farther they are from the equator.
 
-    unit: metres a unit of it. scale: metres of the map a radian of longitude. y_0: false northing, metres. e2: squared
-    eccentricity of the formula, which is 0 in Web Mercator, though its latitudes are those of an ellipsoid.
+    unit: metres per unit of it. scale: metres on the map per radian of longitude. y_0: false northing, metres. e2:
+    squared eccentricity in the formula: 0 in Web Mercator, though its latitudes are those of an ellipsoid.
     """
 
     ellipsoid: Ellipsoid
@@ -62,11 +62,11 @@ class Mercator:
     e2: float
 
     def density(self, y: np.ndarray) -> np.ndarray:
-        """Square metres of ground a square unit of the CRS, by the second coordinate (Snyder 1987, 7-9 and 7-10)."""
+        """Square metres of ground per square unit of the CRS, at second coordinates `y` (Snyder 1987, 7-9 and 7-10)."""
         isometric = np.clip((self.unit * y - self.y_0) / self.scale, -FARTHEST, FARTHEST)
         e = math.sqrt(self.e2)
         latitudes = np.arctan(np.sinh(isometric))
-        for _ in range(6 if e else 0):  # each adds two digits and more
+        for _ in range(6 if e else 0):  # each adds at least two digits
             latitudes = np.arctan(np.sinh(isometric + e * np.arctanh(e * np.sin(latitudes))))
         slope = np.cos(latitudes) * (1 - self.e2 * np.sin(latitudes) ** 2) / (1 - self.e2)
         return self.ellipsoid.density(latitudes) * slope * (self.unit / self.scale) ** 2
@@ -76,9 +76,9 @@ class Mercator:
 class Ground:
     """The georeference of an image.
 
-    transform: the affine of the image, that of pixels without one. projjson: its CRS, None without one. pixel_m2: of
-    every pixel, where the CRS is projected and its metres are taken for those of the ground. surface: how large a pixel
-    is by its second coordinate, where the CRS is geographic or a Mercator projection.
+    transform: the affine of the image, `PIXELS` without one. projjson: its CRS, None without one. pixel_m2: area of
+    every pixel, where all are taken to be of one size: in projections other than Mercator. surface: gives the area by
+    the second coordinate, where the CRS is geographic or a Mercator projection.
     """
 
     transform: Affine6 = PIXELS
@@ -118,13 +118,13 @@ class Ground:
         return total * lengths * abs(self.determinant)
 
     def areas(self, pixels: np.ndarray, measured: np.ndarray) -> np.ndarray:
-        """(n,) square metres of regions from their pixels, or from what `run_m2` gave; NaN where unknown."""
+        """(n,) square metres of regions from their pixel counts, or from sums of `run_m2`; NaN where unknown."""
         if self.surface is not None:
             return measured
         return pixels * (math.nan if self.pixel_m2 is None else self.pixel_m2)
 
     def pixel_size_m(self, height: int, width: int) -> float:
-        """The square root of the area of the pixel in the middle; 1 where no area is known."""
+        """The square root of the area of the pixel in the middle, in metres; 1 where no area is known."""
         middle = np.array([height // 2]), np.array([width // 2]), np.array([1])
         area = float(self.areas(np.ones(1), self.run_m2(*middle))[0]) if self.has_area else 1.0
         return math.sqrt(area)
@@ -133,7 +133,7 @@ class Ground:
 def ground_of(image: str, crs: str | None, transform: Affine6 | None, *, height: int = 1, width: int = 1) -> Ground:
     """The ground of an image; a CRS without a transform says nothing and is left out. SegrayError on an unknown CRS.
 
-    In projections of which not even areas are nearly true, a pixel is as large as one in the middle of the image.
+    In projections that distort areas strongly, every pixel is taken to be as large as one in the middle of the image.
     """
     if crs is None or transform is None:
         return Ground(transform=transform or PIXELS)
@@ -158,7 +158,7 @@ def ground_of(image: str, crs: str | None, transform: Affine6 | None, *, height:
 
 
 def _mercator(projection: dict, ellipsoid: Ellipsoid, unit: float) -> Mercator:
-    """A Mercator projection by its parameters in PROJ's words, https://proj.org/operations/projections/merc.html."""
+    """A Mercator projection from its PROJ parameters, https://proj.org/operations/projections/merc.html."""
     spherical = projection.get("a") == projection.get("b", math.nan)
     e2 = 0.0 if spherical else ellipsoid.e2
     true = math.radians(projection.get("lat_ts", 0.0))  # the latitude at which metres are metres

@@ -1,4 +1,4 @@
-"""Where scenes lie in the tile grid of web maps: Web Mercator (EPSG:3857), zoom z of 2^z x 2^z tiles of 256 pixels."""
+"""Where scenes lie in the tile grid of web maps: Web Mercator (EPSG:3857), zoom z has 2^z x 2^z tiles of 256 pixels."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import math
 from dataclasses import dataclass, replace
 
 import numpy as np
-from rasterio._err import CPLE_BaseError  # raised as it is by transform, not as one of rasterio.errors
+from rasterio._err import CPLE_BaseError  # transform raises this itself, not one of rasterio.errors
 from rasterio.crs import CRS
 from rasterio.enums import Resampling
 from rasterio.errors import CRSError, RasterioError
@@ -22,8 +22,8 @@ from segray.settings import MAX_ZOOM
 
 SIZE = 256  # pixels of a tile
 _MOST_LATITUDE = math.degrees(math.atan(math.sinh(math.pi)))  # where the square map ends
-STEPS = 16  # of the grid of points by which the part of a scene under a tile is found
-SLACK = 1e-3  # of a zoom: a scene of a tile set, its georeference rounded, still has the zoom of its tiles
+STEPS = 16  # along each side of the grid of points that finds the part of a scene under a tile
+SLACK = 1e-3  # of a zoom: so a scene from a tile set, whose georeference is rounded, keeps the zoom of its tiles
 Box = tuple[float, float, float, float]  # left, bottom, right, top
 
 
@@ -75,10 +75,10 @@ class Tile:
 
 
 def places_of(scene: Scene) -> list[Place]:
-    """Where a scene lies; nowhere without georeference, without any pixel read, or with no way to the map.
+    """Where a scene lies; empty without a georeference, if none of it was read, or if no part of it has a place there.
 
-    In degrees and in metres of the map a scene may go on beyond the antimeridian, as grids from 0 to 360 degrees do: it
-    has a place for every turn around the Earth, of which the map shows what lies between -180 and 180 degrees.
+    In degrees or in metres of the map a scene may go on beyond the antimeridian, as grids from 0 to 360 degrees do. It
+    then has one place for each turn around the Earth, and the map shows what of it lies between -180 and 180 degrees.
     """
     if scene.crs is None or scene.transform is None or not scene.is_usable or not scene.height * scene.width:
         return []
@@ -111,9 +111,9 @@ def window_under(tile: Tile, where: Place) -> Window | None:
 
 
 def warped(mask_HW: np.ndarray, window: Window, *, where: Place, tile: Tile) -> np.ndarray:
-    """(256, 256) uint8: the class of a window of a scene under the centre of each pixel of a tile, 255 where none is.
+    """(256, 256) uint8: the class of a window of a scene under the centre of each pixel of a tile, 255 for none.
 
-    The scene's pixel is the one that holds the point; no class is made up between two.
+    It is that of the scene's pixel that holds the point; nothing is interpolated.
     """
     side = 2 * EDGE / 2**tile.z / SIZE
     left, _, _, top = tile.metres
@@ -128,7 +128,7 @@ def warped(mask_HW: np.ndarray, window: Window, *, where: Place, tile: Tile) -> 
         dst_crs=MERCATOR,
         dst_nodata=IGNORE,
         resampling=Resampling.nearest,
-        tolerance=0,  # GDAL would allow itself an eighth of a pixel
+        tolerance=0,  # GDAL's default is an eighth of a pixel
     )
     return result
 
@@ -138,13 +138,13 @@ def _latitude(y: float) -> float:
 
 
 def _area(transform_6: Affine6) -> float:
-    """Of a pixel, with its sign; 0 where the transform has no way back."""
+    """The signed area of a pixel; 0 where the transform has no inverse."""
     a, b, _, d, e, _ = transform_6
     return a * e - b * d
 
 
 def _transformed(source: CRS, target: CRS, xs: np.ndarray, ys: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Points in another CRS, infinite where there is no way to it; PROJ may refuse all of them because of one."""
+    """Points in another CRS, infinite where they have no place in it; PROJ may refuse all of them because of one."""
     try:
         x, y = transform(source, target, xs, ys)
     except CPLE_BaseError:
@@ -156,7 +156,7 @@ def _transformed(source: CRS, target: CRS, xs: np.ndarray, ys: np.ndarray) -> tu
 
 
 def _turns(scene: Scene, crs: CRS) -> list[Scene]:
-    """The scene, moved by every number of turns around the Earth that brings a part of it to the map."""
+    """The scene, moved by every number of turns around the Earth that brings a part of it onto the map."""
     half = half_turn(crs)
     if half is None:
         return [scene]
@@ -195,7 +195,7 @@ def _boxes(scene: Scene, crs: CRS) -> tuple[Box, ...]:
 def _sampled_bounds(scene: Scene, crs: CRS) -> Box:
     """The box of those points of a scene that lie on the Earth, a step wider; NaN where none does.
 
-    A picture of the whole Earth has corners that lie nowhere.
+    The corners of a picture of the whole Earth, for example, lie beside it.
     """
     across, down = np.linspace(0, scene.width, STEPS + 1), np.linspace(0, scene.height, STEPS + 1)
     xs, ys = point(scene.transform, *(grid.ravel() for grid in np.meshgrid(across, down)))
@@ -209,7 +209,7 @@ def _sampled_bounds(scene: Scene, crs: CRS) -> Box:
 
 
 def _zoom(scene: Scene, crs: CRS) -> int | None:
-    """From the shortest side on the map of nine pixels inside the scene, whose edges may lie at a pole."""
+    """The zoom by the shortest side, on the map, of nine pixels inside the scene: its edges may lie at a pole."""
     shares = (1 / 6, 1 / 2, 5 / 6)
     corners = [(scene.width * across, scene.height * down) for across in shares for down in shares]
     ends = [(col + right, row + down) for col, row in corners for right, down in ((0, 0), (1, 0), (0, 1))]
@@ -224,7 +224,7 @@ def _zoom(scene: Scene, crs: CRS) -> int | None:
 
 
 def _span(values: np.ndarray, size: int) -> tuple[int, int]:
-    """First and last pixel on an axis of `size` pixels, a step of the grid of points further than those reach."""
+    """(first, stop) of the pixels that the values reach on an axis of `size` pixels, with a margin on both sides."""
     low, high = values.min(), values.max()
     margin = (high - low) / STEPS + 2
     return max(0, math.floor(low - margin)), min(size, math.ceil(high + margin))

@@ -1,4 +1,4 @@
-"""The names of exported files: the tree of the archive again, safe below any output, and one name for each image."""
+"""The names of exported files: paths as in the archive, safe below any output, and never the same for two images."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ import re
 from segray.archives import pictures, rasters
 from segray.storage import TEMPORARY_BYTES, is_chain
 
-UNSAFE = re.compile(r'[\x00-\x1f\x7f\\:*?"<>|\[\]]')  # no file names somewhere, or patterns of fsspec
+UNSAFE = re.compile(r'[\x00-\x1f\x7f\\:*?"<>|\[\]]')  # not allowed in some file systems, or patterns of fsspec
 TILE_SET = re.compile(r"(xyz|tms|mbtiles|pmtiles)://")
-ADDED = "-0123456789" * 2 + ".tif.aux.xml"  # the most that a name gets: two hashes, and the longest ending
-MAX_NAME_BYTES = 255 - len(ADDED) - TEMPORARY_BYTES  # a file system has 255
-WEB = re.compile(r"(^|::)(https?://)(?:[^/?#]*@)?([^?#]*).*", re.DOTALL)  # groups: what is no credential
+ADDED = "-0123456789" * 2 + ".tif.aux.xml"  # the most that is added to a name: two hashes, and the longest ending
+MAX_NAME_BYTES = 255 - len(ADDED) - TEMPORARY_BYTES  # file systems allow 255
+WEB = re.compile(r"(^|::)(https?://)(?:[^/?#]*@)?([^?#]*).*", re.DOTALL)  # groups: what holds no credential
 
 
 def is_tile_set(image: str) -> bool:
@@ -24,9 +24,9 @@ def is_tile_set(image: str) -> bool:
 def mirror(image: str, archive: str, ending: str) -> str:
     """Where the file of an image goes in an output: its path in the archive, with another ending.
 
-    Members of a file lie in a folder of the file's name. What no file name should hold, or what would lead out of the
-    output, is replaced, and what a web server's address has beside its path is left out, since it may be a credential;
-    such names carry a hash of the URI, so that no two images share one.
+    Members of a file go to a folder with the file's name. What file names should not hold, or would lead out of the
+    output, is replaced, and the user, query and fragment of a web address are left out, since they may be credentials;
+    names changed like this carry a hash of the URI, so that no two images share one.
     """
     members, outer = _taken_apart(image)
     path = _below(outer, _taken_apart(archive)[1])
@@ -44,8 +44,8 @@ def mirror(image: str, archive: str, ending: str) -> str:
 def distinct(name: str, image: str, usual: str) -> str:
     """The name of an image's file, or one with the image's own ending in it where another image could have that name.
 
-    usual: the ending of most images (see `ending_of`), whose files go without it: a.jpg gives a.tif, and a.png beside
-    it a.png.tif. The result follows from its arguments alone, so no list of names is kept.
+    usual: the image ending that names leave out (see `ending_of`): if it is .jpg, a.jpg gives a.tif, and a.png beside
+    it a.png.tif. The result depends on the arguments alone, so no list of names is kept.
     """
     own = ending_of(image)
     stem, new = posixpath.splitext(name)
@@ -55,7 +55,7 @@ def distinct(name: str, image: str, usual: str) -> str:
 
 
 def ending_of(image: str) -> str:
-    """The ending of an image's name if it is one of an image format, as it is written; else ""."""
+    """The ending of an image's name if it is that of an image format, as written; else ""."""
     ending = posixpath.splitext(_last_name(image))[1]
     return ending if ending.lower() in pictures.ENDINGS | rasters.ENDINGS else ""
 
@@ -80,12 +80,12 @@ def _taken_apart(uri: str) -> tuple[list[str], str]:
 
 
 def _public(uri: str) -> str:
-    """A URI without the user, the query and the fragment of a web server's address: a signed one has its key there."""
+    """A URI without the user, query and fragment of a web address: those of a signed one hold its key."""
     return WEB.sub(r"\1\2\3", uri, count=1)
 
 
 def _below(uri: str, archive: str) -> str:
-    """The path of a URI in the archive; of one that lies elsewhere all of it, below its scheme if it is another one."""
+    """The path of a URI in the archive; outside it, its whole path, below its scheme if that is not the archive's."""
     archive = archive.rstrip("/")
     if uri == archive:
         return ""
@@ -96,7 +96,7 @@ def _below(uri: str, archive: str) -> str:
 
 
 def _scheme(uri: str) -> tuple[str, str]:
-    """(scheme, "" of a local path; the path without it)."""
+    """(scheme, or "" of a local path; the path without it)."""
     scheme, separator, path = uri.partition("://")
     return (scheme, path.removeprefix("/")) if separator else ("", uri.removeprefix("/"))
 

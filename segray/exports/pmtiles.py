@@ -1,8 +1,8 @@
 """Masks as one PMTiles v3 file of PNG tiles in Web Mercator, for web maps: classes in their colours, the rest clear.
 
-The tiles are made depth first, so that only a few are in memory: where no scene has finer pixels than the tile's, it is
-warped from the masks by nearest neighbour; any other is the most frequent class of its four children. A coarse scene
-has no tiles deeper than its own resolution, except beside a finer one: web maps enlarge the last tile that there is.
+The tiles are made depth first, so that only a few are in memory. A tile in which no scene has finer pixels than its own
+is warped from the masks by nearest neighbour; any other takes the most frequent classes from its four children. A
+coarse scene has no tiles beyond its own resolution, except beside a finer one: web maps enlarge the deepest tile.
 """
 
 from __future__ import annotations
@@ -38,16 +38,16 @@ def name(scene: Scene, archive: str) -> str | None:
 
 
 def beside(uri: str) -> tuple[()]:
-    """The URIs of other files beside one: there are none."""
+    """The URIs of the files published beside this one: there are none."""
     return ()
 
 
 def write_all(masks: Masks, scenes: Iterable[Scene], path: str, settings: ExportSettings) -> dict:
-    """Write all scenes with a georeference to a local file; how many were written and left out, tiles and zooms.
+    """Write all scenes with a georeference to a local file; returns how many were taken and left out, tiles, and zooms.
 
     settings.max_zoom: the deepest zoom of the file, 0 to 22; None for that of the finest scene.
 
-    Where scenes overlap the later one is seen, except where it has no data. Memory: a few tiles, what `SceneReader`
+    Where scenes overlap, the later one is on top, except where it has no data. Memory: a few tiles, what `SceneReader`
     keeps, what is known of each scene, and an entry of the index for each tile of the file. SegrayError when no scene
     has a georeference or none has a class.
     """
@@ -75,7 +75,7 @@ def write_all(masks: Masks, scenes: Iterable[Scene], path: str, settings: Export
 
 
 class _Spool:
-    """The encoded tiles on disk as they come, and where each lies."""
+    """The encoded tiles, in a file in the order in which they are made, and where each lies in it."""
 
     def __init__(self, file: IO[bytes]) -> None:
         self._file = file
@@ -101,7 +101,7 @@ class _Pyramid:
         self.spool = spool
 
     def make(self, tile: Tile, places: list[Place]) -> np.ndarray | None:
-        """(256, 256) uint8 class ids of a tile; it and all below it go to the spool. None where there is no data."""
+        """(256, 256) uint8 class ids of a tile; it and those below it go to the spool. None if there is no data."""
         here = [where for where in places if where.meets(tile)]
         if not here:
             return None
@@ -114,7 +114,7 @@ class _Pyramid:
         return mask
 
     def _zoom(self, where: Place) -> int:
-        """The zoom at which a scene is warped; a deeper one than the finest scene has is asked for that scene alone."""
+        """The zoom at which a scene is warped; only the finest scenes go on to a `max_zoom` deeper than their own."""
         return max(where.zoom, self._max_zoom) if where.zoom == self._finest else where.zoom
 
     def _joined(self, tile: Tile, here: list[Place]) -> np.ndarray | None:
@@ -139,7 +139,7 @@ class _Pyramid:
 
     def _read(self, scene: Scene, window: Window) -> np.ndarray:
         reader = self._readers.pop(scene.image, None) or SceneReader(self._masks, scene)
-        self._readers[scene.image] = reader  # the one used last at the end
+        self._readers[scene.image] = reader  # the most recently used comes last
         if len(self._readers) > READERS_KEPT:
             del self._readers[next(iter(self._readers))]
         return reader.read(window)
@@ -173,7 +173,7 @@ def _bounds(places: list[Place]) -> Box:
 
 
 def _metadata(classes: Classes, header: dict) -> dict:
-    """What the file says of itself: the legend, and what tile servers look for."""
+    """The metadata of the file: the legend, and what tile servers look for."""
     bounds = [header[name] / 1e7 for name in ("min_lon_e7", "min_lat_e7", "max_lon_e7", "max_lat_e7")]
     return {
         "name": "masks",

@@ -1,4 +1,4 @@
-"""8-bit palette PNG: one for each image, or for a tile set a tree of tiles again."""
+"""8-bit palette PNG: one for each image; for a tile set, a tree of tiles like its own."""
 
 from __future__ import annotations
 
@@ -22,18 +22,18 @@ from segray.shards import OK
 
 PER_SCENE = True
 MEDIA_TYPE = "image/png"
-MAX_PIXELS = 2**27  # a PNG is made in memory, three bytes a pixel
+MAX_PIXELS = 2**27  # a PNG is made in memory, at three bytes per pixel
 TILE = 256
-TILES = "tiles.json"  # its existence says that the tree is whole
-TILE_JSON = re.compile(r"tiles(-\w+)?\.json")  # TILES, or where `distinct` added to it
+TILES = "tiles.json"  # its existence says that the tree is complete
+TILE_JSON = re.compile(r"tiles(-\w+)?\.json")  # TILES, or what `distinct` makes of it
 
 
 def name(scene: Scene, archive: str) -> str:
-    """The path of the scene's file in the output; of a zoom level, that of the TileJSON in the folder of its tiles."""
+    """The path of the scene's file in the output; of a tile set, that of the TileJSON in its zoom level's folder."""
     if not is_tile_set(scene.image):
         return mirror(scene.image, archive, ".png")
     *folders, level = mirror(scene.image, archive, "").split("/")
-    if not level.isdecimal():  # it carries the hash that keeps it from being another set's
+    if not level.isdecimal():  # it carries a hash, by which it differs from another set's
         folders.append(level)
     return "/".join([*folders, str(_zoom(scene)), TILES])
 
@@ -48,12 +48,12 @@ def beside(uri: str) -> Iterator[str]:
 
 
 def write(masks: Masks, scene: Scene, path: str, options: ExportSettings) -> dict:
-    """Write the image's PNG; or x/y.png of every tile with data beside `path`, and there the TileJSON of the tree."""
+    """Write the image's PNG; of a tile set, x/y.png beside `path` for every tile with data, and its TileJSON there."""
     if is_tile_set(scene.image):
         return _write_tiles(masks, scene, path)
     if scene.height * scene.width > MAX_PIXELS:
         raise ImageError(
-            f"{scene.image} has {scene.height} x {scene.width} pixels, and a PNG is made for at most "
+            f"{scene.image} has {scene.height} x {scene.width} pixels; a PNG may have at most "
             f"{MAX_PIXELS / 1e6:.0f} million; export it with --format cog"
         )
     mask = SceneReader(masks, scene).read(Window(0, 0, scene.height, scene.width))
@@ -94,11 +94,11 @@ def _blocks(scene: Scene, left: int, top: int) -> Iterator[Window]:
 
 
 def _zoom(scene: Scene) -> int:
-    """The zoom level at which tiles of 256 pixels have the pixels of a scene; ImageError when there is none."""
+    """The zoom level at which the pixels of 256-pixel tiles are those of a scene; ImageError when there is none."""
     a, b, _, d, e, _ = scene.transform or (0.0,) * 6
     zoom = math.log2(2 * EDGE / a / TILE) if a > 0 else -1.0
     if b or d or not math.isclose(a, -e, rel_tol=1e-6) or zoom < -0.5 or abs(zoom - round(zoom)) > 1e-6:
-        raise ImageError(f"{scene.image} has no pixels of a zoom level; export it with --format cog")
+        raise ImageError(f"{scene.image} does not have the pixels of a zoom level; export it with --format cog")
     return round(zoom)
 
 

@@ -1,4 +1,4 @@
-"""Masks as vector regions: a GeoParquet 1.1 file a scene, one polygon a 4-connected region of one class."""
+"""Masks as vector regions: one GeoParquet 1.1 file per scene, one polygon per 4-connected region of one class."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ from segray.tracing import Regions, Tracer
 PER_SCENE = True
 MEDIA_TYPE = "application/vnd.apache.parquet"
 
-STRIP_ROWS, STRIP_PIXELS = 512, 2**24  # read at a time: at most so many rows, and so many pixels where they are long
-# Simplifying holds all polygons of a scene: 0.3 kB a vertex were measured, so this stays near 3 GB.
+STRIP_ROWS, STRIP_PIXELS = 512, 2**24  # read at a time: at most this many rows, and pixels where rows are long
+# Simplifying needs all polygons of a scene in memory: at the measured 0.3 kB per vertex, this stays near 3 GB.
 MAX_SIMPLIFIED = 10_000_000
 
 
@@ -38,16 +38,15 @@ def beside(uri: str) -> list[str]:
 
 
 def write(masks: Masks, scene: Scene, path: str, settings: ExportSettings) -> dict:
-    """Write the regions of a scene to a local file and its style beside it; returns how many, and how many too small.
+    """Write a scene's regions to a local file and their style beside it; returns how many were written and left out.
 
-    settings.min_area: square metres; smaller regions are left out. settings.simplify: metres, the square root of the
-    area that a vertex must add to a boundary to be kept. Both count in pixels where an image has no CRS of known area.
+    settings.min_area: square metres; smaller regions are left out. settings.simplify: metres; vertices whose triangle
+    with their neighbours is smaller than the square of this are removed. Both are in pixels where areas are unknown.
 
-    Features come by the last row that they reach, then by their first pixel in scan order: an order that does not
-    depend on windows or shards and in which regions are complete. `pixels` and `area_m2` are those of the mask, also
-    where the geometry is simplified. Areas are those of the CRS's plane in metres, or on the ellipsoid where the CRS is
-    geographic or a Mercator projection; null without a CRS, where coordinates are columns and rows unless the image has
-    a transform.
+    Features come by the last row that they reach, then by their first pixel in scan order: the order in which regions
+    become complete, whatever the windows and shards. `pixels` and `area_m2` are those of the mask, even where the
+    geometry is simplified. Areas are on the ground (see `ground_of`); null without a CRS, where coordinates are columns
+    and rows unless the image has a transform.
     """
     ground = ground_of(scene.image, scene.crs, scene.transform, height=scene.height, width=scene.width)
     with FeatureWriter(path, masks, scene, ground) as writer:
@@ -97,7 +96,7 @@ def _simplified(held: list[Batch], scene: Scene, tolerance: float) -> Iterator[B
     """The batches with simpler boundaries; neighbours keep sharing theirs, and the scene's four corners stay.
 
     Visvalingam and Whyatt's rule on the edges of the whole coverage (GEOS's CoverageSimplifier): vertices are removed
-    in the order of the triangle that they span, never such that edges cross.
+    in the order of the area of the triangle that they span, and never so that edges cross.
     """
     parts = [polygons_of(batch.rings) for batch in held]
     whole = shapely.coverage_simplify(np.concatenate([*parts, _pins(scene)]), tolerance)
@@ -112,7 +111,7 @@ def _simplified(held: list[Batch], scene: Scene, tolerance: float) -> Iterator[B
 
 
 def _pins(scene: Scene) -> np.ndarray:
-    """(4,) triangles that touch the scene's corners from outside: where polygons meet at a point, it stays."""
+    """(4,) triangles that touch the scene's corners from outside: a point where polygons meet is kept."""
     corners = ((x, y) for x in (0, scene.width) for y in (0, scene.height))
     outside = [((x, 1 if x else -1), (y, 1 if y else -1)) for x, y in corners]
     return shapely.polygons([[(x, y), (x + s, y + 2 * t), (x + 2 * s, y + t)] for (x, s), (y, t) in outside])

@@ -19,15 +19,15 @@ EXTENSIONS = [
     "https://stac-extensions.github.io/projection/v2.0.0/schema.json",
     "https://stac-extensions.github.io/classification/v2.0.0/schema.json",
 ]
-# STAC wants a time, which masks do not know, and the time of the export would differ from run to run. So an interval
-# that says nothing, within what 64-bit nanoseconds can count (tables of items use them).
+# STAC requires a time. Masks have none, and the time of the export would differ from run to run: hence an interval
+# that says nothing, within the range of 64-bit nanoseconds (tables of items use them).
 TIMES = {"datetime": None, "start_datetime": "1900-01-01T00:00:00Z", "end_datetime": "2199-12-31T23:59:59Z"}
 
 
 def item(masks: Masks, scene: Scene, name: str, assets: dict[str, tuple[str, str]]) -> dict:
     """The item of a scene. name: its id. assets: format -> (path from the collection, media type).
 
-    geometry and bbox: longitude and latitude in degrees; null and absent without a CRS that leads there.
+    geometry and bbox: longitude and latitude in degrees; where these are unknown, null and absent.
     """
     parts = _parts(scene)
     facts = {"title": scene.image, "proj:shape": [scene.height, scene.width]}
@@ -58,7 +58,7 @@ def item(masks: Masks, scene: Scene, name: str, assets: dict[str, tuple[str, str
 
 
 def classes(legend: Classes) -> list[dict]:
-    """The `classification:classes` of a legend, and 255 as what has no data."""
+    """The `classification:classes` of a legend, and 255 for no data."""
     entries = [
         {
             "value": index,
@@ -87,7 +87,7 @@ def _wkt2(crs: str) -> str:
 
 
 def _parts(scene: Scene) -> list[list[list[float]]]:
-    """The rings of the scene's outline, as JSON has them; none where nobody knows where it lies."""
+    """The rings of the scene's outline, as lists for JSON; empty where its place is unknown."""
     if not scene.crs or scene.transform is None:
         return []
     found = outline(scene.crs, scene.transform, Window(0, 0, scene.height, scene.width))

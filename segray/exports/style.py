@@ -1,4 +1,4 @@
-"""The colours of the classes as a QGIS style (.qml), which QGIS takes for a layer of the same name beside it."""
+"""The colours of the classes as a QGIS style (.qml), which QGIS applies to a layer of the same name beside it."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ def style_of(path: str) -> str:
 
 
 def qml(classes: Classes) -> bytes:
-    """A style of both kinds, since masks and polygons of a scene share a name: QGIS takes what fits the layer.
+    """A style for rasters and for polygons, since those of a scene share a name: QGIS takes the part that fits a layer.
 
     Masks are drawn by their values, polygons by `class_id`, without outlines: those of small regions would cover them.
     """

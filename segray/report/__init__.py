@@ -1,6 +1,6 @@
 """Reports: self-contained HTML pages with pictures, as bytes, from numbers that others computed.
 
-A page is one file without outside requests and without scripts, but for the one that shows whole scenes (its
+A page is one file that makes no outside requests and has no script but the viewer of whole scenes (its
 Content-Security-Policy forbids all else), so it can be mailed, or opened from disk. Nothing here writes a file or
 computes a metric.
 """

@@ -1,4 +1,4 @@
-"""Charts of a page: lines, and how confidence and accuracy agree; in SVG units, ready to be drawn by the template."""
+"""Charts of a page: curves and reliability diagrams, in SVG units, ready to be drawn by the template."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ SIDE, SHARES, BETWEEN = WIDTH - LEFT - RIGHT, 56, 16  # of a reliability diagram
 
 @dataclass(frozen=True, kw_only=True)
 class Chart:
-    """A curve. path: (x, y) in SVG units; ticks: (place in SVG units, label); best: index into dots or None."""
+    """A curve. path: its points as SVG writes them; dots, best: (x, y, hint); ticks: (place, label), in SVG units."""
 
     title: str
     path: str
@@ -82,16 +82,18 @@ def ticks(low: float, high: float, *, count: int, whole: bool = False) -> list[f
 
 
 def labels(values: list[float]) -> list[str]:
-    """The values with as many digits as tell them apart, three at least."""
+    """The values with enough digits to tell them apart, at least three."""
     texts = ([number(value, digits) for value in values] for digits in range(3, 10))
     return next((found for found in texts if len(set(found)) == len(values)), [number(value) for value in values])
 
 
 @dataclass(frozen=True, kw_only=True)
 class Reliability:
-    """A reliability diagram. bars: (x, y, width, height, hint) of the accuracy of each bin of confidence, and below
-    them `shares` of the pixels; dots: (x, y) of mean confidence and accuracy; ticks: (place, label), the same along
-    both axes but for `bottom` being up."""
+    """A reliability diagram, in SVG units.
+
+    bars: (x, y, width, height, hint) for the accuracy in each bin of confidence; shares: the same for its share of the
+    pixels, drawn below. dots: (x, y) of mean confidence and accuracy. ticks: (place, label), the same on both axes.
+    """
 
     title: str
     bars: list[tuple[float, float, float, float, str]]
@@ -109,7 +111,7 @@ class Reliability:
 
 
 def reliability_chart(title: str, bins: Iterable[dict]) -> Reliability:
-    """The diagram of bins as `calibration.calibration_scores` has them; those without pixels are left out."""
+    """The diagram of bins as `calibration.calibration_scores` gives them; those without pixels are left out."""
     filled = [row for row in bins if row["pixels"]]
     total, most = sum(row["pixels"] for row in filled), max((row["pixels"] for row in filled), default=1)
     bars, shares, dots = [], [], []

@@ -1,4 +1,4 @@
-"""Overviews of a page: whole scenes at a low resolution, packed for the viewer within what a page may weigh."""
+"""Overviews of a page: whole scenes at a low resolution, packed for the viewer within the size that a page may have."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 import numpy as np
 from PIL import Image
-from rasterio._err import CPLE_BaseError  # raised as it is by transform, not as one of rasterio.errors
+from rasterio._err import CPLE_BaseError  # transform raises this itself, not one of rasterio.errors
 from rasterio.crs import CRS
 from rasterio.errors import CRSError, RasterioError
 from rasterio.warp import transform
@@ -34,7 +34,7 @@ class Overview:
     """A whole scene. mask: (h, w) uint8 class ids, 255 = none, each for factor x factor pixels of the scene.
 
     height, width: of the scene in pixels. image: (any h, any w, 3) uint8 RGB of all of it, or None. crs, transform: of
-    the scene, as `Raster` has them. ValueError when the mask is not of the scene's size.
+    the scene, as `Raster` has them. ValueError when the mask does not fit the scene's size.
     """
 
     title: str
@@ -62,7 +62,7 @@ def factor_of(height: int, width: int) -> int:
 
 
 def viewer_data(overviews: Sequence[Overview], classes: Classes) -> str:
-    """The JSON that the viewer reads, without any character that would end its place in the page."""
+    """The JSON that the viewer reads, without characters that could end its element in the page."""
     share = BYTES // max(1, len(overviews))
     names = _short([overview.title for overview in overviews])
     scenes = [{"name": name, **_entry(overview, share)} for name, overview in zip(names, overviews)]
@@ -72,7 +72,7 @@ def viewer_data(overviews: Sequence[Overview], classes: Classes) -> str:
 
 
 def _short(titles: list[str]) -> list[str]:
-    """The titles without the folder that all lie in."""
+    """The titles without the folder that they have in common."""
     common = len(posixpath.commonprefix([title.rpartition("/")[0] + "/" for title in titles]).rpartition("/")[0])
     return [title[common:].lstrip("/") or title for title in titles]
 
@@ -98,21 +98,21 @@ def _entry(overview: Overview, share: int) -> dict:
 
 
 def _pack(overview: Overview, most: int) -> tuple[np.ndarray, int, bytes]:
-    """The mask, made smaller until it fits, its factor, and its bytes: rows, each xor the one above it, deflated.
+    """The mask, made smaller until it fits; its factor; and its bytes: rows, each XOR the one above it, deflated.
 
-    No PNG: browsers that guard against fingerprinting change the pixels that a script reads back from a picture.
+    Not a PNG: browsers that guard against fingerprinting change the pixels that a script reads back from a picture.
     """
     mask, factor = overview.mask, overview.factor
     while True:
         above = np.vstack([np.zeros_like(mask[:1]), mask[:-1]])
-        packed = zlib.compress((mask ^ above).tobytes(), 6)  # 9: a seventh less, in ten times as long
+        packed = zlib.compress((mask ^ above).tobytes(), 6)  # level 9: a seventh less in ten times the time
         if len(packed) <= most or max(mask.shape) <= 256:
             return mask, factor, packed
         mask, factor = majority(mask, 2), factor * 2
 
 
 def _jpeg(image: np.ndarray | None, most: int) -> str | None:
-    """A data URI of at most `most` bytes before base64; None where there is no image."""
+    """A data URI of the largest size within `most` bytes before base64, or else of the smallest; None for no image."""
     if image is None:
         return None
     picture, data = Image.fromarray(image), b""
@@ -135,16 +135,16 @@ def _crs(text: str | None) -> CRS | None:
 
 
 def _name(crs: CRS | None, text: str | None) -> str | None:
-    """EPSG:32618, or what a CRS without a code calls itself."""
+    """The code of a CRS, such as EPSG:32618, or the name of one without a code."""
     if crs is None or not text or ":" in text[:12]:
         return text
     return text.split('"')[1] if '"' in text else text[:40]
 
 
 def _metres(overview: Overview, crs: CRS | None) -> float | None:
-    """Metres along a row, a pixel in the middle of the scene: on the ground, or on the map plane of Web Mercator.
+    """Metres per pixel along a row, in the middle of the scene: on the ground, or on the map plane of Web Mercator.
 
-    By the haversine formula on the sphere, within 0.4% of the ellipsoid. None where nobody knows.
+    By the haversine formula on the sphere, within 0.4% of the ellipsoid. None where unknown.
     """
     if crs is None or overview.transform is None:
         return None

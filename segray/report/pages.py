@@ -41,7 +41,7 @@ def segmentation_page(
 ) -> bytes:
     """The page of a segmented archive, UTF-8 HTML.
 
-    summary: what `summary.json` holds; `images`, `windows` and `pixels` must be there, all else is shown if it is.
+    summary: what `summary.json` holds; `images`, `windows` and `pixels` must be there, anything else is shown if it is.
     overviews: whole scenes, to be panned and zoomed; only a page with some has a script.
     """
     images, counts = summary["images"], summary["pixels"]
@@ -86,8 +86,8 @@ def evaluation_page(
     """The page of an evaluation, UTF-8 HTML.
 
     metrics: what `metrics.json` holds; what `metrics.scores` returns and `confusion_matrix` (K x K+1 nested lists of
-    pixel counts, rows truth, last column predicted nothing) must be there, all else is shown if it is. reasons: see
-    `explaining.explain`.
+    pixel counts, rows truth, last column predicted nothing) must be there, anything else is shown if it is. reasons:
+    see `explaining.explain`.
     """
     matrix = metrics["confusion_matrix"]
     truth = [sum(row) for row in matrix]
@@ -137,8 +137,8 @@ def training_page(
 
     history: one row an epoch with `epoch`, `step`, `loss`, `lr`, `val_miou` (None if not validated), `val_iou` (one
     per class or empty), `seconds` (of that epoch; `stage_seconds`, if there, by stage) and `samples_per_s`. The best
-    epoch has the highest `val_miou`. about: facts of the run. pictures: of the last epoch; earlier: their masks by
-    title in epochs before.
+    epoch has the highest `val_miou`. about: facts about the run. pictures: of the last epoch; earlier: epoch -> title
+    -> mask, of epochs before.
     """
     validated = [row for row in history if is_number(row.get("val_miou"))]
     best = max(validated, key=lambda row: row["val_miou"], default={})
@@ -160,7 +160,7 @@ def training_page(
     ]
     return _render(
         title=title,
-        lead="" if history else "No epoch is finished yet.",
+        lead="" if history else "No epoch has finished yet.",
         cards=cards,
         charts=[chart for chart in charts if chart],
         plots=[plot for plot in (class_plot(classes, history), stage_plot(history)) if plot],
@@ -175,18 +175,18 @@ def training_page(
 
 
 def _render(**sections: Any) -> bytes:
-    # a file name may hold bytes that are no UTF-8 (lone surrogates in Python): written as \udcff, not an error
+    # a file name may hold bytes that are not UTF-8 (lone surrogates in Python): written as \udcff, not an error
     now = f"{datetime.now(UTC):%Y-%m-%d %H:%M} UTC"
     return _TEMPLATE.render(**sections, now=now).encode("utf-8", "backslashreplace")
 
 
 def _planned(settings: dict) -> str:
-    """Of how many epochs, where that is known: the page of a training that was stopped says so."""
+    """The number of epochs planned, if known: so the page of a training that was stopped shows it."""
     return f"of {number(settings['epochs'])}, " if is_number(settings.get("epochs")) else ""
 
 
 def _counted(row: dict, classes: Classes) -> str:
-    """Of how many classes a mean is, where it is not of all: then means of epochs do not compare."""
+    """How many classes a mean is over, if not all: the means of different epochs are then not comparable."""
     count = row.get("classes_in_mean", len(classes))
     return f", over {count} of {len(classes)} classes" if count < len(classes) else ""
 
@@ -201,7 +201,7 @@ def _augmented(metrics: dict) -> str:
 
 
 def _reliability(metrics: dict) -> list[Reliability]:
-    """The reliability diagram of an evaluation, after that from before a calibration if there was one."""
+    """The reliability diagram of an evaluation; if there was a calibration, the one from before it comes first."""
     if metrics.get("ece") is None:
         return []
     calibration, temperature = metrics.get("calibration"), metrics["model"].get("temperature", 1.0)

@@ -13,8 +13,8 @@ from PIL import Image
 from segray.masks import IGNORE, Classes, encode_png, palette
 
 LONGEST = 640  # pixels; the longest side of a picture on the page
-NOTHING = (200, 30, 30)  # colour in pictures of errors; other errors have those of classes
-GREYS = ((203, 208, 214), (62, 66, 72))  # one of them is what is right there
+NOTHING = (200, 30, 30)  # colour in pictures of errors, where no class was predicted; other errors have their class's
+GREYS = ((203, 208, 214), (62, 66, 72))  # one of them marks what is right there
 FOR, AGAINST = (214, 40, 40), (29, 78, 216)  # colours of evidence: for what was predicted, and for the truth
 
 
@@ -47,7 +47,7 @@ class Picture:
                 )
 
     def shrunk(self, longest: int) -> Picture:
-        """The picture with sides of that many pixels at most; pixels of masks keep the ids of some that they cover."""
+        """The picture with sides of at most `longest` pixels; a pixel of a mask keeps the id of one that it covers."""
         methods = dict.fromkeys(("image", "confidence", "evidence"), Image.Resampling.BOX)
         methods |= dict.fromkeys(("mask", "truth"), Image.Resampling.NEAREST)
         arrays = {name: getattr(self, name) for name in methods}
@@ -56,8 +56,10 @@ class Picture:
 
 
 def for_eyes(pixels: np.ndarray, valid: np.ndarray) -> np.ndarray:
-    """(H, W, 3) uint8 of (C, H, W) pixels of any type: the first three bands (or the first), other types stretched
-    between their 2nd and 98th percentile."""
+    """(H, W, 3) uint8 of (C, H, W) pixels of any type: the first three bands, or the first if there are fewer.
+
+    Types other than uint8 are stretched between their 2nd and 98th percentiles.
+    """
     bands = (pixels[:3] if pixels.shape[0] >= 3 else pixels[[0, 0, 0]]).transpose(1, 2, 0)
     if bands.dtype == np.uint8:
         return np.ascontiguousarray(bands)
@@ -69,7 +71,7 @@ def for_eyes(pixels: np.ndarray, valid: np.ndarray) -> np.ndarray:
 
 @dataclass(frozen=True, kw_only=True)
 class Pane:
-    """One picture of a row: the label above it, a data URI and its size in pixels; ids are not smoothed on zoom."""
+    """One picture of a row: the label below it, a data URI and its size in pixels. ids: not smoothed when enlarged."""
 
     label: str
     uri: str
@@ -102,7 +104,7 @@ def panes(picture: Picture, classes: Classes, *, compare: bool) -> list[Pane]:
 
 
 def panes_by_epoch(picture: Picture, masks: Mapping[int, np.ndarray], classes: Classes, *, epoch: int) -> list[Pane]:
-    """Image, truth, the predictions of earlier epochs and of the last one, and its errors."""
+    """Image, truth, the predictions of earlier epochs and of the last one, and the errors of the last."""
     predictions = [_ids(f"Epoch {number}", mask, classes) for number, mask in sorted(masks.items())]
     image, truth, prediction, errors, *_ = panes(picture, classes, compare=True)
     predictions.append(replace(prediction, label=f"Epoch {epoch}"))
@@ -117,7 +119,7 @@ def _shrink(array: np.ndarray, method: Image.Resampling, longest: int) -> np.nda
 
 
 def _overlay(image: np.ndarray, mask: np.ndarray, classes: Classes) -> np.ndarray:
-    """(h, w, 3) uint8: image and class colours half and half; the image alone where the mask has no class."""
+    """(h, w, 3) uint8: image and class colours mixed half and half; the image alone where the mask has no class."""
     mixed = (image.astype(np.uint16) + palette(classes)[mask] + 1) // 2
     return np.where((mask == IGNORE)[..., None], image, mixed).astype(np.uint8)
 
@@ -149,7 +151,7 @@ def color_of_right(classes: Classes) -> tuple[int, int, int]:
 
 
 def _errors(truth: np.ndarray, mask: np.ndarray, classes: Classes) -> Pane:
-    """Grey where the mask is right, else the colour of what it has there; clear where the truth has no class."""
+    """Grey where the mask is right, else the colour of its class there; transparent where the truth has no class."""
     colors = palette(classes)[mask]
     colors[mask == IGNORE], colors[mask == truth] = NOTHING, color_of_right(classes)
     alpha = np.where(truth == IGNORE, 0, 255).astype(np.uint8)

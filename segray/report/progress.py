@@ -9,7 +9,7 @@ from segray.masks import Classes
 from segray.report.charts import BOTTOM, HEIGHT, LEFT, RIGHT, TOP, WIDTH, ticks
 from segray.report.wording import duration, is_number, number, percent
 
-MOST_LINES = 30  # classes in one chart; with more, none could be told from another
+MOST_LINES = 30  # classes in one chart; more could not be told apart
 COLORS = {  # of the stages, the largest first in most trainings
     "steps": (76, 120, 200),
     "validation": (63, 156, 106),
@@ -66,7 +66,7 @@ class Plot:
 
 
 def class_plot(classes: Classes, history: Rows) -> Plot | None:
-    """The IoU of each class by epoch, in the colours of the legend; None with too many classes, or one epoch alone."""
+    """The IoU of each class by epoch, in the colours of the legend; None for too many classes or under two epochs."""
     names = list(zip(classes.names, classes.colors))
     rows = [row for row in history if row.get("val_iou")]
     series = [
@@ -86,7 +86,7 @@ def class_plot(classes: Classes, history: Rows) -> Plot | None:
 
 
 def stage_plot(history: Rows) -> Plot | None:
-    """The seconds of each epoch, stage on stage, and the share of each in all of them; None without an epoch."""
+    """The seconds of each epoch as stacked stages, and the share of each stage in all epochs; None without an epoch."""
     rows = [row for row in history if row.get("stage_seconds")]
     if not rows:
         return None
@@ -102,8 +102,8 @@ def stage_plot(history: Rows) -> Plot | None:
         outline = [(steps[0][0], 0.0), *steps, (steps[-1][0], 0.0)]
         share = percent(sum(seconds) / total if total else None)
         areas.append((axes.points(outline), color, f"{stage} {share}, {duration(sum(seconds))}"))
-    # each reaches down to 0, and those drawn later cover it
-    return Plot(title="Seconds an epoch", x_ticks=axes.x_ticks, y_ticks=axes.y_ticks, areas=areas[::-1])
+    # each area reaches down to 0, where those drawn later cover it
+    return Plot(title="Seconds per epoch", x_ticks=axes.x_ticks, y_ticks=axes.y_ticks, areas=areas[::-1])
 
 
 class _Axes:

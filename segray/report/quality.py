@@ -27,7 +27,7 @@ QUALITY = """
 {% if matrix %}
 <section>
 <h2>Confusion matrix</h2>
-<p class="quiet">Rows are the truth, columns the prediction; numbers are percent of the truth row.</p>
+<p class="quiet">Rows are the truth, columns the prediction; numbers are percentages of their row.</p>
 <div class="scroll">
 <table class="matrix{{ " roomy" if matrix.rows | length <= 12 }}">
 <thead><tr><th></th>
@@ -67,9 +67,9 @@ QUALITY = """
 {% if reliability %}
 <section>
 <h2>Reliability</h2>
-<p class="quiet">How many of the pixels of a confidence are right: on the dashed line, as many as it claims. Below: how
-many pixels have it. The expected calibration error (ECE) is their mean distance from the line. Confidences are those of
-logits divided by the temperature T.</p>
+<p class="quiet">Top: the share of pixels that are right, by confidence; on the dashed line, it is what the confidence
+claims. Below: how many pixels have that confidence. The expected calibration error (ECE) is the mean distance from the
+line over all pixels. Confidences come from logits divided by the temperature T.</p>
 <div class="charts">
 {% for chart in reliability %}
 <figure>

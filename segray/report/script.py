@@ -1,6 +1,6 @@
 """The script of the viewer: a canvas that shows a scene's image and mask. A page's policy allows it by its hash alone.
 
-What is seen is written to the address after #, and read from there: a link to a place.
+The view is written to the address after #, and read from there, so that a place can be linked to.
 """
 
 from __future__ import annotations

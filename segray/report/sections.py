@@ -30,7 +30,7 @@ def picture_rows(pictures: Iterable[Picture], classes: Classes, *, compare: bool
 def progress_rows(
     pictures: Iterable[Picture], earlier: Mapping[int, Mapping[str, np.ndarray]], classes: Classes, *, epoch: int
 ) -> list[dict]:
-    """What a training made of each picture by epoch; earlier: masks by title, of epochs before the pictures' own."""
+    """Each picture's predictions by epoch; earlier: epoch -> title -> mask, of epochs before the pictures' own."""
     rows = []
     for picture in pictures:
         masks = {number: found[picture.title] for number, found in earlier.items() if picture.title in found}
@@ -90,12 +90,12 @@ def matrix_table(classes: Classes, counts: list[list[int]]) -> dict:
 
 
 def _alike(names: Sequence[str]) -> bool:
-    """Whether names are the same where a matrix cuts them off."""
+    """Whether names look the same once a matrix cuts them off."""
     return len({name[:16] for name in names}) < len(names)
 
 
 def bin_rows(bins: Iterable[dict]) -> list[dict[str, str]]:
-    """The bins of confidence that have pixels, as `calibration.calibration_scores` has them."""
+    """The rows of the bins from `calibration.calibration_scores` that have pixels."""
     return [
         {
             "range": f"{100 * row['low']:.0f} to {100 * row['high']:.0f}%",
@@ -115,7 +115,7 @@ def _share_in_cell(count: int, total: int) -> str:
 
 
 def largest_confusions(classes: Classes, counts: list[list[int]]) -> list[dict]:
-    """The pairs of classes that the most pixels fall between: what a matrix of many classes would be read for."""
+    """The pairs of classes that most pixels are confused between: what one would look for in a large matrix."""
     names = [*classes.names, "nothing"]
     wrong = [
         (count, truth, predicted)
@@ -131,7 +131,7 @@ def largest_confusions(classes: Classes, counts: list[list[int]]) -> list[dict]:
 
 
 def failure_groups(failures: Iterable[dict]) -> dict:
-    """Failures grouped by reason, the most frequent first; an image's own name is no part of the reason."""
+    """Failures grouped by reason, the most frequent first; an image's own name is not part of the reason."""
     groups = defaultdict(list)
     for failure in failures:
         image, reason = str(failure["image"]), str(failure["error"])
@@ -151,14 +151,14 @@ def failure_groups(failures: Iterable[dict]) -> dict:
 
 
 def _common(reason: str, image: str) -> str:
-    """A reason without what is an image's own: its name, in full and as decoders call it, and the place within."""
+    """A reason without what differs from image to image: its name, full or as decoders give it, and the byte offset."""
     for own in filter(None, (image, image.rpartition("/")[2])):
         reason = reason.replace(own, "…")
     return re.sub(r"(?<=offset )\d+", "…", reason)
 
 
 def run_rows(report: dict) -> list[tuple[str, str]]:
-    """What ran, on what, when; only the facts that are there."""
+    """What ran, and on what; only the facts that are there."""
     shards, model = report.get("shards") or {}, report.get("model")
     facts = {
         **(model if isinstance(model, dict) else {"model": model}),
@@ -174,7 +174,7 @@ def run_rows(report: dict) -> list[tuple[str, str]]:
 
 
 def stage_shares(seconds: dict[str, float]) -> str:
-    """What share of their time the workers spent on what; they read in threads beside the rest."""
+    """The shares of the workers' time by stage, without reading, which threads do beside the rest."""
     spent = {name: value for name, value in seconds.items() if name != "reading"}
     total = sum(spent.values())
     ranked = sorted(spent, key=lambda name: -spent[name]) if total else ()

@@ -1,4 +1,4 @@
-"""The one template of all pages; a section that a page does not hand over is left out."""
+"""The one template of all pages; sections that a page has no data for are left out."""
 
 from __future__ import annotations
 
@@ -175,8 +175,8 @@ PAGE = (
     + progress.PROGRESS
     + """
 </div>
-<p class="quiet">By epoch. The dashed line marks the epoch of the best validation mean IoU, whose weights are the model;
-percentages below the curves are of the last.</p>
+<p class="quiet">By epoch. The dashed line marks the epoch of the best validation mean IoU, whose weights are the model.
+IoU values below the curves are those of the last epoch.</p>
 </section>
 {% endif %}
 {% if shares %}
@@ -244,8 +244,8 @@ the deepest features of the network have it: red speaks for the predicted class,
 <section>
 <h2>Failed images: {{ "{:,}".format(failed) }} ({{ failed_share }})</h2>
 {% if failures.listed < failed %}
-<p class="quiet">Of the first {{ "{:,}".format(failures.listed) }} by name; the mask shards have the
-reasons of all.</p>
+<p class="quiet">Only the first {{ "{:,}".format(failures.listed) }} by name are listed; the mask shards hold the
+reasons for all.</p>
 {% endif %}
 {% for group in failures.groups %}
 <details{% if loop.first %} open{% endif %}>

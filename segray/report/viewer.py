@@ -1,4 +1,4 @@
-"""The viewer of a page, whole scenes to pan and zoom: its part of the template, and how it looks."""
+"""The viewer of a page, which pans and zooms whole scenes: its part of the template, and how it looks."""
 
 from __future__ import annotations
 
