@@ -12,7 +12,7 @@ def axis_weights(lattice: Lattice, *, first: bool, last: bool) -> np.ndarray:
 
     taper: a raised cosine over exactly the overlap, half-pixel centred, hence positive (Hann window; J. W. Tukey's
     tapered cosine). crop: 1 up to the middle of the overlap, 0 beyond. The image's first and last tile keep weight 1 at
-    its edges, where they have no partner. Two neighbours' weights sum to 1 (taper: to rounding, crop: exactly).
+    its edges, where they have no partner. The weights of neighbours sum to 1 (taper: up to rounding, crop: exactly).
     """
     overlap = lattice.overlap
     if lattice.blend == "taper":

@@ -1,6 +1,6 @@
 """The canvas of a region: tiles of pixels out, probabilities in, masks and statistics of windows out.
 
-A row of tiles is decided as soon as the next one cannot change it; how tiles are joined is said in `rows`.
+The pixels of a row of tiles are decided as soon as the next row cannot change them; `rows` says how tiles are joined.
 """
 
 from __future__ import annotations
@@ -20,14 +20,14 @@ from segray.rows import ROWS, BlendedRow, CroppedRow, best_class, spread, tile_a
 from segray.seams import AGREE, ALONE, DISAGREE, meet, place
 from segray.transfer import to_device, to_host
 
-COUNTED_TOGETHER = 8  # windows: a byte a pixel and class
+COUNTED_TOGETHER = 8  # windows; counting takes a byte per pixel and class
 
 
 class Canvas:
     """One region on a device. Beside its pixels and mask it takes (K, tile, width of all tile columns) float32.
 
-    pixels, valid: those of the region on its device, the latter None where all are. detailed: the results have the
-    confidences of pixels and logits of some; that costs 2 bytes a pixel and more.
+    pixels, valid: the region's, on its device; valid is None if all are. detailed: the results include the confidence
+    of each pixel and the logits of some, at 2 bytes per pixel and more.
     """
 
     def __init__(
@@ -61,7 +61,7 @@ class Canvas:
         self.row = rows[0]  # the row of tiles that is being filled
         self.joined: BlendedRow | CroppedRow | None = None  # its tiles, None while it has none
         self.above: tuple[BlendedRow | CroppedRow, torch.Tensor, torch.Tensor] | None = None  # what the row above left
-        self.mask: torch.Tensor | None = None  # of the block, while it is made
+        self.mask: torch.Tensor | None = None  # of the block, until finished
         self.masks: list[torch.Tensor] = []  # of its windows, on the host
         self.arrived: torch.cuda.Event | None = None  # when the results are on the host
 
@@ -73,7 +73,7 @@ class Canvas:
         return pixels.view(self.dtype), valid
 
     def beyond(self) -> torch.Tensor | None:
-        """(P, P) bool of a single tile: what of it is no data, or lies beyond the image; None where all counts."""
+        """(P, P) bool of a single tile: pixels without data or beyond the image; None if there are none."""
         height, width = self.block.height, self.block.width
         tile = self.lattice.tile
         if self.valid is None and height == width == tile:
@@ -84,9 +84,9 @@ class Canvas:
 
     @torch.inference_mode()
     def add(self, row: int, col: int, probability_NKPP: torch.Tensor, label_NPP: torch.Tensor | None = None) -> None:
-        """Take in N consecutive tiles of a row, the first in column `col`; rows come in order. The tensor is spent.
+        """Add N consecutive tiles of a row, the first in column `col`; rows come in order. Overwrites the tensor.
 
-        label_NPP: (N, P, P) uint8 classes of the tiles where they are not those of the largest probabilities.
+        label_NPP: (N, P, P) uint8 classes of the tiles, if not those of the largest probabilities.
         """
         self._advance(row)
         if self.joined is None:
@@ -102,11 +102,11 @@ class Canvas:
 
     @torch.inference_mode()
     def finish(self) -> None:
-        """Decide what is left once every tile was added; on a GPU the results begin to travel to the host."""
+        """Decide what is left once every tile is added; on a GPU, start the results' transfer to the host."""
         if not self.single:
             self._start()
             self._advance(self.row_axis.tiles[-1] + 1)
-            # window by window, so that the mask of each is one piece of memory on its way from here
+            # window by window, so that each mask is contiguous
             parts = [self.mask[window.within(self.block)].flatten() for window in self.windows]
             (masks, self.tallies), self.arrived = to_host(torch.cat(parts), self.tallies)
             sizes = [part.numel() for part in parts]
@@ -117,7 +117,7 @@ class Canvas:
         self.pixels = self.valid = self.block_valid = self.joined = self.above = None
 
     def results(self) -> list[WindowMask]:
-        """The masks of the windows, after `finish`; they are given once."""
+        """The masks of the windows, after `finish`; can be called once."""
         if self.arrived is not None:
             self.arrived.synchronize()
         found = zip(self.windows, self.masks, self.tallies.numpy())
@@ -137,7 +137,7 @@ class Canvas:
         if self.mask is None:
             kind = {"device": self.device}
             self.mask = torch.full((self.block.height, self.block.width), IGNORE, dtype=torch.uint8, **kind)
-            # a window: pixels of each class, sum of confidences, pixels on which several tiles agree, disagree
+            # per window: pixels of each class, sum of confidences, pixels on which several tiles agree, disagree
             self.tallies = torch.zeros((len(self.windows), self.num_classes + 3), dtype=torch.float64, **kind)
 
     def _open_row(self) -> None:
@@ -148,9 +148,9 @@ class Canvas:
         self.label, self.seam = torch.full(shape, IGNORE, **kind), torch.full(shape, ALONE, **kind)
 
     def _advance(self, row: int) -> None:
-        """Decide the rows of tiles above `row`: what comes from there on cannot change them."""
+        """Decide the rows of tiles above `row`, as later tiles cannot change them."""
         while self.row < row:
-            if self.joined is not None:  # a row without tiles has no data, nor has what others share with it
+            if self.joined is not None:  # a row without tiles has no data, nor do its overlaps
                 self._close_row()
             self.joined = None
             self.row += 1
@@ -169,7 +169,7 @@ class Canvas:
             self.above = self.joined, self.label[stride:].clone(), self.seam[stride:].clone()
 
     def _decide(self, height: int) -> None:
-        """Labels, validity and statistics of the first `height` pixels of the row, as far as they lie in the block."""
+        """Set labels and statistics of the row's first `height` rows of pixels, as far as they lie in the block."""
         block, top = self.block, self.row * self.lattice.stride
         left = block.col_off - self.col_axis.tiles[0] * self.lattice.stride
         start, stop = max(top, block.row_off), min(top + height, block.row_off + block.height)
@@ -221,7 +221,7 @@ def canvases(
     copies: torch.cuda.Stream | None = None,
     detailed: bool = False,
 ) -> list[Canvas]:
-    """A canvas of each region, whose pixels travel to the device together; copies: see `to_device`."""
+    """A canvas for each region; their pixels travel to the device together. copies: see `to_device`."""
     arrays = [array for region in regions for array in (region.pixels, region.valid) if array is not None]
     moved = iter(to_device(arrays, device, copies))
     options = {"num_classes": num_classes, "detailed": detailed}
@@ -235,7 +235,7 @@ def canvases(
 def decide_singles(
     singles: Sequence[Canvas], probability_NKPP: torch.Tensor, label_NPP: torch.Tensor | None = None
 ) -> None:
-    """Decide images of one tile each, all at once: one by one a GPU would wait for the launch of each step.
+    """Decide images of one tile each, all at once: one by one, a GPU would wait for the launch of each step.
 
     label_NPP: see `Canvas.add`.
     """
@@ -259,7 +259,7 @@ def decide_singles(
 
 
 def _steps(confidence: torch.Tensor) -> torch.Tensor:
-    """Confidences, in place, as whole numbers of their unit."""
+    """Confidences as whole multiples of `CONFIDENCE_UNIT`; changed in place."""
     return confidence.div_(CONFIDENCE_UNIT).round_().clamp_(max=1 / CONFIDENCE_UNIT)
 
 
@@ -271,10 +271,10 @@ def _take(array: torch.Tensor, rows: slice | torch.Tensor, cols: slice | torch.T
 def _neighbours(
     windows: Sequence[Window], start: int, stop: int, left: int
 ) -> Iterator[tuple[int, tuple[slice, slice], int]]:
-    """Windows side by side, of one size, that have some of the rows [start, stop); all are in scan order.
+    """Groups of windows side by side, of one size, that contain some of the rows [start, stop); all in scan order.
 
     Gives the number of the first, where they lie in an array of just these rows from column `left` on, and the width of
-    each. A GPU counts many windows in the steps that it takes to count one.
+    each. A GPU counts a group of windows in as many steps as a single one.
     """
     found = [
         (number, window)

@@ -1,4 +1,4 @@
-"""The Ray cluster that a job runs on: attach or start, and what it has."""
+"""The Ray cluster that a job runs on: attach to it or start it, and what resources it has."""
 
 from __future__ import annotations
 
@@ -9,24 +9,24 @@ import ray
 
 from segray.errors import SegrayError
 
-NO_ROOM_S = 120.0  # without any worker, until the driver says so
-NO_ROOM = "no %s is at work: they wait for nodes, or for what other jobs hold of the cluster"
+NO_ROOM_S = 120.0  # without any worker, after which the driver says so
+NO_ROOM = "no %s is at work yet: waiting for nodes, or for resources that other jobs hold"
 
 
 def start() -> None:
     """Attach to the cluster of RAY_ADDRESS (as `ray job submit` sets it), or start Ray on this machine."""
     if ray.is_initialized():
         return
-    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")  # Ray's coming default, and no warning about it
-    os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")  # what its C++ part has to say is in Ray's log files
-    os.environ.setdefault("RAY_task_oom_retries", "2")  # of tasks that the memory monitor kills; else without end
+    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")  # Ray's future default; avoids its warning
+    os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")  # messages of its C++ part go to Ray's log files only
+    os.environ.setdefault("RAY_task_oom_retries", "2")  # of tasks that the memory monitor kills; endless by default
     address = os.environ.get("RAY_ADDRESS")
     advice = "give HOST:PORT of its head node, as `ray start --head` prints it, or unset it to start Ray here"
     if address and address.startswith("ray://"):
         raise SegrayError(
             f"RAY_ADDRESS is {address}, that of Ray Client, through which results do not stream; {advice}"
         )
-    if not address:  # nobody looks at them here; on two cores they take some 2% of both
+    if not address:  # nobody looks at metrics and events here; they take some 2% of two cores
         os.environ.setdefault("RAY_enable_metrics_collection", "0")
         os.environ.setdefault("RAY_task_events_report_interval_ms", "0")
     options = {"address": address} if address else {"address": "local", "include_dashboard": False}
@@ -40,10 +40,10 @@ def start() -> None:
 
 
 def use_gpu(device: str | None) -> bool:
-    """Whether the network runs on GPUs: --device, or where the cluster has GPUs now.
+    """Whether the network runs on GPUs: as --device says, else if the cluster has GPUs now.
 
-    On a cluster whose GPU nodes come only when asked for, --device gpu asks for them; SegrayError on a machine of one's
-    own without any.
+    On a cluster whose GPU nodes start on demand, --device gpu requests them; SegrayError on a single machine without
+    one.
     """
     if device == "gpu" and not gpus() and not os.environ.get("RAY_ADDRESS"):
         raise SegrayError("--device gpu was given, but Ray finds no GPU on this machine; leave it out")
@@ -51,7 +51,7 @@ def use_gpu(device: str | None) -> bool:
 
 
 def check_there(flag: str, *, gpu: bool) -> None:
-    """SegrayError when nothing is there from which a flag's default follows: nodes may come only when asked for."""
+    """SegrayError when no node is there yet to derive a flag's default from: nodes may start on demand only."""
     if not ray.cluster_resources().get("GPU" if gpu else "CPU"):
         what, devices = ("GPU", "") if gpu else ("worker node", " (and --device gpu, if they are to have GPUs)")
         raise SegrayError(f"the cluster has no {what} yet; say how many the job may use: {flag} MIN:MAX{devices}")
@@ -68,19 +68,19 @@ def cpus() -> int:
 
 
 def slots(*, on_gpu: bool, bytes_each: int) -> int:
-    """How many actors the cluster has room for now: one a GPU, or one a CPU core as far as memory goes; at least 1."""
+    """How many actors the cluster has room for now: one per GPU, or per CPU core as memory allows; at least 1."""
     if on_gpu:
         return max(1, gpus())
     return max(1, sum(min(int(node.get("CPU", 0)), int(node.get("memory", 0)) // bytes_each) for node in nodes()))
 
 
 def nodes() -> list[dict[str, float]]:
-    """The resources of each node that is there."""
+    """The resources of each live node."""
     return [node["Resources"] for node in ray.nodes() if node["Alive"]]
 
 
 def share_of_node() -> int:
-    """CPU cores of this worker's node for each of its GPUs, at least 1; the node may have come after the job began."""
+    """CPU cores per GPU of this worker's node, at least 1; the node may have started after the job."""
     here = ray.get_runtime_context().get_node_id()
     node = next(node["Resources"] for node in ray.nodes() if node["NodeID"] == here)
     return max(1, int(node.get("CPU", 1)) // max(1, int(node.get("GPU", 1))))

@@ -1,6 +1,6 @@
-"""Batch norms folded into the convolutions before them: the same function of an image, with fewer steps.
+"""Batch norms folded into the convolutions before them: the same function of an image, in fewer steps.
 
-A network of modules is traced symbolically; an exported program is a graph of operators already.
+A network of modules is traced symbolically; an exported program already is a graph of operators.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from torch.nn.utils.fusion import fuse_conv_bn_eval, fuse_conv_bn_weights
 
 from segray.networks.any_size import pad_to_multiple
 
-# Exactly these: a subclass may do more, as timm's norms that apply an activation too.
+# Exactly these types: a subclass may do more, such as timm's norms, which also apply an activation.
 CONVOLUTIONS = {nn.Conv1d: False, nn.Conv2d: False, nn.ConvTranspose2d: True}  # whether it is transposed
 NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.SyncBatchNorm)
 BATCH_NORM, CONV2D = torch.ops.aten.batch_norm.default, torch.ops.aten.conv2d.default
@@ -47,7 +47,7 @@ def fold_batch_norms(network: nn.Module) -> nn.Module:
 
 
 def _pair(traced: GraphModule, node: Node) -> tuple[nn.Module, nn.Module] | None:
-    """The convolution whose output this batch norm alone takes, and the norm."""
+    """The convolution whose output only this batch norm takes, and the norm."""
     before = node.args[0] if node.op == "call_module" and node.args else None
     if not isinstance(before, Node) or before.op != "call_module" or len(before.users) > 1:
         return None
@@ -56,13 +56,13 @@ def _pair(traced: GraphModule, node: Node) -> tuple[nn.Module, nn.Module] | None
         return None
     convolution, norm = traced.get_submodule(before.target), traced.get_submodule(node.target)
     fits = type(convolution) in CONVOLUTIONS and type(norm) in NORMS and norm.track_running_stats
-    # torch's fusion of transposed ones takes their weights for those of one group
+    # torch's fusion of transposed convolutions assumes that they have one group
     fits = fits and not (CONVOLUTIONS[type(convolution)] and convolution.groups > 1)
     return (convolution, norm) if fits else None
 
 
 def _fold_program(network: nn.Module) -> nn.Module:
-    """The same for the graphs of operators in a network, as an exported program holds."""
+    """The same for graphs of operators in a network, such as those of an exported program."""
     for module in network.modules():
         if isinstance(module, GraphModule):
             for node in list(module.graph.nodes):
@@ -77,7 +77,7 @@ def _is_lone_convolution(node: object) -> bool:
 
 
 def _fold_operators(module: GraphModule, node: Node) -> None:
-    """aten::batch_norm(x, weight, bias, mean, var, training, momentum, eps, ...) into aten::conv2d(x, weight, bias)."""
+    """Fold aten::batch_norm(x, weight, bias, mean, var, training, momentum, eps, ...) into aten::conv2d before it."""
     convolution = node.args[0]
     weight, bias = convolution.args[1], convolution.args[2] if len(convolution.args) > 2 else None
     gamma, beta, mean, variance, training, _, eps = node.args[1:8]
@@ -96,6 +96,6 @@ def _fold_operators(module: GraphModule, node: Node) -> None:
 
 
 def _bypass(node: Node) -> None:
-    """Take a batch norm out of its graph: what used its output uses the convolution's."""
+    """Remove a batch norm from its graph: what used its output now uses the convolution's."""
     node.replace_all_uses_with(node.args[0])
     node.graph.erase_node(node)

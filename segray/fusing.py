@@ -1,7 +1,7 @@
-"""Convolutions that apply the ReLU behind them themselves: on NVIDIA GPUs one kernel in place of three.
+"""Convolutions that apply the following ReLU themselves: on NVIDIA GPUs, one kernel in place of three.
 
-torch adds a bias and applies a ReLU in kernels of their own, each of which reads and writes all activations: in a U-Net
-they are 30% of the time. cuDNN does both while it writes a convolution's output.
+torch adds the bias and applies the ReLU in separate kernels, each of which reads and writes all activations: in a U-Net
+they are 30% of the time. cuDNN does both while it writes the convolution's output.
 """
 
 from __future__ import annotations
@@ -20,8 +20,8 @@ RELU_METHODS = {"relu", "relu_"}
 class ConvReLU(nn.Module):
     """relu(convolution(x)) with the convolution's own parameters; float (N, C, H, W) on a GPU.
 
-    By cuDNN, unless that refuses the first input: it has no such kernel for some sizes in float32. From then on it is
-    one or the other, since they differ in the last bit. by_cudnn: None before the first input.
+    By cuDNN, unless that refuses the first input: it has no such kernel for some sizes in float32. That choice is kept,
+    since the two ways differ in the last bit. by_cudnn: None before the first input.
     """
 
     def __init__(self, convolution: nn.Conv2d) -> None:
@@ -46,9 +46,9 @@ class ConvReLU(nn.Module):
 
 
 def fuse_relus(network: nn.Module) -> nn.Module:
-    """A network that shares its parameters with the one given and is the same function, up to rounding, on a GPU.
+    """The same function as the given network, up to rounding, on a GPU; parameters are shared.
 
-    What is no traced graph of modules, as `folding` makes it, stays as it is.
+    A network that is not a graph of modules as traced by `folding` is returned as it is.
     """
     if not isinstance(network, GraphModule) or not _pairs(network):
         return network
@@ -76,7 +76,7 @@ def _is_relu(traced: GraphModule, node: Node) -> bool:
 
 
 def _is_lone_convolution(traced: GraphModule, node: object) -> bool:
-    """Whether the node is a convolution that cuDNN fuses, called once, whose output the ReLU alone takes."""
+    """Whether the node is a convolution that cuDNN can fuse, called once, whose output only the ReLU takes."""
     if not isinstance(node, Node) or node.op != "call_module" or len(node.users) > 1:
         return False
     module = traced.get_submodule(node.target)

@@ -2,8 +2,8 @@
 
 All lengths and offsets are pixels. The axis order is (row, column) everywhere, as in rasterio's windows. Tiles have
 size P and stride S = P - overlap and are anchored at the image's pixel (0, 0); the first tile that reaches the image's
-edge is the last one, and what it lacks beyond the edge is the image reflected. Hence the tiles that make up the mask of
-a pixel depend on the image's size and the model alone, never on windows or shards.
+edge is the last one, and beyond the edge it is filled with the image reflected. Hence the tiles that decide a pixel of
+the mask depend on the image's size and the model alone, never on windows or shards.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from functools import lru_cache
 import numpy as np
 
 Affine6 = tuple[float, float, float, float, float, float]  # x = a col + b row + c, y = d col + e row + f
-BLENDS = ("taper", "crop")  # how overlapping tiles are joined: weighted, or each up to the middle of the overlap
+BLENDS = ("taper", "crop")  # how overlapping tiles are joined: by weights, or each cropped to the middle of the overlap
 
 
 @dataclass(frozen=True, order=True)
@@ -42,17 +42,17 @@ class Window:
         return self.height * self.width
 
     def within(self, outer: Window) -> tuple[slice, slice]:
-        """(rows, columns) of this window in an array that holds just `outer`."""
+        """(rows, columns) of this window in an array that covers just `outer`."""
         row, col = self.row_off - outer.row_off, self.col_off - outer.col_off
         return slice(row, row + self.height), slice(col, col + self.width)
 
     def meets(self, other: Window) -> bool:
-        """Whether there is a pixel that both windows have."""
+        """Whether the windows share a pixel."""
         rows = self.row_off < other.row_off + other.height and other.row_off < self.row_off + self.height
         return rows and self.col_off < other.col_off + other.width and other.col_off < self.col_off + self.width
 
     def intersection(self, other: Window) -> Window:
-        """The pixels that both windows have; they must touch."""
+        """The pixels that the windows share; only for windows that meet."""
         top, left = max(self.row_off, other.row_off), max(self.col_off, other.col_off)
         bottom = min(self.row_off + self.height, other.row_off + other.height)
         right = min(self.col_off + self.width, other.col_off + other.width)
@@ -61,7 +61,7 @@ class Window:
 
 @dataclass(frozen=True)
 class Lattice:
-    """How the tiles of an image lie and how far each has a say. tile, overlap: pixels. blend: taper or crop.
+    """How the tiles of an image lie and which pixels each decides. tile, overlap: pixels. blend: taper or crop.
 
     ValueError unless 1 <= tile and 0 <= overlap <= tile / 2: at most two tiles then meet along an axis.
     """
@@ -80,17 +80,17 @@ class Lattice:
 
     @property
     def stride(self) -> int:
-        """Pixels from tile to tile."""
+        """Pixels from the start of a tile to that of the next."""
         return self.tile - self.overlap
 
     @property
     def margins(self) -> tuple[int, int]:
-        """(near, far) pixels at the ends of a tile, where it has neighbours, in which it has no say when cropped."""
+        """(near, far): pixels at a tile's ends, where it has neighbours, in which it has no say when cropped."""
         near = self.overlap // 2
         return (near, self.overlap - near) if self.blend == "crop" else (0, 0)
 
     def count(self, size: int) -> int:
-        """How many tiles cover an axis of `size` pixels: the last is the first that reaches the edge."""
+        """How many tiles cover an axis of `size` pixels; the first that reaches the edge is the last."""
         return 1 if size <= self.tile else -((self.tile - size) // self.stride) + 1
 
     def touching(self, start: int, stop: int, size: int) -> range:
@@ -101,9 +101,9 @@ class Lattice:
         return range(first, max(first, min(last, (stop - 1 - near) // self.stride)) + 1)
 
     def cuts(self, size: int, parts: int) -> list[int]:
-        """(parts + 1) pixels that cut an axis where few tiles lie in two parts, about equally many tiles in each.
+        """(parts + 1) pixels, from 0 to `size`, that cut an axis into parts with about equally many tiles each.
 
-        There are never more parts than tiles.
+        The cuts lie where few tiles have a say in two parts. There are never more parts than tiles.
         """
         tiles = self.count(size)
         parts = min(parts, tiles)
@@ -112,8 +112,10 @@ class Lattice:
 
 
 def reflect(start: int, stop: int, size: int) -> np.ndarray:
-    """(stop - start,) int64: the pixel that stands at each position of [start, stop) when an axis of `size` pixels is
-    reflected about its edge pixels, as often as it takes; an axis of one pixel repeats it."""
+    """(stop - start,) int64: the pixel at each position of [start, stop) of an axis of `size` pixels, reflected.
+
+    It is reflected about its edge pixels, as often as needed; an axis of one pixel repeats it.
+    """
     period = max(1, 2 * (size - 1))
     position = np.arange(start, stop) % period
     return np.minimum(position, period - position) if size > 1 else np.zeros(stop - start, np.int64)
@@ -129,7 +131,7 @@ def windows(height: int, width: int, size: int) -> list[Window]:
 
 
 def blocks(height: int, width: int, lattice: Lattice, max_pixels: int) -> list[Window]:
-    """Rectangles of about equal size, of about `max_pixels` pixels or one tile, that partition an image in scan order.
+    """Rectangles of about equal size, about `max_pixels` pixels or one tile, that partition an image in scan order.
 
     See `block_cuts` for where they meet.
     """
@@ -142,13 +144,13 @@ def blocks(height: int, width: int, lattice: Lattice, max_pixels: int) -> list[W
 
 
 def block_cuts(height: int, width: int, lattice: Lattice, max_pixels: int) -> tuple[list[int], list[int]]:
-    """The rows and the columns at which the blocks of an image begin, and its height and width at the ends.
+    """The rows and the columns at which the blocks of an image begin, followed by its height and its width.
 
-    Of all ways to cut the image, the one that computes the fewest tiles: those on a border are computed twice. An even
-    number of blocks where it can be: actors come in even numbers, half of which would idle at the last of an odd one.
+    An even number of blocks where possible: actors come in even numbers, half of which would idle at the last of an odd
+    one. Of the ways left, the one that computes the fewest tiles, since those on borders are computed twice.
     """
     rows, cols = lattice.count(height), lattice.count(width)
-    needed = -(-max(height, lattice.tile) * max(width, lattice.tile) // max_pixels)  # thin images cost whole tiles
+    needed = -(-max(height, lattice.tile) * max(width, lattice.tile) // max_pixels)  # a thin image takes whole tiles
     ways = ((down, min(cols, -(-needed // down))) for down in range(1, min(rows, needed) + 1))
 
     def cost(way: tuple[int, int]) -> tuple[int, ...]:
@@ -168,7 +170,7 @@ def split(block: Window, size: int) -> list[Window]:
 
 
 def read_extent(block: Window, *, height: int, width: int, lattice: Lattice) -> Window:
-    """The part of a height x width image that the tiles with a say in `block` are made of, reflections included."""
+    """The part of a height x width image from which the tiles with a say in `block`, also beyond edges, are made."""
     rows = _axis_extent(block.row_off, block.row_off + block.height, height, lattice)
     cols = _axis_extent(block.col_off, block.col_off + block.width, width, lattice)
     return Window(rows[0], cols[0], rows[1] - rows[0], cols[1] - cols[0])

@@ -1,4 +1,4 @@
-"""A network made ready for inference once: norms folded, weights converted, the layout its device is fastest with."""
+"""A network prepared for inference: norms folded, weights converted, in the layout its device is fastest with."""
 
 from __future__ import annotations
 
@@ -22,9 +22,10 @@ def default_precision(device_type: str) -> str:
 
 
 class Inference:
-    """float32 (N, C, H, W) -> logits (N, K, H, W) of the precision, on one device; the network given is not changed.
+    """float32 (N, C, H, W) -> logits (N, K, H, W) in the precision, on one device; the given network is not changed.
 
-    precision: bf16 or fp32. compiled: by torch.compile, which takes about half a minute and, on CPUs, a C++ compiler.
+    precision: bf16 or fp32. compiled: with torch.compile, which takes about half a minute and, on CPUs, needs a C++
+    compiler.
     """
 
     def __init__(self, network: nn.Module, *, device: torch.device, precision: str, compiled: bool = False) -> None:
@@ -37,15 +38,15 @@ class Inference:
         if self.dtype is not torch.float32:
             self.network = copy.deepcopy(self.fallback).to(self.dtype)
         if compiled:
-            # freezing makes constants of the weights, so that they are laid out once as the kernels want them
+            # freezing makes constants of the weights, so that they are brought into the kernels' layout once
             self.network = torch.compile(self.network, dynamic=False, options={"freezing": True})
-        elif device.type == "cuda" and torch.version.cuda:  # cuDNN, not what stands for it on other makers' GPUs
+        elif device.type == "cuda" and torch.version.cuda:  # cuDNN, not its substitute on GPUs of other makers
             self.network = fuse_relus(self.network)
         self.tried = self.dtype is torch.float32
 
     @torch.inference_mode()
     def __call__(self, x_NCHW: torch.Tensor) -> torch.Tensor:
-        """The logits. A network that makes float32 tensors of its own cannot mix them with bf16: autocast does."""
+        """The logits. A network that makes float32 tensors of its own can mix them with bf16 only under autocast."""
         if not self.tried:
             self._try(x_NCHW)
         if self.autocast:
@@ -54,7 +55,7 @@ class Inference:
         return self.network(self._as_wanted(x_NCHW))
 
     def _as_wanted(self, x_NCHW: torch.Tensor) -> torch.Tensor:
-        """The tensor in the network's type and layout; in two steps, which take half the time of one."""
+        """The tensor in the network's type and layout; converted in two steps, which take half the time of one."""
         return x_NCHW.to(self.dtype).contiguous(memory_format=torch.channels_last)
 
     def _try(self, x_NCHW: torch.Tensor) -> None:

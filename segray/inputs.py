@@ -1,4 +1,4 @@
-"""InputSpec, all that a network assumes of its input, and prepare(), the only preprocessing in the project."""
+"""InputSpec, all that a network assumes about its input, and prepare(), the only preprocessing in the project."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ if TYPE_CHECKING:  # a driver that only plans never imports torch: it costs 500 
 class InputSpec:
     """What a network assumes: x = (pixel * scale - mean) / std over the bands, in tiles of one size and resolution.
 
-    bands: 0-based source bands in network order. scale: factor to the unit of mean and std. mean, std: one a band.
-    tile, overlap: pixels. resolution: metres a pixel, or None when the network was trained on any. band_names: of the
-    bands in network order, for images that name theirs; they go before `bands`.
+    bands: 0-based source bands in network order. scale: factor to the unit of mean and std. mean, std: one per band.
+    tile, overlap: pixels. resolution: metres per pixel, or None when the network was trained on any. band_names: names
+    to find the bands by, in network order, in images that name theirs; they take precedence over `bands`.
     """
 
     bands: tuple[int, ...]
@@ -44,13 +44,13 @@ class InputSpec:
             raise ValueError(f"scale and std must be positive, but are {self.scale} and {list(self.std)}")
 
     def lattice(self, blend: str) -> Lattice:
-        """The lattice of the tiles, which are joined as `blend` says."""
+        """The lattice of tiles that are joined as `blend` says."""
         return Lattice(self.tile, self.overlap, blend)
 
     def for_bands(self, names: tuple[str, ...], source: str) -> InputSpec:
-        """This spec with `bands` those of the names, in an image whose bands have these; MismatchError if it lacks one.
+        """This spec with `bands` found by `band_names` in an image whose bands have these names, whatever their case.
 
-        Upper and lower case are the same.
+        MismatchError unless each is found exactly once. Without `band_names`, the spec itself.
         """
         if self.band_names is None:
             return self
@@ -63,7 +63,7 @@ class InputSpec:
 
     @property
     def unit(self) -> float:
-        """The largest value in the unit of mean and std, as these tell: 1, 255, or infinity for numbers beyond bytes.
+        """The largest value in the unit of mean and std, deduced from them: 1, 255, or infinity for more than bytes.
 
         Values of 0 to 255 have no variance above mean * (255 - mean) (Bhatia and Davis, Am. Math. Monthly 2000).
         """
@@ -75,17 +75,17 @@ class InputSpec:
 
     @property
     def expected(self) -> str:
-        """The source values that `scale` is for, in words."""
+        """The source values that `scale` is meant for, in words."""
         if self.unit < math.inf:
             return f"values of 0 to {self.unit / self.scale:g}"
         low, high = (extreme(self.mean) / self.scale for extreme in (min, max))
         return f"raw values beyond bytes, whose means are {low:g} to {high:g}"
 
     def takes(self, dtype: np.dtype) -> bool:
-        """Whether values of that type are in the unit that `scale` is for: bytes, more than bytes, or real numbers.
+        """Whether values of that type are in the unit that `scale` is for: bytes, wider integers, or real numbers.
 
-        Integers are not in the unit of a network that was trained on real numbers of 0 to 1, which have such moments;
-        wide ones are in that of a network of raw numbers beyond bytes, and bytes only where a factor brings them there.
+        A network trained on real numbers of 0 to 1, as its moments tell, takes no integers. One trained on raw values
+        beyond bytes takes wide integers, but bytes only if `scale` is not 1.
         """
         eight_bit = abs(255 * self.scale - 1) < 1e-3
         if dtype.kind == "f":
@@ -98,17 +98,17 @@ class InputSpec:
         return (self.unit / self.scale <= 256) == (dtype.itemsize == 1)
 
     def with_overrides(self, **changes: object) -> InputSpec:
-        """This spec with those of tile, overlap, bands and scale that are not None replaced."""
+        """This spec with the given values in place of its own, except those that are None."""
         return replace(self, **{name: value for name, value in changes.items() if value is not None})
 
 
 def check_pixels(
     spec: InputSpec, *, bands: int, dtype: np.dtype, explicit_bands: bool, source: str, alpha: int = 0
 ) -> None:
-    """MismatchError unless an image of that band count and type fits the spec; the sentence names the flag to give.
+    """MismatchError unless an image of that band count and type fits the spec; its text names the flag to give.
 
-    explicit_bands: the user chose bands with --bands, so an image may have more than the network takes. alpha: bands
-    behind the others that are marked as alpha; they are bands like others only where the user chose them.
+    explicit_bands: the user chose bands with --bands, so an image may have more than the network takes. alpha: how many
+    further bands, marked as alpha, follow; they count as bands only where the user chose them.
     """
     marked = f" and band {_listed(range(bands, bands + alpha))}, marked as alpha" if alpha else ""
     if max(spec.bands) >= bands + alpha * explicit_bands:
@@ -125,7 +125,7 @@ def check_pixels(
         )
     if not spec.takes(dtype):
         scale = spec.unit / np.iinfo(dtype).max if dtype.kind in "iu" else 1.0
-        example = f", as in --scale {scale:.6g}" if scale < math.inf else ""  # nobody knows what the bytes were made of
+        example = f", as in --scale {scale:.6g}" if scale < math.inf else ""  # else the factor is unknown
         raise MismatchError(
             f"{source} holds {dtype} values, but the model expects {spec.expected}; "
             f"give the factor that brings them to its unit with --scale{example}"
@@ -135,8 +135,8 @@ def check_pixels(
 def prepare(pixels_NCHW: torch.Tensor, valid_NHW: torch.Tensor | None, spec: InputSpec) -> torch.Tensor:
     """Source pixels of the spec's bands -> the float32 (N, C, H, W) that a network sees, on the tensor's device.
 
-    pixels_NCHW: any real type. valid_NHW: bool, None where all are valid. Pixels without data become 0, the mean of the
-    training data, whatever the source holds there (NaN too).
+    pixels_NCHW: any real type. valid_NHW: bool, None if all are valid. Pixels without data become 0, the mean of the
+    training data, whatever the source holds there, even NaN.
     """
     mean, inverse = _constants(spec, pixels_NCHW.device)
     x = pixels_NCHW.to(mean.dtype, copy=True).sub_(mean).mul_(inverse)
@@ -145,7 +145,7 @@ def prepare(pixels_NCHW: torch.Tensor, valid_NHW: torch.Tensor | None, spec: Inp
 
 @lru_cache(maxsize=16)
 def _constants(spec: InputSpec, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
-    """(1, C, 1, 1) mean in the source's units and factor to deviations: made once a device, since a copy may wait."""
+    """(1, C, 1, 1) mean in source units and factor to deviations; made once per device, since copying may wait."""
     import torch
 
     scale, std = torch.tensor(spec.scale, dtype=torch.float64), torch.tensor(spec.std, dtype=torch.float64)

@@ -13,7 +13,7 @@ from segray.errors import LabelError, SegrayError
 
 IGNORE = 255  # the id of "ignore / no data" in every mask that segray writes
 PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
-MAX_SIDE = 2**15 - 1  # pixels of a mask, which then has less than MAX_BYTES
+MAX_SIDE = 2**15 - 1  # pixels: a mask of no longer side has less than MAX_BYTES
 MAX_BYTES = 1 << 30  # a mask is never inflated beyond this, nor beyond what its own header announces
 
 
@@ -21,9 +21,9 @@ MAX_BYTES = 1 << 30  # a mask is never inflated beyond this, nor beyond what its
 class Classes:
     """Ordered class names and colours; a class's id is its position.
 
-    names: one per class, unique. colors: (r, g, b) of 0..255, one per class. ignore_index: the id in label
-    files that means "no label"; ignore_colors: the colours in label files that mean it (a legend gives them as
-    entries whose id is the ignore index). Decoded masks always carry 255 for both.
+    names: one per class, unique. colors: (r, g, b) of 0..255, one per class. ignore_index: the id that means "no label"
+    in label files. ignore_colors: the colours that mean it there (a legend gives them as entries whose id is the ignore
+    index). In decoded masks both are always 255.
     """
 
     names: tuple[str, ...]
@@ -54,7 +54,7 @@ class Classes:
 
     @classmethod
     def from_json(cls, entries: list[dict], ignore_index: int = IGNORE, *, source: str = "classes.json") -> Classes:
-        """Classes of a parsed `classes` list; `source` names the file in errors (SegrayError)."""
+        """Classes from a parsed `classes` list; SegrayError, naming the file `source`, when it is not one."""
         try:
             ordered = sorted((e for e in entries if e["id"] != ignore_index), key=lambda entry: entry["id"])
             ignored = tuple(tuple(e["color"]) for e in entries if e["id"] == ignore_index)
@@ -73,7 +73,7 @@ class Classes:
 
     @classmethod
     def parse(cls, text: bytes | str, *, source: str) -> Classes:
-        """Classes of the text of a `classes.json` (SegrayError when it is none)."""
+        """Classes from the text of a `classes.json`; SegrayError when it is not one."""
         try:
             document = json.loads(text)
         except ValueError as error:
@@ -104,8 +104,8 @@ def ids_to_mask(ids: np.ndarray, classes: Classes, *, source: str) -> np.ndarray
 def colors_to_mask(rgb: np.ndarray, classes: Classes, *, source: str) -> np.ndarray:
     """(H, W, 3) uint8 colours of the legend -> (H, W) uint8 mask.
 
-    LabelError on a colour that is in no legend, since colours are never matched to the nearest one, and on a legend in
-    which two entries share a colour.
+    LabelError on a colour that is not in the legend, as colours are never matched to the nearest one, and on a legend
+    in which two entries share a colour.
     """
     codes = (rgb.astype(np.uint32) << np.array([16, 8, 0], np.uint32)).sum(axis=-1)
     mask = np.full(codes.shape, IGNORE, np.uint8)
@@ -142,7 +142,7 @@ def encode_png(mask: np.ndarray, classes: Classes) -> bytes:
     rows = np.zeros((height, width + 1), np.uint8)  # each row starts with its filter type, 0 = none
     rows[:, 1:] = mask
     alpha = bytes([255] * 255 + [0])
-    # Masks are runs of one class: as runs they are as small as by zlib's own search at level 6, and 3 times as fast.
+    # Masks are runs of one class: Z_RLE compresses them as well as the default strategy at level 6, 3 times as fast.
     compressor = zlib.compressobj(6, zlib.DEFLATED, zlib.MAX_WBITS, zlib.DEF_MEM_LEVEL, zlib.Z_RLE)
     chunks = (
         (b"IHDR", struct.pack(">IIBBBBB", width, height, 8, 3, 0, 0, 0)),
@@ -155,7 +155,7 @@ def encode_png(mask: np.ndarray, classes: Classes) -> bytes:
 
 
 def decode_png(data: bytes) -> np.ndarray:
-    """The (H, W) uint8 mask in PNG bytes that `encode_png` wrote (SegrayError on any other PNG)."""
+    """The (H, W) uint8 mask in PNG bytes that `encode_png` wrote (SegrayError on any other)."""
     try:
         header, compressed = _read_chunks(data)
         if header[2:] != (8, 3, 0, 0, 0):
@@ -170,14 +170,14 @@ def decode_png(data: bytes) -> np.ndarray:
             raise ValueError("its data ends too early or too late")
         rows = np.frombuffer(inflated, np.uint8).reshape(height, width + 1)
     except (struct.error, zlib.error, ValueError) as error:
-        raise SegrayError(f"a mask is no whole PNG: {error}") from error
+        raise SegrayError(f"a mask is not a complete PNG: {error}") from error
     if rows[:, 0].any():
         raise SegrayError("a mask uses PNG row filters; it was not written by segray")
     return rows[:, 1:].copy()
 
 
 def _read_chunks(data: bytes) -> tuple[tuple[int, ...], bytes]:
-    """(fields of IHDR, all of IDAT) of PNG bytes; struct.error or ValueError when they are none."""
+    """(fields of IHDR, all of IDAT) of PNG bytes; struct.error or ValueError on anything else."""
     if not data.startswith(PNG_SIGNATURE):
         raise ValueError("the signature is missing")
     position, header, parts = len(PNG_SIGNATURE), b"", []

@@ -1,6 +1,6 @@
 """Model directories: model.json and weights.safetensors (or program.pt2), saved and loaded on any store.
 
-Reading the description needs no torch, so that a driver which only plans stays small; only `load_network` imports it.
+Reading the description needs no torch, so that a driver that only plans stays small.
 """
 
 from __future__ import annotations
@@ -35,8 +35,8 @@ WEIGHTS, PROGRAM = "weights.safetensors", "program.pt2"
 class Description:
     """What model.json says.
 
-    network: {"name", "options"} or {"program": "program.pt2"}. temperature: what logits are divided by for confidences
-    (see `write_temperature`). digest: see `read_description`.
+    network: {"name", "options"} or {"program": "program.pt2"}. temperature: what logits are divided by to get
+    confidences (see `write_temperature`). digest: see `read_description`.
     """
 
     uri: str
@@ -56,17 +56,17 @@ class Description:
 
     @property
     def weights_uri(self) -> str:
-        """The file of the weights or of the program."""
+        """The file that holds the weights or the program."""
         return join(self.uri, self.network.get("program", WEIGHTS))
 
 
 def save_model(description: Description, network: nn.Module) -> None:
-    """Write a model directory: weights first, then the model.json that names their digest, each in one atomic step."""
+    """Write a model directory: weights, then the model.json that has their sha256, each in one atomic step."""
     save_weights(description, network.state_dict())
 
 
 def save_weights(description: Description, state: dict[str, torch.Tensor]) -> None:
-    """See save_model; state: the network's state_dict."""
+    """As `save_model`; state: the network's state_dict."""
     from safetensors.torch import save
 
     weights = save({name: tensor.detach().cpu().contiguous() for name, tensor in state.items()})
@@ -86,7 +86,7 @@ def save_weights(description: Description, state: dict[str, torch.Tensor]) -> No
 
 
 def read_description(uri: str) -> Description:
-    """The description of a model directory, its digest the sha256 over model.json and the weights or program.
+    """The description of a model directory; its digest is the sha256 over model.json and the weights or program.
 
     ModelError with the fix when the directory is missing, damaged, or of a later format version.
     """
@@ -117,10 +117,10 @@ def read_description(uri: str) -> Description:
 
 
 def write_temperature(description: Description, temperature: float) -> Description:
-    """Set `temperature` in a model's model.json, in one atomic step, and leave all else as it is; what it says then.
+    """Set only `temperature` in a model's model.json, in one atomic step; returns the new description.
 
-    The digest changes with it, so whatever was segmented before counts as another model's. ModelError when the
-    directory has changed since it was read, or cannot be written.
+    This changes the digest, so anything segmented before counts as another model's. ModelError when the directory has
+    changed since it was read, or cannot be written.
     """
     source = join(description.uri, "model.json")
     if read_description(description.uri).digest != description.digest:
@@ -134,7 +134,7 @@ def write_temperature(description: Description, temperature: float) -> Descripti
 
 
 def load_network(description: Description) -> nn.Module:
-    """The network of a model directory with its weights, in eval mode; ModelError when they do not fit each other.
+    """The network of a model directory with its weights, in eval mode; ModelError when the two do not match.
 
     Nothing in the files is executed: weights are safetensors, programs are searched first (see `programs`).
     """
@@ -161,7 +161,7 @@ def load_network(description: Description) -> nn.Module:
 
 
 def earlier_model(weights: str) -> Description | None:
-    """The model whose directory, or file of weights in it, is at that path or URI; None if something else is meant."""
+    """The model whose directory or weights file is at that path or URI; None if `weights` means something else."""
     uri = weights.removesuffix(f"/{WEIGHTS}")
     return read_description(uri) if exists(join(uri, "model.json")) else None
 
@@ -169,7 +169,7 @@ def earlier_model(weights: str) -> Description | None:
 def load_state(uri: str) -> dict[str, torch.Tensor]:
     """Pretrained weights by path or URI (safetensors, or what torch.save wrote), or by torchvision's name for them.
 
-    A name such as ResNet50_Weights.IMAGENET1K_V2 downloads. ModelError when it is neither, or holds no tensors, or
+    A name such as ResNet50_Weights.IMAGENET1K_V2 is downloaded. ModelError when it is neither, or holds no tensors, or
     Python objects beside them.
     """
     import torch
@@ -204,7 +204,7 @@ def load_state(uri: str) -> dict[str, torch.Tensor]:
 
 
 def _more_than_tensors(error: pickle.UnpicklingError) -> str:
-    """The reason in torch's refusal, without its advice to execute the file after all."""
+    """The reason for torch's refusal, without its advice to execute the file anyway."""
     found = re.search(r"GLOBAL ([\w.]+)", str(error))
     if not found:
         return "it is damaged, or not what torch.save wrote"

@@ -32,15 +32,15 @@ from segray.tasks import DEATHS, in_tasks, result_of
 
 log = logging.getLogger("segray")
 SCENES = 4  # on a page
-# Of masks that are decoded for a scene: 400 windows of 2048 x 2048 pixels, half a minute of one core.
+# Pixels of masks decoded per scene, at most: 400 windows of 2048 x 2048, half a minute of one core.
 MOST_PIXELS = 400 * 2**22
-TASKS_IN_FLIGHT = 64  # each brings pieces of a picture, which wait on the driver
+TASKS_IN_FLIGHT = 64  # each returns pieces of a picture, which wait on the driver
 COLUMNS = ["shard", "image", "part", "image_height", "image_width", "estimate", "error"]
 
 
 @dataclass(frozen=True, kw_only=True)
 class _Candidate:
-    """An image of the plan. pixels: its area, by estimate where nobody has measured it. part: see `storage.File`."""
+    """An image of the plan. pixels: its area, estimated if not measured. part: see `storage.File`."""
 
     image: str
     part: str
@@ -60,20 +60,20 @@ class _Part:
 
 
 def overviews(output: str, fmt: str, plan: Plan, *, spec: InputSpec) -> list[Overview]:
-    """The largest scenes of a finished segmentation, the largest first; none of those that the page's pictures show.
+    """The largest scenes of a finished segmentation, the largest first; not those small enough for the page's pictures.
 
-    Of a scene beyond `MOST_PIXELS`, shards spread over it are shown by their masks; the windows of all others in the
-    class that they hold most of. spec: whose bands are red, green, blue. Their images are shown where they can be read
-    at a low resolution at little cost, and no process dies of it.
+    Of a scene larger than `MOST_PIXELS`, some shards, evenly spread, are shown by their masks, and each window of the
+    others in its most frequent class. A scene's image is shown if it can be read cheaply at a low resolution, and no
+    process dies of it. spec: its first three bands are shown as red, green and blue.
     """
     candidates = _largest(plan)
-    pictures = [_image.remote(candidate.image, candidate.part, spec) for candidate in candidates]  # the dear part
+    pictures = [_image.remote(candidate.image, candidate.part, spec) for candidate in candidates]  # the slow part
     found = (_overview(output, fmt, candidate, picture) for candidate, picture in zip(candidates, pictures))
     return [overview for overview in found if overview is not None]
 
 
 def _largest(plan: Plan) -> list[_Candidate]:
-    """The scenes of most pixels in the plan, whose files are read in tasks."""
+    """The scenes with the most pixels in the plan, whose files are read in tasks."""
     found = in_tasks(partial(_largest_in_file, plan.uri), range(len(plan.files)), in_flight=TASKS_IN_FLIGHT)
     best: dict[str, _Candidate] = {}
     for candidate in chain.from_iterable(found):
@@ -92,7 +92,7 @@ def _ranked(candidates: Iterable[_Candidate]) -> list[_Candidate]:
 
 
 def _overview(output: str, fmt: str, candidate: _Candidate, picture: ray.ObjectRef) -> Overview | None:
-    """The overview of a scene whose image is being read; None without a mask, or if no larger than the pictures."""
+    """The overview of a scene, whose image is being read; None if it has no mask or is no larger than the pictures."""
     step = -(-candidate.pixels // MOST_PIXELS)
     shards = ((shard, number % step == 0) for number, shard in enumerate(candidate.shards))
     first, mask, seen = None, None, False
@@ -122,7 +122,7 @@ def _overview(output: str, fmt: str, candidate: _Candidate, picture: ray.ObjectR
 
 
 def _image_of(picture: ray.ObjectRef) -> np.ndarray | None:
-    """The image of an overview; None where the task that read it died, since the masks are there without it."""
+    """The image of an overview; None if the task that read it died, as the overview can do without."""
     try:
         return result_of(picture)
     except DEATHS as error:
@@ -131,13 +131,13 @@ def _image_of(picture: ray.ObjectRef) -> np.ndarray | None:
 
 
 def _largest_in_file(uri: str, number: int) -> list[_Candidate]:
-    """The scenes of most pixels in one plan file; in Arrow throughout, since it may hold a million images."""
+    """The scenes with the most pixels in one plan file; in Arrow throughout, since it may hold a million images."""
     fs, path = filesystem(join(uri, f"plan-{number:05d}.parquet"))
     with retry(lambda: fs.open(path, "rb")) as file:
         table = pq.read_table(file, columns=COLUMNS)
     table = table.filter(pc.is_null(table["error"]))
     sizes = ("image_height", "image_width")
-    # an image that is measured has its size in every row; a whole picture has one row and an estimate
+    # a measured image has its size in every row; a whole picture has one row, with an estimate
     kinds = [("shard", "list"), *((name, "max") for name in sizes), ("estimate", "sum"), ("part", "max")]
     images = table.group_by("image").aggregate(kinds)
     height, width = (pc.cast(images[f"{name}_max"], pa.int64()) for name in sizes)
@@ -154,7 +154,7 @@ def _largest_in_file(uri: str, number: int) -> list[_Candidate]:
 def _part(output: str, fmt: str, image: str, part: tuple[int, bool]) -> _Part | None:
     """What a shard holds of a scene, at the resolution of its overview; None if nothing was segmented.
 
-    part: the shard, and whether its masks are read or its statistics alone.
+    part: the shard, and whether its masks are read, or only its statistics.
     """
     shard, detailed = part
     read = read_masks if detailed else _without_masks
@@ -181,7 +181,7 @@ def _part(output: str, fmt: str, image: str, part: tuple[int, bool]) -> _Part | 
 
 @ray.remote(num_cpus=1)
 def _image(uri: str, part: str, spec: InputSpec) -> np.ndarray | None:
-    """(h, w, 3) uint8 of an image for eyes; None where it costs much or cannot be read (any more)."""
+    """(h, w, 3) uint8 image for viewing; None if reading it is costly or no longer possible."""
     try:
         found = read_reduced(uri, longest=LONGEST, part=part, choose=partial(_bands_for_eyes, spec, uri))
     except UNREADABLE:
@@ -190,7 +190,7 @@ def _image(uri: str, part: str, spec: InputSpec) -> np.ndarray | None:
 
 
 def _bands_for_eyes(spec: InputSpec, uri: str, header: Header) -> tuple[int, ...]:
-    """The model's first three bands; those of the image where it has fewer than the model, such as a grey one."""
+    """The model's first three bands; the image's own if it has fewer than the model, as a grey one has."""
     bands = spec.for_bands(header.names, uri).bands[:3]
     return bands if max(bands) < header.bands + header.alpha else tuple(range(min(3, header.bands)))
 

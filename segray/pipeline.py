@@ -2,7 +2,7 @@
 
     plan minus shards already there -> read (CPUs) -> segment (actors on GPUs) -> write (CPUs) -> small rows
 
-On a cluster without GPUs the three are one actor, since moving pixels between processes would only cost.
+On a cluster without GPUs one actor does all three steps, since moving pixels between processes would gain nothing.
 """
 
 from __future__ import annotations
@@ -31,15 +31,15 @@ from segray.tasks import DEATHS, result_of
 from segray.work import STAGES, Costs, Work
 
 log = logging.getLogger("segray")
-# Ray keeps some 14 KB a shard on the driver, here bounded at any archive size; a wave costs the start of its actors.
+# Ray keeps some 14 KB per shard on the driver: waves bound that for any archive. Each wave starts its actors anew.
 SHARDS_A_WAVE = 50_000
-ATTEMPTS = 2  # without any shard done, before the images of those that are left are tried by themselves
-MAX_LOST_SHARDS = 64  # in one pass; more is no poisonous image but a broken cluster
-NO_PROGRESS_S = 6 * 3600.0  # a hang; waiting for nodes and the largest of shards take less
-# Shards at an actor for each that it works on, from which on a pool of MIN:MAX actors grows: Ray's own 1.75 is more
-# than `Work.pool_options` lets it have, so that the pool would never grow.
+ATTEMPTS = 2  # in a row that finish no shard, before the images of the remaining shards are tried by themselves
+MAX_LOST_SHARDS = 64  # in one pass; more means a broken cluster, not a poisonous image
+NO_PROGRESS_S = 6 * 3600.0  # longer is a hang: waiting for nodes takes less, and so does the largest shard
+# A pool of MIN:MAX actors grows when its actors hold this many shards for each that they may work on at once. Ray's
+# default of 1.75 is more than `Work.pool_options` allows on GPUs with few bands, so the pool would never grow.
 FULL = 1.25
-READ_BYTES = 2**29  # of pixels that a reading stage hands over at once; what a shard has beyond, the actor reads itself
+READ_BYTES = 2**29  # of pixels that a reading stage hands over at once; the actor itself reads the rest of a shard
 
 
 class SegmentActor:
@@ -73,9 +73,9 @@ def run(
 ) -> None:
     """Segment and publish those shards; `on_result` gets the totals of each once.
 
-    A shard whose process dies is tried again, then its images one by one: those that kill their process become failed
-    rows. An error that is no process's death (a full disk, a wrong model) ends the job, and so does it when `fresh`,
-    that is nothing was published before, and every shard kills its process: then no image is to blame.
+    A shard whose process dies is tried again, then its images by themselves: those that kill their process become
+    failed rows. Any other error (a full disk, a wrong model) ends the job. So does a `fresh` run (nothing was published
+    before) in which every shard kills its process: then no image is to blame.
     """
     waves = [shards[start : start + SHARDS_A_WAVE] for start in range(0, len(shards), SHARDS_A_WAVE)]
     with ThreadPoolExecutor(1) as beside:  # the next wave is made ready while one runs
@@ -101,7 +101,7 @@ def _run_wave(
         stalled = 0 if len(missing) < before else stalled + 1
         if missing:
             first = min(missing)
-            with suppress(*DEATHS):  # what else is wrong, a full disk or another model, is raised here
+            with suppress(*DEATHS):  # any other error, such as a full disk or a changed model, is raised
                 on_result(pickle.loads(_publish_alone(work, first, plans.read_shard(work.plan, first))["totals"]))
                 missing.discard(first)
         if missing:
@@ -114,12 +114,12 @@ def _run_wave(
 
 
 def _until_a_loss(rows: Iterator[dict]) -> Iterator[dict]:
-    """The rows until Ray Data gives up: on the way in which a process died, or since too many shards failed."""
+    """The rows until Ray Data gives up, because a process died or too many shards failed."""
     try:
         yield from rows
     except DEATHS as error:
         log.info("an actor was lost: %s", " ".join(str(error).split())[:200])
-    except RayTaskError:  # of many shards; the one that is tried alone then says what is wrong
+    except RayTaskError:  # of more shards than may be lost; the one tried alone next tells why
         log.info("more than %d shards failed; trying one by itself", MAX_LOST_SHARDS)
 
 
@@ -129,7 +129,7 @@ def staged(work: Work) -> bool:
 
 
 def source(rows: list[dict]) -> Dataset:
-    """A data set of a block a row. A millisecond of the driver each."""
+    """A data set with one block per row; each takes the driver a millisecond."""
     configure()  # a data set keeps the context that it was made in
     return ray.data.from_items(rows, override_num_blocks=len(rows))
 
@@ -165,25 +165,25 @@ def _segment(rows: Dataset, work: Work, actors: tuple[int, int], *, staged: bool
 
 @contextmanager
 def retries_bounded() -> Iterator[None]:
-    """Ray Data retries without end by default, and the one way to say otherwise is deprecated without another."""
+    """Hides the warning that the only options to bound Ray Data's retries, endless by default, are deprecated."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", RayDeprecationWarning)
         yield
 
 
 def configure() -> None:
-    """Set what Ray Data may lose and say, right before a chain runs: making a data set resets its logging."""
+    """Set what Ray Data may lose and log, right before a chain runs: making a data set resets its logging."""
     context = DataContext.get_current()
     context.enable_progress_bars = False
     context.max_errored_blocks = MAX_LOST_SHARDS
     context.execution_no_progress_timeout_s = NO_PROGRESS_S
     context.autoscaling_config.actor_pool_util_upscaling_threshold = FULL
     context.print_on_execution_start = False
-    logging.getLogger("ray.data").setLevel(logging.CRITICAL)  # lost shards are told by `run`, in a line each
+    logging.getLogger("ray.data").setLevel(logging.CRITICAL)  # `run` logs lost shards itself, in a line
 
 
 def _read(batch: Batch, work: Work) -> Batch:
-    """CPU stage: the pixels of a shard, or of as many of its items as fit `READ_BYTES`, and the others unread."""
+    """CPU stage: read a shard's items until their pixels exceed `READ_BYTES`; the others are passed on unread."""
     shard, read, size, costs = int(batch["shard"][0]), [], 0, Costs()
     items = plans.read_shard(work.plan, shard)
     for reading in work.readings(items):
@@ -204,7 +204,7 @@ def _write(batch: Batch, work: Work) -> Batch:
 def _rescue(work: Work, shard: int) -> dict:
     """Find the images of a shard that kill their process, and publish the shard with failed rows for them.
 
-    They are read one at a time here: that several are too much together is the fault of none of them.
+    They are read one at a time here: if several together need too much memory, none of them is to blame.
     """
     work = replace(work, ahead=1)
     items = plans.read_shard(work.plan, shard)
@@ -239,7 +239,7 @@ def _survives(work: Work, items: list[plans.Item]) -> bool:
 
 
 def _publish_alone(work: Work, shard: int, items: list[plans.Item]) -> dict:
-    """Segment and publish a shard in a process of its own; one of `DEATHS` when that dies of it."""
+    """Segment and publish a shard in a process of its own; raises one of `DEATHS` if that dies."""
     return result_of(_publish_items.options(**_resources(work)).remote(work, shard, items))
 
 

@@ -1,7 +1,7 @@
 """The plan: the table of all shards and what each segments, written once to OUTPUT/plan/ and read on every restart.
 
-`plan-NNNNN.parquet` holds up to `SHARDS_A_FILE` shards in row groups of a few, so that a worker reads little beside its
-own; `plan.json`, written last, holds the fingerprint of all that can change a pixel. Shard ids count through the files.
+`plan-NNNNN.parquet` holds up to `SHARDS_A_FILE` shards in small row groups, so that a worker reads little beyond its
+own; `plan.json`, written last, holds the fingerprint of all that can change a pixel. Shard ids continue across files.
 """
 
 from __future__ import annotations
@@ -24,22 +24,23 @@ from segray.resample import Scaling
 from segray.storage import File, ending, exists, filesystem, join, publish, read_bytes, read_text, retry
 
 SHARDS_A_FILE = 1024
-# In a row group: with a shard each, a worker would parse the places of 1024 to find its own; items bound the driver.
+# In a row group: if each held one shard, a worker would parse the metadata of 1024 to find its own; the limit on items
+# bounds the driver's memory.
 SHARDS_A_GROUP, ITEMS_A_GROUP = 32, 4096
-IMAGES_A_SHARD = 1024  # a shard of tiny images is also the unit of retry: keep it at seconds of work
+IMAGES_A_SHARD = 1024  # a shard is also the unit of retry: keep one of tiny images at seconds of work
 FORMAT_VERSION = 1
-# Pixels a byte, about, of the pictures that are planned by their listed size alone.
-# Those of tables have no ending, and are JPEGs more often than not.
+# Approximate pixels per byte of pictures that are planned by their listed size alone, by ending.
+# Pictures in tables have no ending, and are mostly JPEGs.
 PIXELS_A_BYTE = {".jpg": 4.0, ".jpeg": 4.0, ".webp": 8.0, "": 4.0}
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)  # there are as many as images
+@dataclass(frozen=True, kw_only=True, slots=True)  # there is at least one per image
 class Item:
     """A piece of work: a block of windows of an image, or a whole image whose size is known once it is read.
 
     part: see `storage.File`. height, width: of the block in pixels, 0 for a whole image not yet measured. error: why
-    the image cannot be segmented, known from its header. estimate: pixels of work, about. source_height, source_width:
-    of an image that is segmented on a coarser grid, which all else is about; 0 otherwise.
+    the image cannot be segmented, known from its header. estimate: approximate pixels of work. source_height,
+    source_width: size of an image that is segmented on a coarser grid, to which all else then refers; 0 otherwise.
     """
 
     image: str
@@ -63,7 +64,7 @@ class Item:
 
     @property
     def scaling(self) -> Scaling | None:
-        """How the image and its coarser grid correspond; None where it is segmented as it is."""
+        """How the image and its coarser grid correspond; None if it is segmented as it is."""
         if not self.source_height:
             return None
         source = {"height": self.source_height, "width": self.source_width}
@@ -105,7 +106,7 @@ class Plan:
 
 
 def whole(file: File) -> Item:
-    """The item of a picture that is planned by its listed size alone."""
+    """The item of a whole picture, planned by its listed size alone."""
     pixels = int(file.size * PIXELS_A_BYTE.get(ending(file.uri), 1.0)) + 1
     return Item(image=file.uri, etag=file.etag, part=file.part, estimate=pixels)
 
@@ -120,9 +121,9 @@ def cut(
     scaling: Scaling | None = None,
     blocks: Iterable[Window] | None = None,
 ) -> Iterator[Item]:
-    """The items of an image of known size: blocks of about a shard's pixels, or those given, if only some have data.
+    """The items of an image of known size: blocks of about a shard's pixels, or the given ones, if only some have data.
 
-    scaling: the coarser grid on which it is segmented.
+    scaling: to the coarser grid on which it is segmented.
     """
     source: dict[str, int] = {}
     if scaling is not None:
@@ -148,7 +149,7 @@ def group(items: Iterable[Item], shard_pixels: int) -> Iterator[list[Item]]:
 
 
 def write_files(uri: str, shards: Iterable[list[Item]]) -> tuple[int, ...]:
-    """Write the plan files as the shards come, one file's bytes in memory; how many shards each holds."""
+    """Write the plan files as the shards come, holding one file in memory; returns how many shards each has."""
     files: list[int] = []
     stream = enumerate(shards)
     while first := next(stream, None):
@@ -194,7 +195,7 @@ def read_shard(uri: str, shard: int) -> list[Item]:
 
 
 def parts(uri: str) -> dict[str, str]:
-    """Image -> where it lies in the file that holds it, of the images of a plan that are no files of their own."""
+    """Image -> where it lies in the file that holds it, for the images of a plan that are not files themselves."""
     plan, found = load(uri), {}
     for number in range(len(plan.files) if plan else 0):
         data = pa.BufferReader(read_bytes(join(uri, f"plan-{number:05d}.parquet")))
@@ -210,7 +211,7 @@ def fingerprint(*, archive: str, listing: str, images: int, model: str, settings
 
 
 def check(plan: Plan, wanted: dict) -> None:
-    """SegrayError, saying what differs, when the plan on the output is not of the job that is wanted."""
+    """SegrayError, saying what differs, unless the plan in the output is that of the wanted job."""
     have = plan.fingerprint
     if have == wanted:
         return
@@ -244,7 +245,7 @@ class ListingDigest:
             yield file
 
     def hexdigest(self) -> str:
-        """The digest of what went by so far."""
+        """The digest of the files seen so far."""
         return self._hash.hexdigest()
 
 
@@ -255,7 +256,7 @@ def _group_of(metadata: pq.FileMetaData, shard: int) -> int:
 
 
 def _row_groups(shards: Iterable[tuple[int, list[Item]]]) -> Iterator[list[tuple[int, list[Item]]]]:
-    """Numbered shards in row groups of a few."""
+    """Numbered shards in small groups, each to be a row group."""
     rows: list[tuple[int, list[Item]]] = []
     items = 0
     for number, shard in shards:
@@ -269,7 +270,7 @@ def _row_groups(shards: Iterable[tuple[int, list[Item]]]) -> Iterator[list[tuple
 
 
 def _write_file(uri: str, number: int, groups: Iterable[list[tuple[int, list[Item]]]]) -> int:
-    """Write one plan file, a row group a group of numbered shards; how many shards it holds."""
+    """Write one plan file, with one row group per group of numbered shards; returns how many shards it holds."""
     buffer, count = io.BytesIO(), 0
     with pq.ParquetWriter(buffer, SCHEMA, compression="zstd") as writer:
         for shards in groups:
@@ -280,7 +281,7 @@ def _write_file(uri: str, number: int, groups: Iterable[list[tuple[int, list[Ite
 
 
 def _table(shards: list[tuple[int, list[Item]]]) -> pa.Table:
-    """The rows of numbered shards, made column by column: a fifth of the time of a dict an item."""
+    """The rows of numbered shards, made column by column: a fifth of the time that one dict per item takes."""
     columns = {"shard": [number for number, items in shards for _ in items]}
     for name in SCHEMA.names[1:]:
         columns[name] = [getattr(item, name) for _, items in shards for item in items]

@@ -1,4 +1,4 @@
-"""Making the plan of a segmentation: list on the driver, read headers in Ray tasks, group into shards in a stream."""
+"""Making the plan of a segmentation: list on the driver, read headers in Ray tasks, group items into shards."""
 
 from __future__ import annotations
 
@@ -23,9 +23,9 @@ Running = list[Item] | Iterator[Found]
 
 
 def make_plan(uri: str, files: Iterable[File], cutting: Cutting) -> tuple[Plan, ListingDigest]:
-    """Write the plan files of what an archive lists; `finish_plan` makes them valid. Memory does not grow with it.
+    """Write the plan files for an archive's listing, in bounded memory; `finish_plan` makes them valid.
 
-    SegrayError when no image of the archive can be segmented, with the reason of the first.
+    SegrayError when no image of the archive can be segmented, with the reason for the first.
     """
     digest, seen = ListingDigest(), _Seen()
     items = seen.watch(_items(digest.watch(files), cutting, seen))
@@ -45,7 +45,7 @@ def finish_plan(plan: Plan, fingerprint: dict) -> Plan:
 
 
 def _items(files: Iterable[File], cutting: Cutting, seen: _Seen) -> Iterator[Item]:
-    """The items of the files in listing order, whatever order the tasks end in."""
+    """The items of the files, in listing order whatever order the tasks end in."""
     running: deque[Running] = deque()
     for chunk in _chunks(files):
         if all(is_small(file) for file in chunk):
@@ -58,7 +58,7 @@ def _items(files: Iterable[File], cutting: Cutting, seen: _Seen) -> Iterator[Ite
 
 
 def _chunks(files: Iterable[File]) -> Iterator[tuple[File, ...]]:
-    """Some hundred images each, or one file that holds many."""
+    """Up to `FILES_A_TASK` images each, or one file that holds many."""
     chunk: list[File] = []
     for file in files:
         alone = kind_of(file.uri) is not None
@@ -83,10 +83,10 @@ def _done(running: Running, seen: _Seen) -> Iterator[Item]:
 
 
 def _found(results: ray.ObjectRefGenerator, files: tuple[File, ...], cutting: Cutting) -> Iterator[Found]:
-    """What a task finds in files; if its process dies, what a task for each finds, and a failed item if that dies too.
+    """What a task finds in files; if its process dies, what one task per file finds; a failed item if that dies too.
 
-    Only the members of a container, which is alone in its task, come in several results. Those that were given before
-    the death are not given again, and one of any other task is all that there is to give.
+    Only a container, which is alone in its task, gives several results; those given before the death
+    are not given again. Any other task has one result, after which nothing is left to do.
     """
     given = 0
     try:
@@ -118,7 +118,7 @@ def _expand(files: tuple[File, ...], cutting: Cutting) -> Iterator[Found]:
 
 
 class _Seen:
-    """Counts images; remembers whether any item can be segmented, and the first reason why one cannot."""
+    """Counts images; remembers whether any item can be segmented, and the error of the first that cannot."""
 
     def __init__(self) -> None:
         self.usable = False

@@ -2,7 +2,7 @@
 
 torch.export.load falls back to unrestricted pickle, evaluates shape expressions with sympy, looks operators up by
 dotted name under `torch`, and turns guards, names and argument trees into Python source. So a program may hold aten
-operators, arithmetic on shapes, plain tensors and plain names, nothing else.
+operators, arithmetic on shapes, plain tensors and plain names, and nothing else.
 """
 
 from __future__ import annotations
@@ -24,12 +24,12 @@ from torch.fx.node import map_aggregate
 
 from segray.errors import ModelError
 
-# The records that torch writes; other names lead it to older layouts, which are pickles.
+# The records that torch writes; other names make it read older layouts, which are pickles.
 RECORD = re.compile(
     r"models/model\.json|data/weights/(weight_\d+|model_weights_config\.json)|data/sample_inputs/model\.pt"
     r"|data/constants/(tensor_\d+|model_constants_config\.json)|archive_\w+|byteorder|\.\w+(/\w+)?|extra/.+"
 )
-# from_file reads, and creates, any file
+# from_file can read and create any file
 OPERATOR = re.compile(
     r"torch\.ops\.(aten(?!\.from_file)|prims|higher_order)\.\w+(\.\w+)?|torch\._?sym_\w+|math\.\w+|_operator\.(\w+)"
 )
@@ -44,8 +44,8 @@ WORDS = {"Symbol", "Integer", "Rational", "Float", "Mul", "Add", "Pow", "Max", "
     "Eq", "Ne", "Equality", "Unequality", "StrictLessThan", "LessThan", "StrictGreaterThan", "GreaterThan",
     "And", "Or", "Not", "Where", "positive", "nonnegative", "integer", "real", "precision", "True", "False",
 }  # fmt: skip
-TRAINING = ("training", "train", "use_input_stats")  # arguments of batch norm, dropout, instance norm: the mode
-PLAIN = re.compile(r"[\w.+-]*")  # what names and enumerations are made of
+TRAINING = ("training", "train", "use_input_stats")  # the mode, as batch norm, dropout and instance norm name it
+PLAIN = re.compile(r"[\w.+-]*")  # names and enumerations
 DAMAGE = (zipfile.BadZipFile, LookupError, ValueError, TypeError, AttributeError, AssertionError, RuntimeError) + (
     SyntaxError, EOFError, pickle.UnpicklingError, SpecViolationError,
 )  # fmt: skip
@@ -54,7 +54,7 @@ DAMAGE = (zipfile.BadZipFile, LookupError, ValueError, TypeError, AttributeError
 class Program(nn.Module):
     """An exported program as a network that is always in inference mode.
 
-    batch, in_channels, height, width: the only sizes that it takes, or None where it takes any.
+    batch, in_channels, height, width: the only size that it takes, or None if it takes any.
     """
 
     def __init__(self, exported: torch.export.ExportedProgram) -> None:
@@ -65,14 +65,14 @@ class Program(nn.Module):
         _loosen(self.module)
 
     def _apply(self, fn: Callable[[torch.Tensor], torch.Tensor], recurse: bool = True) -> Program:
-        """What `to` and `cuda` call; the tensors that the program makes are made on the new device too."""
+        """What `to` and `cuda` call; tensors that the program itself creates will be on the new device too."""
         super()._apply(fn, recurse)
-        held = next(chain(self.parameters(), self.buffers()), fn(torch.empty(0)))  # a change of type alone moves none
+        held = next(chain(self.parameters(), self.buffers()), fn(torch.empty(0)))  # a mere change of type moves nothing
         _replace(self.module, lambda value: held.device if isinstance(value, torch.device) else value)
         return self
 
     def train(self, mode: bool = True) -> Program:  # exported modules raise on train() and eval()
-        """Keeps the mode that the program was exported in."""
+        """Does nothing: a program keeps the mode that it was exported in."""
         return self
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
@@ -81,11 +81,11 @@ class Program(nn.Module):
 
 
 def _loosen(module: GraphModule) -> None:
-    """Forget of which type and device each tensor was at the export: other ones do as well."""
+    """Remove checks that tensors have the type and device they had at the export: others work as well."""
     for node in list(module.graph.nodes):
         if node.target is torch.ops.aten._assert_tensor_metadata.default:
             module.graph.erase_node(node)
-    halves = torch.float16, torch.bfloat16  # what tensors are made of in a network of that type, which is none here
+    halves = torch.float16, torch.bfloat16  # a network exported in one of these makes such tensors; here it is float32
     _replace(module, lambda value: torch.float32 if value in halves else value)
 
 
@@ -99,7 +99,7 @@ def _replace(module: GraphModule, change: Callable[[object], object]) -> None:
 def load_program(data: bytes, *, source: str) -> Program:
     """The program in the bytes of a .pt2 archive.
 
-    ModelError when it is damaged, holds what could execute, or was exported in train mode.
+    ModelError when it is damaged, holds anything that could execute, or was exported in train mode.
     """
     try:
         with zipfile.ZipFile(io.BytesIO(data)) as archive:
@@ -118,16 +118,16 @@ def load_program(data: bytes, *, source: str) -> Program:
 
 
 def _graphs(module: GraphModule) -> Iterator[Graph]:
-    """The graph of a program, and those of its parts: what runs without gradients is a graph of its own."""
+    """The graphs of a program and its parts: what runs without gradients is a graph of its own."""
     return (part.graph for part in module.modules() if isinstance(part, GraphModule))
 
 
 def _trains(node: Node) -> bool:
-    """Whether an operator drops out at random, or takes a batch's moments although it has those of the training."""
+    """Whether an operator drops values at random, or uses a batch's moments though it has those of training."""
     if not isinstance(node.target, OpOverload):
         return False
     given = dict(zip((argument.name for argument in node.target._schema.arguments), node.args)) | node.kwargs
-    if "eps" in given and given.get("running_mean") is None:  # a norm without moments of its own, whatever the mode
+    if "eps" in given and given.get("running_mean") is None:  # a norm without stored moments, whatever its mode
         return False
     return any(given.get(name) is True for name in TRAINING) or bool(given.get("dropout_p"))
 
@@ -145,12 +145,12 @@ def _problems(archive: zipfile.ZipFile) -> Iterator[str]:
             yield f"it holds {entry.filename} compressed or twice"
         if record.startswith(("models/", "data/")) and record.endswith(".json"):
             yield from _json_problems(json.loads(archive.read(entry)))
-        if record.startswith("data/sample_inputs/"):  # torch falls back to unrestricted pickle for what this refuses
+        if record.startswith("data/sample_inputs/"):  # what this refuses, torch would unpickle unrestricted
             _sample(archive.read(entry))
 
 
 def _copy(archive: zipfile.ZipFile) -> io.BytesIO:
-    """The same records in a new archive: what was searched is what torch reads, however it would read the old one."""
+    """The same records in a new archive: torch reads what was searched, however it would have read the old one."""
     buffer = io.BytesIO()
     with zipfile.ZipFile(buffer, "w") as copy:
         for entry in archive.infolist():
@@ -172,7 +172,7 @@ def _sample(content: bytes) -> object:
 
 
 def _on_cpu(value: object) -> object:
-    """JSON with every device the CPU, which a program exported on another one can be opened on too."""
+    """JSON with every device set to the CPU, so that a program exported on another device opens there."""
     if isinstance(value, list):
         return [_on_cpu(item) for item in value]
     if not isinstance(value, dict):
@@ -183,7 +183,7 @@ def _on_cpu(value: object) -> object:
 
 
 def _without_remarks(value: object) -> object:
-    """JSON without the guards and the metadata (stack traces and the like), which are free text."""
+    """JSON without guards and metadata (stack traces and the like), which are free text."""
     if isinstance(value, list):
         return [_without_remarks(item) for item in value]
     if not isinstance(value, dict):
@@ -193,7 +193,7 @@ def _without_remarks(value: object) -> object:
 
 
 def _json_problems(value: object, key: str = "", target: object = None) -> Iterator[str]:
-    """key: under which the value is. target: the operator that it is an argument of; einsum alone takes an equation."""
+    """key: of the value. target: the operator that it is an argument of; only einsum takes an equation."""
     if isinstance(value, list):
         for item in value:
             yield from _json_problems(item, key, target)
@@ -202,7 +202,7 @@ def _json_problems(value: object, key: str = "", target: object = None) -> Itera
         if "inputs" in value and isinstance(value.get("target"), str) and not _is_operator(value["target"]):
             yield f"it calls {value['target']}"
         for name, item in value.items():
-            if not _is_arithmetic(name):  # the keys of ranges are expressions, those of weights are dotted names
+            if not _is_arithmetic(name):  # keys of ranges are expressions, keys of weights dotted names
                 yield from _json_problems(name)
             if name not in ("guards_code", "metadata"):
                 yield from _json_problems(item, name, target)
@@ -226,7 +226,7 @@ def _is_arithmetic(expression: str) -> bool:
 
 
 def _is_plain(text: str) -> bool:
-    """Whether a text is a name or a number, or the JSON of such (argument trees are JSON in JSON)."""
+    """Whether a text is a name or a number, or JSON of these (argument trees are JSON in JSON)."""
     if PLAIN.fullmatch(text):
         return True
     return text.startswith(("[", "{")) and not any(_json_problems(json.loads(text)))

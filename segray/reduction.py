@@ -1,4 +1,4 @@
-"""Class ids at a lower resolution: the most frequent class of a square of pixels, never an average of ids."""
+"""Class ids at a lower resolution: the most frequent class in each square of pixels, never an average of ids."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from segray.masks import IGNORE
 def majority(mask_HW: np.ndarray, factor: int) -> np.ndarray:
     """(ceil(H / factor), ceil(W / factor)) uint8: the most frequent class of each factor x factor square.
 
-    mask_HW: (H, W) uint8 class ids. Of equally frequent classes the lowest id; 255 only where the whole square is 255.
-    Squares at the far edges are what is there of them. ValueError when factor is below 1.
+    mask_HW: (H, W) uint8 class ids. Of equally frequent classes, the lowest id; 255 only where the whole square is 255.
+    Squares at the bottom and right edges may be incomplete. ValueError when factor is below 1.
     """
     if factor < 1:
         raise ValueError(f"factor must be at least 1, not {factor}")
@@ -30,9 +30,9 @@ def majority(mask_HW: np.ndarray, factor: int) -> np.ndarray:
 
 
 def cells(window: Window, factor: int) -> Window:
-    """The squares, counted in rows and columns of squares, whose first pixel lies in a window of an image.
+    """The squares, in rows and columns of squares, whose first pixel lies in a window of an image.
 
-    Windows that partition an image have squares that partition its squares; some may have none.
+    If windows partition an image, their squares partition the image's squares; some windows may have none.
     """
     row, col = -(-window.row_off // factor), -(-window.col_off // factor)
     bottom = -(-(window.row_off + window.height) // factor)

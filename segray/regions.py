@@ -8,7 +8,7 @@ import numpy as np
 
 from segray.grid import Window
 
-CONFIDENCE_UNIT = 1 / 65535  # confidences are summed as integers of this: such a sum does not depend on its order
+CONFIDENCE_UNIT = 1 / 65535  # confidences are summed as integer multiples of this, so that the order does not matter
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -17,7 +17,7 @@ class Region:
 
     height, width: of the whole image. block: the rectangle. windows: its partition, see `grid.split`. extent: what
     `pixels` (C, h, w) of the source's type and `valid` (h, w) bool cover, at least `grid.read_extent` of the block.
-    valid: None where every pixel is.
+    valid: None if every pixel is.
     """
 
     height: int
@@ -44,8 +44,8 @@ class WindowMask:
 
     mask: (H, W) uint8, 255 without data. pixel_counts: (K,) int64 over valid pixels. confidence: mean top-1 probability
     over valid pixels, None without any. seam_disagreement: share of the valid pixels seen by several tiles on which
-    their top classes differ, None without any. Only where they were asked for: confidences, (H, W) uint16 of
-    CONFIDENCE_UNIT, 0 without data; sampled, logits of the pixels that calibration looks at.
+    their top classes differ, None without any. Only if asked for: confidences, (H, W) uint16 multiples of
+    CONFIDENCE_UNIT, 0 without data; sampled, logits of the pixels that calibration uses.
     """
 
     window: Window
@@ -59,7 +59,7 @@ class WindowMask:
 
 
 def whole_image(pixels: np.ndarray, valid: np.ndarray) -> Region:
-    """The region of one window that an image of (C, H, W) pixels and (H, W) validity is."""
+    """A whole image of (C, H, W) pixels and (H, W) validity as a region of one window."""
     window = Window(0, 0, *valid.shape)
     size = {"height": window.height, "width": window.width}
     whole = {"block": window, "windows": (window,), "extent": window}

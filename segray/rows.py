@@ -1,7 +1,7 @@
 """A row of tiles being joined: blended with weights, or each cropped to the pixels that are its own.
 
-Along each axis at most two tiles meet. Tiles are summed into rows first and rows into each other then, so every sum has
-two terms, which come to the same in either order.
+Along each axis at most two tiles meet. Tiles are summed into rows first, then rows into each other, so every sum has
+two terms and is the same in either order.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from segray.transfer import to_device
 class TileAxis:
     """The tiles of a region along one axis of an image of `size` pixels: the pixels they are made of, their weights.
 
-    offset: the pixel of the image with which the region's arrays begin.
+    offset: the pixel of the image at which the region's arrays begin.
     """
 
     def __init__(
@@ -35,7 +35,7 @@ class TileAxis:
         self.count = lattice.count(size)
         self.near, self.far = _ramps(lattice, device)
         start, stop = tiles[0] * lattice.stride, tiles[-1] * lattice.stride + lattice.tile
-        # Where the pixels of all tiles, beyond the image's edges too, lie in the region's arrays.
+        # Where the pixels of all tiles, also those beyond the image's edges, lie in the region's arrays.
         self.host_index = torch.from_numpy(reflect(start, stop, size) - offset)
         self.index = to_device([self.host_index.numpy()], device)[0] if stop > size else None
 
@@ -52,19 +52,19 @@ class TileAxis:
         """(tiles, 1, 1, tile) weights."""
         tile, overlap = self.lattice.tile, self.lattice.overlap
         weights = torch.ones((len(self.tiles), 1, 1, tile), device=self.device)
-        # What the first and the last share with tiles that are not here lies outside of the block.
+        # The outer overlaps of the first and last tile, whose partners are not here, lie outside the block.
         weights[1:, ..., :overlap] = self.near
         weights[:-1, ..., tile - overlap :] = self.far
         return weights
 
     def own(self, tile: int) -> range:
-        """The pixels of the image of which no other tile's middle is nearer: every pixel is one tile's own."""
+        """The pixels of the image to which no other tile's centre is nearer: every pixel belongs to one tile."""
         stride, near = self.lattice.stride, self.lattice.overlap // 2
         first = tile * stride + near if tile else 0
         return range(first, self.size if tile == self.count - 1 else (tile + 1) * stride + near)
 
 
-# As images of one size share it: to make one takes longer than to segment a small image.
+# Images of one size share it: making one takes longer than segmenting a small image.
 tile_axis = lru_cache(maxsize=64)(TileAxis)
 
 
@@ -77,7 +77,7 @@ class BlendedRow:
         self.sum = torch.zeros((num_classes, self.lattice.tile, width), device=cols.device)
 
     def add(self, col: int, probability_NKPP: torch.Tensor, best_NPP: tuple[torch.Tensor, torch.Tensor]) -> None:
-        """Take in N consecutive tiles, the first in column `col`; the tensor is spent."""
+        """Add N consecutive tiles, the first in column `col`; the tensor is overwritten."""
         first, count = col - self.cols.tiles[0], len(probability_NKPP)
         probability_NKPP *= self.cols.weights[first : first + count]
         for odd in range(min(2, count)):  # every second tile at a time, since those do not overlap
@@ -85,7 +85,7 @@ class BlendedRow:
             spread(self.sum, first + odd, tiles.shape[2], self.lattice).add_(tiles)
 
     def join(self, above: BlendedRow) -> None:
-        """Add what the row above has to say in the pixels that both see."""
+        """Add the row above's share of the pixels that both cover."""
         self.sum[:, : self.lattice.overlap].mul_(self.rows.near[:, None]).add_(above.sum)
 
     def end(self) -> None:
@@ -98,7 +98,7 @@ class BlendedRow:
 
 
 class CroppedRow:
-    """A row of tiles of which each has its own pixels: their confidence and label, (tile, width)."""
+    """A row of tiles of which each decides its own pixels: their confidence and label, (tile, width)."""
 
     def __init__(self, rows: TileAxis, cols: TileAxis, num_classes: int) -> None:
         self.cols, self.lattice = cols, cols.lattice
@@ -107,7 +107,7 @@ class CroppedRow:
         self.label = torch.full((self.lattice.tile, width), IGNORE, dtype=torch.uint8, device=cols.device)
 
     def add(self, col: int, probability_NKPP: torch.Tensor, best_NPP: tuple[torch.Tensor, torch.Tensor]) -> None:
-        """Take in N consecutive tiles, the first in column `col`."""
+        """Add N consecutive tiles, the first in column `col`."""
         (near, far), tile, first = self.lattice.margins, self.lattice.tile, col - self.cols.tiles[0]
         count = len(probability_NKPP)
         for row, found in zip((self.confidence, self.label), best_NPP):
@@ -122,7 +122,7 @@ class CroppedRow:
                 row[:, right - far : right] = found[-1, :, tile - far :]
 
     def join(self, above: CroppedRow) -> None:
-        """Take over the pixels that are the row's above."""
+        """Take over the pixels that belong to the row above."""
         near = self.lattice.margins[0]
         self.confidence[:near], self.label[:near] = above.confidence[:near], above.label[:near]
 
@@ -140,7 +140,7 @@ ROWS = {"taper": BlendedRow, "crop": CroppedRow}
 
 
 def spread(row: torch.Tensor, first: int, count: int, lattice: Lattice) -> torch.Tensor:
-    """(..., P, count, P): every second tile's place in a row, beginning with the `first`."""
+    """(..., P, count, P) view of a row: the places of every second tile, beginning with the `first`."""
     step, left = 2 * lattice.stride, first * lattice.stride
     return row[..., left : left + (count - 1) * step + lattice.tile].unfold(-1, lattice.tile, step)
 
@@ -150,7 +150,7 @@ def top_class(probability: torch.Tensor, dim: int) -> tuple[torch.Tensor, torch.
     if probability.device.type != "cpu":
         value, index = probability.max(dim)
         return value, index.to(torch.uint8)
-    first, *others = probability.unbind(dim)  # on CPUs argmax takes up to 100 times as long as this
+    first, *others = probability.unbind(dim)  # on CPUs, argmax takes up to 100 times as long as this
     value, label = first, torch.zeros(first.shape, dtype=torch.uint8)
     for index, other in enumerate(others, 1):
         label = torch.maximum(label, (other > value).view(torch.uint8).mul_(index))
@@ -159,7 +159,7 @@ def top_class(probability: torch.Tensor, dim: int) -> tuple[torch.Tensor, torch.
 
 
 def best_class(probability_NKPP: torch.Tensor, label_NPP: torch.Tensor | None) -> tuple[torch.Tensor, torch.Tensor]:
-    """The confidence and the class of each pixel of tiles: the given one, or that of the largest probability."""
+    """The confidence and the class of each pixel of tiles: the given class, or the most probable one."""
     confidence, label = top_class(probability_NKPP, dim=1)
     return confidence, label if label_NPP is None else label_NPP
 

@@ -1,4 +1,4 @@
-"""What a training reports, as numbers by name: for TensorBoard event files, and for experiment trackers."""
+"""What a training reports, as numbers by name, for TensorBoard event files and experiment trackers."""
 
 from __future__ import annotations
 
@@ -7,17 +7,17 @@ import os
 import tempfile
 from collections.abc import Iterable
 
-Point = tuple[int, float, float]  # step, loss since the point before, seconds since 1970
-GROUPS = {"val_iou": "val_iou", "stage_seconds": "time"}  # what of a row holds numbers by name: their prefix
+Point = tuple[int, float, float]  # step, loss since the previous point, seconds since 1970
+GROUPS = {"val_iou": "val_iou", "stage_seconds": "time"}  # a row's groups of numbers by name, and their prefix
 
 
 def is_row(report: dict) -> bool:
-    """Whether a report is the row of an epoch, not that of a step."""
+    """Whether a report is the row of an epoch, not the report of a step."""
     return "val_miou" in report
 
 
 def scalars(report: dict) -> dict[str, float]:
-    """The numbers in a row of metrics.jsonl or in a report of a step; without what is missing or not finite."""
+    """The numbers in a row of metrics.jsonl or in a step's report, without any that are missing or not finite."""
     if not is_row(report):
         return {"step": report["step"], "step_loss": report["loss"]}
     flat = {name: value for name, value in report.items() if name not in ("step", *GROUPS)}
@@ -27,7 +27,7 @@ def scalars(report: dict) -> dict[str, float]:
 
 
 def event_file(row: dict, points: Iterable[Point]) -> bytes:
-    """A TensorBoard event file of one epoch, all of it by global step: its row, and the losses of its steps."""
+    """A TensorBoard event file of one epoch, by global step: its row, and the losses of its steps."""
     from tensorboardX import SummaryWriter
 
     with tempfile.TemporaryDirectory(prefix="segray-") as folder:

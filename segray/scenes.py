@@ -1,4 +1,4 @@
-"""What the mask shards of a segmentation hold of each scene: which windows, where, and their pixels."""
+"""What the mask shards of a segmentation hold for each scene: which windows, where they are, and their pixels."""
 
 from __future__ import annotations
 
@@ -24,16 +24,16 @@ from segray.masks import IGNORE, Classes, decode_png
 from segray.shards import EXTENSIONS, OK, read_masks, read_metadata, read_statistics, window_of
 from segray.storage import describe, exists, join, read_text
 
-SHARDS_KEPT = 32  # in a process: some 130 MB where they hold 64 megapixels each
-LISTS_KEPT = 4096  # of what a shard holds of large scenes: some kB each
+SHARDS_KEPT = 32  # in a process: some 130 MB if they hold 64 megapixels each
+LISTS_KEPT = 4096  # lists of what a shard holds of each scene, for scenes of several shards: some kB each
 WINDOWS_KEPT = 16  # decoded, 4 MB each
-ROW_BYTES = 2**28  # of a row of windows, which is kept where a scene is read in strips: 130,000 px of 2,048
-CELL = 2048  # pixels; windows are looked up by the squares of this side that they touch
+ROW_BYTES = 2**28  # a row of windows is kept, up to this size, for reading in strips: 130,000 px of windows 2,048 high
+CELL = 2048  # pixels; windows are looked up by the squares of this size that they touch
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Piece:
-    """A window of a scene and where its mask is. number: of its row in the shard. status: see `shards`."""
+    """A window of a scene and where its mask is. number: its row in the shard. status: see `shards`."""
 
     shard: int
     number: int
@@ -45,8 +45,8 @@ class Piece:
 class Scene:
     """An image that was segmented. transform: the affine of the whole image, None without georeference.
 
-    pieces: in the order of the plan; together they cover the image once, except where it failed unmeasured. error: why
-    a piece of it failed, None if none did. A scene that failed before it was measured has size 0.
+    pieces: in the plan's order; together they cover the image once, unless it failed before it was measured: then its
+    size is 0. error: why one of the pieces failed, None if none did.
     """
 
     image: str
@@ -68,7 +68,7 @@ class Scene:
 class Masks:
     """The output of a finished segmentation. fmt: of the shards that are read. archive: what was segmented.
 
-    digest: changes with what the masks hold, and does not change with where they lie; it stands for the rest in a hash.
+    digest: depends on what the masks hold, not on where they lie; it stands for `classes` and `metadata` in a hash.
     """
 
     output: str
@@ -81,7 +81,7 @@ class Masks:
 
 
 def open_masks(uri: str) -> Masks:
-    """The masks of a segmentation at its OUTPUT; SegrayError when it is none, or is not finished."""
+    """The masks in the OUTPUT of a segmentation; SegrayError when it is not one, or is not finished."""
     summary_uri = join(uri, "summary.json")
     if not exists(summary_uri):
         raise SegrayError(f"{uri} is no finished segmentation: it holds no summary.json; give the OUTPUT of segment.py")
@@ -95,7 +95,7 @@ def open_masks(uri: str) -> Masks:
         raise SegrayError(f"{summary_uri} is no summary of a segmentation; give the OUTPUT of segment.py") from error
     found = sum(file.uri.endswith(ending) for file in files_if_any(join(uri, "masks")))
     if found != shards:
-        raise SegrayError(f"{uri} holds {found} of {shards} shards; run segment.py again, it goes on where it stopped")
+        raise SegrayError(f"{uri} holds {found} of {shards} shards; run segment.py again to continue it")
     with _damage_told(uri, 0):
         metadata = read_metadata(uri, 0, fmt)
     identity = json.dumps([archive, shards, metadata, *counts], sort_keys=True)
@@ -111,21 +111,21 @@ def open_masks(uri: str) -> Masks:
 
 
 def pieces_of(masks: Masks, shard: int) -> list[Scene]:
-    """What a shard holds of each scene, in its order: scenes of one shard's pieces, to be put together by `whole`."""
+    """What a shard holds of each scene, in its order: partial scenes, to be put together by `whole`."""
     with _damage_told(masks.output, shard):
         return _scenes(read_statistics(masks.output, shard, masks.fmt), shard)
 
 
 def whole(parts: Iterable[Scene]) -> Iterator[Scene]:
-    """Scenes put together from their consecutive parts, in a stream."""
+    """Put scenes together from their consecutive parts, in a stream."""
     for _, group in groupby(parts, key=lambda part: part.image):
         yield _joined(list(group))
 
 
 def scene_in(masks: Masks, image: str, shards: range) -> Scene:
-    """The scene of an image of which those shards, and no others, hold pieces.
+    """The scene of an image whose pieces are in those shards and no others.
 
-    One shard is read whole, since its masks are wanted next; of several only what they hold of scenes. Both are kept.
+    A single shard is read whole, since its masks are needed next; of several, all but the masks. Both are kept.
     """
     if len(shards) == 1:
         parts, _ = _shards.get((masks, shards[0]))
@@ -155,13 +155,13 @@ class SceneReader:
         return self._mask(piece)
 
     def pieces(self, window: Window) -> list[Piece]:
-        """The pieces with a mask that meet a window, in the order of the plan."""
+        """The pieces with a mask that intersect a window, in the plan's order."""
         near = {piece: None for cell in _cells(window) for piece in self._cells.get(cell, ())}
         met = (piece for piece in near if piece.window.meets(window))
         return sorted(met, key=lambda piece: (piece.shard, piece.number))
 
     def read(self, window: Window) -> np.ndarray:
-        """(h, w) uint8 class ids of any window, 255 where no mask says anything, as beyond the edges of the scene."""
+        """(h, w) uint8 class ids of any window, 255 where there is no mask, as beyond the scene's edges."""
         result = np.full((window.height, window.width), IGNORE, np.uint8)
         for piece in self.pieces(window):
             part = piece.window.intersection(window)
@@ -170,13 +170,13 @@ class SceneReader:
 
 
 def forget_shards() -> None:
-    """Let go of the shards that this process holds."""
+    """Free the shards that this process keeps."""
     _shards.forget()
     _lists.forget()
 
 
 def _row(scene: Scene) -> int:
-    """The windows of a scene side by side, as many as may be held."""
+    """How many windows of a scene lie side by side, or as many as may be kept if fewer."""
     rows = Counter(piece.window.row_off for piece in scene.pieces)
     largest = max((piece.window.height * piece.window.width for piece in scene.pieces), default=1)
     return min(max(rows.values(), default=0), ROW_BYTES // max(1, largest))
@@ -188,7 +188,7 @@ def _decoded(masks: Masks, piece: Piece) -> np.ndarray:
     if mask.shape != (piece.window.height, piece.window.width):
         place = f"shard {piece.shard} of {masks.output}"
         raise SegrayError(f"{place} holds a mask of another size than its window; run segment.py with --overwrite")
-    mask.flags.writeable = False  # it is handed out again
+    mask.flags.writeable = False  # it is kept and handed out again
     return mask
 
 
@@ -200,11 +200,11 @@ def _read_shard(masks: Masks, shard: int) -> _Shard:
 
 @contextmanager
 def _damage_told(output: str, shard: int) -> Iterator[None]:
-    """Whatever a damaged shard makes its readers raise becomes a SegrayError; a store's or a disk's error goes on."""
+    """Turn whatever a damaged shard makes its readers raise into a SegrayError; errors of stores and disks pass."""
     try:
         yield
     except (pa.ArrowException, tarfile.TarError, OSError, ValueError, KeyError, StopIteration) as error:
-        # Arrow tells some damage by a plain OSError, which has no number
+        # Arrow reports some damage as a plain OSError without a number
         if isinstance(error, OSError) and (type(error) is not OSError or error.errno is not None):
             raise
         reason = describe(error)
@@ -228,7 +228,7 @@ def _scene_of(row: dict, shard: int, number: int) -> Scene:
     piece = Piece(shard=shard, number=number, window=window, status=row["status"])
     transform = tuple(row["transform"]) if row["transform"] else None
     if transform is not None:
-        # back to the image's first pixel; exact for the window that lies there, which `_joined` prefers
+        # back to the image's first pixel; exact for the window at that pixel, which `_joined` prefers
         transform = window_transform(transform, Window(-window.row_off, -window.col_off, 0, 0))
     return Scene(
         image=row["image"],
@@ -243,7 +243,7 @@ def _scene_of(row: dict, shard: int, number: int) -> Scene:
 
 
 def _joined(parts: list[Scene]) -> Scene:
-    """One scene of its parts: what all say of the image is taken from the part that knows most of it."""
+    """One scene from its parts; what is said of the whole image is taken from the part that knows most."""
     best = max(parts, key=lambda part: (part.height > 0, part.transform is not None, _begins(part)))
     pieces = tuple(piece for part in parts for piece in part.pieces)
     return replace(best, pieces=pieces, error=next((part.error for part in parts if part.error), None))

@@ -1,4 +1,4 @@
-"""Where tiles meet, and whether they agree there: kept a row of tiles at a time, beside the labels."""
+"""Where tiles overlap, and whether they agree there; kept beside the labels, for one row of tiles at a time."""
 
 from __future__ import annotations
 
@@ -6,25 +6,25 @@ import torch
 
 from segray.masks import IGNORE
 
-ALONE, AGREE, DISAGREE = 0, 1, 2  # the tiles that see a pixel: one; several, of one mind; several, of more than one
+ALONE, AGREE, DISAGREE = 0, 1, 2  # of a pixel: seen by one tile; by several that agree; by several that do not
 
 
 def place(label: torch.Tensor, seam: torch.Tensor, tiles: torch.Tensor, overlap: int) -> None:
     """Write the labels of tiles, (P, n, P), to their places in a row; only their edges can meet other tiles of it."""
     width = tiles.shape[-1]
     label[..., overlap : width - overlap] = tiles[..., overlap : width - overlap]
-    if overlap:  # both edges at once: each step is one that a GPU must be told
+    if overlap:  # both edges at once, to launch fewer steps on a GPU
         meet(*(array.unfold(-1, overlap, width - overlap) for array in (label, seam, tiles)))
 
 
 def meet(label: torch.Tensor, seam: torch.Tensor, other: torch.Tensor, other_seam: torch.Tensor | None = None) -> None:
-    """Take in the labels of further tiles and note, in place, where they meet others and whether they agree.
+    """Add the labels of further tiles and note, in place, where they overlap others and whether they agree.
 
-    All are uint8 and of one shape; labels are class ids, 255 where there is no tile yet. other_seam: what was noted of
-    the further tiles among themselves. Where labels differ the lower one goes on: it is compared with others, but the
-    pixel counts as disputed already.
+    All are uint8 and of one shape; labels are class ids, 255 where there is no tile yet. other_seam: the seam of the
+    further tiles among themselves. Where labels differ, the lower one is kept: it is compared with later ones, but the
+    pixel already counts as disputed.
     """
-    both = torch.maximum(label, other) != IGNORE  # which is the largest of all
+    both = torch.maximum(label, other) != IGNORE  # IGNORE is the largest uint8
     found = both.view(torch.uint8) + (both & (label != other)).view(torch.uint8)
     for noted in (found,) if other_seam is None else (found, other_seam):
         torch.maximum(seam, noted, out=seam)

@@ -35,15 +35,15 @@ from segray.work import Work, probe
 
 log = logging.getLogger("segray")
 PICTURES = 6  # on the page
-SHARDS_AN_ACTOR, THREADS = 4, 4  # on CPUs; two threads take 53% of the time of one
-# Memory of an actor on CPUs, about: torch with a network at work, and for a pixel of its shard four bands, whether they
-# are valid, the mask, and what is being read or written at that moment.
+SHARDS_AN_ACTOR, THREADS = 4, 4  # wanted per actor on CPUs, about; two threads take 53% of the time of one
+# Approximate memory of an actor on CPUs: torch with a running network, and per pixel of its shard four bands, validity,
+# mask, and what is being read or written at that moment.
 ACTOR_BYTES, BYTES_A_PIXEL = 5 * 2**28, 8
 NOTE_EVERY_S = 15.0
 
 
 def segment(settings: SegmentSettings) -> dict:
-    """Segment an archive into mask shards under OUTPUT; the content of summary.json.
+    """Segment an archive into mask shards under OUTPUT; returns the content of summary.json.
 
     SegrayError on bad input: a damaged model, an archive without a usable image, an output of another job.
     """
@@ -76,7 +76,7 @@ def segment(settings: SegmentSettings) -> dict:
 
 
 def make_work(settings: PathSettings, description: Description) -> Work:
-    """What workers must know, from the settings and the model; devices are filled in by `with_devices`."""
+    """What workers need to know, from the settings and the model; `with_devices` fills in the devices."""
     bands = settings.bands
     if bands is not None and len(bands) != len(description.spec.bands):
         raise SegrayError(
@@ -108,7 +108,7 @@ def make_work(settings: PathSettings, description: Description) -> Work:
 
 
 def segment_work(settings: SegmentSettings, description: Description) -> Work:
-    """As `make_work`, with what only a segmentation asks for."""
+    """`make_work`, with the settings that only a segmentation has."""
     return replace(
         make_work(settings, description),
         window=settings.window,
@@ -119,9 +119,10 @@ def segment_work(settings: SegmentSettings, description: Description) -> Work:
 
 
 def with_devices(work: Work, settings: PathSettings) -> Work:
-    """The same work for the devices of the cluster that is connected.
+    """The same work, set up for the devices of the connected cluster.
 
-    ModelError when the model does not work there; SegrayError when no node is there from which --actors would follow.
+    ModelError when the model does not work there; SegrayError when --actors is not given and no node is there yet from
+    which to derive it.
     """
     on_gpu = cluster.use_gpu(settings.device)
     if settings.actor_range is None:
@@ -137,10 +138,10 @@ def with_devices(work: Work, settings: PathSettings) -> Work:
 
 
 def actor_range(settings: PathSettings, work: Work, shards: int, *, more_bytes: int = 0) -> tuple[int, int]:
-    """--actors, or one a GPU, or one a CPU core with memory for it; never more than there are shards.
+    """(MIN, MAX) actors: --actors, else one per GPU, or per CPU core that has memory for it; never more than shards.
 
-    On CPUs few shards get fewer actors of more threads: with a shard or two each, some would soon have none.
-    more_bytes: that an actor takes beside those of a shard's segmentation.
+    On CPUs, few shards get fewer actors with more threads: with a shard or two each, some would soon be idle.
+    more_bytes: memory that an actor needs beyond that of segmenting a shard.
     """
     slots = _slots(work, more_bytes)
     few = slots if work.on_gpu else max(shards // SHARDS_AN_ACTOR, -(-slots // THREADS))
@@ -154,13 +155,13 @@ def _slots(work: Work, more_bytes: int = 0) -> int:
 
 
 def with_threads(work: Work, actors: int) -> Work:
-    """The same work for that many actors: on few shards each takes several cores of a node."""
+    """The same work for that many actors; where they are few, each uses several cores of a node."""
     return replace(work, threads=cluster.cores_each(cluster.nodes(), actors))
 
 
 def _run(settings: SegmentSettings, work: Work, missing: list[int], *, fresh: bool) -> tuple[Totals, float]:
-    """Segment the missing shards, which are all when `fresh`; their totals and the seconds it took."""
-    from segray import pipeline  # Ray Data takes 64 MB, which planning does without
+    """Segment the missing shards (all of them when `fresh`); returns their totals and the seconds it took."""
+    from segray import pipeline  # imports Ray Data, 64 MB that planning does without
 
     totals, start = Totals(), time.monotonic()
     progress = _Progress(len(missing))
@@ -178,7 +179,7 @@ def _run(settings: SegmentSettings, work: Work, missing: list[int], *, fresh: bo
 
 
 class _Progress:
-    """A bar on a terminal; elsewhere a line now and then."""
+    """A progress bar on a terminal; elsewhere a log line now and then."""
 
     def __init__(self, shards: int) -> None:
         self.shards, self.start, self.noted = shards, time.monotonic(), time.monotonic()
@@ -244,7 +245,7 @@ def _summary(
 
 
 def _costs(this_run: Totals, started: float) -> dict:
-    """What summary.json says of the time and the memory of this run's processes."""
+    """The entries of summary.json on the time and memory of this run's processes."""
     return {
         "start_up_seconds": max(0.0, this_run.began - started) if this_run.shards else None,
         "stage_seconds": dict(sorted(this_run.seconds.items())),
@@ -260,13 +261,13 @@ def _pictures(work: Work, plan: plans.Plan) -> list[Picture]:
     try:
         for part in in_tasks(of_shard, shards):
             pictures += part
-    except DEATHS as error:  # the masks are there, and a page with fewer pictures is one
+    except DEATHS as error:  # the masks are there, and the page can do with fewer pictures
         log.info("the page has fewer pictures: a process that read one died (%s)", type(error).__name__)
     return pictures
 
 
 def _pictures_of(work: Work, shard: int, *, count: int) -> list[Picture]:
-    """The windows of most classes in a shard, without those that cannot be read any more."""
+    """The windows with the most classes in a shard, except those that can no longer be read."""
     spec = replace(work.spec, resolution=None) if work.enlarge else work.spec
     parts = {item.image: item.part for item in plans.read_shard(work.plan, shard)}
     shown = [(row, mask) for row, mask in read_masks(work.output, shard, work.formats[-1]) if row["status"] == OK]

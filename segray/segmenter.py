@@ -21,9 +21,9 @@ from segray.rows import top_class
 from segray.transfer import SIGNED
 from segray.views import VIEWS
 
-WAITING_BATCHES = 4  # batches' worth of regions that may wait for one to be full
-UPLOAD_BYTES = 2**24  # of small images' pixels that travel to a GPU together
-BATCHES_BEHIND = 2  # that a GPU may have to do when the host waits for results, so that it is never without work
+WAITING_BATCHES = 4  # times the batch size: how many regions may wait for a batch to fill
+UPLOAD_BYTES = 2**24  # of pixels of small images, sent to a GPU together
+BATCHES_BEHIND = 2  # that a GPU still has to do when the host waits for results, so that it is never idle
 
 Tile = tuple[Canvas, int, int]  # row and column on the lattice
 
@@ -31,12 +31,12 @@ Tile = tuple[Canvas, int, int]  # row and column on the lattice
 class Segmenter:
     """Segments regions tile by tile; a pixel's class depends on its image and the model, and on nothing else.
 
-    Several threads may segment at once: on a GPU what one of them waits for is hidden behind what the others compute.
+    Several threads may segment at once: on a GPU, one computes while others wait.
 
-    network: (N, C, H, W) float -> (N, K, H, W) logits; it is copied. precision: bf16 or fp32. batch_size: tiles a
-    forward pass. static_batch: the one batch size that the network takes, if any. compiled: see Inference. temperature:
-    probabilities are softmax(logits / temperature) (Guo et al., ICML 2017, section 4.2); it changes no class of a tile,
-    hence no mask unless tiles are blended. tta: a key of VIEWS. detailed: see Canvas.
+    network: (N, C, H, W) float -> (N, K, H, W) logits; it is copied. precision: bf16 or fp32. batch_size: tiles per
+    forward pass. static_batch: the only batch size that the network takes, if it is fixed. compiled: see Inference.
+    temperature: probabilities are softmax(logits / temperature) (Guo et al., ICML 2017, section 4.2); it changes no
+    class of a tile, hence no mask unless tiles are blended. tta: a key of VIEWS. detailed: see Canvas.
     """
 
     def __init__(
@@ -59,17 +59,17 @@ class Segmenter:
         self.inference = Inference(network, device=self.device, precision=precision, compiled=compiled)
         self.spec, self.num_classes, self.lattice = spec, num_classes, spec.lattice(blend)
         self.batch_size = static_batch or batch_size
-        # A GPU picks its kernel by the batch's shape, and so does a compiler: kernels differ in the last bit.
+        # GPUs and compilers choose kernels by the batch's shape, and kernels differ in the last bit.
         self.pad_batch = self.device.type != "cpu" or static_batch is not None or compiled
         self.copies = torch.cuda.Stream(self.device) if self.device.type == "cuda" else None
         self.behind = BATCHES_BEHIND if self.device.type == "cuda" else 0
         self.temperature, self.views, self.detailed = temperature, VIEWS[tta], detailed
-        # Of a region: two batches at once would take twice the memory, and two threads that start kernels in turn take
-        # longer than one, since each waits for the other's Python.
+        # Held for the tiles of a region: two batches at once would take twice the memory, and two threads that start
+        # kernels in turn are slower than one, since each waits for the other's Python.
         self.turn = threading.Lock()
 
     def segment(self, regions: Iterable[Region]) -> Iterator[list[WindowMask]]:
-        """The masks of each region's windows, in order; batches run across regions, so that small images fill them."""
+        """The masks of each region's windows, in order; batches span regions, so that small images fill them."""
         waiting: deque[Canvas] = deque()
         finished: deque[tuple[int, Canvas]] = deque()
         batch: list[Tile] = []
@@ -95,18 +95,18 @@ class Segmenter:
             yield canvas.results()
 
     def mask_image(self, pixels_CHW: np.ndarray, valid_HW: np.ndarray) -> np.ndarray:
-        """(H, W) uint8 mask of a whole image from the bands of the input spec."""
+        """(H, W) uint8 mask of a whole image, given the bands of the input spec."""
         return next(self.segment([whole_image(pixels_CHW, valid_HW)]))[0].mask
 
     @torch.inference_mode()
     def logits(self, pixels_NCHW: torch.Tensor, valid_NHW: torch.Tensor | None) -> torch.Tensor:
-        """(N, K, H, W) float32 logits of tiles of source pixels, planes of a class each; valid None: all are."""
+        """(N, K, H, W) float32 logits of tiles of source pixels, one plane per class; valid None: all are."""
         logits = self.forward(prepare(pixels_NCHW, valid_NHW, self.spec))
-        return logits.to(torch.float32, memory_format=torch.contiguous_format)  # what follows runs along the planes
+        return logits.to(torch.float32, memory_format=torch.contiguous_format)  # later steps run along classes' planes
 
     @torch.inference_mode()
     def forward(self, x_NCHW: torch.Tensor) -> torch.Tensor:
-        """(N, K, H, W) logits of tiles of network input; of several views the logarithm of their mean probability."""
+        """(N, K, H, W) logits of tiles of network input; with several views, the log of their mean probability."""
         if len(self.views) == 1:
             return self._checked(self.inference(x_NCHW), x_NCHW)
         total = torch.zeros((), device=x_NCHW.device)
@@ -136,7 +136,7 @@ class Segmenter:
     def probabilities(self, logits_NKHW: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None]:
         """(N, K, H, W) float32 class probabilities, and the (N, H, W) uint8 classes where a temperature was applied.
 
-        Division can make equal what differed, or the reverse, so classes are taken from probabilities without it.
+        Division can make unequal values equal, or the reverse, so classes are taken from the probabilities without it.
         """
         if self.temperature == 1.0:
             return logits_NKHW.softmax(dim=1), None
@@ -144,7 +144,7 @@ class Segmenter:
         return logits_NKHW.div(self.temperature).softmax(dim=1), label
 
     def try_a_tile(self) -> None:
-        """ModelError unless the network takes a batch of tiles of the input spec and gives logits for them."""
+        """ModelError unless the network takes a batch of the input spec's tiles and returns logits for them."""
         size, bands = self.spec.tile, len(self.spec.bands)
         try:
             pixels = torch.zeros((self.batch_size, bands, size, size), device=self.device)
@@ -162,7 +162,7 @@ class Segmenter:
         for group in _groups(regions, UPLOAD_BYTES if self.copies else 0):
             ready = deque(canvases(group, self.lattice, **options, detailed=self.detailed))
             group.clear()
-            while ready:  # who has a canvas is the only one that keeps it
+            while ready:  # nothing here keeps a canvas that was handed out
                 yield ready.popleft()
 
     def _run(self, batch: list[Tile]) -> None:
@@ -195,14 +195,14 @@ class Segmenter:
 
 
 def _finished(waiting: deque[Canvas]) -> Iterator[Canvas]:
-    """The first canvases of those waiting, as far as they lack nothing, taken out and finished."""
+    """Take out and finish the first waiting canvases, up to one that lacks tiles."""
     while waiting and waiting[0].missing == 0:
         waiting[0].finish()
         yield waiting.popleft()
 
 
 def _groups(regions: Iterable[Region], size: int) -> Iterator[list[Region]]:
-    """The regions in groups, each of which ends when its pixels have that many bytes."""
+    """The regions in groups; each ends once its pixels have at least `size` bytes."""
     group: list[Region] = []
     waiting = 0
     for region in regions:
@@ -216,7 +216,7 @@ def _groups(regions: Iterable[Region], size: int) -> Iterator[list[Region]]:
 
 
 def _stack(tensors: Iterable[torch.Tensor], missing: int) -> torch.Tensor:
-    """The tensors as one batch, the first one repeated for what is missing."""
+    """The tensors as one batch, filled up with `missing` copies of the first."""
     tensors = list(tensors)
     if len({tensor.dtype for tensor in tensors}) > 1:
         tensors = [tensor.float() for tensor in tensors]
@@ -226,7 +226,7 @@ def _stack(tensors: Iterable[torch.Tensor], missing: int) -> torch.Tensor:
 
 
 def _runs(batch: list[Tile]) -> Iterator[list[Tile]]:
-    """What of a batch can be taken in at once: consecutive tiles of a row, or images of one tile each."""
+    """The parts of a batch that can be added at once: consecutive tiles of a row, or images of one tile each."""
 
     def kind(place: tuple[int, Tile]) -> tuple[int, ...]:
         number, (canvas, row, col) = place

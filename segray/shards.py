@@ -1,4 +1,4 @@
-"""Mask shards: one row a window, as Parquet (GeoParquet 1.1 when georeferenced) and as a tar that WebDataset reads."""
+"""Mask shards: one row per window, as Parquet (GeoParquet 1.1 if georeferenced) and as tars that WebDataset reads."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ SCHEMA = pa.schema(
     ]
 )
 STATISTICS = [name for name in SCHEMA.names if name not in ("mask", "geometry")]
-TAIL_BYTES = 2**16  # hold the footer and the columns behind the masks of some 200 windows
+TAIL_BYTES = 2**16  # holds the footer and the columns after the masks for some 200 windows
 EXTENSIONS = {"parquet": "parquet", "png": "tar"}
 
 
@@ -111,7 +111,7 @@ def shard_uri(output: str, shard: int, fmt: str) -> str:
 
 
 def write_shard(output: str, shard: int, *, rows: Sequence[MaskRow], formats: Sequence[str], metadata: dict) -> None:
-    """Publish a shard in every format, one atomic put each; the last one is the commit."""
+    """Publish a shard in each format, by one atomic put per format; the last is the commit."""
     encoders = {"parquet": encode_parquet, "png": encode_tar}
     for fmt in formats:
         publish(shard_uri(output, shard, fmt), encoders[fmt](rows, metadata))
@@ -157,7 +157,7 @@ def read_statistics(output: str, shard: int, fmt: str) -> list[dict]:
 
 
 def read_metadata(output: str, shard: int, fmt: str) -> dict:
-    """What a published shard says of its job: classes, ignore index, model digest, settings."""
+    """What a published shard says about its job: classes, ignore index, model digest, settings."""
     uri = shard_uri(output, shard, fmt)
     if fmt == "parquet":
         return json.loads(pq.read_schema(io.BytesIO(_without_masks(uri))).metadata[b"segray"])
@@ -189,7 +189,7 @@ def mask_of(row: dict, png: bytes | None) -> np.ndarray:
 
 
 def _float32(value: float | None) -> float | None:
-    """As the file will hold it, so that a row in memory equals the row read back."""
+    """The value rounded as in the file, so that a row in memory equals the row read back."""
     return None if value is None else float(np.float32(value))
 
 
@@ -208,24 +208,25 @@ def _where(place: Place, window: Window) -> dict:
 
 
 def _key(number: int, row: MaskRow) -> str:
-    """Unique in its shard; without dots and slashes, since WebDataset splits names at them."""
+    """A key unique in its shard; without dots and slashes, at which WebDataset splits names."""
     stem = re.sub(r"[^A-Za-z0-9_-]+", "_", row.image.rsplit("/", 1)[-1].rsplit(".", 1)[0])[-60:]
     return f"{number:05d}-{stem}-{row.row_off}-{row.col_off}"
 
 
 def _without_masks(uri: str) -> bytes:
-    """A Parquet shard with zeros for what no column of `STATISTICS` takes: requests for its size, its end, its start.
+    """A Parquet shard with zeros in place of the masks, from three requests: its size, its end, and its start.
 
-    Measured: 70 of the 8,900 kB of a shard of 32 masks. Columns lie in the schema's order, so masks lie in between.
+    The columns of `STATISTICS` are all there: columns lie in the schema's order, with the masks in between. Measured:
+    70 of the 8,900 kB of a shard of 32 masks are read.
     """
     fs, path = filesystem(uri)
-    fs.invalidate_cache()  # else the size might be one that was listed before the shard was written anew
+    fs.invalidate_cache()  # else the size may be from a listing made before the shard was rewritten
     stored = int(retry(lambda: fs.info(path))["size"])
     tail_start = max(0, stored - TAIL_BYTES)
-    # Azure takes no range that is counted from the end.
+    # Azure takes no ranges counted from the end.
     tail = retry(lambda: fs.cat_file(path, start=tail_start, end=stored))
     footer = int.from_bytes(tail[-8:-4], "little") + 8
-    if tail_start == 0 or footer > TAIL_BYTES:  # all of it, or a footer of thousands of classes
+    if tail_start == 0 or footer > TAIL_BYTES:  # a small shard, read whole, or a footer of thousands of classes
         return tail if tail_start == 0 else read_bytes(uri)
     metadata = pq.read_metadata(io.BytesIO(tail))
     columns = [metadata.row_group(k).column(c) for k in range(metadata.num_row_groups) for c in range(len(SCHEMA))]

@@ -1,7 +1,7 @@
 """The stages of a segmentation, each measured alone: listing, reading, decoding, the network, writing.
 
-A stage is measured on all cores at once, in processes of one thread each, as the job uses them: cores that share caches
-and memory are slower together than one by itself, so that what one does alone, many never do.
+A stage is measured on all cores at once, in processes of one thread each, as the job uses them: cores share caches and
+memory, so each is slower beside the others than alone.
 """
 
 from __future__ import annotations
@@ -40,14 +40,14 @@ PIECE_BYTES = 8 * 2**20
 NETWORK_S = 4.0  # how long the network runs in one measurement
 WARM_UP = 3  # batches
 TOGETHER_S = 600.0  # patience for the slowest process to start
-ALIGNED = 2048  # side of the windows that are decoded, pixels: no block of a common raster is decoded twice
+ALIGNED = 2048  # side of decoded windows, pixels: chosen so that no block of a common raster is decoded twice
 
 
 Decoding = tuple[str, str, Window | None]  # an image, its part of a file, and a window of it
 
 
 class Work(Protocol):
-    """What must be known of the job to do its stages; `work.Work` does."""
+    """What the stages need to know of the job; `work.Work` has it."""
 
     plan: str
     blend: str
@@ -58,7 +58,7 @@ class Work(Protocol):
     metadata: dict
 
     def readings(self, items: list[Item]) -> Iterator[Reading]:
-        """The items of a shard read."""
+        """Read the items of a shard, in order."""
 
     def segmenter(self) -> Segmenter:
         """The segmenter on this process's device."""
@@ -66,7 +66,7 @@ class Work(Protocol):
 
 @dataclass(frozen=True, kw_only=True)
 class Cost:
-    """amount: of what a stage works on (pixels, bytes, tiles). seconds: of the clock. cpu_seconds: of all processes."""
+    """amount: of what a stage works on (pixels, bytes, tiles). seconds: elapsed. cpu_seconds: of all processes."""
 
     amount: float
     seconds: float
@@ -74,12 +74,12 @@ class Cost:
 
     @property
     def rate(self) -> float:
-        """Amount a second of the clock."""
+        """Amount per elapsed second."""
         return self.amount / self.seconds if self.seconds else 0.0
 
 
 class Clock:
-    """Sums the seconds and the CPU seconds of this process while entered; before the first time it calls `ready`."""
+    """Sums the seconds and CPU seconds of this process while entered; calls `ready` before it first starts."""
 
     def __init__(self, ready: Callable[[], object] = lambda: None) -> None:
         self.seconds = self.cpu_seconds = 0.0
@@ -102,7 +102,7 @@ class Clock:
 
 
 class Workers:
-    """Processes that measure a stage at the same time; they live from one measurement to the next."""
+    """Processes that measure a stage at the same time; they are kept from one measurement to the next."""
 
     def __init__(self, count: int) -> None:
         context = get_context("spawn")
@@ -116,12 +116,12 @@ class Workers:
         self._pool.shutdown()
 
     def measure(self, stage: Callable[[Work, Any, Clock], float], work: Work, parts: Sequence[Any]) -> Cost:
-        """The cost of a stage whose parts, one a process, are done side by side."""
+        """The cost of a stage whose parts, one per process, are done at the same time."""
         if len(parts) != self.count:
             raise ValueError(f"{self.count} processes need as many parts, not {len(parts)}")
         futures = [self._pool.submit(_measure, stage, work, part) for part in parts]
         met = [error for error in (future.exception() for future in futures) if error is not None]
-        if met:  # those that waited for the one that failed tell nothing
+        if met:  # the errors of those that waited for the one that failed tell nothing
             raise next((error for error in met if not isinstance(error, threading.BrokenBarrierError)), met[0])
         costs = [future.result() for future in futures]
         return Cost(
@@ -131,11 +131,11 @@ class Workers:
         )
 
     def map(self, function: Callable[[Any], Any], parts: Sequence[Any]) -> list[Any]:
-        """The function of each part, as the processes come to it."""
+        """function(part) of each part, in order, computed as processes become free."""
         return list(self._pool.map(function, parts))
 
     def shares(self, things: Sequence[Any]) -> list[list[Any]]:
-        """Things dealt out, a list a process."""
+        """Things dealt out, one list per process."""
         return [list(things[start :: self.count]) for start in range(self.count)]
 
 
@@ -146,7 +146,7 @@ def list_images(archive: Archive, clock: Clock) -> list[File]:
 
 
 def read_pieces(work: Work, pieces: list[tuple[str, int, int]], clock: Clock) -> float:
-    """Bytes of pieces of files (URI, start, stop) fetched, several at once."""
+    """Fetch pieces of files (URI, start, stop), several at once; returns how many bytes."""
     with clock, ThreadPoolExecutor(READ_THREADS) as pool:
         return float(sum(pool.map(_read_piece, pieces)))
 
@@ -161,7 +161,7 @@ def pieces_of(files: Iterable[File]) -> list[tuple[str, int, int]]:
 
 
 def decode(work: Work, parts: list[Decoding], clock: Clock) -> float:
-    """Pixels of windows of images (None: whole) read and decoded; the windows do not overlap."""
+    """Read and decode windows of images (None: whole), which do not overlap; returns how many pixels."""
 
     def pixels(decoding: Decoding) -> int:
         image, part, window = decoding
@@ -172,14 +172,14 @@ def decode(work: Work, parts: list[Decoding], clock: Clock) -> float:
 
 
 def decodings(items: Iterable[Item]) -> list[Decoding]:
-    """What `decode` reads of the images of a plan: each pixel once, along the blocks that rasters are stored in."""
+    """What `decode` reads of a plan's images: each pixel once, in windows aligned with the blocks of rasters."""
     sizes = {(item.image, item.part): (item.image_height, item.image_width) if item.block else None for item in items}
     parts = ((place, windows(*size, ALIGNED) if size else [None]) for place, size in sizes.items())
     return [(*place, window) for place, found in parts for window in found]
 
 
 def run_network(work: Work, shards: Iterable[int], clock: Clock) -> float:
-    """Tiles that went through the network in `NETWORK_S` seconds, from memory of its device and with no result kept."""
+    """Run the network for about `NETWORK_S` seconds on a batch in its device's memory; returns how many tiles."""
     segmenter = work.segmenter()
     x_NCHW = _a_batch(work, shards, segmenter)
     for _ in range(WARM_UP):
@@ -194,7 +194,7 @@ def run_network(work: Work, shards: Iterable[int], clock: Clock) -> float:
 
 
 def write(work: Work, part: tuple[str, list[int], str], clock: Clock) -> float:
-    """Pixels of masks encoded and published: those of (an output, its shards), to another output."""
+    """Encode and publish the masks of part = (an output, its shards, the output to write); returns how many pixels."""
     output, shards, to = part
     pixels = 0
     for shard in shards:
@@ -207,9 +207,9 @@ def write(work: Work, part: tuple[str, list[int], str], clock: Clock) -> float:
 
 
 def count_tiles(work: Work, shards: list[int]) -> tuple[int, int]:
-    """(needed, computed) tiles of shards: those that have their first say in them, and all.
+    """(needed, computed) tiles of shards: those whose first pixel with a say lies in them, and all.
 
-    Each tile has its first say in one shard, so that over all shards `needed` is the lattice of the images, once.
+    That pixel of a tile lies in one shard only, so over all shards `needed` counts each tile with data once.
     """
     needed = computed = 0
     for shard in shards:
@@ -231,7 +231,7 @@ def _tiles_of(region: Region, work: Work) -> tuple[int, int]:
         across = reflect(left, left + lattice.tile, region.width) - region.extent.col_off
         if region.valid is None or region.valid[down[:, None], across].any():
             computed += 1
-            near = lattice.margins[0]  # where a tile has its first say, but for the image's first ones
+            near = lattice.margins[0]  # in which a tile has no say, unless it is the image's first
             needed += _holds(block, top + near * (row > 0), left + near * (col > 0))
     return needed, computed
 
@@ -240,11 +240,11 @@ def _holds(block: Window, row: int, col: int) -> bool:
     return 0 <= row - block.row_off < block.height and 0 <= col - block.col_off < block.width
 
 
-_shared: dict[str, threading.Barrier] = {}  # of this process with the others of its `Workers`
+_shared: dict[str, threading.Barrier] = {}  # between this process and the others of its `Workers`
 
 
 def _begin(barrier: threading.Barrier) -> None:
-    """Begin a process of `Workers`."""
+    """Set up a process of `Workers`."""
     _shared["barrier"] = barrier
 
 
@@ -266,7 +266,7 @@ def _read_piece(piece: tuple[str, int, int]) -> int:
 
 
 def _a_batch(work: Work, shards: Iterable[int], segmenter: Segmenter) -> torch.Tensor:
-    """A batch of the first tile that can be read, as the network sees it, on its device."""
+    """A batch of copies of the first tile that can be read, prepared for the network, on its device."""
     import torch
 
     readings = chain.from_iterable(work.readings(read_shard(work.plan, shard)) for shard in shards)
@@ -287,7 +287,7 @@ def _forward(segmenter: Segmenter, x_NCHW: torch.Tensor, times: int = 1) -> None
 
 
 def _segmented(row: dict, png: bytes | None) -> Segmented:
-    """What was written as a row, as it was before."""
+    """A written row, turned back into what it was made from."""
     place = Place(
         image=row["image"],
         etag=row["etag"],

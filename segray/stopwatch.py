@@ -1,4 +1,4 @@
-"""What a process costs: seconds by stage, each moment booked once however the stages are nested, and peak memory."""
+"""What a process costs: seconds by stage, each moment counted once however stages are nested, and peak memory."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ Value = TypeVar("Value")
 
 
 class Stopwatch:
-    """Seconds by name. What begins within another stage pauses it."""
+    """Seconds by stage. A stage that begins within another pauses it."""
 
     def __init__(self) -> None:
         self.seconds: Counter[str] = Counter()
@@ -23,7 +23,7 @@ class Stopwatch:
 
     @contextmanager
     def during(self, name: str) -> Iterator[None]:
-        """Book the body of a `with` statement."""
+        """Count the time of a `with` statement's body as this stage's."""
         self._switch()
         self._running.append(name)
         try:
@@ -33,7 +33,7 @@ class Stopwatch:
             self._running.pop()
 
     def over(self, name: str, values: Iterable[Value]) -> Iterator[Value]:
-        """The same values, with the time that each of them takes to come booked."""
+        """The same values; the time that each takes to arrive counts as this stage's."""
         iterator, end = iter(values), object()
         while True:
             with self.during(name):
@@ -50,6 +50,6 @@ class Stopwatch:
 
 
 def peak_memory() -> int:
-    """Bytes of this process in memory at its peak, shared pages included."""
+    """Peak memory of this process in bytes, shared pages included."""
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == "darwin" else peak * 1024  # POSIX leaves the unit open

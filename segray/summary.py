@@ -1,4 +1,4 @@
-"""Folding shards into the numbers of a job: small, order-free, and the same whether a shard is new or from before."""
+"""Folding shards into a job's numbers: small, in any order, and the same for new shards and those of earlier runs."""
 
 from __future__ import annotations
 
@@ -11,18 +11,18 @@ from segray.footprints import area_m2, outline
 from segray.grid import Window
 from segray.shards import FAILED, NODATA, OK
 
-MAX_FAILURES = 100  # failures that summary.json lists; the mask shards have all of them
+MAX_FAILURES = 100  # that summary.json lists; the mask shards have all of them
 
 
 @dataclass(kw_only=True)
 class Totals:
     """Sums over mask rows.
 
-    images: status -> count, of images seen whole. parts: the others, an image (worst status, pixels seen, pixels of the
-    image); an image leaves them with its last shard, so that they are few. class_pixels: (K,) int64. area_m2: of valid
-    pixels, where georeferenced. confidence_sum, seam_sum: of each mask's value times its valid pixels; seam_pixels: the
-    valid pixels of masks in which tiles overlap. seconds: by stage, over all workers. peak_bytes: of the largest
-    process of each role. began: the first shard, seconds since the epoch.
+    images: status -> count, of images seen whole. parts: image -> (worst status, pixels seen, pixels in all) of the
+    others; an image leaves them with its last shard, so they are few. class_pixels: by class. area_m2: of valid pixels,
+    if georeferenced. confidence_sum, seam_sum: of each mask's value times its valid pixels. seam_pixels: valid pixels
+    of masks in which tiles overlap. seconds: by stage, over all workers. peak_bytes: role -> peak memory of its largest
+    process. began: when the first shard did, in seconds since the epoch.
     """
 
     shards: int = 0
@@ -42,7 +42,7 @@ class Totals:
     began: float = math.inf
 
     def add(self, other: Totals) -> None:
-        """Add another sum to this one."""
+        """Add other totals to these."""
         self.shards += other.shards
         self.windows += other.windows
         self.images.update(other.images)
@@ -81,7 +81,7 @@ class Totals:
         return self.seam_sum / self.seam_pixels if self.seam_pixels else None
 
     def _add_part(self, image: str, status: str, seen: int, pixels: int) -> None:
-        """Add rows of an image; with the last of its pixels it is counted."""
+        """Add rows of an image, which is counted once all its pixels were seen."""
         before, already, _ = self.parts.pop(image, (NODATA, 0, pixels))
         status, seen = _worst([before, status]), already + seen
         if seen == pixels:
@@ -91,7 +91,7 @@ class Totals:
 
 
 def summarise(rows: Iterable[dict]) -> Totals:
-    """The totals of the rows of one shard, dicts of the mask shard's columns."""
+    """The totals of one shard, from its rows as dicts of the mask shard's columns."""
     totals = Totals(shards=1)
     images: dict[str, list[dict]] = {}
     for row in rows:
@@ -108,7 +108,7 @@ def summarise(rows: Iterable[dict]) -> Totals:
 
 
 def _listed(failures: Iterable[dict]) -> list[dict]:
-    """One failure an image, whose windows may have several, in one shard or more; the first images by name."""
+    """One failure per image, though several of its windows may have failed; of the first images by name."""
     first: dict[str, dict] = {}
     for failure in sorted(failures, key=lambda failure: (failure["image"], failure["error"])):
         first.setdefault(failure["image"], failure)

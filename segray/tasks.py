@@ -1,4 +1,4 @@
-"""A function of many parts, each in a Ray task of its own, given in their order."""
+"""A function applied to many parts, each in a Ray task of its own; results come in the parts' order."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from ray.exceptions import RayTaskError
 from segray.errors import OutOfMemoryError, SegrayError
 
 Part, Result = TypeVar("Part"), TypeVar("Result")
-IN_FLIGHT = 256  # tasks: bounds what the driver holds, and keeps a cluster busy
+IN_FLIGHT = 256  # tasks: few enough to bound what the driver holds, enough to keep a cluster busy
 DEATHS = (
     ray.exceptions.RayActorError,
     ray.exceptions.WorkerCrashedError,
     ray.exceptions.OutOfMemoryError,
     ray.exceptions.NodeDiedError,
     ray.exceptions.ObjectLostError,
-    OutOfMemoryError,  # this process goes on; what it was given is none the better for it
+    OutOfMemoryError,  # the process survives, but what it was given would not fit again
 )
 
 
@@ -31,12 +31,12 @@ def in_tasks(
     num_gpus: int = 0,
     in_flight: int = IN_FLIGHT,
 ) -> Iterator[Result]:
-    """function(part) of each part, in their order; a SegrayError of a task is raised in its turn.
+    """function(part) of each part, in order; a task's SegrayError is raised in its turn.
 
-    in_flight: tasks whose results nobody has taken yet.
+    in_flight: the most tasks whose results have not been taken.
     """
     call = _call.options(num_cpus=num_cpus, num_gpus=num_gpus)
-    shared = ray.put(function)  # what it holds travels once, not with every part
+    shared = ray.put(function)  # so that what it holds is sent once, not with every part
     running: deque[ray.ObjectRef] = deque()
     for part in parts:
         running.append(call.remote(shared, part))
@@ -47,7 +47,7 @@ def in_tasks(
 
 
 def result_of(ref: ray.ObjectRef) -> Result:
-    """What a task returns; its SegrayError as it was raised there: Ray's own has the text of a traceback."""
+    """What a task returns; its SegrayError as raised there, since Ray's wrapper has the text of a traceback."""
     try:
         return ray.get(ref)
     except RayTaskError as error:

@@ -1,4 +1,4 @@
-"""The versions of what may change a number."""
+"""The versions of everything that may change a result."""
 
 from __future__ import annotations
 
@@ -11,5 +11,5 @@ PACKAGES = ("torch", "torchvision", "ray")
 
 
 def versions() -> dict[str, str]:
-    """Of segray, Python and the packages that compute. segray need not be installed: its folder comes with a job."""
+    """Of segray, Python and the packages that compute. segray need not be installed: jobs carry its folder along."""
     return {"segray": __version__, "python": platform.python_version(), **{name: version(name) for name in PACKAGES}}

@@ -1,7 +1,7 @@
-"""The walk of a shard from plan items to mask rows, without Ray: read, segment, make rows.
+"""A shard's way from plan items to mask rows, without Ray: read, segment, make rows.
 
-Each step takes and gives an iterable, so that a shard streams through one process image by image, or stops between two
-processes as a list.
+Each step takes and returns an iterable, so that a shard streams through one process image by image, or is passed
+between processes as a list.
 """
 
 from __future__ import annotations
@@ -32,17 +32,17 @@ from segray.shards import MaskRow, Place, failed_row, mask_row
 if TYPE_CHECKING:  # CPU workers that read and write do without torch and its 500 MB
     from segray.segmenter import Segmenter
 
-READ_THREADS = 8  # object stores answer late, not slowly: ask for several images at once
-# They live as long as the process: to new ones for each shard malloc gives new arenas, and keeps the memory of all.
+READ_THREADS = 8  # object stores have latency, not low bandwidth: ask for several images at once
+# They live as long as the process: malloc would give new threads for each shard new arenas, and keep the memory of all.
 _readers = ThreadPoolExecutor(READ_THREADS, thread_name_prefix="segray-read")
 UNMEASURED = Window(0, 0, 0, 0)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Reading:
-    """What became of an item: a region to segment, or the windows that failed and the reason. seconds: it took.
+    """What became of an item: a region to segment, or the windows that failed and why. seconds: that reading took.
 
-    scaling: from the grid of the region to that of the image, where the masks are to be on the latter.
+    scaling: from the region's grid to the image's, if the masks are to be on the latter.
     """
 
     place: Place
@@ -57,7 +57,7 @@ class Reading:
 class Segmented:
     """A reading after the network: the masks of its windows, or its failure passed on.
 
-    scaling: see Reading. The windows that failed are on the image's grid.
+    scaling: see Reading. failed: windows on the grid that the masks are published on.
     """
 
     place: Place
@@ -67,7 +67,7 @@ class Segmented:
     error: str | None = None
 
     def on_grid(self) -> Iterator[WindowMask]:
-        """The masks on the image's grid, one after the other: all at once may be hundreds of times what they were."""
+        """The masks, enlarged if asked for, one at a time: all at once may take hundreds of times the memory."""
         return (enlarged(mask, self.scaling) if self.scaling else mask for mask in self.masks)
 
 
@@ -81,9 +81,9 @@ def read_items(
     enlarge: bool = True,
     ahead: int = READ_THREADS,
 ) -> Iterator[Reading]:
-    """The items read concurrently, at most `ahead` of them, and given in their order.
+    """Read the items concurrently, at most `ahead` at a time, and give them in their order.
 
-    enlarge: masks of images that are segmented on a coarser grid are to be on their own.
+    enlarge: masks of images that are segmented on a coarser grid are to be on the images' own grid.
     """
     options = {"blend": blend, "window": window, "explicit_bands": explicit_bands, "enlarge": enlarge}
     read = partial(_timed, spec=spec, **options)
@@ -91,9 +91,9 @@ def read_items(
 
 
 def read_item(item: Item, *, spec: InputSpec, blend: str, window: int, explicit_bands: bool, enlarge: bool) -> Reading:
-    """One item read; whatever is wrong with the image becomes a failed reading, here and nowhere else."""
+    """Read one item; whatever is wrong with its image becomes a failed reading, here and nowhere else."""
     scaling = item.scaling if enlarge else None
-    if scaling is not None:  # so that the masks are no larger than that when they are enlarged
+    if scaling is not None:  # so that enlarged masks are no larger than `window` was
         window = max(1, int(window / max(scaling.factors)))
     if item.error:
         return _unread(item, window, item.error, scaling)
@@ -110,7 +110,7 @@ def read_item(item: Item, *, spec: InputSpec, blend: str, window: int, explicit_
 
 
 def segment(readings: Iterable[Reading], segmenter: Segmenter) -> Iterator[Segmented]:
-    """The readings segmented, in their order; failed ones are passed on."""
+    """Segment the readings, in their order; failed ones are passed on."""
     behind: deque[Reading] = deque()
 
     def regions() -> Iterator[Region]:
@@ -153,9 +153,9 @@ def _segmented(reading: Reading, masks: list[WindowMask]) -> Segmented:
 
 
 def enlarged(result: WindowMask, scaling: Scaling) -> WindowMask:
-    """The mask of a window on the grid of its image, and its counts; confidence and disagreement stay as they are.
+    """The mask of a window, brought to its image's grid and counted anew; confidence and disagreement stay as they are.
 
-    Sampled pixels become those of the image in which their centres lie.
+    Sampled pixels become those of the image that contain their centres.
     """
     mask, window = scaling.enlarge(result.mask, result.window)
     counts = np.bincount(mask.ravel(), minlength=IGNORE + 1)[: len(result.pixel_counts)]
@@ -184,9 +184,9 @@ def _unread(item: Item, window: int, error: str, scaling: Scaling | None) -> Rea
 def _georeference(item: Item, *, coarse: bool) -> dict:
     """CRS and transform of an image that could not be read, if its header can, so that a map shows what is missing.
 
-    coarse: of the grid that it is segmented on, not of its own.
+    coarse: give those of the grid that it is segmented on, not of its own.
     """
-    if item.block is None or item.error:  # it may be what killed a process
+    if item.block is None or item.error:  # reading it may be what killed a process
         return {}
     try:
         header = read_header(item.image, part=item.part)
@@ -194,7 +194,7 @@ def _georeference(item: Item, *, coarse: bool) -> dict:
         return {}
     scaling, transform = item.scaling, header.transform
     planned = (scaling.height, scaling.width) if scaling else (item.image_height, item.image_width)
-    if transform is None or (header.height, header.width) != planned:  # the latter: it is another image by now
+    if transform is None or (header.height, header.width) != planned:  # another size: it is another image by now
         return {}
     return {"crs": header.crs, "transform": scaling.transform(transform) if scaling and coarse else transform}
 

@@ -1,4 +1,4 @@
-"""What the workers of a segmentation must know, what their device runs, and what a shard costs on its way."""
+"""What the workers of a segmentation need to know, how Ray is to run them, and what a shard costs on its way."""
 
 from __future__ import annotations
 
@@ -24,19 +24,19 @@ from segray.summary import Totals, summarise
 from segray.tasks import in_tasks
 
 log = logging.getLogger("segray")
-STAGES = "segray_stages"  # a Ray resource: where it is, the stages of a GPU cluster run on CPUs too
-# At the same time: while one computes, the others bring pixels and take masks away. Of many bands a shard's pixels are
-# gigabytes.
+STAGES = "segray_stages"  # a Ray resource: a cluster that has it runs the stages of a GPU cluster on CPUs too
+# At the same time: while one computes, the others bring pixels and take masks away. With many bands, the pixels of one
+# shard are gigabytes.
 SHARDS_A_GPU, OF_MANY_BANDS, MANY_BANDS = 4, 2, 5
-SHARDS_WAITING = 2  # at an actor that others read for, which would be idle between shards with fewer
+SHARDS_WAITING = 2  # at an actor for which other processes read; with fewer it would idle between shards
 
 
 @dataclass(frozen=True, kw_only=True)
 class Work:
-    """What the workers must know to turn shards of a plan into published masks.
+    """What the workers need to know to turn shards of a plan into published masks.
 
-    digest: of the model that all of them use. detailed: see `canvas.Canvas`. ahead: images that are read at the same
-    time. window, formats, shard_pixels: of a segmentation alone.
+    digest: of the model that all of them must use. detailed: see `canvas.Canvas`. ahead: images that are read at the
+    same time. window, formats: used by segmentation only.
     """
 
     plan: str
@@ -62,14 +62,14 @@ class Work:
     ahead: int = walk.READ_THREADS
 
     def readings(self, items: list[plans.Item]) -> Iterator[walk.Reading]:
-        """The items of a shard read."""
+        """Read the items of a shard, in order."""
         options = {"blend": self.blend, "window": self.window, "explicit_bands": self.explicit_bands}
         return walk.read_items(items, self.spec, **options, enlarge=self.enlarge, ahead=self.ahead)
 
     def segmenter(self) -> walk.Segmenter:
-        """The segmenter of the model on this process's device, once it took a tile.
+        """The model's segmenter on this process's device, tried on a tile.
 
-        ModelError when it takes none, or the model is not the one that the job began with.
+        ModelError when it does not take the tile, or the model is not the one that the job began with.
         """
         import torch
 
@@ -94,18 +94,18 @@ class Work:
             tta=self.tta,
             detailed=self.detailed,
         )
-        segmenter.try_a_tile()  # the first one takes several times as long
+        segmenter.try_a_tile()  # the first tile takes several times as long as others
         return segmenter
 
     def actor_options(self, *, staged: bool = False) -> dict:
-        """What an actor that holds the network asks of Ray."""
+        """The Ray options of an actor that holds the network."""
         if self.on_gpu:
-            return {"num_gpus": 1, "num_cpus": 0}  # readers and writers must find a core beside any number of actors
+            return {"num_gpus": 1, "num_cpus": 0}  # so that readers and writers find a core beside any number of actors
         cores = {"resources": {STAGES: 0.001}, "num_cpus": 0} if staged else {"num_cpus": self.threads}
         return {**cores, "runtime_env": ONE_ARENA}
 
     def pool_options(self, *, staged: bool) -> dict:
-        """What Ray Data is told of the pool of such actors."""
+        """The Ray Data options of the pool of such actors."""
         waiting = SHARDS_WAITING if staged else 1
         if not self.on_gpu:
             return {"max_tasks_in_flight_per_actor": 1 + waiting}
@@ -130,18 +130,18 @@ class Work:
 
 
 class Costs:
-    """What a shard costs on its way through processes: seconds by stage, the peak memory of each, when it began."""
+    """What a shard costs on its way: seconds by stage, the peak memory of each process, and when it began."""
 
     def __init__(self) -> None:
         self.watch, self.peak_bytes, self.began = Stopwatch(), {}, time.time()
 
     def segmented(self, readings: Iterable[walk.Reading], segmenter: walk.Segmenter) -> Iterator[walk.Segmented]:
-        """The readings segmented, with the time that each step takes."""
+        """Segment the readings, and note the time that each step takes."""
         masks = walk.segment(self.watch.over("waiting", self._read(readings)), segmenter)
         return self.watch.over("segmenting", guarded(masks))
 
     def note_peak(self, role: str) -> None:
-        """Note the peak memory of this process, which plays that role."""
+        """Note the peak memory of this process, under its role."""
         self.peak_bytes[role] = peak_memory()
 
     def book(self, totals: Totals) -> None:
@@ -158,14 +158,14 @@ def model_of(work: Work) -> Description:
     """What model.json says; ModelError when the model is not the one that the job began with."""
     description = read_description(work.model)
     if description.digest != work.digest:
-        raise ModelError(f"{work.model} has changed since the job began; run it again, on a model that nothing writes")
+        raise ModelError(f"{work.model} has changed since the job began; run it again once nothing writes to it")
     return description
 
 
 def probe(work: Work) -> str:
-    """The precision to use (the work's own, or what a worker's device computes fast), once a worker tried it on a tile.
+    """The precision to use (the work's own, or the one a worker's device is fast at), tried on a tile by a worker.
 
-    ModelError when the model cannot be loaded or compiled, or takes no such tiles.
+    ModelError when the model cannot be loaded or compiled, or does not take such tiles.
     """
     late = threading.Timer(cluster.NO_ROOM_S, log.info, [cluster.NO_ROOM, "worker"])
     late.daemon = True

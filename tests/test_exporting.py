@@ -206,7 +206,7 @@ def test_a_damaged_shard_ends_in_failed_scenes_with_a_reason(local_ray, tmp_path
     shard.write_bytes(shard.read_bytes().replace(b"IDAT", b"IDAX"))
     summary = export(settings(uri, tmp_path / "out"))
     assert (summary["written"], summary["failed"]) == (2, 1)
-    assert "no whole PNG" in summary["failures"][0]["error"]
+    assert "not a complete PNG" in summary["failures"][0]["error"]
     assert not (tmp_path / "out" / "t1.tif").exists()
 
 

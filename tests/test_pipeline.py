@@ -258,7 +258,7 @@ def test_a_model_that_changed_meanwhile_is_not_used(work, tmp_path):
     with pytest.raises(SegrayError) as caught:
         pipeline.run(changed, [0], actors=(1, 1), on_result=lambda totals: None)
     assert str(caught.value) == (
-        f"{work['model']} has changed since the job began; run it again, on a model that nothing writes"
+        f"{work['model']} has changed since the job began; run it again once nothing writes to it"
     )
     assert not (tmp_path / "masks").exists()
 
