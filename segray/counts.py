@@ -8,8 +8,8 @@ import torch
 
 from segray.masks import IGNORE
 
-CLASSES_AT_ONCE = 32  # a byte a pixel each
-BYTE = 255  # what a byte counts to
+CLASSES_AT_ONCE = 32  # each takes a byte per pixel
+BYTE = 255  # the most that a byte counts
 
 
 def class_counts(label_NHW: torch.Tensor, num_classes: int) -> torch.Tensor:
@@ -21,14 +21,14 @@ def class_counts(label_NHW: torch.Tensor, num_classes: int) -> torch.Tensor:
 
 
 def compared_counts(label_NHW: torch.Tensor, num_classes: int) -> torch.Tensor:
-    """(N, K) float64: the pixels of each class, by comparisons that a GPU starts in a few steps."""
+    """(N, K) float64: the pixels of each class, by comparisons that take a GPU few launches."""
     parts = _numbers(num_classes, label_NHW.device).split(CLASSES_AT_ONCE)
     found = [_true((label_NHW == part).view(torch.uint8)) for part in parts]
     return (found[0] if len(found) == 1 else torch.cat(found)).T
 
 
 def _true(bits_KNHW: torch.Tensor) -> torch.Tensor:
-    """(K, N) float64 sums of bits; columns of as many as a byte counts first, since torch converts what it sums."""
+    """(K, N) float64 sums of bits; first over columns short enough for a byte, since torch converts what it sums."""
     columns = [bits.sum(dim=2, dtype=torch.uint8) for bits in bits_KNHW.split(BYTE, dim=2)]
     return torch.stack(columns, dim=2).sum(dim=(2, 3), dtype=torch.float64)
 

@@ -1,4 +1,4 @@
-"""What an evaluation asks of pixels beside their class: the confidence of each, and the logits of some of them."""
+"""What an evaluation needs of pixels besides their class: the confidence of each, and the logits of some."""
 
 from __future__ import annotations
 
@@ -16,20 +16,20 @@ if TYPE_CHECKING:
 
 
 class Details:
-    """The details of one block, on its device until they are asked for."""
+    """The details of one block, kept on its device until they are asked for."""
 
     def __init__(self, block: Window, row_axis: TileAxis, col_axis: TileAxis) -> None:
         self.block, self.row_axis, self.col_axis = block, row_axis, col_axis
-        # torch can do little with uint16: the same bits as int16
+        # torch can do little with uint16, so the same bits are kept as int16
         self.steps = torch.zeros((block.height, block.width), dtype=torch.int16, device=row_axis.device)
         self.sampled: list[tuple[np.ndarray, np.ndarray, torch.Tensor]] = []
 
     def put(self, rows: slice, steps_HW: torch.Tensor) -> None:
-        """Note the confidences of rows of the block, whole numbers of their unit as float32."""
+        """Store the confidences of rows of the block, float32 whole numbers of their unit."""
         self.steps[rows] = steps_HW.int().short()
 
     def sample(self, row: int, col: int, logits_KPP: torch.Tensor) -> None:
-        """Note the logits of a tile at those of its own pixels that calibration looks at."""
+        """Store the logits of a tile at those of its own pixels that calibration uses."""
         block, stride = self.block, self.row_axis.lattice.stride
         rows = _common(self.row_axis.own(row), block.row_off, block.height)
         cols = _common(self.col_axis.own(col), block.col_off, block.width)
@@ -46,7 +46,7 @@ class Details:
         return {"confidences": confidences, "sampled": self._sampled(window)}
 
     def _sampled(self, window: Window) -> Sampled | None:
-        """Those of a window in scan order, so that nothing depends on the order of the tiles."""
+        """The sampled logits of a window in scan order, so that nothing depends on the order of the tiles."""
         if not self.sampled:
             return None
         down, across, logits = zip(*self.sampled)

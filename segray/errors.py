@@ -2,7 +2,7 @@
 
 
 class SegrayError(Exception):
-    """Bad input that the caller can mend; jobs print its one sentence and end with exit status 2."""
+    """Bad input that the caller can correct; jobs print its one sentence and end with exit status 2."""
 
 
 class ImageError(SegrayError):
@@ -14,12 +14,12 @@ class MismatchError(ImageError):
 
 
 class LabelError(SegrayError):
-    """A label mask holds an id or a colour that is in no legend, or has another size than its image."""
+    """A label mask has an id or colour that is not in the legend, or is not the size of its image."""
 
 
 class ModelError(SegrayError):
-    """A model directory is damaged, of a later format version, or does not fit what is asked of it."""
+    """A model directory is damaged, of a later format version, or not fit for what is asked of it."""
 
 
 class OutOfMemoryError(SegrayError):
-    """A shard takes more memory than its process or its device has; others may take less."""
+    """A shard needs more memory than its process or its device has; others may need less."""

@@ -1,4 +1,4 @@
-"""From what an archive lists to items of a plan: headers read, members listed, large images cut. One task's work."""
+"""From an archive's listing to items of a plan: headers read, members listed, large images cut; one task's work."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ MAX_BLOCK_BYTES = 2**29  # of a block of many bands or wide types: an actor hold
 SMALL_PICTURE_BYTES = 4 * 2**20
 MEMBERS_AT_A_TIME = 5000  # of a file that may hold millions
 THREADS = 16
-UNPACKED_BYTES = 2**25  # a member of more, of which even the header takes all of it, is one of two at a time
+UNPACKED_BYTES = 2**25  # larger members that must be read whole even for their header are read two at a time
 _UNPACKING = Semaphore(2)
 
 
@@ -45,20 +45,20 @@ class Cutting:
 
 @dataclass(frozen=True, kw_only=True)
 class Found:
-    """Items, and how many members were passed over because their endings are no image format."""
+    """Items, and how many members were skipped because they are not images."""
 
     items: list[Item]
     skipped: int = 0
 
 
 def is_small(file: File) -> bool:
-    """Whether a file is planned by what its listing says."""
+    """Whether a file is planned from its listing alone."""
     whole = is_picture(file.uri) or is_row(file.uri)
     return file.error is None and whole and 0 <= file.size <= SMALL_PICTURE_BYTES
 
 
 def expand(files: tuple[File, ...], cutting: Cutting) -> Iterator[Found]:
-    """The items of listed images in their order, or those of one file that holds many, some thousand at a time."""
+    """The items of listed images in their order, or those of one file that holds many, some thousands at a time."""
     kind = kind_of(files[0].uri) if len(files) == 1 else None
     if kind is None:
         yield Found(items=_measured(files, cutting))
@@ -78,14 +78,14 @@ def _members(file: File, kind: str, cutting: Cutting) -> Iterator[Found]:
     listing = CONTAINERS[kind].members(file, cutting.options.column)
     chunk: list[File] | None = None
     skipped = 0
-    while chunk != []:  # the end may bring no image, but members that were passed over
+    while chunk != []:  # the last chunk may have no images, but skipped members
         chunk = list(islice(listing, MEMBERS_AT_A_TIME))
         yield Found(items=_measured(chunk, cutting), skipped=listing.skipped - skipped)
         skipped = listing.skipped
 
 
 def _measured(files: Iterable[File], cutting: Cutting) -> list[Item]:
-    """The items of images, whose headers are read several at once."""
+    """The items of images, whose headers are read concurrently."""
     with ThreadPoolExecutor(THREADS) as pool:
         return list(chain.from_iterable(pool.map(lambda file: _items(file, cutting), files)))
 
@@ -116,7 +116,7 @@ def _items(file: File, cutting: Cutting) -> list[Item]:
 
 
 def _known(file: File) -> File:
-    """The file with its size and tag, of which a list says nothing; SegrayError when its store does not give them."""
+    """The file with its size and tag, which a list does not give; ImageError when its store does not give them."""
     if file.size >= 0:
         return file
     try:
@@ -128,7 +128,7 @@ def _known(file: File) -> File:
 
 def _check(file: File, header: Header, cutting: Cutting) -> None:
     spec = cutting.spec.for_bands(header.names, file.uri)
-    if header.bands == 1 and header.dtype == "uint8":  # 8-bit grey is judged when it is read
+    if header.bands == 1 and header.dtype == "uint8":  # 8-bit grey is checked when it is read
         return
     seen = {"bands": header.bands, "alpha": header.alpha, "dtype": np.dtype(header.dtype)}
     check_pixels(spec, **seen, explicit_bands=cutting.explicit_bands, source=file.uri)

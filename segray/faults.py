@@ -1,4 +1,4 @@
-"""What goes wrong with a device, and what it means for the process that uses it."""
+"""Failures of a device, and what they mean for the process that uses it."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ log = logging.getLogger("segray")
 Result = TypeVar("Result")
 ADVICE = "give the workers more memory, or lower --batch_size, --tile or --shard_mpx"
 NO_MEMORY = re.compile(r"out of memory|can't allocate memory|_STATUS_ALLOC_FAILED")  # CUDA, torch on CPUs, cuBLAS
-FAULT = re.compile(r"\b(CUDA|CUDA driver|cuDNN|cuFFT) error: |Triton Error \[CUDA\]")  # as torch and Triton begin them
+FAULT = re.compile(r"\b(CUDA|CUDA driver|cuDNN|cuFFT) error: |Triton Error \[CUDA\]")  # so torch and Triton begin them
 ENDED = 70  # exit status of a process whose device failed: EX_SOFTWARE
 
 
@@ -25,21 +25,21 @@ def is_out_of_memory(error: Exception) -> bool:
 
 
 def is_fault(error: Exception) -> bool:
-    """Whether a GPU failed: all that this process asks of it from now on fails too."""
+    """Whether a GPU failed: everything that this process asks of it from now on fails too."""
     return not is_out_of_memory(error) and FAULT.search(str(error)) is not None
 
 
 @contextmanager
 def ending_at_faults() -> Iterator[None]:
-    """A block at whose fault of the device the process ends.
+    """A block in which a fault of the device ends the process.
 
-    Ray starts another process in place of one that ended, whose device works again.
+    Ray starts another process in its place, for which the device works again.
     """
     try:
         yield
     except RuntimeError as error:
         if is_fault(error):
-            log.error("the GPU failed, and with it this process ends: %s", _one_line(error))
+            log.error("the GPU failed, so this process ends: %s", _one_line(error))
             os._exit(ENDED)
         raise
 

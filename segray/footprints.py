@@ -19,9 +19,9 @@ from segray.grid import Affine6, Window
 SEMI_MAJOR_M, ECCENTRICITY = 6_378_137.0, 0.0818191908426215  # of WGS 84
 MERCATOR = CRS.from_epsg(3857)  # of web maps
 EDGE = math.pi * SEMI_MAJOR_M  # metres from the middle of that map to its edge
-AUTHALIC_RADIUS_M = 6_371_007.181  # of the sphere of the surface area of WGS 84 (authalic radius)
+AUTHALIC_RADIUS_M = 6_371_007.181  # of the sphere with the surface area of WGS 84
 CORNERS = ((0, 1), (1, 1), (1, 0), (0, 0))  # (across, down) of a window, counterclockwise where rows run southwards
-STEPS = 4  # of an edge: between two points less than half of the Earth, whatever the window
+STEPS = 4  # per edge: between two points lies less than half the Earth, whatever the window
 STEPS_AROUND_A_POLE = 64  # there a straight edge is curved in longitude and latitude
 POLYGON, MULTIPOLYGON = 3, 6
 GEOMETRY_TYPES = {POLYGON: "Polygon", MULTIPOLYGON: "MultiPolygon"}
@@ -29,7 +29,7 @@ Ring = list[tuple[float, float]]
 
 
 def half_turn(crs: CRS) -> float | None:
-    """Half of the way around the Earth along the x of a CRS, where x goes on after a whole one; else None."""
+    """Half the way around the Earth in units of a CRS's x, if x may continue past a full turn; else None."""
     if crs.is_geographic:
         return math.pi / crs.units_factor[1]
     return EDGE if crs == MERCATOR else None
@@ -78,12 +78,12 @@ def geometry_type(wkb: bytes) -> str:
 
 
 def outline(crs: str, transform: Affine6, window: Window) -> np.ndarray | None:
-    """(n, 2) float64 longitude and latitude of a window's outline, the first again at the end, degrees.
+    """(n, 2) float64 longitude and latitude of a window's outline in degrees, the first repeated at the end.
 
-    Its four corners. Longitudes go on beyond 180 where the window does, so that the way from one corner to the next is
-    that of its edge; latitudes end at the poles, though grids of points reach over them. Around a pole: points of its
-    edges from -180 to 180, and back along the pole. None where the CRS has no way to longitude and latitude (an
-    engineering CRS, or a point outside its domain).
+    Its four corners. Longitudes continue beyond 180 where the window does, so that the line from one corner to the next
+    follows its edge; latitudes end at the poles, though grids of points extend beyond them. Around a pole: points of
+    the edges from -180 to 180, and back along the pole. None where the CRS cannot be converted to longitude and
+    latitude (an engineering CRS, or a point outside its domain).
     """
     affine = window_transform(transform, window)
     points = _edges(crs, affine, window, STEPS)
@@ -97,7 +97,7 @@ def rings(outline: np.ndarray) -> list[Ring]:
     """The exterior rings of an outline, closed: one, or one for each part between two antimeridians."""
     corners: Ring = [tuple(corner) for corner in outline[:-1].tolist()]
     west = min(x for x, _ in corners)
-    if max(x for x, _ in corners) - west >= 360:  # all around the Earth there is no place to cut
+    if max(x for x, _ in corners) - west >= 360:  # a ring all around the Earth has no place to cut
         corners, west = [(min(x - west - 180, 180.0), y) for x, y in corners], -180.0
     limit = 360 * math.floor((west + 180) / 360) + 180
     found = []
@@ -117,9 +117,9 @@ def area_m2(outline: np.ndarray) -> float:
 
 @lru_cache(64)
 def true_scale(crs: str, transform: Affine6, height: int, width: int) -> float | None:
-    """Square metres of ground a square unit of a CRS, in some square kilometre in the middle of an image.
+    """Square metres of ground per square unit of a CRS, over about a square kilometre in the middle of an image.
 
-    Of the vectors across and down that square, as they lie on the ellipsoid. None where that is not known.
+    From the vectors across and down that square, as they lie on the ellipsoid. None where they are not known.
     """
     a, b, _, d, e, _ = transform
     side = abs(a * e - b * d) ** 0.5
@@ -142,7 +142,7 @@ def true_scale(crs: str, transform: Affine6, height: int, width: int) -> float |
 
 
 def _edges(crs: str, affine: Affine6, window: Window, steps: int) -> np.ndarray | None:
-    """(4 steps + 1, 2) longitude and latitude along the edges, one after the other; around a pole they end 360 away."""
+    """(4 steps + 1, 2) longitude and latitude along the edges, one after another; around a pole they end 360 away."""
     corners = np.array([*CORNERS, CORNERS[0]]) * (window.width, window.height)
     share = np.arange(len(CORNERS) * steps + 1) / steps
     cols, rows = (np.interp(share, np.arange(len(corners)), corners[:, axis]) for axis in (0, 1))
@@ -152,7 +152,7 @@ def _edges(crs: str, affine: Affine6, window: Window, steps: int) -> np.ndarray 
         return None
     points = np.array([longitudes, latitudes]).T
     # PROJ passes metres through a vertical CRS; a global raster may reach a little beyond 360 and 90 degrees.
-    if not (abs(points) <= 400).all():  # nor is what is no number
+    if not (abs(points) <= 400).all():  # also refuses NaN
         return None
     turns = np.cumsum(np.round(np.diff(points[:, 0], prepend=points[0, 0]) / 360))
     points[:, 0] -= 360 * turns
@@ -161,12 +161,12 @@ def _edges(crs: str, affine: Affine6, window: Window, steps: int) -> np.ndarray 
 
 
 def _pole(crs: str, affine: Affine6, window: Window, edges: np.ndarray) -> float:
-    """The latitude of the pole that a window holds, whose edges go around one."""
+    """The latitude of the pole inside a window whose edges go around one."""
     a, b, c, d, e, f = affine
     for latitude in (-90.0, 90.0):
         try:
             (x,), (y,) = transform_points("OGC:CRS84", crs, [0.0], [latitude])
-        except (RasterioError, CRSError, CPLE_BaseError):  # the far pole of many projections is nowhere
+        except (RasterioError, CRSError, CPLE_BaseError):  # in many projections the far pole has no place
             continue
         col, row = np.linalg.solve([[a, b], [d, e]], [x - c, y - f])
         if 0 <= col <= window.width and 0 <= row <= window.height:

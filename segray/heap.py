@@ -1,6 +1,6 @@
-"""The heap of a process that computes on CPUs: what tensors free stays with it, since paging it in anew is dear.
+"""The heap of a process that computes on CPUs: it keeps what tensors free, since paging memory in again is costly.
 
-glibc gives large blocks back at once. That costs a U-Net 13% of its time in segmentation, and `nano` 19% in training.
+glibc returns large blocks at once. That costs a U-Net 13% of its time in segmentation, and `nano` 19% in training.
 """
 
 from __future__ import annotations
@@ -10,8 +10,8 @@ import sys
 
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # of glibc's malloc.h
 
-# Ray runs its workers in threads, to which malloc gives heaps of 64 MB pieces that go back whenever one is empty: half
-# of the processes spent 15% of their time on paging, until threads shared the heap of `keep_memory`.
+# Ray runs its workers in threads, to which malloc gives heaps in pieces of 64 MB, returning each empty one: half of the
+# processes spent 15% of their time on paging, until threads shared the heap of `keep_memory`.
 ONE_ARENA = {"env_vars": {"MALLOC_ARENA_MAX": "1"}}  # a runtime environment
 
 

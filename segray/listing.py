@@ -1,4 +1,4 @@
-"""Listing what lies below a prefix of any fsspec store, in order and without a request an object."""
+"""Listing what lies below a prefix of any fsspec store, in order and without a request per object."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def list_files(uri: str) -> Iterator[File]:
 
     Hidden files and folders (leading dot) are left out. No request is made per object, and an S3 listing is streamed
     page by page, so that memory does not grow with it. FileNotFoundError when nothing is there, SegrayError when the
-    store refuses to say so.
+    store refuses to list it.
     """
     fs, path = filesystem(uri)
     fs.invalidate_cache()
@@ -29,21 +29,21 @@ def list_files(uri: str) -> Iterator[File]:
             found = True
             relative = name[len(path) :]
             if not any(part.startswith(".") for part in relative.split("/")):
-                size = int(info["size"] or 0)  # web servers need not say it
+                size = int(info["size"] or 0)  # web servers need not give it
                 yield File(name if local else address(fs, name, uri) + chain, size, etag_of(info))
     if not found:
         raise FileNotFoundError(f"{uri} holds nothing")
 
 
 def address(fs: AbstractFileSystem, name: str, uri: str) -> str:
-    """The URI of a name in a file system, with the scheme of `uri`; fsspec may know another (abfs for az)."""
+    """The URI of a name in a file system, with the scheme of `uri`; fsspec may use another (abfs for az)."""
     found = fs.unstrip_protocol(name)
     scheme, own = split_protocol(uri)[0], split_protocol(found)[0]
     return found if scheme is None or own is None else scheme + found.removeprefix(own)
 
 
 def files_if_any(uri: str) -> Iterator[File]:
-    """As `list_files`, but for a prefix with nothing there, where it gives nothing: stores know no empty folder."""
+    """As `list_files`, but yields nothing, without an error, where nothing is there: stores have no empty folders."""
     try:
         yield from list_files(uri)
     except FileNotFoundError:
@@ -51,7 +51,7 @@ def files_if_any(uri: str) -> Iterator[File]:
 
 
 def names(uri: str) -> set[str]:
-    """The names of what lies directly in a folder; none when it is not there. One listing, asked anew."""
+    """The names of what lies directly in a folder; none when there is no such folder. One listing, never cached."""
     fs, path = filesystem(uri)
     fs.invalidate_cache()
     try:
@@ -63,11 +63,11 @@ def names(uri: str) -> set[str]:
 
 
 def _walk(fs: AbstractFileSystem, path: str, above: tuple[str, ...] = ()) -> Iterator[tuple[str, dict]]:
-    """Depth first, one folder listing in memory at a time. Sorted by whole path, as object stores sort keys.
+    """Depth first, one folder listing per level in memory. Sorted by whole path, as object stores sort keys.
 
-    Links to folders are followed, but for those that lead back to one that they lie in. above: the latter.
+    Links to folders are followed, except those that lead back to a folder above them. above: the folders above.
     """
-    if not above and fs.isfile(path):  # of others the listing of their folder says what they are
+    if not above and fs.isfile(path):  # further down, the folder's listing says what is a file
         yield path, retry(lambda: fs.info(path))
         return
     try:
@@ -86,7 +86,7 @@ def _walk(fs: AbstractFileSystem, path: str, above: tuple[str, ...] = ()) -> Ite
 
 
 def _is_folder(info: dict) -> bool:
-    """Whether an entry of a folder is one; a link to a folder has another type."""
+    """Whether an entry of a folder is a folder itself; a link to one has another type."""
     return info["type"] == "directory" or bool(info.get("islink")) and os.path.isdir(info["name"])
 
 

@@ -15,7 +15,7 @@ Result = TypeVar("Result")
 def in_order(
     function: Callable[[Item], Result], items: Iterable[Item], *, pool: ThreadPoolExecutor, ahead: int
 ) -> Iterator[Result]:
-    """function(item) of each item, in order, at most `ahead` of them under way; its error is raised in its turn."""
+    """function(item) of each item, in order, at most `ahead` of them at once; its error is raised in its turn."""
     rest, running = iter(items), deque()
     try:
         running.extend(pool.submit(function, item) for item in islice(rest, ahead))

@@ -1,4 +1,4 @@
-"""What the output of a segmentation holds of its job: the plan, the shards that are committed, their sums."""
+"""What the output of a segmentation holds: the plan, the committed shards, and their totals."""
 
 from __future__ import annotations
 
@@ -31,14 +31,14 @@ STATISTICS_A_TASK = 64
 
 
 def check_place(settings: SegmentSettings) -> None:
-    """SegrayError where OUTPUT is another job's, or lies in the archive, of whose imagery the masks would then be."""
+    """SegrayError when OUTPUT is another job's, or lies in the archive: its masks would then count as imagery."""
     if lies_in(settings.output, settings.archive.split("::")[-1]):
         raise SegrayError(f"--output {settings.output} lies in the archive {settings.archive}; give a folder beside it")
     check_unclaimed(settings.output, SEGMENTATION)
 
 
 def plan_of(settings: SegmentSettings, description: Description, work: Work) -> plans.Plan:
-    """The plan on the output if it is of this job, else a new one; fills in nothing of the masks."""
+    """The plan on the output, a new one if there is none; SegrayError when it is another job's. Writes no masks."""
     archive = open_archive(settings.archive, settings.archive_options)
     images = archive.images()
     first = next(images)  # before anything is removed: SegrayError when there is nothing to segment
@@ -93,13 +93,13 @@ def settings_of_pixels(settings: SegmentSettings, work: Work) -> dict:
         "format": ",".join(settings.formats),
         "device": "gpu" if work.on_gpu else "cpu",
         **{name: value for name, value in asdict(settings.archive_options).items() if value != getattr(PLAIN, name)},
-        # kernels follow from it, on CPUs those that were compiled; 1 is the default there
+        # it decides which kernels run, on CPUs only compiled ones; 1 is the default there
         **({"batch_size": work.batch_size} if work.on_gpu or (work.compiled and work.batch_size > 1) else {}),
     }
 
 
 def metadata(settings: SegmentSettings, description: Description, work: Work) -> dict:
-    """What every shard of the job says of itself."""
+    """What every shard of the job says about itself."""
     return {
         "format_version": plans.FORMAT_VERSION,
         "classes": description.classes.to_json(),
@@ -130,11 +130,11 @@ def earlier(settings: SegmentSettings, plan: plans.Plan, missing: list[int]) -> 
 
 
 def _remove_results(settings: SegmentSettings) -> None:
-    """Remove what an earlier run left; SegrayError when OUTPUT/masks holds files of somebody else."""
+    """Remove what an earlier run left; SegrayError when OUTPUT/masks holds any other files."""
     for file in files_if_any(join(settings.output, "masks")):
         if not re.search(r"/shard-\d{8}\.(parquet|tar)$", file.uri):
             raise SegrayError(f"{file.uri} is no mask shard, so nothing is overwritten; give another --output")
-    for name in (SEGMENTATION, "plan", "masks", "summary.json", "report.html"):  # no plan without its files
+    for name in (SEGMENTATION, "plan", "masks", "summary.json", "report.html"):  # a plan.json never lacks its files
         remove(join(settings.output, name))
 
 

@@ -1,4 +1,4 @@
-"""Any value as a batch of one row of a Ray data set, its arrays as one block of bytes that Ray moves unpickled."""
+"""Any value as a one-row batch of a Ray data set, its arrays as one block of bytes that Ray moves without pickling."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ Batch = dict[str, np.ndarray]
 
 
 def batch_of(row: dict[str, object]) -> Batch:
-    """A batch of one row; of an array, of any length, without a copy."""
+    """A batch of one row; arrays, of any length, are not copied."""
     return {
         name: value[None] if isinstance(value, np.ndarray) else np.array([value], object) for name, value in row.items()
     }
@@ -20,7 +20,7 @@ def batch_of(row: dict[str, object]) -> Batch:
 def pack(shard: int, value: object) -> Batch:
     """A batch of {"shard", "head", "body"} that carries any value.
 
-    Copies are dear where a shard is hundreds of megabytes: an only array is not copied, several are once.
+    Copies are costly where a shard is hundreds of megabytes: a single array is not copied, several are copied once.
     """
     buffers: list[pickle.PickleBuffer] = []
     head = io.BytesIO()
@@ -32,7 +32,7 @@ def pack(shard: int, value: object) -> Batch:
 
 
 class _Pickler(pickle.Pickler):
-    """One that leaves out views of larger arrays, too, as the masks of windows are: their pickles would hold them."""
+    """One that keeps views of larger arrays, such as the masks of windows, out of the pickle too, as buffers."""
 
     def reducer_override(self, value: object) -> object:
         if isinstance(value, np.ndarray) and not value.flags.forc:
@@ -41,7 +41,7 @@ class _Pickler(pickle.Pickler):
 
 
 def unpack(batch: Batch) -> object:
-    """The value in a batch of `pack`."""
+    """The value in a batch that `pack` made."""
     head, sizes = pickle.loads(batch["head"][0])
     body = np.ascontiguousarray(batch["body"]).reshape(-1)
     ends = np.cumsum([0, *sizes])

@@ -10,14 +10,15 @@ RECORDS = {TRAINING: "a training", SEGMENTATION: "a segmentation", EVALUATION: "
 
 
 def lies_in(uri: str, folder: str) -> bool:
-    """Whether a URI is a folder, or of something below it, whatever links and dots lead there."""
+    """Whether a URI is a folder or something below it, with links and dots resolved."""
     return f"{real(uri)}/".startswith(f"{real(folder)}/")
 
 
 def check_unclaimed(output: str, own: str) -> None:
-    """SegrayError when another kind of job wrote to an output, where none of one's own did before.
+    """SegrayError when another kind of job wrote to an output, and none of this kind did.
 
-    own: the record that one's own kind leaves there, one of RECORDS. Pages and summaries of two jobs have equal names.
+    own: the record that this kind of job leaves there, one of RECORDS. Pages and summaries of all kinds have equal
+    names.
     """
     if exists(join(output, own)):
         return

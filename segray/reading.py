@@ -1,6 +1,6 @@
-"""Reading labelled images as a network's input spec has them.
+"""Reading labelled images as a network's input spec requires.
 
-No torch here: whoever only inspects data starts in a second, not in ten.
+No torch here, so that inspecting data starts in a second, not in ten.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from segray.inputs import InputSpec
 def read_labelled(dataset: Dataset, sample: Sample, spec: InputSpec, *, explicit_bands: bool) -> Labelled:
     """A labelled image with the bands of the input spec, in its order; grey becomes three bands as viewers show it.
 
-    ImageError, LabelError or MismatchError when image, mask or their types are not as they should be.
+    ImageError, LabelError or MismatchError when the image, its mask or their types are not as they should be.
     """
 
     def choose(header: Header) -> tuple[int, ...]:

@@ -13,7 +13,7 @@ import numpy as np
 
 from segray.grid import Affine6, Window
 
-TOLERANCE = 1.1  # a network trained on several images has seen as much; nothing is gained below that
+TOLERANCE = 1.1  # training images differ by as much, so that a smaller factor would gain nothing
 LEAST_COVER = 0.5  # share of a coarse pixel's area that must be valid
 
 
@@ -28,7 +28,7 @@ class Scaling:
 
     @classmethod
     def of(cls, height: int, width: int, factor: float) -> Scaling | None:
-        """The grid whose pixels are `factor` times as long; None where that is hardly coarser or not at all."""
+        """The grid whose pixels are `factor` times as long; None where that is hardly or not at all coarser."""
         if factor < TOLERANCE:
             return None
         sizes = (max(1, round(size / factor)) for size in (height, width))
@@ -59,12 +59,12 @@ class Scaling:
     def shrink(self, pixels_CHW: np.ndarray, valid_HW: np.ndarray, window: Window) -> tuple[np.ndarray, np.ndarray]:
         """(C, h, w) of the source's type and (h, w) bool of a window of the coarse grid from those of `source(window)`.
 
-        Means are over valid pixels; a coarse pixel is valid where half of its area is.
+        Means are over valid pixels; a coarse pixel is valid where at least half of its area is.
         """
         rows = _Taps(window.row_off, window.height, self.factors[0], self.height)
         cols = _Taps(window.col_off, window.width, self.factors[1], self.width)
         weight = cols.mean(rows.mean(valid_HW.astype(np.float32), axis=0), axis=1)
-        # float32 holds bytes, 16 bits and itself; larger integers and float64 take twice the memory
+        # float32 holds 8 and 16 bits exactly; larger integers and float64 need float64, twice the memory
         exact = np.result_type(pixels_CHW.dtype, np.float32)
         shrunk = np.empty((len(pixels_CHW), window.height, window.width), pixels_CHW.dtype)
         for band, out in zip(pixels_CHW, shrunk):
@@ -74,7 +74,7 @@ class Scaling:
         return shrunk, weight >= LEAST_COVER
 
     def enlarge(self, mask: np.ndarray, window: Window) -> tuple[np.ndarray, Window]:
-        """The mask of a window of the coarse grid on the image's own, and the window of the image that it covers.
+        """The mask of a window of the coarse grid on the image's own grid, and the window of the image that it covers.
 
         A pixel has the class of the coarse pixel in which its centre lies; windows that partition the coarse grid
         partition the image.
@@ -118,7 +118,7 @@ class _Taps:
 
 
 def _centres(start: int, count: int, factor: float, size: int) -> tuple[int, np.ndarray]:
-    """(first pixel, coarse pixel of each from there, counted from `start`) of the pixels centred in a span."""
+    """Of the pixels centred in a span: (the first one, each one's coarse pixel counted from `start`)."""
     near = np.arange(max(0, math.floor(start * factor) - 1), min(size, math.ceil((start + count) * factor) + 1))
     coarse = np.floor((near + 0.5) / factor).astype(np.int64) - start
     inside = (coarse >= 0) & (coarse < count)

@@ -1,4 +1,4 @@
-"""Temporary folders of this machine that do not outlive the process that made them for long, however that ended."""
+"""Temporary folders of this machine: removed by the process that made them or, if it was killed, by a later one."""
 
 from __future__ import annotations
 
@@ -17,17 +17,17 @@ from rasterio.errors import RasterioError
 PREFIX = "segray-scratch-"
 LOCK, FILES = "lock", "files"
 FULL_BYTES = 2**20  # a disk with less left is full
-GRACE_S = 60.0  # since a folder was made: by then its process holds the lock
+GRACE_S = 60.0  # after a folder was made: by then its process holds the lock
 
 
 @contextmanager
 def scratch() -> Iterator[str]:
-    """An empty folder for the time of the block; if the process is killed in it, `remove_abandoned` removes it.
+    """An empty folder for use in the block; if the process is killed there, `remove_abandoned` removes it.
 
     OSError ENOSPC when GDAL fails in the block because the disk is full, which it does not say itself.
     """
     with tempfile.TemporaryDirectory(prefix=PREFIX) as folder, open(os.path.join(folder, LOCK), "ab") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)  # let go of when the process ends, even by a kill
+        fcntl.flock(lock, fcntl.LOCK_EX)  # released when the process ends, even by a kill
         files = os.path.join(folder, FILES)
         os.mkdir(files)
         try:
@@ -39,7 +39,7 @@ def scratch() -> Iterator[str]:
 
 
 def remove_abandoned() -> None:
-    """Remove the folders of this user's processes that are gone; what cannot be removed stays."""
+    """Remove the folders that this user's ended processes left; what cannot be removed stays."""
     with os.scandir(tempfile.gettempdir()) as entries:
         for entry in entries:
             with suppress(OSError):  # others remove it at the same time

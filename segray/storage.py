@@ -29,13 +29,13 @@ from segray.store_errors import at_fault, store_errors, with_reason
 log = logging.getLogger("segray")
 Result = TypeVar("Result")
 ATTEMPTS = 4
-SILENT_S = 10.0  # that a call may take before it fails without a word: some libraries try for minutes themselves
+SILENT_S = 10.0  # a call that failed after longer is logged: some libraries retry for minutes themselves
 COPY_BYTES = 2**20
 # Stores on which a finished put is atomic: a reader sees the old object or the whole new one, never a part.
 ATOMIC_PUT = {"s3", "s3a", "gs", "gcs", "az", "abfs", "abfss", "adl", "oss", "memory"}
-LEFTOVER = re.compile(r"\..*\.[0-9a-f]{32}\.tmp")  # what `_temporary` names files
-TEMPORARY_BYTES = len("..") + 32 + len(".tmp")  # by which such a name is longer than the file's own
-PLAIN_STORES = ATOMIC_PUT | {"file", "local"}  # nothing lies inside anything else here
+LEFTOVER = re.compile(r"\..*\.[0-9a-f]{32}\.tmp")  # names that `_temporary` makes
+TEMPORARY_BYTES = len("..") + 32 + len(".tmp")  # how much longer such a name is than the file's own
+PLAIN_STORES = ATOMIC_PUT | {"file", "local"}  # on these a file never lies inside another
 FINAL_ERRORS = (FileNotFoundError, FileExistsError, PermissionError, IsADirectoryError, NotADirectoryError)
 
 
@@ -43,8 +43,8 @@ FINAL_ERRORS = (FileNotFoundError, FileExistsError, PermissionError, IsADirector
 class File:
     """An object of a store, or a member of one: URI, size in bytes, and a tag that changes when its content does.
 
-    part: where a member lies in the file that holds it, in the words of its format; "" for a file of its own. error:
-    why a member cannot be read, known from its name or its size.
+    part: where a member lies in the file that holds it, in its format's notation; "" for a file of its own. error: why
+    it cannot be read, where listing already showed that.
     """
 
     uri: str
@@ -60,7 +60,7 @@ def filesystem(uri: str) -> tuple[AbstractFileSystem, str]:
     The container of a chain is opened, too; ImageError where it is missing, damaged or refused.
     """
     try:
-        if "::" in uri and not is_chain(uri):  # fsspec would take a file's name apart
+        if "::" in uri and not is_chain(uri):  # fsspec would split the file's name
             fs = get_filesystem_class(split_protocol(uri)[0])()
             return fs, fs._strip_protocol(uri)
         with store_errors():
@@ -83,9 +83,9 @@ def ending(uri: str) -> str:
 
 
 def bare(uri: str) -> str:
-    """A URI in lower case, up to the end of the file's name; the first one of a chain.
+    """A URI in lower case, up to the end of the file's name; of a chain, the member's.
 
-    What follows "?" or "#" in the address of a web server, as in one that is signed, is no part of the name.
+    On web servers, what follows "?" or "#", as in a signed address, is not part of the name.
     """
     name = uri.split("::", maxsplit=1)[0] if is_chain(uri) else uri
     if split_protocol(name)[0] in ("http", "https"):
@@ -104,7 +104,7 @@ def join(uri: str, *parts: str) -> str:
 
 
 def beside(uri: str, name: str) -> str:
-    """The URI of a file named relative to the folder in which another lies; the `.` and `..` in it are resolved."""
+    """The URI of a file named relative to the folder of another; any `.` and `..` are resolved."""
     scheme, mark, path = uri.rpartition("://")
     return scheme + mark + posixpath.normpath(posixpath.join(posixpath.dirname(path), name))
 
@@ -115,27 +115,27 @@ def is_absolute(uri: str) -> bool:
 
 
 def stat(file: File) -> File:
-    """The file with its size and etag asked from its store; FileNotFoundError or the store's error."""
+    """The file with the size and etag that its store gives; FileNotFoundError or the store's error."""
     fs, path = filesystem(file.uri)
     info = retry(lambda: with_reason(fs, path, fs.info))
     return replace(file, size=int(info["size"] or 0), etag=etag_of(info))
 
 
 def local_path(uri: str) -> str | None:
-    """The absolute path of a local URI, None of any other."""
+    """The absolute path of a local URI, None for any other."""
     return filesystem(uri)[1] if is_local(uri) else None
 
 
 def real(uri: str) -> str:
-    """The one name of a folder, whatever links and dots lead to it."""
+    """A folder's canonical name: a local path with links and dots resolved; any other URI without trailing slashes."""
     path = local_path(uri)
     return os.path.realpath(path) if path else uri.rstrip("/")
 
 
 def absolute(uri: str) -> str:
-    """A local path, the container's at the end of a chain too, made absolute: workers run in other directories.
+    """A local path, also the container's at the end of a chain, made absolute: workers run in other directories.
 
-    Any other URI is as it is, less slashes at its end.
+    Any other URI is unchanged, without trailing slashes.
     """
     if is_chain(uri):
         member, _, container = uri.rpartition("::")
@@ -144,9 +144,9 @@ def absolute(uri: str) -> str:
 
 
 def retry(call: Callable[[], Result]) -> Result:
-    """The result of a call to a store, tried again with growing pauses when the store or the network fails.
+    """The result of a call to a store, retried with growing pauses when the store or the network fails.
 
-    What trying again cannot mend (not found, no permission) is raised at once. Errors are those of `store_errors`.
+    What a retry cannot mend (not found, no permission) is raised at once. Errors are those of `store_errors`.
     """
     for attempt in range(ATTEMPTS - 1):
         started = time.monotonic()
@@ -155,22 +155,22 @@ def retry(call: Callable[[], Result]) -> Result:
                 return call()
         except FINAL_ERRORS:
             raise
-        except (OSError, BotoCoreError) as error:  # botocore's errors of the network are no OSError
+        except (OSError, BotoCoreError) as error:  # botocore's network errors are not OSErrors
             if time.monotonic() - started > SILENT_S:
-                log.warning("a store does not answer, and is asked again: %s", describe(error))
+                log.warning("a store does not answer; trying again: %s", describe(error))
             time.sleep(0.2 * 4**attempt)
     with store_errors():
         return call()
 
 
 def read_bytes(uri: str) -> bytes:
-    """The whole content of a file; FileNotFoundError or OSError as the store says."""
+    """The whole content of a file; FileNotFoundError or OSError from the store."""
     fs, path = filesystem(uri)
-    return retry(lambda: fs.cat_file(path, **_in_one_request(type(fs))))  # opening a file costs two
+    return retry(lambda: fs.cat_file(path, **_in_one_request(type(fs))))  # opening a file takes two
 
 
 def read_text(uri: str) -> str:
-    """The whole content of a UTF-8 text file, less a byte order mark; SegrayError when it cannot be read."""
+    """The whole content of a UTF-8 text file, without a byte order mark; SegrayError when it cannot be read."""
     try:
         return read_bytes(uri).decode("utf-8-sig")
     except FileNotFoundError as error:
@@ -180,7 +180,7 @@ def read_text(uri: str) -> str:
 
 
 def exists(uri: str) -> bool:
-    """Whether a file or a folder is there; asks the store anew, never a cache. SegrayError when that is refused."""
+    """Whether a file or a folder is there; asks the store, never a cache. SegrayError when that is refused."""
     fs, path = filesystem(uri)
     fs.invalidate_cache()
     with refusals_named(uri):
@@ -189,18 +189,18 @@ def exists(uri: str) -> bool:
 
 @contextmanager
 def refusals_named(uri: str) -> Iterator[None]:
-    """A store's refusal to say what is there, as a SegrayError: its own error names nothing."""
+    """Turns a store's refusal to say what is there into a SegrayError with the URI, which its own error lacks."""
     try:
         yield
     except PermissionError as error:
         if is_local(uri):
             raise
-        advice = "correct the URI, or what your credentials may do"
+        advice = "correct the URI, or the permissions of your credentials"
         raise SegrayError(f"{uri} cannot be looked at: {describe(error)}; {advice}") from error
 
 
 def publish(uri: str, data: bytes) -> None:
-    """Put a file in one atomic step: it is absent (or its former self) or whole, at every moment.
+    """Write a file atomically: at every moment it is either absent (or as before) or complete.
 
     Object stores do that by themselves; elsewhere a temporary file beside it is renamed.
     """
@@ -208,8 +208,8 @@ def publish(uri: str, data: bytes) -> None:
 
 
 def publish_file(uri: str, source: str) -> None:
-    """Put the content of a local file in one atomic step, as `publish` does, without holding it in memory."""
-    with open(source, "rb") as content:  # before anything is written
+    """Write the content of a local file atomically, as `publish` does, without holding it in memory."""
+    with open(source, "rb") as content:  # opened before anything is written
         _publish(
             uri,
             lambda file: shutil.copyfileobj(content, file, COPY_BYTES),
@@ -218,12 +218,12 @@ def publish_file(uri: str, source: str) -> None:
 
 
 def remove(uri: str) -> None:
-    """Remove a file or everything below a prefix; nothing there is no error."""
+    """Remove a file or everything below a prefix; it is no error if nothing is there."""
     fs, path = filesystem(uri)
     fs.invalidate_cache()
     if not fs.exists(path):
         return
-    if has_magic(path) and not is_local(uri):  # fsspec would remove what the path matches as a pattern
+    if has_magic(path) and not is_local(uri):  # fsspec would take the path as a pattern and remove what matches
         for name in fs.find(path):
             retry(lambda name=name: fs.rm_file(name))
     else:
@@ -231,13 +231,13 @@ def remove(uri: str) -> None:
 
 
 def remove_file(uri: str) -> None:
-    """Remove one file; nothing there, or a folder, is no error."""
+    """Remove one file; it is no error if nothing, or a folder, is there."""
     fs, path = filesystem(uri)
     try:
         retry(lambda: fs.rm_file(path))
     except (FileNotFoundError, NotADirectoryError):
         return
-    except (IsADirectoryError, PermissionError):  # systems differ in what they say of a folder
+    except (IsADirectoryError, PermissionError):  # systems differ in their error for a folder
         if not fs.isdir(path):
             raise
 
@@ -259,7 +259,7 @@ def describe(error: BaseException) -> str:
 
 
 def _publish(uri: str, write: Callable[[BinaryIO], object], send: Callable[[AbstractFileSystem, str], object]) -> None:
-    """See `publish`. write: the content, into a file of this machine. send: it, to a path of any other store."""
+    """See `publish`. write: writes the content to an open local file. send: puts it at a path of any other store."""
     fs, path = filesystem(uri)
     if protocol_of(fs) in ATOMIC_PUT:
         retry(lambda: send(fs, path))
@@ -272,7 +272,7 @@ def _publish(uri: str, write: Callable[[BinaryIO], object], send: Callable[[Abst
                 file.flush()
                 os.fsync(file.fileno())
             os.replace(temporary, path)
-        except BaseException:  # a full disk must not get fuller whenever it is tried again
+        except BaseException:  # or every retry would fill a full disk further
             with suppress(OSError):
                 os.unlink(temporary)
             raise
@@ -283,20 +283,20 @@ def _publish(uri: str, write: Callable[[BinaryIO], object], send: Callable[[Abst
 
 @cache
 def _in_one_request(kind: type[AbstractFileSystem]) -> dict[str, int]:
-    """What makes `cat_file` of a kind of store ask once: s3fs of 2026 asks for the size first, to fetch in parts."""
+    """Arguments that make `cat_file` of a kind of store ask once: s3fs (2026) first asks for the size, to split it."""
     parameters = signature(getattr(kind, "_cat_file", kind.cat_file)).parameters
     return {"max_concurrency": 1} if "max_concurrency" in parameters else {}
 
 
 def _temporary(fs: AbstractFileSystem, path: str) -> str:
-    """A name beside a path in a folder that is there from now on; `remove_leftovers` knows such names."""
+    """A name beside a path, whose folder is made if need be; `remove_leftovers` recognises such names."""
     parent, name = posixpath.split(path)
     fs.makedirs(parent, exist_ok=True)
     return posixpath.join(parent, f".{name}.{uuid.uuid4().hex}.tmp")
 
 
 def _local_files(folder: str) -> Iterator[str]:
-    """The paths of all files below a folder, of which `find` of fsspec would hold a dict each; links are not followed.
+    """The paths of all files below a folder, streamed: fsspec's `find` would hold a dict of each. Follows no links.
 
     What cannot be listed, or is gone by now, is left out.
     """
@@ -316,7 +316,7 @@ def protocol_of(fs: AbstractFileSystem) -> str:
 
 
 def etag_of(info: dict) -> str:
-    """What changes when a file does, in what a store says of it."""
+    """A tag that changes when a file does, from what a store says about it."""
     for key in ("ETag", "etag", "md5Hash", "content_md5", "CRC", "mtime", "last_modified", "created"):
         if value := info.get(key):
             value = value.timestamp() if isinstance(value, datetime) else value

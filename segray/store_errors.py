@@ -1,4 +1,4 @@
-"""What stores and full disks fail with, whatever libraries raise, as the OSErrors that callers tell apart."""
+"""The failures of stores and full disks, whatever libraries raise, as OSErrors that callers can tell apart."""
 
 from __future__ import annotations
 
@@ -16,15 +16,15 @@ from segray.errors import SegrayError
 Result = TypeVar("Result")
 for _loud in ("gcsfs", "azure"):  # they log each refusal with its traceback; here it becomes one sentence
     logging.getLogger(_loud).setLevel(logging.CRITICAL)
-LIBRARIES = ("aiohttp", "azure", "gcsfs", "google", "requests")  # whose errors are no OSErrors
-# S3's and Azure's names for what is wrong with the credentials or the clock, and with no object. fsspec's
-# PermissionError does not tell them from the refusal of one object.
+LIBRARIES = ("aiohttp", "azure", "gcsfs", "google", "requests")  # whose errors are not OSErrors
+# S3's and Azure's codes for what is wrong with the credentials or the clock, not with one object. fsspec's
+# PermissionError does not distinguish them from the refusal of one object.
 OF_CREDENTIALS = {
     "AccountProblem", "AuthenticationFailed", "ExpiredToken", "InvalidAccessKeyId", "InvalidAuthenticationInfo",
     "InvalidSecurity", "InvalidToken", "NotSignedUp", "RequestTimeTooSkewed", "SignatureDoesNotMatch",
     "TokenRefreshRequired",
 }  # fmt: skip
-OF_KEYS = {  # of the key that an object is encrypted with: no other object needs to be refused
+OF_KEYS = {  # of the key that an object is encrypted with: other objects may be readable
     "KMS.DisabledException", "KMS.InvalidKeyUsageException", "KMS.InvalidStateException",
     "KMS.KMSInvalidStateException", "KMS.NotFoundException",
 }  # fmt: skip
@@ -36,17 +36,17 @@ BEYOND_THE_END = ("416", "InvalidRange")
 
 
 class StoreError(OSError):
-    """A store fails or refuses the credentials: no fault of the object that was asked for."""
+    """A store fails or refuses the credentials, which is not the fault of the requested object."""
 
 
 def at_fault(error: Exception, otherwise: type[Exception] = SegrayError) -> type[Exception]:
-    """The type for a sentence that tells an error: StoreError stays one, so that callers know whom to blame."""
+    """The type in which to retell an error: StoreError stays one, so that callers know that the store failed."""
     return StoreError if isinstance(error, StoreError) else otherwise
 
 
 @contextmanager
 def store_errors() -> Iterator[None]:
-    """Errors of stores' libraries in the block become FileNotFoundError, PermissionError or StoreError."""
+    """In the block, errors of stores' libraries become FileNotFoundError, PermissionError or StoreError."""
     try:
         yield
     except Exception as error:  # most of these libraries derive theirs from Exception alone
@@ -58,7 +58,7 @@ def store_errors() -> Iterator[None]:
 
 @contextmanager
 def full_disk_named(path: str) -> Iterator[None]:
-    """Where a disk is full, the error names a file or folder of it: that of a write names nothing."""
+    """In the block, the error of a full disk names the path, as that of a write names nothing."""
     try:
         yield
     except OSError as error:
@@ -68,7 +68,7 @@ def full_disk_named(path: str) -> Iterator[None]:
 
 
 def code_of(error: BaseException) -> str:
-    """The code or the HTTP status with which a store refused, "" where the error has none."""
+    """The code or HTTP status of a store's refusal, "" where the error has none."""
     for found in (error, error.__cause__):
         if isinstance(response := getattr(found, "response", None), dict):  # botocore's, the cause of s3fs's errors
             return str(response.get("Error", {}).get("Code", ""))
@@ -79,7 +79,7 @@ def code_of(error: BaseException) -> str:
 
 
 def with_reason(fs: AbstractFileSystem, path: str, ask: Callable[[str], Result]) -> Result:
-    """The result of a call that asks S3 for a HEAD of a path; refused without a reason, a byte is read to have one."""
+    """The result of a call that sends S3 a HEAD; if that is refused without a reason, a byte is read to get one."""
     try:
         return ask(path)
     except PermissionError as error:
@@ -89,21 +89,21 @@ def with_reason(fs: AbstractFileSystem, path: str, ask: Callable[[str], Result])
 
 
 def _told(error: Exception) -> Exception:
-    """The error that stands for one of a library; any other as it is."""
+    """The error that replaces one of a library; any other is unchanged."""
     if isinstance(error, StoreError):
         return error
-    if isinstance(error, FileNotFoundError) and _library(error.__cause__):  # whatever a web server answers
+    if isinstance(error, FileNotFoundError) and _library(error.__cause__):  # fsspec's for any answer of a web server
         error = error.__cause__
     code, library = code_of(error), _library(error)
-    said = " ".join(str(getattr(error, "message", "") or error).split())  # str() of aiohttp's has the signed address
+    said = " ".join(str(getattr(error, "message", "") or error).split())  # str() of aiohttp's shows the signed address
     if code in OF_CREDENTIALS or (code == "401" and library not in ("", "aiohttp")):
         return StoreError(f"the store refuses the credentials: {said}")
-    # gcsfs says so of what is forbidden, alone of all that it tells apart
+    # gcsfs has no other sign of what is forbidden than this text
     if code in OF_KEYS or (type(error) is OSError and said.startswith("Forbidden: ")):
         return PermissionError(said)
-    if isinstance(error, ValueError) and said.startswith("Bad Request: "):  # gcsfs, of much that has "invalid" in it
+    if isinstance(error, ValueError) and said.startswith("Bad Request: "):  # gcsfs, for much that has "invalid" in it
         return PermissionError(said)
-    if not library:  # s3fs makes plain OSErrors of what S3 cannot do now, and says no more than its words
+    if not library:  # for what S3 cannot do now, s3fs raises plain OSErrors with nothing but its message
         return StoreError(f"the store answers {code}: {said}") if _for_now(error) else error
     status = int(code) if code.isdigit() else getattr(error, "status_code", None) or 0
     said = f"the store answers {code}: {said}" if code else said or type(error).__name__
@@ -113,7 +113,7 @@ def _told(error: Exception) -> Exception:
 
 
 def _for_now(error: Exception) -> bool:
-    """Whether an OSError stands for an answer of S3 that another time would be none: too many requests, its fault."""
+    """Whether an OSError stands for a temporary failure of S3: too many requests, or a fault of its own."""
     response = getattr(error.__cause__, "response", None)
     if not isinstance(error, OSError) or not isinstance(response, dict):
         return False
@@ -122,6 +122,6 @@ def _for_now(error: Exception) -> bool:
 
 
 def _library(error: BaseException | None) -> str:
-    """Which of `LIBRARIES` an error is of; "" for all others, as for an address that is none."""
+    """Which of `LIBRARIES` an error is from; "" for all others, and for an invalid address (a ValueError)."""
     name = type(error).__module__.partition(".")[0]
     return name if name in LIBRARIES and not isinstance(error, ValueError) else ""

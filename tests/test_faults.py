@@ -56,4 +56,4 @@ def test_a_fault_ends_the_process_with_its_reason() -> None:
         [sys.executable, "-c", f"{code}list(guarded(f()))"], capture_output=True, text=True, check=False
     )
     assert done.returncode == ENDED
-    assert done.stderr == "the GPU failed, and with it this process ends: CUDA error: x\n"
+    assert done.stderr == "the GPU failed, so this process ends: CUDA error: x\n"

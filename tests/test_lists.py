@@ -120,17 +120,17 @@ def test_a_column_can_be_named(tmp_path: Path) -> None:
     for name in ("l.csv", "marks.csv", "l.parquet"):
         images = open_archive(str(tmp_path / name), ArchiveOptions(column="right")).images()
         assert [file.uri for file in images] == [str(tmp_path / "y.png")]
-        with pytest.raises(SegrayError, match="left, right; name the one of the URIs with --column"):
+        with pytest.raises(SegrayError, match="left, right; give the one that holds the URIs with --column"):
             list(open_archive(str(tmp_path / name)).images())
 
 
 @pytest.mark.parametrize(
     ("name", "content", "sentence"),
     [
-        ("l.txt", b"# nothing\n", "lists no image; it should hold a URI a line"),
+        ("l.txt", b"# nothing\n", "lists no image; it should hold one URI per line"),
         ("l.csv", b"", "lists no image"),
         ("l.csv", b"id,uri\n1,a.png\n2\n", "has no column 2 in row 2"),
-        ("l.csv", b"filepath;size\na.tif;1\n", "has the columns filepath, size; name the one of the URIs"),
+        ("l.csv", b"filepath;size\na.tif;1\n", "has the columns filepath, size; give the one that holds"),
         ("l.csv", b"image_path\n", "lists no image"),
         ("l.txt", b"\xff\xfe", "cannot be read"),
         ("l.parquet", b"PAR1 no", "cannot be read as Parquet"),

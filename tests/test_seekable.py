@@ -40,7 +40,7 @@ def test_limits(tmp_path):
     with Seekable(str(path), limit=100) as file:
         assert len(file.read(100)) == 100
         for size in (101, -1, -2):
-            with pytest.raises(ValueError, match="100 are allowed"):
+            with pytest.raises(ValueError, match="exceed the 100 allowed"):
                 file.read(size)
         with pytest.raises(OSError, match="before the beginning"):
             file.seek(-1)

@@ -326,7 +326,7 @@ def test_a_store_that_is_silent_for_long_is_named_while_it_is_asked_again(no_pau
 
     monkeypatch.setattr(storage, "SILENT_S", -1.0)
     assert retry(call) == "done"
-    assert caplog.messages == ["a store does not answer, and is asked again: no route to host"]
+    assert caplog.messages == ["a store does not answer; trying again: no route to host"]
 
 
 @pytest.mark.parametrize("error", [FileNotFoundError, PermissionError, IsADirectoryError, ValueError])

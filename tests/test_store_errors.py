@@ -206,7 +206,7 @@ def test_an_object_that_may_not_be_read_is_a_failed_image(stored, become, no_pau
 )
 def test_a_place_that_may_not_be_looked_at_is_one_sentence(stored, become, look):
     become("AWS_ACCESS_KEY_ID", GUEST)
-    with pytest.raises(SegrayError, match=r"^s3://segray-test/shut cannot be looked at: .*; correct the URI, or what"):
+    with pytest.raises(SegrayError, match=r"^s3://segray-test/shut cannot be looked at: .*; correct the URI, or the"):
         look(join(stored, "shut"))
 
 

@@ -248,12 +248,12 @@ def test_missing_mbtiles_are_a_sentence(tmp_path):
 def test_values_of_other_types_are_a_sentence(tmp_path):
     path = tmp_path / "a.mbtiles"
     path.write_bytes(mbtiles({(3, 1, 1): "text"}))
-    with pytest.raises(ImageError, match="tile 3/1/1 is no blob"):
+    with pytest.raises(ImageError, match="tile 3/1/1 is not a blob"):
         MBTiles(str(path)).read(3, 1, 1)
     with sqlite3.connect(path) as file:
         file.execute("UPDATE tiles SET tile_column = 'one'")
     file.close()
-    with pytest.raises(ImageError, match="'one'.* no place"):
+    with pytest.raises(ImageError, match="'one'.* not the place"):
         list(MBTiles(str(path)).tiles(3))
 
 
@@ -347,8 +347,8 @@ def test_a_file_made_by_hand_is_read(tmp_path):
     [
         (b"", "header is cut off at byte 0"),
         (HEADER[:100], "header is cut off at byte 100"),
-        (b"\xff" * 200, "is no PMTiles file"),
-        (b"GeoTIFF" + HEADER[7:], "is no PMTiles file"),
+        (b"\xff" * 200, "is not a PMTiles file"),
+        (b"GeoTIFF" + HEADER[7:], "is not a PMTiles file"),
         (HEADER[:7] + b"\x02" + HEADER[8:], "another version than 3"),
         (HEADER[:97] + b"\x63" + HEADER[98:], "99 is not a valid Compression"),
         (HEADER[:-8], "directory is cut off"),
@@ -357,7 +357,7 @@ def test_a_file_made_by_hand_is_read(tmp_path):
         (archive(ONE, tile_type=TileType.MLT), r"vector tiles \(mlt\)"),
         (archive(ONE, tile_type=TileType.AVIF), "type avif"),
         (archive(ONE, internal_compression=Compression.ZSTD), "packed with zstd"),
-        (archive(ONE, tile_compression=Compression.GZIP), "compressed once more"),
+        (archive(ONE, tile_compression=Compression.GZIP), "compressed a second time"),
         (archive(b"no gzip"), "incorrect header check"),
         (archive(gzip.compress(b"\x01\x80")), "directory is cut off"),
         (archive(gzip.compress(b"\xff\xff\xff\x7f\x01")), "says that it has 268435455 entries"),

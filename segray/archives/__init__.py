@@ -1,6 +1,6 @@
-"""Archives of unlabelled imagery: one small file a format; `open_archive` finds the one that reads a URI.
+"""Archives of unlabelled imagery: one small file per format; `open_archive` finds the one that reads a URI.
 
-What an archive lists is an image, a file that holds many (see `members`), or a level of a tile set (see `mosaic`).
+An archive lists images, files that hold many images (see `members`) and levels of tile sets (see `mosaic`).
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ class Archive(Protocol):
     """What every archive format offers; an image's URI and part are enough to read it, on any machine."""
 
     skipped: int
-    """How many files were passed over so far because their endings are no image format."""
+    """How many files were skipped so far because their endings are not those of an image format."""
 
     def images(self) -> Iterator[File]:
         """The images, and the files that hold many, in a fixed order, listed without a request per image."""
@@ -30,6 +30,6 @@ ARCHIVES = {"stac": StacArchive, "list": ListArchive, "tree": TreeArchive, "file
 
 
 def open_archive(uri: str, options: ArchiveOptions | None = None) -> Archive:
-    """The archive at a URI, by the first format that accepts it; the last one accepts any prefix."""
+    """The archive at a URI, read by the first format that accepts it; the last one accepts any prefix."""
     options = options or ArchiveOptions()
     return next(archive(uri, options) for archive in ARCHIVES.values() if archive.accepts(uri, options))

@@ -1,7 +1,7 @@
 """Copies of stored files on the local disk, for formats that cannot be read by range; made once per machine.
 
-They lie in a folder of the user's own below the temporary folder, under names made of URI and version. A copy appears
-under its name when it is whole; processes and threads that want the same one wait for the first.
+They lie in the user's own folder below the temporary folder, named by a hash of URI and version. A copy gets its name
+once it is complete; processes and threads that want the same one wait for the first.
 """
 
 from __future__ import annotations
@@ -24,20 +24,20 @@ from segray.storage import local_path
 from segray.store_errors import full_disk_named
 
 MAX_COPIES = max(8, 2 * (os.cpu_count() or 1))  # kept at a time; as many as a machine may read at once
-GRACE_S = 60.0  # a copy used since then stays, since its reader may be about to open it
-ABANDONED_S = 3600.0  # since a copy in the making last grew: its process was killed
+GRACE_S = 60.0  # a copy used more recently stays: its reader may be about to open it
+ABANDONED_S = 3600.0  # an unfinished copy that has not grown for so long: its process was killed
 MAX_UNPACKED_BYTES = 2**36
-MAX_RATIO = 200  # imagery packs to a half or so, long runs of one byte to a thousandth
-SMALL_BYTES = 2**24  # a tar of little else than its padding packs better than that
+MAX_RATIO = 200  # imagery packs to about half its size, long runs of one byte to a thousandth
+SMALL_BYTES = 2**24  # up to this size any ratio is allowed: a tar that is mostly padding exceeds MAX_RATIO
 PIECE_BYTES = 2**23
-FETCHERS = 4  # requests under way: a store gives some 90 MB/s a connection
+FETCHERS = 4  # concurrent requests: a store gives some 90 MB/s per connection
 
 
 def local_copy(uri: str, etag: str, *, gunzip: bool = False) -> str:
     """The path of a local file with the content of a stored one, unpacked if `gunzip`; open it within a minute.
 
     A local file that need not be unpacked is its own copy. etag: the version that was listed. ImageError when the file
-    is gone, has another version, is damaged, or is a decompression bomb; a store's own error goes on.
+    is gone, has another version, is damaged, or is a decompression bomb; a store's own error passes through.
     """
     path = local_path(uri)
     if path and not gunzip:
@@ -90,7 +90,7 @@ def _unpacked(uri: str) -> Iterator[bytes]:
             packed, rest = packed + len(piece), piece
             while rest:
                 if inflater.eof:
-                    rest = rest.lstrip(b"\0")  # padding between or behind the streams
+                    rest = rest.lstrip(b"\0")  # padding between or after the streams
                     if not rest:
                         break
                     inflater = _inflater()
@@ -103,11 +103,11 @@ def _unpacked(uri: str) -> Iterator[bytes]:
     except zlib.error as error:
         raise ImageError(f"{uri} is damaged and cannot be unpacked: {error}") from error
     if not inflater.eof:
-        raise ImageError(f"{uri} is cut off: its last packed stream has no end after {packed} bytes")
+        raise ImageError(f"{uri} is cut off: after {packed} bytes its last gzip stream is incomplete")
 
 
 def _inflater() -> zlib._Decompress:
-    return zlib.decompressobj(zlib.MAX_WBITS | 16)  # 16: a gzip header is expected, and its checksum compared
+    return zlib.decompressobj(zlib.MAX_WBITS | 16)  # 16: a gzip header is expected, and its checksum verified
 
 
 def _check_bomb(uri: str, packed: int, unpacked: int) -> None:
@@ -129,29 +129,29 @@ def _check_version(uri: str, etag: str) -> None:
 
 
 def _folder() -> str:
-    """The user's own folder of copies; SegrayError when somebody else made it."""
+    """The user's own folder of copies; SegrayError when others own it or may write to it."""
     folder = os.path.join(tempfile.gettempdir(), f"segray-{os.getuid()}")
     os.makedirs(folder, mode=0o700, exist_ok=True)
     found = os.lstat(folder)
     if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.getuid() or found.st_mode & 0o022:
-        raise SegrayError(f"{folder} is not this user's alone; remove it, or set TMPDIR to another folder")
+        raise SegrayError(f"{folder} does not belong to this user alone; remove it, or set TMPDIR to another folder")
     return folder
 
 
 @contextmanager
 def _lock(folder: str, name: str, *, wait: bool = True) -> Iterator[None]:
-    """The right to make the copies whose names begin so, for one thread of one process of the machine.
+    """A lock on the copies whose names begin with `name`, held by one thread of one process of the machine.
 
-    BlockingIOError when another has it, unless `wait`.
+    BlockingIOError when another holds it, unless `wait`.
     """
     with open(os.path.join(folder, f"{name}.lock"), "ab") as file:
-        # let go of when the file is closed, even by a kill
+        # released when the file is closed, even by a kill
         fcntl.flock(file, fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB)
         yield
 
 
 def _prune(folder: str) -> None:
-    """Remove the copies that were used longest ago, and what killed processes left."""
+    """Remove the least recently used copies, and what killed processes left behind."""
     now, copies = time.time(), []
     for entry in os.scandir(folder):
         try:

@@ -11,19 +11,19 @@ from segray.archives.ranges import read_range
 from segray.errors import ImageError
 from segray.storage import FINAL_ERRORS, File, describe
 
-MAX_MEMBER_BYTES = 2**30  # of a member that is read whole: what unpacks to more is a bomb or not worth its memory
-SEPARATOR = re.compile(r"[/\\]")  # Windows packs with either
+MAX_MEMBER_BYTES = 2**30  # of a member that is read whole: a larger one is a bomb or not worth its memory
+SEPARATOR = re.compile(r"[/\\]")  # archives made on Windows use either
 
 
 class Listing(Iterator[File]):
-    """The images of a container in stored order; skipped: how many other members were passed over so far.
+    """The images of a container in stored order; skipped: how many other members came so far.
 
     A member that is known to be unreadable is listed with its error. Where a container is damaged, what can be listed
     comes first, and the last File is the container itself with the reason as its error.
     """
 
     def __init__(self, found: Iterator[File | None]) -> None:
-        """From the images, with a None for each member that is none."""
+        """found: the images, and None for each member that is not one."""
         self.skipped, self._found = 0, found
 
     def __next__(self) -> File:
@@ -35,7 +35,7 @@ class Listing(Iterator[File]):
 
 
 def is_wanted(name: str) -> bool:
-    """Whether a member's name is that of an image: by its ending, and not hidden (leading dot, __MACOSX)."""
+    """Whether a member's name has the ending of an image and is not hidden (leading dot, __MACOSX)."""
     segments = [segment for segment in SEPARATOR.split(name) if segment not in ("", ".", "..")]
     hidden = any(segment.startswith(".") or segment == "__MACOSX" for segment in segments)
     return not hidden and posixpath.splitext(name)[1].lower() in pictures.ENDINGS | rasters.ENDINGS
@@ -44,22 +44,22 @@ def is_wanted(name: str) -> bool:
 def member(container: File, scheme: str, name: str, *, size: int, part: str, error: str | None = None) -> File:
     """The File of a member, with an error when its name is refused."""
     error = error or _fault(name)
-    label = name.replace("::", "%3A%3A").replace("\0", "%00")  # a name in an error must not look like another one
+    label = name.replace("::", "%3A%3A").replace("\0", "%00")  # a refused name must not look like another URI
     uri = f"{scheme}://{label}::{container.uri}"
     return File(uri, size, container.etag, part=part, error=f"{uri} cannot be read: {error}" if error else None)
 
 
 def damaged(container: File, error: BaseException) -> File:
-    """The File that stands for what cannot be listed of a container."""
+    """The File that stands for the part of a container that cannot be listed."""
     reason = str(error) if isinstance(error, ImageError) else f"{container.uri} cannot be listed: {reason_of(error)}"
     return File(container.uri, container.size, container.etag, error=reason)
 
 
 def too_large(size: int) -> str | None:
-    """Why a member of that many bytes is not read whole, None when it is."""
+    """Why a member of that many bytes is too large to be read whole, None when it is not."""
     if size <= MAX_MEMBER_BYTES:
         return None
-    return f"it has {size} bytes, and what is read whole may have {MAX_MEMBER_BYTES}; store it as a file of its own"
+    return f"it has {size} bytes, more than the {MAX_MEMBER_BYTES} that are read whole; store it as a file of its own"
 
 
 def stored_range(uri: str, start: int, size: int) -> bytes:

@@ -1,4 +1,4 @@
-"""A prefix of PNG, JPEG and TIFF files, and of files that hold many such, on any store; or a single one of them."""
+"""A prefix of image files, and of files that hold many images, on any store; or a single such file."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from segray.store_errors import at_fault
 
 
 class FilesArchive:
-    """Every file below a prefix whose ending is that of an image format, or of a format that holds images."""
+    """Every file below a prefix that has the ending of an image format, or of a format that holds images."""
 
     def __init__(self, uri: str, options: ArchiveOptions) -> None:
         self.uri = uri
@@ -22,7 +22,7 @@ class FilesArchive:
 
     @classmethod
     def accepts(cls, uri: str, options: ArchiveOptions) -> bool:
-        """Whether this format may read the URI: any prefix may hold files."""
+        """Always, since any prefix may hold files."""
         return True
 
     def images(self) -> Iterator[File]:
@@ -49,7 +49,7 @@ class FilesArchive:
 
 
 def _check_name(uri: str) -> None:
-    """SegrayError on a name that no table can hold; only local file systems have such."""
+    """SegrayError on a name that is not UTF-8, which no table can hold; only local file systems have such names."""
     try:
         uri.encode()
     except UnicodeEncodeError as error:

@@ -17,7 +17,7 @@ from segray.grid import Window
 from segray.inputs import InputSpec, check_pixels
 from segray.storage import ending
 
-TIFF = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")  # how they begin; + is BigTIFF
+TIFF = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")  # first bytes; + is BigTIFF
 
 
 def is_image(uri: str) -> bool:
@@ -31,9 +31,9 @@ def is_picture(uri: str) -> bool:
 
 
 def read_header(uri: str, *, part: str = "") -> Header:
-    """Size, bands, type and georeference of an image, from its first bytes; ImageError when it is none.
+    """Size, bands, type and georeference of an image; ImageError when it is not one.
 
-    part: where a member of an archive lies, as its listing says.
+    part: where a member lies in its container, as listed (`File.part`).
     """
     if mosaic.is_level(uri):
         return mosaic.header(uri, part)
@@ -49,7 +49,7 @@ def read_header(uri: str, *, part: str = "") -> Header:
 
 
 def is_unpacked(uri: str, part: str) -> bool:
-    """Whether even the header of an image takes all its bytes: a member that cannot be read where it lies."""
+    """Whether reading just the header takes all of an image's bytes: a member that cannot be read in place."""
     if not part or mosaic.is_level(uri):
         return False
     return not (ending(uri) in rasters.ENDINGS and holder(uri)[0].span(part))
@@ -63,10 +63,10 @@ def read_image(
     resolution: float | None = None,
     choose: Choose = None,
 ) -> Raster:
-    """An image with the bands that `choose` says (alpha that it leaves is validity); ImageError when it cannot be read.
+    """An image with the bands that `choose` selects (alpha not selected becomes validity); ImageError on failure.
 
-    part: see `read_header`. window: what is needed of it; a picture comes whole all the same. resolution: metres a
-    pixel, to which rasters that are finer are resampled (see `rasters.read`).
+    part: see `read_header`. window: the part that is needed; a picture is returned whole all the same. resolution:
+    metres a pixel, to which finer rasters are resampled (see `rasters.read`).
     """
     if mosaic.is_level(uri):
         return _of_bands(mosaic.read(uri, part, window), choose)
@@ -78,7 +78,7 @@ def read_image(
         return rasters.read(uri, window, file=file, span=span, **options)
     data = container.read(file, part)
     if _is_raster(uri, data):
-        if window is None:  # of a table: nobody has asked yet how large it is
+        if window is None:  # a row of a table, whose size has not been checked yet
             _check_size(uri, rasters.header_of_bytes(uri, data))
         return rasters.read_bytes(uri, data, window, **options)
     return _of_bands(pictures.of_bytes(uri, pictures.decode, data), choose)
@@ -89,8 +89,8 @@ def read_for(
 ) -> Raster:
     """The pixels of an image (or a window of it) as a model's input spec wants them: its bands, in its order.
 
-    A model of three bands takes 8-bit grey as viewers show it. MismatchError when the image does not fit the spec,
-    ImageError when it cannot be read. part, window: see `read_image`; the window is on the grid of the spec's
+    For a model of three bands, 8-bit grey becomes RGB. MismatchError when the image does not fit the spec, ImageError
+    when it cannot be read. part, window: see `read_image`; the window is on the grid of the spec's
     resolution.
     """
     choose = partial(bands_for, spec, explicit_bands=explicit_bands, source=uri)
@@ -100,8 +100,8 @@ def read_for(
 def bands_for(spec: InputSpec, header: Header, *, explicit_bands: bool, source: str) -> tuple[int, ...]:
     """The bands of the input spec, in its order, in an image with that header.
 
-    Those of 8-bit grey are the one band three times, as viewers show it, for a model of three bands. MismatchError,
-    naming `source`, when band count or type do not fit the spec.
+    For a model of three bands, 8-bit grey is its one band three times, as viewers show it. MismatchError, naming
+    `source`, when band count or type do not fit the spec.
     """
     spec = spec.for_bands(header.names, source)
     grey = header.bands == 1 and header.dtype == "uint8" and max(spec.bands) == 2
@@ -111,7 +111,7 @@ def bands_for(spec: InputSpec, header: Header, *, explicit_bands: bool, source: 
 
 
 def _of_bands(raster: Raster, choose: Choose) -> Raster:
-    """An image that was decoded with all its bands, with the chosen ones; pictures have no names for theirs."""
+    """The chosen bands of an image that was decoded with all of them; bands of pictures have no names."""
     if choose is None:
         return raster
     count, height, width = raster.pixels.shape
@@ -120,12 +120,12 @@ def _of_bands(raster: Raster, choose: Choose) -> Raster:
 
 
 def _check_size(uri: str, header: Header) -> None:
-    """ImageError where a raster has more pixels than may be held."""
+    """ImageError when a raster takes more bytes than may be held in memory."""
     size = header.bands * header.height * header.width * np.dtype(header.dtype).itemsize
     if error := too_large(size):
         raise ImageError(f"{uri} cannot be read: {error}")
 
 
 def _is_raster(uri: str, data: bytes) -> bool:
-    """Whether bytes are a TIFF, or of an image that is named as a raster: members of tables have no ending."""
+    """Whether bytes are a TIFF, or of an image with a raster's ending; rows of tables have no ending."""
     return data[:4] in TIFF or ending(uri) in rasters.ENDINGS

@@ -1,4 +1,4 @@
-"""Values that are costly to make, kept for whoever asks next: few at a time, and made once for all threads."""
+"""A cache of values that are costly to make: a few at a time, each made once for all threads."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ Value = TypeVar("Value")
 
 
 class Kept(Generic[Key, Value]):
-    """The values of the keys asked for last. A value that gives way lives on as long as somebody uses it."""
+    """The values of the most recently used keys. An evicted value lives on as long as somebody uses it."""
 
     def __init__(self, make: Callable[[Key], Value], *, most: int) -> None:
         self._make, self._most = make, most
@@ -21,7 +21,7 @@ class Kept(Generic[Key, Value]):
         self._lock = threading.Lock()
 
     def get(self, key: Key) -> Value:
-        """The value of a key, made if need be; whatever `make` raises, which is not kept."""
+        """The value of a key, made if need be; an error of `make` is raised, and not kept."""
         with self._lock:
             if key in self._values:
                 self._values.move_to_end(key)
@@ -43,6 +43,6 @@ class Kept(Generic[Key, Value]):
                     self._making.pop(key, None)
 
     def forget(self) -> None:
-        """Let go of all values."""
+        """Drop all values."""
         with self._lock:
             self._values.clear()

@@ -1,4 +1,4 @@
-"""The name and place of a tile set's zoom level: xyz://17::s3://bucket/tiles, and the `part` that belongs to it."""
+"""A zoom level of a tile set: its URI, such as xyz://17::s3://bucket/tiles, and the `part` that goes with it."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ class Level:
 
     @property
     def transform(self) -> Affine6:
-        """The affine in metres; powers of two are exact, so that a level's tiles agree with those of any other."""
+        """The affine in metres; division by powers of two is exact, so the tiles of all levels align exactly."""
         west = 2 * EDGE * self.x0 / 2**self.zoom - EDGE
         north = EDGE - 2 * EDGE * self.y0 / 2**self.zoom
         pixel = 2 * EDGE / 2**self.zoom / self.tile_size
@@ -83,7 +83,7 @@ def is_level(uri: str) -> bool:
 
 
 def parse(uri: str) -> tuple[str, int, str]:
-    """(kind, zoom, URI of the set) of a level's URI; ValueError when it is none."""
+    """(kind, zoom, URI of the set) of a level's URI; ValueError for any other URI."""
     if not is_level(uri):
         raise ValueError(f"{uri} names no zoom level of a tile set, as xyz://17::s3://bucket/tiles does")
     kind, _, rest = uri.partition("://")

@@ -1,4 +1,4 @@
-"""A text, CSV or Parquet file that lists the URIs of images, one a line or row."""
+"""A text, CSV or Parquet file that lists the URIs of images, one per line or row."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ from segray.storage import File, beside, describe, ending, filesystem, is_absolu
 from segray.store_errors import at_fault, store_errors
 
 ENDINGS = (".txt", ".csv", ".parquet")
-COLUMNS = ("uri", "url", "path", "href", "image", "file", "filename", "location")  # the first that is there
+COLUMNS = ("uri", "url", "path", "href", "image", "file", "filename", "location")  # the first one found is used
 MAX_CELL = 2**24  # characters of a CSV file's cell, which may be a footprint as WKT; Python's own limit is 2**17
 SEPARATORS = (",", ";", "\t")  # of a CSV file
-UNKNOWN = -1  # the size of a file that nobody has asked its store about
+UNKNOWN = -1  # the size of a file before its store was asked
 
 
 class ListArchive:
-    """The images that a file lists; a relative one is sought beside the list."""
+    """The images that a file lists; relative names start from the list's folder."""
 
     def __init__(self, uri: str, options: ArchiveOptions) -> None:
         self.uri, self.column = uri, options.column
@@ -36,7 +36,7 @@ class ListArchive:
 
     @classmethod
     def accepts(cls, uri: str, options: ArchiveOptions) -> bool:
-        """Whether the URI ends as a list does; a Parquet file is one if it has no column of image bytes."""
+        """Whether the URI has a list's ending; a Parquet file must have a column of texts and none of image bytes."""
         kind = ending(uri)
         return kind in ENDINGS and (kind != ".parquet" or _lists(uri))
 
@@ -47,7 +47,7 @@ class ListArchive:
             found = True
             yield file
         if not found:
-            raise SegrayError(f"{self.uri} lists no image; it should hold a URI a line")
+            raise SegrayError(f"{self.uri} lists no image; it should hold one URI per line")
 
     def _names(self) -> Iterator[str]:
         if ending(self.uri) == ".parquet":
@@ -64,12 +64,12 @@ class ListArchive:
 
 
 def listed(document: str, name: str) -> File:
-    """The file that a document names: by URI or absolute path, or relative to where the document lies."""
+    """The file that a document names: by URI or absolute path, or relative to the document's folder."""
     return File(name if is_absolute(name) else beside(document, name), UNKNOWN, "")
 
 
 def _lines(uri: str) -> Iterator[str]:
-    """The lines of a UTF-8 text file as they are read, with their ends; SegrayError when it cannot be read."""
+    """The lines of a UTF-8 text file, streamed, with their line ends; SegrayError when it cannot be read."""
     fs, path = filesystem(uri)
     try:
         with store_errors(), fs.open(path, "r", encoding="utf-8-sig", newline="") as file:
@@ -81,7 +81,7 @@ def _lines(uri: str) -> Iterator[str]:
 
 
 def _cells(uri: str, lines: Iterable[str], column: str | None) -> Iterator[str]:
-    """The named column of a CSV file, the first known one, or the only one, with or without a header."""
+    """The values of a CSV file's named column, else of the first known one or the only one (header optional)."""
     csv.field_size_limit(MAX_CELL)
     lines = dropwhile(str.isspace, lines)
     start = next(lines, "")
@@ -101,8 +101,8 @@ def _cells(uri: str, lines: Iterable[str], column: str | None) -> Iterator[str]:
 
 
 def _separator(start: str, column: str | None) -> str:
-    """What parts the cells of a CSV file that starts with a line: what finds the column of the URIs, else any."""
-    if not _is_header(start):  # the name of an image may have any in it
+    """The separator, by a CSV file's first line: one with which the column of URIs is found, else one that splits."""
+    if not _is_header(start):  # an image's name may contain any of them
         return SEPARATORS[0]
     cells = {mark: _names(next(csv.reader([start], delimiter=mark), [])) for mark in SEPARATORS}
     finding = (mark for mark, names in cells.items() if not set(_wanted(column)).isdisjoint(names))
@@ -111,7 +111,7 @@ def _separator(start: str, column: str | None) -> str:
 
 
 def _is_header(text: str) -> bool:
-    """Whether the start of a CSV file is the name of a column: no path, and neither an image nor what holds many."""
+    """Whether the first line of a CSV file is a header: no path, and no name of an image or of a container."""
     name = text.strip()
     return "/" not in name and not is_image(name) and kind_of(name) is None
 
@@ -128,7 +128,7 @@ def _chosen(uri: str, names: Iterable[str], column: str | None) -> str:
     names = list(names)
     chosen = next((name for name in _wanted(column) if name in names), None)
     if chosen is None:
-        raise SegrayError(f"{uri} has the columns {', '.join(names)}; name the one of the URIs with --column")
+        raise SegrayError(f"{uri} has the columns {', '.join(names)}; give the one that holds the URIs with --column")
     return chosen
 
 
@@ -143,7 +143,7 @@ def _rows(uri: str, column: str | None) -> Iterator[str]:
 
 @contextmanager
 def _parquet(uri: str) -> Iterator[BinaryIO]:
-    """A Parquet file, open for the time of the block; SegrayError when it cannot be read."""
+    """A Parquet file, open during the block; SegrayError when it cannot be read."""
     fs, path = filesystem(uri)
     try:
         with store_errors(), fs.open(path, "rb") as file:
@@ -153,7 +153,7 @@ def _parquet(uri: str) -> Iterator[BinaryIO]:
 
 
 def _lists(uri: str) -> bool:
-    """Whether a Parquet file has texts, and no bytes but those of geometries."""
+    """Whether a Parquet file has a column of texts, and none of bytes other than geometries."""
     with _parquet(uri) as file:
         schema = pq.read_schema(file)
     return bool(_texts(schema)) and not tables.candidates(schema)

@@ -1,4 +1,4 @@
-"""MBTiles 1.3: tiles in an SQLite file (https://github.com/mapbox/mbtiles-spec), raster ones only."""
+"""MBTiles 1.3: tiles in an SQLite file (https://github.com/mapbox/mbtiles-spec), raster tiles only."""
 
 from __future__ import annotations
 
@@ -26,14 +26,14 @@ MAX_TILE_BYTES = 2**26  # SQLite refuses longer values
 
 
 class MBTiles:
-    """An MBTiles file; of a store, a local copy of it. Any number of threads may use it."""
+    """An MBTiles file, or a local copy of it if it lies in a store. Any number of threads may use it."""
 
     def __init__(self, uri: str, etag: str = "") -> None:
-        """Open it; ImageError when it is none, or holds no raster tiles. etag: of the file, names its local copy."""
+        """Open it; ImageError when it is not MBTiles or has no raster tiles. etag: of the file, for its local copy."""
         self.uri = uri
         path = local_path(uri) or local_copy(uri, etag)
         _check_file(uri, path)
-        self._lock = threading.Lock()  # one query at a time: it is decoding that takes long
+        self._lock = threading.Lock()  # one query at a time; what takes long is decoding
         with self._one_sentence():
             address = f"file:{quote(path)}?mode=ro&immutable=1"
             self._connection = sqlite3.connect(address, uri=True, check_same_thread=False)
@@ -56,7 +56,7 @@ class MBTiles:
         while rows := self._rows(cursor):
             for x, row in rows:
                 if not isinstance(x, int) or not isinstance(row, int):
-                    raise ImageError(f"{self.uri} is damaged: column {x!r}, row {row!r} is no place of a tile")
+                    raise ImageError(f"{self.uri} is damaged: column {x!r}, row {row!r} is not the place of a tile")
                 yield x, 2**zoom - 1 - row
 
     def read(self, zoom: int, x: int, y: int) -> bytes | None:
@@ -66,7 +66,7 @@ class MBTiles:
             row = self._connection.execute(statement, (zoom, x, 2**zoom - 1 - y)).fetchone()
         data = row and row[0]  # NULL where a view of tiles and images lacks an image
         if data is not None and not isinstance(data, bytes):
-            raise ImageError(f"{self.uri} is damaged: tile {zoom}/{x}/{y} is no blob")
+            raise ImageError(f"{self.uri} is damaged: tile {zoom}/{x}/{y} is not a blob")
         return data
 
     def _rows(self, cursor: sqlite3.Cursor) -> list[tuple]:
@@ -79,10 +79,10 @@ class MBTiles:
             return
         rows = self._connection.execute("SELECT name, value FROM metadata")
         said = {str(name): str(value).lower() for name, value in rows}
-        crs = said.get("crs") or said.get("srs")  # no key of the format: some programs add one
+        crs = said.get("crs") or said.get("srs")  # not in the specification, but some programs add it
         if crs and not _may_be_mercator(crs):
             raise ImageError(f"{self.uri} holds tiles in the CRS {crs}, not in Web Mercator; give the raster itself")
-        given = said.get("format", FORMATS[0])  # it came with version 1.1; tiles say themselves what they are
+        given = said.get("format", FORMATS[0])  # new in version 1.1; each tile's content shows its format
         if given == "pbf":
             raise ImageError(f"{self.uri} holds vector tiles (pbf); give raster tiles: {', '.join(FORMATS)}")
         if given.removeprefix("image/") not in FORMATS:
@@ -106,8 +106,8 @@ def _may_be_mercator(crs: str) -> bool:
 
 
 def _check_file(uri: str, path: str) -> None:
-    """ImageError when there is no file, or one whose last changes lie beside it, where nobody would look for them."""
+    """ImageError when there is no file, or when its last changes are still in a -wal file, which would be ignored."""
     if not os.path.isfile(path):
-        raise ImageError(f"{uri} does not exist or is no file")
+        raise ImageError(f"{uri} does not exist or is not a file")
     if os.path.isfile(f"{path}-wal") and os.path.getsize(f"{path}-wal"):
-        raise ImageError(f"{uri} is being written: close the program that does, so that {uri}-wal goes into the file")
+        raise ImageError(f"{uri} is being written: close the program that does so, and {uri}-wal is merged into it")

@@ -1,4 +1,4 @@
-"""Containers, files that hold many images: one small module a format, all with the functions of `Container`."""
+"""Containers, that is, files that hold many images: one small module per format, with `Container`'s functions."""
 
 from __future__ import annotations
 
@@ -10,24 +10,24 @@ from segray.storage import File, bare, ending, is_chain
 
 
 class Container(Protocol):
-    """What the module of a format offers. `File.part` and the container's URI are enough to read a member anywhere."""
+    """What each format's module offers. `File.part` and the container's URI are enough to read a member anywhere."""
 
     ENDINGS: tuple[str, ...]
     """How the names of such files end, in lower case."""
 
     def members(self, file: File, column: str | None = None) -> Listing:
-        """The images in a container, found without reading them; `column` chooses the one of a table.
+        """The images in a container, found without reading them; `column` chooses the column of a table.
 
-        Members whose ending is no image format, hidden ones, folders, links and devices are counted as skipped.
+        Members without an image format's ending, hidden ones, folders, links and devices are counted as skipped.
         """
 
     def span(self, part: str) -> tuple[int, int] | None:
-        """(start, size) in bytes of a member that lies in the container as it is, None when it must be unpacked."""
+        """(start, size) in bytes of a member that can be read in place, None when `read` must extract it."""
 
     def read(self, uri: str, part: str) -> bytes:
-        """The bytes of a member of the container at a URI; ImageError when it is damaged, a store's own error goes on.
+        """The bytes of a member of the container at a URI; ImageError when it is damaged.
 
-        Safe for several threads.
+        A store's own error passes through. Safe for several threads.
         """
 
 
@@ -36,9 +36,9 @@ TILE_FILES = {".mbtiles": "mbtiles", ".pmtiles": "pmtiles"}  # ending -> kind of
 
 
 def kind_of(uri: str) -> str | None:
-    """What holds many images, by the ending of its name: a key of `CONTAINERS` or of `mosaic.TILESETS`, else None.
+    """The kind of a file that holds many images, by its ending: a key of `CONTAINERS` or `mosaic.TILESETS`, else None.
 
-    A member is an image, whatever the name of its container.
+    None for any member, whatever its container's name.
     """
     if is_chain(uri):
         return None
@@ -53,5 +53,5 @@ def holder(uri: str) -> tuple[Container, str]:
 
 
 def is_row(uri: str) -> bool:
-    """Whether an image is a row of a table: its name has no ending, so that its bytes alone say its format."""
+    """Whether an image is a row of a table: its name has no ending, so only its bytes show its format."""
     return uri.startswith("parquet://")

@@ -1,4 +1,4 @@
-"""What an open raster says of itself: its bands, alpha and palette, where it lies and how fine it is."""
+"""What an open raster says about itself: bands, alpha, palette, georeference and resolution."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ from segray.grid import Affine6
 
 METRES_A_DEGREE = 111_319.49
 MERCATORS = ("merc", "webmerc")  # in PROJ's words, as all that follow
-# Projections for surveys and statistics, whose metres, or square metres, are nearly those of the ground where they are
-# used. Of others, such as those of world maps, they are not.
+# Projections for surveys and statistics: where they are used, their metres or square metres are nearly those on the
+# ground. In others, such as those of world maps, they are not.
 TRUE = {
     "aea", "cass", "cea", "etmerc", "krovak", "laea", "lcc", "mod_krovak", "nzmg", "omerc", "poly", "somerc", "stere",
     "sterea", "tmerc", "utm",
@@ -27,16 +27,16 @@ MAX_BLOCK_PIXELS = 2**28  # a block is decoded whole: a larger one is a decompre
 
 
 def check(uri: str, source: rasterio.DatasetReader) -> None:
-    """ImageError when a raster is no imagery, or cannot be read whole or in pieces.
+    """ImageError when a raster has several pages, complex numbers, or blocks that are too large.
 
-    GDAL lists pages as subdatasets where there are several; overviews and masks are none.
+    GDAL lists pages as subdatasets where there are several; overviews and masks are not listed.
     """
     if pages := len(source.subdatasets):
         raise ImageError(
             f"{uri} holds {pages} pages, of which only the first would be read; write its bands into one page"
         )
     if source.dtypes[0].startswith("complex"):
-        raise ImageError(f"{uri} holds complex numbers, which are no imagery; give its amplitude instead")
+        raise ImageError(f"{uri} holds complex numbers, which are not imagery; give its amplitude instead")
     for height, width in source.block_shapes:
         if height * width > MAX_BLOCK_PIXELS:
             raise ImageError(f"{uri} is stored in blocks of {height} x {width} pixels; rewrite it as tiled GeoTIFF")
@@ -55,28 +55,28 @@ def alpha_bands(source: rasterio.DatasetReader) -> list[int]:
 def numbered_bands(source: rasterio.DatasetReader) -> list[int]:
     """1-based numbers of the bands that a user can choose: data bands, then those marked as alpha that follow them.
 
-    GDAL marks the last of four bands of bytes so, though it may be infrared.
+    GDAL marks the last of four 8-bit bands as alpha, though it may be infrared.
     """
     data = data_bands(source)
     return data + [index for index in alpha_bands(source) if index > max(data, default=0)]
 
 
 def palette(source: rasterio.DatasetReader) -> dict[int, tuple[int, int, int, int]] | None:
-    """The colours, with alpha, of the indices that are the only data band of a raster of bytes; None for all others."""
+    """The palette (RGBA) of a raster whose only data band is 8-bit palette indices; None for all others."""
     data = data_bands(source)
     kinds = [(source.colorinterp[index - 1], source.dtypes[index - 1]) for index in data]
     return source.colormap(data[0]) if kinds == [(ColorInterp.palette, "uint8")] else None
 
 
 def expanded(indices_HW: np.ndarray, colors: dict[int, tuple[int, int, int, int]]) -> np.ndarray:
-    """(3, H, W) uint8 of the indices of a palette; black where it has no such colour."""
+    """(3, H, W) uint8 colours of palette indices; black where the palette has none."""
     table = np.zeros((256, 3), np.uint8)
     table[list(colors)] = [color[:3] for color in colors.values()]
     return np.ascontiguousarray(table[indices_HW].transpose(2, 0, 1))
 
 
 def georeference(source: rasterio.DatasetReader) -> tuple[str | None, Affine6 | None]:
-    """(CRS, affine of the raster) as authority code or WKT and (a, b, c, d, e, f).
+    """(CRS as authority code or WKT, affine of the raster as (a, b, c, d, e, f)), each None where the file has none.
 
     rasterio gives the identity where the file has no affine; a CRS alone places nothing, but is kept.
     """
@@ -86,15 +86,15 @@ def georeference(source: rasterio.DatasetReader) -> tuple[str | None, Affine6 | 
 
 @lru_cache(256)
 def _name_of(wkt: str) -> str:
-    """The authority code of a CRS, its WKT where there is none: PROJ searches its whole catalogue, for up to 120 ms."""
+    """The authority code of a CRS, else its WKT; cached, as PROJ searches its whole catalogue for up to 120 ms."""
     return CRS.from_wkt(wkt).to_string()
 
 
 def metres(source: rasterio.DatasetReader) -> float | None:
     """Metres a pixel at the raster's centre: the root of a pixel's area; None without georeference.
 
-    In degrees, and in the Mercator projections, which stretch by 1 / cos(latitude), on a sphere; in others that are not
-    TRUE as measured there.
+    Computed on a sphere for degrees and for Mercator projections, which stretch by 1 / cos(latitude); for other
+    projections that are not in TRUE, from the area that `true_scale` measures there.
     """
     crs, side = source.crs, abs(source.transform.determinant) ** 0.5
     if crs is None or source.transform.is_identity or not side:
@@ -115,10 +115,10 @@ def metres(source: rasterio.DatasetReader) -> float | None:
 
 
 def _stretch(mercator: dict, y_m: float) -> float:
-    """Metres on a Mercator map that a metre on the ground takes: scale x cosh(y), 1 at its `lat_ts`.
+    """Metres on a Mercator map per metre on the ground: scale x cosh(y), which is 1 at `lat_ts`.
 
     mercator: its parameters in PROJ's words, https://proj.org/operations/projections/merc.html.
     """
-    scale = max(1e-3, mercator.get("k", 1.0) * math.cos(math.radians(mercator.get("lat_ts", 0.0))))  # more than nothing
+    scale = max(1e-3, mercator.get("k", 1.0) * math.cos(math.radians(mercator.get("lat_ts", 0.0))))  # never 0
     y = abs(y_m - mercator.get("y_0", 0.0)) / (SEMI_MAJOR_M * scale)
     return scale * math.cosh(min(y, Y_OF_89_DEGREES))

@@ -1,8 +1,8 @@
 """A zoom level of a tile set as one image in Web Mercator: no seams, and every tile has its neighbours as context.
 
-Its pixels begin at the north-west corner of its north-westernmost column and row of tiles. All tiles are three bands of
-8 bits, grey expanded; missing tiles, empty ones and transparent pixels are no data. Its URI is KIND://ZOOM::URI OF THE
-SET, and the `part` that belongs to it says what else a machine must know to read any window without listing.
+Its pixels begin at the north-west corner of its westernmost column and northernmost row of tiles. All tiles are read as
+three 8-bit bands, grey expanded; missing tiles, empty ones and transparent pixels are no data. Its URI is
+KIND://ZOOM::URI_OF_THE_SET, and its `part` holds what else is needed to read any window without listing.
 """
 
 from __future__ import annotations
@@ -31,22 +31,22 @@ from segray.store_errors import at_fault
 
 TREES = {kind: tiles for kind, tiles in TILESETS.items() if issubclass(tiles, XYZ)}
 TILE_SIZES = (256, 512)
-FETCHERS = 16  # tiles under way in a process: a store has latency, s3fs holds 10 connections
+FETCHERS = 16  # tiles fetched at once per process, to hide a store's latency; s3fs holds 10 connections
 KEPT_SETS = 16
 MAX_TILES = 2**27  # of a level; their places take 2 GB
 MAX_SIDE = 2**31 - 1  # pixels; the plan counts in 32 bits
-LOOKED_AT = 8  # tiles, for one that can be read and tells the size of all
-FIRST = 1024  # places that are kept of a tree's tiles that are not empty, to look at those
+LOOKED_AT = 8  # tiles that are tried until one can be read; it gives the size of all
+FIRST = 1024  # places of a tree's non-empty tiles that are kept, to try those
 PLACES_AT_ONCE = 2**20
 __all__ = ["header", "is_level", "level", "occupied", "occupied_blocks", "read", "tile_size"]
 _pool = ThreadPoolExecutor(FETCHERS, thread_name_prefix="tiles")
 
 
 def level(kind: str, uri: str, *, etag: str = "", zoom: int | None = None) -> File:
-    """The zoom level of a tile set as an image to plan: its size is the number of tiles. The highest unless given.
+    """A zoom level of a tile set, by default the highest, as an image to plan; its `size` is the number of tiles.
 
-    etag: of the set's file, asked for if not given; that of a tree is made of its tiles'. SegrayError when there is no
-    such level, or the set is damaged, spans too much, or cannot be listed.
+    etag: of the set's file, asked for if not given; a tree's is made from those of its tiles. SegrayError when there is
+    no such level, or the set is damaged, spans too much, or cannot be listed.
     """
     uri = absolute(uri)
     with _listing(uri):
@@ -106,9 +106,9 @@ def occupied_blocks(
 
 
 def read(uri: str, part: str, window: Window | None) -> Raster:
-    """A window of a level (None: all of it), put together from tiles that are fetched and decoded several at once.
+    """A window of a level (None: all of it), assembled from tiles that are fetched and decoded concurrently.
 
-    ImageError, naming the tile, when one is damaged or not of the level's size. A failing store's error goes on.
+    ImageError, naming the tile, when one is damaged or not of the level's size. A failing store's error passes through.
     """
     found = Level.of(uri, part)
     window = window or Window(0, 0, found.height, found.width)
@@ -129,9 +129,9 @@ def read(uri: str, part: str, window: Window | None) -> Raster:
 
 
 def _paste(raster: Raster, tiles: TileSet, found: Level, place: tuple[int, int]) -> None:
-    """Put what a tile has of a raster's window into its place; no two tiles share a pixel."""
+    """Copy what a tile has of a raster's window into place; no two tiles share a pixel."""
     data = _fetch(tiles, found, *place)
-    if not data:  # programs that copy tile servers leave an empty one where there is none
+    if not data:  # programs that copy tile servers leave empty files for missing tiles
         return
     tile, whole = _decode(data, found, *place), found.window_of(*place)
     shared = whole.intersection(raster.window)
@@ -143,7 +143,7 @@ def _paste(raster: Raster, tiles: TileSet, found: Level, place: tuple[int, int])
 class _Survey:
     """What a pass over a level's tiles finds. first, endings, digest: of a tree's files, else empty.
 
-    first: places of some that are not empty.
+    first: the places of the first that are not empty.
     """
 
     count: int
@@ -154,12 +154,12 @@ class _Survey:
 
 
 def _survey(tiles: TileSet, zoom: int) -> _Survey:
-    """One pass over the tiles; nothing is kept of each. SegrayError when there are none, too many, or some outside."""
+    """One pass over the tiles, in constant memory. SegrayError when there are none, too many, or any off the map."""
     endings: Counter[str] = Counter()
     digest = hashlib.sha256()
     first: list[tuple[int, int]] = []
     count, x0, y0, x1, y1 = 0, 2**zoom, 2**zoom, -1, -1
-    tree = isinstance(tiles, XYZ)  # only its listing says how large each tile is
+    tree = isinstance(tiles, XYZ)  # only a tree's listing gives the size of each tile
     for x, y, size in _digested(tiles, zoom, endings, digest) if tree else ((*place, 0) for place in tiles.tiles(zoom)):
         count, x0, y0, x1, y1 = count + 1, min(x, x0), min(y, y0), max(x, x1), max(y, y1)
         if size and len(first) < FIRST:
@@ -177,7 +177,7 @@ def _survey(tiles: TileSet, zoom: int) -> _Survey:
 
 
 def _digested(tiles: XYZ, zoom: int, endings: Counter[str], digest: hashlib._Hash) -> Iterator[tuple[int, int, int]]:
-    """x, y and bytes of a tree's tiles, which are counted by ending and digested."""
+    """x, y and size in bytes of a tree's tiles, which are counted by ending and digested on the way."""
     for x, y, name, file in tiles.files(zoom):
         endings[name.rpartition(".")[2]] += 1
         digest.update(f"{name}\0{file.size}\0{file.etag}\n".encode())
@@ -193,7 +193,7 @@ def _choose(uri: str, zooms: list[int], wanted: int | None) -> int:
 
 
 def _tile_size(tiles: TileSet, zoom: int, places: Iterable[tuple[int, int]]) -> int:
-    """Pixels a side of the first tile that can be read; SegrayError when none can, or it is of no usual size."""
+    """Pixels a side of the first tile that can be read; SegrayError when none can, or its size is not supported."""
     reasons = []
     held = ((x, y, data) for x, y in places if (data := tiles.read(zoom, x, y)))
     for x, y, data in islice(held, LOOKED_AT):
@@ -212,7 +212,7 @@ def _tile_size(tiles: TileSet, zoom: int, places: Iterable[tuple[int, int]]) -> 
 
 @contextmanager
 def _listing(uri: str) -> Iterator[None]:
-    """What a store fails with while a set is listed, as a sentence."""
+    """Turns a store's errors while a set is listed into a sentence."""
     try:
         yield
     except FileNotFoundError as error:
@@ -231,7 +231,7 @@ def _open(key: tuple[str, str, str, tuple[str, ...]]) -> TileSet:
 
 
 def _set_of(found: Level) -> TileSet:
-    """The tile set of a level, open since its last use; ImageError when it is damaged or gone."""
+    """The tile set of a level, kept open between uses; ImageError when it is damaged or gone."""
     try:
         return _sets.get((found.kind, found.source, found.etag, found.endings))
     except SegrayError as error:
@@ -267,7 +267,7 @@ def _about(found: Level, x: int, y: int, reason: str) -> str:
 
 
 def _touched(tiles: np.ndarray, tile_size: int, tops: list[int], lefts: list[int]) -> np.ndarray:
-    """The numbers, in scan order, of the blocks that touch any of (n, 2) tiles, ascending."""
+    """The scan-order numbers, ascending, of the blocks that touch any of (n, 2) tiles."""
     first = tiles * tile_size
     top, left = (np.searchsorted(cuts, first[:, k], "right") - 1 for k, cuts in enumerate((tops, lefts)))
     ends = first + tile_size - 1
@@ -278,7 +278,7 @@ def _touched(tiles: np.ndarray, tile_size: int, tops: list[int], lefts: list[int
 
 
 def _spread(first: np.ndarray, last: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """(which, value): every value of the ranges [first, last], and which range it is of."""
+    """(which, value): every value of the ranges [first, last], and the number of its range."""
     counts = last - first + 1
     which = np.repeat(np.arange(len(first)), counts)
     return which, np.arange(len(which)) - np.repeat(np.cumsum(counts) - counts, counts) + first[which]

@@ -1,4 +1,4 @@
-"""What documents name, each file once: of lists with millions of lines, some name a file again."""
+"""The files that a document names, each once: a list of millions of lines may name a file twice."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ import numpy as np
 from segray.storage import File
 
 AT_ONCE = 250  # files looked up together
-RECENT = 2**16  # digests that are kept apart, since each look-up adds some, and to add to all of them moves them all
+RECENT = 2**16  # digests kept in a smaller array, to which each look-up adds: adding to a sorted array moves all of it
 
 
 def once(files: Iterable[File]) -> Iterator[File]:
-    """The files in their order, less those that one before them names.
+    """The files in their order, without those that were named before.
 
-    Only 8 bytes are kept of each name. Two of 10 million have the same ones, so that the second is taken for the first,
-    in 3 of a million lists that long.
+    Only an 8-byte digest of each name is kept. In 3 of a million lists of 10 million names, two names have the same
+    digest, and the second file is left out.
     """
     rest, recent, older = iter(files), np.zeros(0, np.uint64), np.zeros(0, np.uint64)
     while batch := list(islice(rest, AT_ONCE)):
@@ -33,7 +33,7 @@ def once(files: Iterable[File]) -> Iterator[File]:
 
 
 def _within(values: np.ndarray, known: np.ndarray) -> np.ndarray:
-    """Which values are among known ones, which are sorted."""
+    """Which of the values are among the known ones; `known` is sorted."""
     if not len(known):
         return np.zeros(len(values), bool)
     return known[np.minimum(np.searchsorted(known, values), len(known) - 1)] == values
@@ -45,7 +45,7 @@ def _merged(known: np.ndarray, values: np.ndarray) -> np.ndarray:
 
 
 def _digest(uri: str) -> int:
-    """8 bytes that stand for a file, under whichever of its names: the dots in a local path say nothing."""
+    """8 bytes that stand for a file; a local path is normalised first, with or without file://."""
     path = uri.removeprefix("file://")
     name = posixpath.normpath(path) if path.startswith("/") else uri
     return int.from_bytes(hashlib.blake2b(name.encode("utf-8", "surrogatepass"), digest_size=8).digest(), "little")

@@ -1,4 +1,4 @@
-"""Rasters that are open: kept for their next window, used by one thread at a time, closed when others need the place.
+"""Open rasters: kept for their next window, used by one thread at a time, closed when others take their place.
 
 GDAL asks for the blocks of a window in one call, which `ranges` answers with concurrent requests, for any fsspec store.
 """
@@ -30,26 +30,26 @@ from segray.storage import filesystem, local_path
 Result = TypeVar("Result")
 Span = tuple[int, int] | None  # (first byte, bytes) of a member of a file
 Key = tuple[str, Span, int | None]
-MAX_IDLE = 8  # open rasters that wait for their next window; as many as threads read
+MAX_IDLE = 8  # open rasters that wait for their next window; as many as there are reading threads
 STRIPE_BYTES = 2**25
 STORE_OPTIONS = {
     # GDAL would list the image's whole folder and ask for dozens of sidecar files, for every image.
     "GDAL_DISABLE_READDIR_ON_OPEN": "EMPTY_DIR",
-    # Blocks up to this sum come in one call, all others one by one; `rasters` reads half of it at a time.
+    # Blocks up to this sum are asked for in one call, others one by one; `rasters` reads half as much at a time.
     "GDAL_MAX_RAW_BLOCK_CACHE_SIZE": str(2 * STRIPE_BYTES),
     "GDAL_NUM_THREADS": "1",  # the JPEG 2000 driver alone would take all cores
 }
 if "GDAL_CACHEMAX" not in os.environ:
-    # Blocks are decoded once, in the order of the file: 16 MB read as fast as 1 GB. The default is 5% of the memory of
-    # the machine, in every process.
+    # Blocks are decoded once, in file order: a cache of 16 MB is as fast as one of 1 GB. The default is 5% of the
+    # machine's memory, in every process.
     set_gdal_config("GDAL_CACHEMAX", 2**26)
 
 
 class OpenRaster:
     """A raster that GDAL holds open as `source`; only one thread at a time may use it.
 
-    span: (first byte, bytes) of a raster that is a member of the file, None where it is the file. overview: opened in
-    place of the raster, by its number.
+    span: (first byte, bytes) of a raster that is a member of the file, None where it is the file. overview: the number
+    of the overview to open in place of the raster.
     """
 
     def __init__(
@@ -61,14 +61,14 @@ class OpenRaster:
         span: Span = None,
         overview: int | None = None,
     ) -> None:
-        """Open it; RasterioError or OSError when it cannot be, the store's own error when the store fails."""
-        warnings.simplefilter("ignore", NotGeoreferencedWarning)  # an image all the same
+        """Open it; RasterioError or OSError when it cannot be opened, the store's own error when the store fails."""
+        warnings.simplefilter("ignore", NotGeoreferencedWarning)  # it is still an image
         warnings.simplefilter("ignore", NodataShadowWarning)
         self._local = local_path(uri) if span is None else None
         self._stamp = _stamp(self._local) if self._local else None
         self._file = None if self._local else StoredFile(uri, header_only=header_only, span=span)
         path = self._local or _files.add(self._file, posixpath.basename(filesystem(uri)[1]))
-        # rasterio knows its file systems by context, and one context can be entered by one thread at a time.
+        # rasterio keeps its file systems in a context, which only one thread at a time can enter.
         self._context = Context() if self._local else _files.context.copy()
         self.source: rasterio.DatasetReader | None = None
         try:
@@ -89,7 +89,7 @@ class OpenRaster:
 
     @property
     def is_small(self) -> bool:
-        """Whether it came with one request, so that opening it anew costs no more than asking whether it changed."""
+        """Whether one request fetched all of it, so that opening it again costs no more than checking for changes."""
         return self._file is not None and self._file.is_whole
 
     def is_current(self) -> bool:
@@ -97,7 +97,7 @@ class OpenRaster:
         return _stamp(self._local) == self._stamp if self._local else not self._file.changed()
 
     def close(self) -> None:
-        """Let go of the file and of the blocks that GDAL holds of it."""
+        """Release the file and the blocks that GDAL holds of it."""
         if self.source is not None:
             self._context.run(self.source.close)
         if self._file is not None:
@@ -106,20 +106,20 @@ class OpenRaster:
 
 
 class _Idle:
-    """The open rasters that nobody uses now, the one used last at the end."""
+    """The open rasters that nobody uses now, the most recently used at the end."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._rasters: list[tuple[Key, OpenRaster]] = []
 
     def take(self, key: Key) -> OpenRaster | None:
-        """An open raster of the URI, span and overview, for the caller alone."""
+        """An open raster of the URI, span and overview, for the caller alone; None when there is none."""
         with self._lock:
             place = next((k for k, (name, _) in enumerate(self._rasters) if name == key), None)
             return None if place is None else self._rasters.pop(place)[1]
 
     def give(self, key: Key, raster: OpenRaster) -> None:
-        """Give a raster back; the ones that waited longest are closed."""
+        """Give a raster back; beyond MAX_IDLE, the ones that have waited longest are closed."""
         with self._lock:
             self._rasters.append((key, raster))
             surplus, self._rasters = self._rasters[:-MAX_IDLE], self._rasters[-MAX_IDLE:]
@@ -134,7 +134,7 @@ class _Idle:
 
 @contextmanager
 def borrow(uri: str, *, driver: str, span: Span = None, overview: int | None = None) -> Iterator[OpenRaster]:
-    """An open raster for the time of the block; it is kept for later unless it is small or the block fails."""
+    """An open raster for use in the block; it is kept for later unless it is small or the block fails."""
     key = (uri, span, overview)
     raster = _idle.take(key)
     try:
@@ -185,7 +185,7 @@ class _Reader:
 
 
 class _Files(MultiByteRangeResourceContainer):
-    """What GDAL takes for a file system: the stored files that are open now, each in a folder of its own number.
+    """What GDAL takes for a file system: the stored files that are open now, each in a numbered folder of its own.
 
     rasterio would install and remove one such file system with every raster, while GDAL looks for file systems in other
     threads without a lock: 8 threads crash within a minute. So this one is installed once, by a raster that stays open.
@@ -212,7 +212,7 @@ class _Files(MultiByteRangeResourceContainer):
         self._open.pop(file.place, None)
 
     def uninstall(self) -> None:
-        """Before Python ends: GDAL must not call it afterwards."""
+        """To be called before Python ends: GDAL must not use this file system afterwards."""
         if self._anchor is not None:
             self.context.run(self._anchor.close)
 
@@ -244,9 +244,9 @@ class _Files(MultiByteRangeResourceContainer):
 
 
 def _forget_errors() -> None:
-    """Let GDAL forget what failed last in this thread, as it does when a raster is opened.
+    """Make GDAL forget its last error in this thread, as it does when a raster is opened.
 
-    rasterio would take it for an error of the next read, of whatever raster.
+    rasterio would take it for an error of the next read, of whichever raster.
     """
     with MemoryFile(_smallest_raster()) as memory, memory.open(driver="GTiff"):
         pass

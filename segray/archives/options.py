@@ -1,4 +1,4 @@
-"""What a user may have to say about an archive, beside its URI."""
+"""What a user may need to say about an archive besides its URI."""
 
 from __future__ import annotations
 
@@ -7,9 +7,9 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, kw_only=True)
 class ArchiveOptions:
-    """tiles: auto, xyz, tms or none, what a tree of z/x/y files is. zoom: of a tile set, None for its highest.
+    """tiles: what a tree of z/x/y files is (auto, xyz, tms or none). zoom: of a tile set, None for its highest.
 
-    column: of a table, with the images' bytes or URIs. asset: of STAC items, by name. None: found by itself.
+    column: of a table or list, with the images' bytes or URIs. asset: name of the asset of STAC items. None: automatic.
     """
 
     tiles: str = "auto"

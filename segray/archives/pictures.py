@@ -24,7 +24,7 @@ ENDINGS = {".png", ".jpg", ".jpeg", ".webp", ".bmp"}
 FORMATS = ("PNG", "JPEG", "WEBP", "BMP")  # nothing else is tried, whatever a file's content says
 BROKEN = (OSError, SyntaxError, ValueError, EOFError, struct.error, zlib.error, Image.DecompressionBombError)
 SIXTEEN_BIT = ("I;16", "I;16B", "I;16L", "I;16N", "I")
-HEADER_BYTES = 2**16  # a request
+HEADER_BYTES = 2**16  # fetched for a header
 UPRIGHT = {  # EXIF orientation -> what undoes it
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
@@ -38,7 +38,7 @@ SIDEWAYS = (5, 6, 7, 8)  # EXIF orientations that swap height and width
 
 
 def read_header(uri: str) -> Header:
-    """Size and bands from the first bytes of a picture; ImageError when it is none, a store's own error goes on."""
+    """Size and bands from a picture's first bytes; ImageError when it is not one. A store's error passes through."""
     head = _bytes(uri, lambda: read_range(uri, 0, HEADER_BYTES))
     if not head:
         raise ImageError(f"{uri} cannot be read: the file is empty")
@@ -50,7 +50,7 @@ def read_header(uri: str) -> Header:
 
 
 def header_of(file: IO[bytes]) -> Header:
-    """Size and bands of an open picture; one of `BROKEN` when it is none."""
+    """Size and bands of an open picture; one of `BROKEN` when it is not one."""
     with _open(file) as picture:
         width, height = picture.size
         if _orientation(picture) in SIDEWAYS:
@@ -69,7 +69,7 @@ def read(uri: str) -> Raster:
 
 
 def of_bytes(uri: str, call: Callable[[Source], Result], data: Source) -> Result:
-    """`decode` or `header_of` of a picture's content; ImageError when it is none, naming its URI."""
+    """The result of `decode` or `header_of` on a picture's content; ImageError, naming the URI, when it is not one."""
     try:
         return call(data)
     except BROKEN as error:
@@ -77,7 +77,7 @@ def of_bytes(uri: str, call: Callable[[Source], Result], data: Source) -> Result
 
 
 def size_of(data: bytes) -> tuple[int, int]:
-    """(height, width) that a picture's bytes say, before anything is decoded; one of `BROKEN` when they are none."""
+    """(height, width) of a picture from its bytes, without decoding it; one of `BROKEN` when they are not a picture."""
     if not data:
         raise ValueError("the file is empty")
     with _open(io.BytesIO(data)) as picture:
@@ -85,7 +85,7 @@ def size_of(data: bytes) -> tuple[int, int]:
 
 
 def decode(data: bytes) -> Raster:
-    """The Raster of a picture's bytes; one of `BROKEN` when they are none."""
+    """The Raster of a picture's bytes; one of `BROKEN` when they are not a picture."""
     if not data:
         raise ValueError("the file is empty")
     with _open(io.BytesIO(data)) as picture:
@@ -97,7 +97,7 @@ def decode(data: bytes) -> Raster:
 
 
 def _bytes(uri: str, ask: Callable[[], bytes]) -> bytes:
-    """What a store answers; a store that fails is no fault of the picture, so that its error goes on."""
+    """What a store answers; ImageError when the picture is missing or refused; the store's own errors pass through."""
     try:
         return ask()
     except FINAL_ERRORS as error:
@@ -110,20 +110,20 @@ def _open(file: IO[bytes]) -> Image.Image:
     # Bytes 24 and 25 of a PNG are its bit depth and colour type, 0 = grey (PNG specification, section 11.2.1).
     if head.startswith(PNG_SIGNATURE) and head[24:25] == b"\x10" and head[25:] != b"\0":
         raise ValueError(
-            "it holds 16-bit colours or grey with alpha, of which Pillow gives 8 bits; store it as GeoTIFF"
+            "it holds 16-bit colours or grey with alpha, of which Pillow reads only 8 bits; store it as GeoTIFF"
         )
-    # Pillow warns at half of the size that it refuses; the refusal is what counts. For good: threads share the filters.
+    # Pillow warns at half the size that it refuses; only the refusal counts. Never reset: threads share the filters.
     warnings.simplefilter("ignore", Image.DecompressionBombWarning)
     return Image.open(file, formats=FORMATS)
 
 
 def _orientation(picture: Image.Image) -> int:
-    """The EXIF orientation, 1 where there is none or none that can be read: viewers then show the picture as stored.
+    """The EXIF orientation, 1 where it is missing or unreadable: viewers then show the picture as stored.
 
-    To be asked before the pixels are decoded. Pillow's own exif_transpose fails on what cameras put there.
+    To be called before the pixels are decoded. Pillow's own exif_transpose fails on what some cameras write.
     """
     try:
-        # Pillow would decode a whole PNG to look for an orientation behind its pixels
+        # Pillow's own getexif of PNGs would decode the whole picture to look for an orientation after its pixels
         return Image.Image.getexif(picture).get(ExifTags.Base.Orientation, 1)
     except (*BROKEN, TypeError, AttributeError, KeyError):
         return 1
@@ -143,13 +143,13 @@ def _arrays(picture: Image.Image) -> tuple[np.ndarray, np.ndarray]:
         values = np.asarray(picture.convert("RGBA")).transpose(2, 0, 1)
         return np.ascontiguousarray(values[:1] if grey else values[:3]), values[3] > 0
     mode = "L" if grey else "RGB"
-    values = np.asarray(picture if picture.mode == mode else picture.convert(mode))  # convert copies in any case
+    values = np.asarray(picture if picture.mode == mode else picture.convert(mode))  # convert always copies
     pixels = values[None] if grey else np.ascontiguousarray(values.transpose(2, 0, 1))
     return pixels, np.ones(pixels.shape[1:], bool)
 
 
 def reason(error: BaseException) -> str:
-    """What is wrong with a picture, in the words of a sentence."""
+    """What is wrong with a picture, as part of a sentence."""
     if isinstance(error, FileNotFoundError):
         return "it does not exist"
     if isinstance(error, Image.UnidentifiedImageError):

@@ -1,4 +1,4 @@
-"""PMTiles version 3 on any store: raster tiles in one file, read by ranges, its directories kept."""
+"""PMTiles version 3 on any store: raster tiles in one file, read by range; its directories are cached."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from segray.errors import ImageError
 from segray.storage import local_path
 
 HEADER_BYTES = 127
-MAX_DEPTH = 3  # directories on the way to a tile, beside the root
+MAX_DEPTH = 3  # directories on the way to a tile, besides the root
 KEPT_DIRECTORIES = 64
 MAX_TILE_BYTES = 2**26
 TILES_AT_ONCE = 2**16
@@ -37,7 +37,7 @@ class PMTiles:
     """A PMTiles file. Any number of threads may use it."""
 
     def __init__(self, uri: str, etag: str = "") -> None:
-        """Read its header; ImageError when it is none or holds no raster tiles, else what error the store gives."""
+        """Read its header; ImageError when it is not PMTiles or has no raster tiles, else the store's own error."""
         self.uri = uri
         path = local_path(uri)
         self._fetch = self._local(path) if path else StoredFile(uri, header_only=True).fetch
@@ -91,8 +91,8 @@ class PMTiles:
     def _walk(self, place: tuple[int, int], low: int, high: int, *, depth: int) -> Iterator[tuple[int, int]]:
         """The runs within [low, high) of a directory and its leaves.
 
-        A leaf may only have ids from its own up to the next entry's: so none is visited twice, and no circle is
-        followed; ValueError when it has others.
+        A leaf may only hold ids from its entry's up to the next entry's, else ValueError: so no leaf is visited twice,
+        and no cycle is followed.
         """
         if depth > MAX_DEPTH:
             raise ValueError(f"its directories are more than {MAX_DEPTH} deep")
@@ -117,7 +117,7 @@ class PMTiles:
             raise ValueError("a leaf directory holds tile ids of another")
 
     def _local(self, path: str) -> Callable[[int, int], bytes]:
-        """What reads [start, stop) of a local file; it stays open, so that its bytes are all of one version."""
+        """A function that reads [start, stop) of a local file; it stays open, so all bytes are of one version."""
         file = os.open(path, os.O_RDONLY)
         weakref.finalize(self, os.close, file)
         return lambda start, stop: os.pread(file, stop - start, start)
@@ -143,14 +143,14 @@ class PMTiles:
         if packing not in (Compression.GZIP, Compression.NONE):
             raise ImageError(f"{self.uri} has directories packed with {packing.name.lower()}; rewrite it with gzip")
         if self._header["tile_compression"] not in (Compression.NONE, Compression.UNKNOWN):
-            raise ImageError(f"{self.uri} has pictures that are compressed once more; rewrite it without")
+            raise ImageError(f"{self.uri} has tiles that are compressed a second time; rewrite it without")
 
     @contextmanager
     def _one_sentence(self) -> Iterator[None]:
         try:
             yield
         except (MagicNumberNotFound, UnicodeDecodeError) as error:
-            raise ImageError(f"{self.uri} is no PMTiles file: it does not begin as one") from error
+            raise ImageError(f"{self.uri} is not a PMTiles file: it does not begin like one") from error
         except SpecVersionUnsupported as error:
             raise ImageError(
                 f"{self.uri} is PMTiles of another version than 3; convert it with `pmtiles convert`"

@@ -10,14 +10,14 @@ from dataclasses import dataclass
 
 import numpy as np
 
-MAX_BYTES = 2**24  # of a directory, packed or not; the specification has root directories of 16 kB
+MAX_BYTES = 2**24  # of a directory, packed or not; the specification limits root directories to 16 kB
 MAX_VARINT_BYTES = 9  # 63 bits: more than any file has bytes, or any level tiles
 GZIP = 16 + zlib.MAX_WBITS
 
 
 @dataclass(frozen=True, kw_only=True)
 class Directory:
-    """Entries in the order of their tile ids, (n,) int64 each: first id, tiles (0: a leaf directory), offset, length.
+    """Entries in order of their tile ids, (n,) int64 each: first id, tile count (0: a leaf directory), offset, length.
 
     Offsets are bytes from the start of the tile data or of the leaf directories.
     """
@@ -36,7 +36,7 @@ class Directory:
 
 
 def unpack(data: bytes, *, gzipped: bool) -> bytes:
-    """The bytes of a directory as they were before compression; ValueError when damaged or absurdly large."""
+    """The uncompressed bytes of a directory; ValueError when damaged or absurdly large."""
     if gzipped:
         unpacking = zlib.decompressobj(GZIP)
         try:
@@ -65,7 +65,7 @@ def parse(data: bytes) -> Directory:
         raise ValueError("the tile ids of a directory do not ascend")
     if (lengths < 1).any() or places[0] < 1:
         raise ValueError("an entry of a directory has no place")
-    # 0 stands for: right behind the entry before
+    # 0 means: directly after the previous entry
     base = np.maximum.accumulate(np.where(places > 0, np.arange(count), 0))
     before = np.concatenate([[0], np.cumsum(lengths)[:-1]])
     offsets = places[base] - 1 + before - before[base]
@@ -91,12 +91,12 @@ def varints(data: bytes) -> np.ndarray:
 
 
 def first_id(zoom: int) -> int:
-    """The id of the first tile of a level: how many tiles all levels above it have."""
+    """The id of the first tile of a level: the number of tiles of all lower zoom levels."""
     return (4**zoom - 1) // 3
 
 
 def places(ids: np.ndarray, zoom: int) -> tuple[np.ndarray, np.ndarray]:
-    """(n,) int64 x and y of tile ids of one level: their way along the Hilbert curve, from its finest turn up."""
+    """(n,) int64 x and y of tile ids of one level: decoded along the Hilbert curve, from its finest turns up."""
     rest = ids - first_id(zoom)
     x, y = np.zeros_like(rest), np.zeros_like(rest)
     for level in range(zoom):

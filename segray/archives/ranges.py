@@ -1,4 +1,4 @@
-"""Ranges of a stored file: fetched several at once, coalesced, and, from S3, only ever of one version of the file."""
+"""Ranges of a stored file: fetched concurrently, coalesced and, on S3, all of one version of the file."""
 
 from __future__ import annotations
 
@@ -16,19 +16,19 @@ from segray.errors import ImageError
 from segray.storage import filesystem, local_path, retry
 from segray.store_errors import BEYOND_THE_END, code_of, store_errors, with_reason
 
-WHOLE_BYTES = 2**22  # a smaller file comes with the first request; a larger one wastes that many bytes once
+WHOLE_BYTES = 2**22  # a smaller file is fetched with the first request; a larger one wastes that many bytes once
 HEADER_BYTES = 2**15  # the directory of a COG of 10,000 x 10,000 pixels takes 3 kB
 PAGE_BYTES = 2**16  # of small reads; doubled as long as they follow each other
 MAX_PAGE_BYTES = 2**22
-PIECE_BYTES = 2**21  # of large reads: a store gives some 90 MB/s a connection, so take several
-GAP_BYTES = 2**15  # bytes between two ranges that are fetched along rather than asked for apart
-FETCHERS = 16  # requests under way in a process; s3fs holds 10 connections
+PIECE_BYTES = 2**21  # of large reads: a store gives some 90 MB/s per connection, so several are used
+GAP_BYTES = 2**15  # a gap between two ranges that is fetched with them, rather than sending two requests
+FETCHERS = 16  # concurrent requests of a process; s3fs holds 10 connections
 _pool = ThreadPoolExecutor(FETCHERS, thread_name_prefix="ranges")
-_one_reader = threading.Lock()  # members of other files share one position
+_one_reader = threading.Lock()  # members of one archive share its file's position
 
 
 def read_range(uri: str, start: int, size: int) -> bytes:
-    """Up to `size` bytes from `start`, fewer where the file ends; one request, and the store's own errors."""
+    """Up to `size` bytes from `start`, fewer where the file ends, in one request; raises the store's own errors."""
     if path := local_path(uri):
         with open(path, "rb") as file:
             file.seek(start)
@@ -42,7 +42,7 @@ def _range_once(fs: AbstractFileSystem, path: str, start: int, stop: int) -> byt
         with store_errors(), _one_reader if not fs.async_impl else nullcontext():
             return fs.cat_file(path, start=start, end=stop)
     except OSError as error:
-        if code_of(error) in BEYOND_THE_END:  # most stores have no such range
+        if code_of(error) in BEYOND_THE_END:  # most stores refuse a range beyond the end
             fs.invalidate_cache()  # adlfs would answer with the size that the file had before
             if (fs.size(path) or 0) <= start:
                 return b""
@@ -50,10 +50,10 @@ def _range_once(fs: AbstractFileSystem, path: str, start: int, stop: int) -> byt
 
 
 class StoredFile:
-    """A file of a store, as long as a dataset of it is open; read by one dataset, from any of its threads.
+    """A file of a store while a dataset of it is open; read by that one dataset, from any of its threads.
 
-    span: (first byte, bytes) of a member that lies in the file as it is; None for all of the file. error: what the
-    store last failed with, after all retries, or how the file is cut off; it cannot pass through GDAL.
+    span: (first byte, bytes) of a member that is read in place; None for all of the file. error: what the store last
+    failed with, after all retries, or how the file is cut off; errors cannot pass through GDAL.
     """
 
     def __init__(self, uri: str, *, header_only: bool, span: tuple[int, int] | None = None) -> None:
@@ -68,7 +68,7 @@ class StoredFile:
         ahead = HEADER_BYTES if header_only else WHOLE_BYTES
         head = retry(partial(_range_once, self._fs, self._path, self._first, min(self._first + ahead, self._end)))
         self._whole = head if len(head) != ahead or len(head) == self._bytes else None
-        # Of a large file, what came before its tag was known may be of another version than what follows.
+        # Of a large file, bytes fetched before its tag is known may be of another version: only header reads keep them.
         self._pages = deque([(0, head)] if header_only else [], maxlen=4)
         if self._whole is None and not header_only:
             retry(self._opened)
@@ -89,7 +89,7 @@ class StoredFile:
         return opening.result().size if self._bytes is None else self._bytes
 
     def changed(self) -> bool:
-        """Whether the store holds another version than the one that is read here; one request."""
+        """Whether the store now holds another version than the one being read; one request."""
         return retry(self._fresh_tag) != self._opened().tag
 
     def read(self, start: int, size: int) -> bytes:
@@ -107,9 +107,9 @@ class StoredFile:
             return page[:size]
 
     def read_ranges(self, starts: list[int], sizes: list[int]) -> list[bytes]:
-        """The bytes of several ranges, fetched at once; zeros beyond the file's end and when the store fails.
+        """The bytes of several ranges, fetched concurrently; zeros beyond the file's end and when the store fails.
 
-        Either is remembered as `error`, since GDAL goes on.
+        Both cases are recorded in `error`, since GDAL carries on.
         """
         if self._whole is not None:
             found = [self._whole[start : start + size] for start, size in zip(starts, sizes)]
@@ -125,7 +125,7 @@ class StoredFile:
         return self._fetch(start, stop) if self._whole is None else self._whole[start:stop]
 
     def close(self) -> None:
-        """Let go of what is held."""
+        """Close the file and drop its cached pages."""
         self._pages.clear()
         if self._file is not None:
             self._file.close()
@@ -148,7 +148,7 @@ class StoredFile:
         return [bytes(data[run_of[s]][at : at + size]) for s, at, size in zip(starts, offsets, sizes)]
 
     def _settle(self, futures: list[Future]) -> bytes:
-        """The bytes that were fetched; an error cannot pass through GDAL, so it is kept for afterwards."""
+        """The bytes fetched, none on an error, which is kept for afterwards as it cannot pass through GDAL."""
         errors = [error for future in futures if (error := future.exception()) is not None]
         self.error = errors[0] if errors else self.error
         return b"" if errors else b"".join(future.result() for future in futures)
@@ -168,7 +168,7 @@ class StoredFile:
 
     @property
     def _end(self) -> int:
-        """The byte of the file behind the last one that is read here."""
+        """The offset in the file just after the last byte that is read here."""
         return sys.maxsize if self._bytes is None else self._first + self._bytes
 
     def _opened(self) -> _Opened:
@@ -186,7 +186,7 @@ class StoredFile:
 class _Opened:
     """An fsspec file whose ranges several threads may fetch, with its size and a tag of its version.
 
-    Opening asks the store once; on S3 every range is then asked for under the condition that the version is the same.
+    Opening takes one request; on S3 every range is then requested on the condition that the version is still the same.
     """
 
     def __init__(self, fs: AbstractFileSystem, path: str) -> None:

@@ -12,7 +12,7 @@ from segray.resample import Scaling
 
 
 def take_bands(pixels_CHW: np.ndarray, bands: Sequence[int]) -> np.ndarray:
-    """Those bands in their order; without a copy where they are all of them, or the only one several times."""
+    """Those bands in that order; without a copy where they are all bands in order, or the only one repeated."""
     count = len(pixels_CHW)
     if tuple(bands) == tuple(range(count)):
         return pixels_CHW
@@ -23,10 +23,10 @@ def take_bands(pixels_CHW: np.ndarray, bands: Sequence[int]) -> np.ndarray:
 
 @dataclass(frozen=True, kw_only=True)
 class Header:
-    """An image's size in pixels, its data bands (alpha is none), type and georeference.
+    """An image's size in pixels, number of data bands (alpha is not one), type and georeference.
 
-    resolution: metres a pixel at its centre, None where that is not known. alpha: how many bands behind the data bands
-    are marked as alpha. names: of the bands, as the image has them, and of those marked as alpha.
+    resolution: metres a pixel at its centre, None where that is not known. alpha: how many bands after the data bands
+    are marked as alpha. names: of the data bands and then of those marked as alpha, as the image has them.
     """
 
     height: int
@@ -40,7 +40,7 @@ class Header:
     names: tuple[str, ...] = ()
 
 
-# Which bands of an image to read, in which order: data bands, and those behind them that are marked as alpha. None: all
+# Which bands of an image to read, in which order: data bands, and those after them that are marked as alpha. None: all
 # data bands.
 Choose = Callable[[Header], tuple[int, ...]] | None
 

@@ -34,16 +34,16 @@ from segray.resample import Scaling
 from segray.storage import FINAL_ERRORS, describe, ending, is_local
 
 Result = TypeVar("Result")
-# The one GDAL driver that may open a file of an ending: never VRT and its like, which name other files and run code.
+# The only GDAL driver that may open a file of that ending; never VRT or the like, which name other files and run code.
 DRIVERS = {".tif": "GTiff", ".tiff": "GTiff", ".jp2": "JP2OpenJPEG"}
 ENDINGS = set(DRIVERS)
-SHRUNK_PIXELS = 2**23  # that are read at a time to make a coarser grid of them; 13 bytes each
+SHRUNK_PIXELS = 2**23  # read at a time when resampling to a coarser grid; 13 bytes each
 
 
 def read_header(uri: str, *, file: str | None = None, span: Span = None) -> Header:
-    """Size, bands, type and georeference from the directory of a raster; ImageError when it is none.
+    """Size, bands, type and georeference from the directory of a raster; ImageError when it is not one.
 
-    file, span: the file in which the bytes of a member lie as they are, and where.
+    file, span: for a member that is read in place, the file that holds it, and where.
     """
     file = file or uri
     with _one_sentence(uri, file):
@@ -63,13 +63,13 @@ def read(
     resolution: float | None = None,
     choose: Choose = None,
 ) -> Raster:
-    """A window of a raster (None: all of it) with the bands that `choose` says; ImageError when it cannot be read.
+    """A window of a raster (None: all of it) with the bands that `choose` selects; ImageError when it cannot be read.
 
-    Bands that are not chosen are neither decoded nor asked what is valid. Validity joins the nodata value, an alpha
-    band, a mask band and NaN. A palette is expanded to RGB. The raster stays open for the next window; a file that
-    changed since is opened anew. A failing store's error goes on. file, span: see `read_header`. resolution: metres a
-    pixel; of a raster that is finer, windows and pixels are those of a coarser grid (see `resample`), read from the
-    overview that is just fine enough, if it knows what is valid: it does not where that was said after it was made.
+    Data bands that are not chosen are not decoded and do not count for validity, which combines the nodata value, an
+    alpha band, a mask band and NaN. A palette is expanded to RGB. The raster stays open for the next window; a file
+    that has changed is opened again. A failing store's error passes through. file, span: see `read_header`. resolution:
+    metres a pixel; for a finer raster, window and pixels are those of a coarser grid (see `resample`), read from the
+    coarsest overview that is fine enough, unless its nodata value or mask differs, as when set after it was made.
     """
     file = file or uri
     driver = driver_of(uri)
@@ -89,7 +89,7 @@ def read(
 
 
 def scaling_of(header: Header, resolution: float | None) -> Scaling | None:
-    """How a raster is seen at that many metres a pixel; None where it is hardly finer, or nobody knows how fine."""
+    """The Scaling of a raster to that many metres a pixel; None where it is hardly finer, or how fine is not known."""
     if resolution is None or header.resolution is None:
         return None
     return Scaling.of(header.height, header.width, resolution / header.resolution)
@@ -114,7 +114,7 @@ def header_of_bytes(uri: str, data: bytes) -> Header:
 
 
 def driver_of(uri: str) -> str:
-    """The GDAL driver that may open a raster: that of its ending; what has no such ending must be a TIFF."""
+    """The GDAL driver that may open a raster, by its ending; a file with no such ending must be a TIFF."""
     return DRIVERS.get(ending(uri), "GTiff")
 
 
@@ -125,9 +125,9 @@ def _in_memory(uri: str, data: bytes, call: Callable[[rasterio.DatasetReader], R
 
 @contextmanager
 def _one_sentence(uri: str, file: str | None) -> Iterator[None]:
-    """Whatever is wrong with a raster becomes an ImageError; a store's failure is no fault of it and goes on.
+    """Whatever is wrong with a raster becomes an ImageError; a store's failure passes through.
 
-    file: where its bytes are, None in memory.
+    file: where its bytes are, None if in memory.
     """
     try:
         yield
@@ -140,7 +140,7 @@ def _one_sentence(uri: str, file: str | None) -> Iterator[None]:
 
 
 def _reason(error: Exception) -> str:
-    """What GDAL says, without the random name by which it knows a stored file: equal runs write equal reasons."""
+    """GDAL's message, without its random name for a stored file, so that equal runs write equal reasons."""
     said = error.__cause__ if isinstance(error, RasterioError) else None
     return re.sub(r"/vsiriopener_[0-9a-f]+/[0-9]+/", "", describe(said or error))
 
@@ -182,10 +182,10 @@ def _read(source: rasterio.DatasetReader, window: Window | None, chosen: tuple[i
 def _read_scaled(
     source: rasterio.DatasetReader, window: Window | None, scaling: Scaling, chosen: tuple[int, ...]
 ) -> Raster:
-    """A window of the coarse grid of a raster, or of an overview of it: that covers the same area, in fewer pixels.
+    """A window of a raster's coarse grid; `source` may be an overview, which covers the same area in fewer pixels.
 
-    Made of some rows at a time, so that memory does not grow with how much finer the raster is. The transform is that
-    of `source`.
+    Made a few rows at a time, so that memory does not grow with how much finer the raster is. The transform is that of
+    `source`.
     """
     size = {"height": scaling.to_height, "width": scaling.to_width}
     window = window or Window(0, 0, **size)
@@ -209,15 +209,15 @@ def _overview(source: rasterio.DatasetReader, scaling: Scaling) -> int | None:
 
 
 def _validity_of(source: rasterio.DatasetReader) -> str:
-    """What tells a raster's valid pixels from others; NaN is like NaN."""
+    """What decides which pixels of a raster are valid, as text, in which NaN equals NaN."""
     return repr((source.nodatavals, source.mask_flag_enums))
 
 
 def _pixels(source: rasterio.DatasetReader, part: RasterioWindow, bands: list[int]) -> tuple[np.ndarray, np.ndarray]:
-    """(C, h, w) pixels of those bands, before any palette, and (h, w) validity.
+    """(C, h, w) pixels of those bands, palettes not expanded, and (h, w) validity.
 
-    A band that is asked for is data, even if it is marked as alpha. Every block is decoded once: GDAL's own masks of
-    alpha and nodata would decode them again.
+    A requested band is data, even if it is marked as alpha. Every block is decoded once: GDAL's own masks of alpha and
+    nodata would decode it again.
     """
     alpha = [band for band in alpha_bands(source) if band not in bands]
     shape = (part.height, part.width)
@@ -236,7 +236,7 @@ def _pixels(source: rasterio.DatasetReader, part: RasterioWindow, bands: list[in
 
 
 def _blocks(source: rasterio.DatasetReader, bands: list[int], part: RasterioWindow) -> np.ndarray:
-    """(C, h, w) of the bands, read in stripes of whole rows of blocks that GDAL fetches with one call each."""
+    """(C, h, w) of the bands, read in stripes of whole rows of blocks, each of which GDAL fetches in one call."""
     dtype, block_height = np.dtype(source.dtypes[0]), source.block_shapes[0][0]
     bytes_a_row = part.width * source.count * dtype.itemsize
     step = max(1, STRIPE_BYTES // (bytes_a_row * block_height)) * block_height
@@ -250,9 +250,9 @@ def _blocks(source: rasterio.DatasetReader, bands: list[int], part: RasterioWind
 
 
 def _drop_nodata(valid: np.ndarray, pixels: np.ndarray, nodata: list[float | None]) -> None:
-    """Set `valid` False where every band has its nodata value, or one has what is none of 0..255, or no finite number.
+    """Set `valid` False where all bands have their nodata value, or one has a nodata value outside 0..255, NaN or inf.
 
-    0 or 255 in one band may be a colour; -9999 or 65535 there is none.
+    0 or 255 in one band may be part of a colour; -9999 or 65535 cannot.
     """
     if all(value is not None and 0 <= value <= 255 for value in nodata):
         seen = pixels[0] != nodata[0]

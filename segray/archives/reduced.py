@@ -1,4 +1,4 @@
-"""A whole image at a low resolution, to be looked at; only where that costs little."""
+"""A whole image at a low resolution, to be looked at; only where that is cheap."""
 
 from __future__ import annotations
 
@@ -17,17 +17,17 @@ from segray.errors import ImageError
 from segray.storage import describe
 
 WHOLE_PIXELS = 2**24  # of what is read whole: a picture, a member of a container, a level of a tile set
-RASTER_PIXELS = 2**25  # of a raster, or of the overview that stands for it: some seconds
+RASTER_PIXELS = 2**25  # of a raster, or of the overview read in its place; takes some seconds
 
 
 def read_reduced(
     uri: str, *, longest: int, part: str = "", choose: Choose = None
 ) -> tuple[np.ndarray, np.ndarray] | None:
-    """((C, h, w) pixels of the source's type, (h, w) validity), at most `longest` pixels a side; None where it is dear.
+    """((C, h, w) pixels of the source's type, (h, w) validity), at most `longest` pixels a side; None where costly.
 
-    GDAL reads a raster from the overview that is just finer; dear is a large one without. A pixel is the mean of those
-    that it stands for. Only the bands that `choose` says are read, at most a few if they are to be looked at. part: see
-    `read_header`. ImageError when the image cannot be read.
+    GDAL reads a raster from the overview that is just fine enough; a large raster without one is costly. A pixel is the
+    mean of those that it covers, in a raster with a palette one of them. Only the bands that `choose` selects are read.
+    part: see `read_header`. ImageError when the image cannot be read.
     """
     header = read_header(uri, part=part)
     if part or is_picture(uri):

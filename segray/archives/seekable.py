@@ -1,4 +1,4 @@
-"""A stored file as a Python file: read in small pages where a reader jumps, in large ones where it reads on."""
+"""A stored file as a Python file: fetched in small pages where a reader jumps, in growing ones where it reads on."""
 
 from __future__ import annotations
 
@@ -11,14 +11,15 @@ from segray.storage import local_path
 
 STEP_BYTES = 2**12  # of a read after a jump; holds a header with its extensions
 MAX_STEP_BYTES = 2**20
-TAIL_BYTES = 2**16  # the end of a file comes at once: ZIP and Parquet have their directories there
+TAIL_BYTES = 2**16  # the end of a file is fetched in one go: ZIP and Parquet have their directories there
 
 
 class Seekable(io.RawIOBase):
-    """A file of any store for readers that seek, used by one thread; no read of it takes more than `limit` bytes.
+    """A file of any store for readers that seek, used by one thread; a read of more than `limit` bytes is refused.
 
-    A jump over less than `GAP_BYTES` reads on, since a request takes longer than those bytes. error: what the store
-    failed with, after all retries, for callers whose library puts an error of its own in its place.
+    A jump of up to `GAP_BYTES` forwards counts as reading on, so that pages grow to span such gaps: a request takes
+    longer than those bytes. error: what the store failed with, after all retries, for callers whose library replaces it
+    by an error of its own.
     """
 
     def __init__(self, uri: str, *, limit: int) -> None:
@@ -44,7 +45,7 @@ class Seekable(io.RawIOBase):
     def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
         at = offset + {os.SEEK_SET: 0, os.SEEK_CUR: self._at, os.SEEK_END: self.size}[whence]
         if at < 0:
-            raise OSError(errno.EINVAL, f"byte {at} lies before the beginning")  # as files do; zipfile counts on it
+            raise OSError(errno.EINVAL, f"byte {at} lies before the beginning")  # as files do; zipfile relies on it
         self._at = at
         return at
 
@@ -52,7 +53,7 @@ class Seekable(io.RawIOBase):
         """Up to `size` bytes, -1 for the rest; ValueError when that is more than the limit."""
         size = max(0, self.size - self._at) if size in (None, -1) else size
         if not 0 <= size <= self._limit:
-            raise ValueError(f"{size} bytes at byte {self._at} are to be read at once, where {self._limit} are allowed")
+            raise ValueError(f"{size} bytes at byte {self._at} exceed the {self._limit} allowed in one read")
         data = self._bytes(self._at, min(self._at + size, self.size))
         self._at += len(data)
         return data

@@ -16,12 +16,12 @@ from segray.archives.options import ArchiveOptions
 from segray.errors import SegrayError
 from segray.storage import File, ending, read_text
 
-ROLES = ("data", "visual")  # of an asset that holds imagery, the better first
+ROLES = ("data", "visual")  # of an asset that holds imagery, the preferred one first
 WEB = ("http://", "https://")
 
 
 class StacArchive:
-    """The assets of STAC items; a relative href is sought beside the document."""
+    """The assets of STAC items; relative hrefs start from the document's folder."""
 
     def __init__(self, uri: str, options: ArchiveOptions) -> None:
         self.uri, self.asset = uri, options.asset
@@ -29,18 +29,18 @@ class StacArchive:
 
     @classmethod
     def accepts(cls, uri: str, options: ArchiveOptions) -> bool:
-        """Whether the URI ends as a STAC document does."""
+        """Whether the URI has the ending of a STAC document."""
         return ending(uri) in (".json", ".geojson")
 
     def images(self) -> Iterator[File]:
-        """One image an item, in the order of the document, each once; SegrayError when an item has none, or several."""
+        """One image per item, in document order, each once; SegrayError when an item has none or several."""
         items = self._items()
         if not items:
             raise SegrayError(f"{self.uri} holds no STAC item")
         yield from once(listed(self.uri, self._place(self._href(item))) for item in items)
 
     def _place(self, href: str) -> str:
-        """An href as the name of a file: unescaped, but for a store's own URI and where addresses are names."""
+        """An href as the name of a file: joined to a document on the web, else unescaped unless it is a store's URI."""
         if self.uri.startswith(WEB) and not href.startswith("file://"):
             return urljoin(self.uri, href)
         return unquote(href) if href.startswith("file://") or "://" not in href else href
@@ -72,7 +72,7 @@ def _has_href(asset: object) -> bool:
 
 
 def _imagery(assets: dict[str, dict]) -> list[str]:
-    """The names of the assets that may be meant: of the best role, else those that are images by type or ending."""
+    """The names of the assets that may be meant: those of the best role found, else those with an image's ending."""
     for role in ROLES:
         if found := [name for name, asset in assets.items() if role in _roles(asset)]:
             return found

@@ -1,4 +1,4 @@
-"""Parquet tables with a column of image bytes, Hugging Face's among them: listed by footer, read by row group."""
+"""Parquet tables with a column of image bytes, such as Hugging Face's: listed from the footer, read by row group."""
 
 from __future__ import annotations
 
@@ -18,18 +18,18 @@ from segray.errors import ImageError, SegrayError
 from segray.storage import FINAL_ERRORS, File
 
 ENDINGS = (".parquet",)
-USUAL = ("image", "img", "bytes", "data", "content", "jpg", "png")  # which of several columns is meant, best first
+USUAL = ("image", "img", "bytes", "data", "content", "jpg", "png")  # preferred among several columns, best first
 MAX_FOOTER_BYTES = 2**27
 MAX_COLUMN_BYTES = 2**30  # of one row group, unpacked: it is held in memory
-KEPT = 2  # columns of row groups in a process; a shard of work begins in one and ends in the next
-DAMAGE = (pa.ArrowException, OSError, ValueError)  # Arrow's own error of a file that is none is an OSError
+KEPT = 2  # columns of row groups kept per process: a shard may begin in one and end in the next
+DAMAGE = (pa.ArrowException, OSError, ValueError)  # Arrow's own error for a file that is not Parquet is an OSError
 
 
 def members(file: File, column: str | None = None) -> Listing:
-    """One image a row, named by its number; size: bytes of its row group shared out evenly over the rows.
+    """One image per row, named by its number; size: the bytes of its row group divided by the number of rows.
 
-    A table without a column of bytes counts as one skipped member. SegrayError when there are several and none is
-    chosen, or the chosen one is not there. A store's own error goes on.
+    A table without a column of bytes counts as one skipped member. SegrayError when it has several, none of a usual
+    name, and none is chosen, or when it lacks the chosen one. A store's own error passes through.
     """
     return Listing(_images(file, column))
 
@@ -44,7 +44,7 @@ def read(uri: str, part: str) -> bytes:
     group, row, version, column = part.split(" ", 3)
     values = _columns.get(uri, version, int(group), column)
     if int(row) >= len(values):
-        raise ImageError(f"{uri} has no row {row} in row group {group}; list it anew with --overwrite")
+        raise ImageError(f"{uri} has no row {row} in row group {group}; run again with --overwrite")
     data = values[int(row)].as_py()
     if isinstance(data, dict):  # a struct, of which only the field of bytes was read
         data = next(iter(data.values()))
@@ -54,9 +54,9 @@ def read(uri: str, part: str) -> bytes:
 
 
 def candidates(schema: pa.Schema) -> dict[str, str]:
-    """The columns that may hold images, by name: where their bytes are, for a struct its field `bytes`.
+    """The columns that may hold images, each with the path of its bytes: in a struct, those of its field `bytes`.
 
-    The geometries of GeoParquet (https://geoparquet.org/releases/v1.1.0) are bytes, but none of an image.
+    The geometries of GeoParquet (https://geoparquet.org/releases/v1.1.0) are bytes too, but not images.
     """
     found, geometries = {}, _geometries(schema)
     for field in (field for field in schema if field.name not in geometries):
@@ -69,7 +69,7 @@ def candidates(schema: pa.Schema) -> dict[str, str]:
 
 
 class _Columns:
-    """The columns of row groups that were read last, up to `KEPT`; one is loaded at a time."""
+    """The last `KEPT` columns of row groups that were read; one is loaded at a time."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
@@ -97,12 +97,12 @@ _columns = _Columns()
 
 
 def _load(uri: str, group: int, column: str) -> pa.ChunkedArray:
-    """The values of a column of bytes, equal ones held once: a page that repeats one is no decompression bomb."""
+    """The values of a column of bytes, equal ones held once, so that repeating one makes no decompression bomb."""
     try:
         with _opened(uri, limit=MAX_FOOTER_BYTES + MAX_COLUMN_BYTES, dictionary=[column]) as table:
             place = _place(table.metadata, column)
             if place is None or group >= table.num_row_groups:
-                raise ImageError(f"{uri} has no column {column} in row group {group}; list it anew with --overwrite")
+                raise ImageError(f"{uri} has no column {column} in row group {group}; run again with --overwrite")
             if error := _too_large(table.metadata, group, place):
                 raise ImageError(f"{uri} cannot be read: {error}")
             return table.read_row_group(group, columns=[column]).column(0)
@@ -112,7 +112,7 @@ def _load(uri: str, group: int, column: str) -> pa.ChunkedArray:
 
 @contextmanager
 def _opened(uri: str, *, limit: int, dictionary: list[str] | None = None) -> Iterator[pq.ParquetFile]:
-    """A table for the time of the block; ImageError when it is damaged, a store's own error goes on."""
+    """A table, open during the block; ImageError when it is damaged; a store's own error passes through."""
     with Seekable(uri, limit=limit) as stream:
         try:
             yield pq.ParquetFile(stream, read_dictionary=dictionary)
@@ -126,7 +126,7 @@ def _images(file: File, column: str | None) -> Iterator[File | None]:
     try:
         with _opened(file.uri, limit=MAX_FOOTER_BYTES) as table:
             metadata, columns = table.metadata, candidates(table.schema_arrow)
-            rows = _rows(metadata, file) if columns else []  # equal numbers take next to no bytes
+            rows = _rows(metadata, file) if columns else []  # columns of equal numbers take no bytes a row
     except (ImageError, *FINAL_ERRORS) as error:
         yield damaged(file, error)
         return
@@ -148,15 +148,15 @@ def _images(file: File, column: str | None) -> Iterator[File | None]:
 
 
 def _rows(metadata: pq.FileMetaData, file: File) -> list[int]:
-    """The number of rows of each row group; ImageError when they cannot be true, or the listing might never end."""
+    """The number of rows of each row group; ImageError when impossible, since the listing might never end."""
     rows = [metadata.row_group(group).num_rows for group in range(metadata.num_row_groups)]
     if min(rows, default=0) < 0 or sum(rows) != metadata.num_rows or sum(rows) > file.size:
-        raise ImageError(f"{file.uri} is damaged: {metadata.num_rows} rows in {file.size} bytes cannot be")
+        raise ImageError(f"{file.uri} is damaged: {metadata.num_rows} rows in {file.size} bytes are impossible")
     return rows
 
 
 def _chosen(columns: dict[str, str], column: str | None, uri: str) -> str:
-    """The place of the bytes of the column that is asked for, of the only one, or of the one with a usual name."""
+    """The path of the bytes of the column that is asked for, else of the one with the best name, or the only one."""
     names = ", ".join(columns)
     if column is not None:
         if column not in columns:
@@ -181,15 +181,15 @@ def _is_bytes(kind: pa.DataType) -> bool:
 
 
 def _place(metadata: pq.FileMetaData, leaf: str) -> int | None:
-    """The number of a leaf among the columns of a file."""
+    """The number of a leaf among the columns of a file, None when it has none of that name."""
     names = (metadata.schema.column(k).path for k in range(metadata.num_columns))
     return next((k for k, name in enumerate(names) if name == leaf), None)
 
 
 def _too_large(metadata: pq.FileMetaData, group: int, place: int) -> str | None:
-    """Why the column of a row group is not read, None when it is."""
+    """Why the column of a row group is too large to be read, None when it is not."""
     size = metadata.row_group(group).total_byte_size
-    if size > MAX_COLUMN_BYTES:  # only then: PyArrow's column() ends the process on a footer with damaged statistics
+    if size > MAX_COLUMN_BYTES:  # only then: PyArrow's column() crashes on a footer with damaged statistics
         column = metadata.row_group(group).column(place)
         size = max(column.total_uncompressed_size, column.total_compressed_size)
     if size <= MAX_COLUMN_BYTES:

@@ -15,16 +15,16 @@ from segray.storage import FINAL_ERRORS, File, bare
 
 ENDINGS = (".tar", ".tar.gz", ".tgz")
 BLOCK = tarfile.BLOCKSIZE
-MAX_HEADER_BYTES = 2**20  # of a pax header or a long name; a header may say any number
-# What tarfile raises on headers that are none, deeper nested ones included.
+MAX_HEADER_BYTES = 2**20  # of a pax header or a long name; a header may claim any size
+# What tarfile raises on invalid headers, also deeply nested ones.
 DAMAGE = (tarfile.TarError, OSError, ValueError, OverflowError, EOFError, RecursionError)
 
 
 def members(file: File, column: str | None = None) -> Listing:
-    """The images of a tar; of members of one name, the last counts, as when a tar is unpacked.
+    """The images of a tar; of members with the same name, the last counts, as when a tar is unpacked.
 
-    `column` is for other formats. The bodies are not read, but for short ones that lie between headers. A store's own
-    error goes on.
+    `column` is for other formats. Bodies are not read, except short ones between headers. A store's own error passes
+    through.
     """
     return Listing(_images(file))
 
@@ -43,16 +43,16 @@ def read(uri: str, part: str) -> bytes:
     if error := too_large(size):
         raise ImageError(f"the member at byte {start} of {uri} cannot be read: {error}")
     path = local_copy(uri, etag, gunzip=True) if of else uri
-    data = stored_range(path, start - BLOCK, BLOCK + size)  # the header is read along: it says whether this is it
+    data = stored_range(path, start - BLOCK, BLOCK + size)  # with its header, to check that it is the right member
     if not _heads(data[:BLOCK], size):
-        raise ImageError(f"{uri} has no member of {size} bytes at byte {start}; list it anew with --overwrite")
+        raise ImageError(f"{uri} has no member of {size} bytes at byte {start}; run again with --overwrite")
     if len(data) < BLOCK + size:
         raise ImageError(f"{uri} is cut off: {BLOCK + size - len(data)} of {size} bytes from byte {start} are missing")
     return data[BLOCK:]
 
 
 def _heads(block: bytes, size: int) -> bool:
-    """Whether a block is the header of a member of that size; a pax header before it may say the size instead."""
+    """Whether a block is the header of a member of that size, or has 0 because a pax header before it says the size."""
     try:
         return tarfile.TarInfo.frombuf(block, "utf-8", "backslashreplace").size in (size, 0)
     except tarfile.HeaderError:
@@ -92,18 +92,18 @@ def _file(file: File, info: tarfile.TarInfo, *, end: int, packed: bool) -> File:
 
 
 def _headers(stream: Seekable, uri: str) -> Iterator[tarfile.TarInfo]:
-    """The headers up to the end mark, or to the end of the file behind a whole member; ImageError when damaged."""
+    """The headers up to the end mark, or to the end of a file that ends with a whole member; ImageError on damage."""
     place = 0
     try:
         with tarfile.open(fileobj=stream, mode="r:", encoding="utf-8", errors="backslashreplace") as tar:
             while (info := tar.next()) is not None:
-                tar.members.clear()  # else it keeps all
+                tar.members.clear()  # or tarfile would keep all
                 if info.size < 0 or tar.offset <= place:
                     raise tarfile.ReadError(f"the header at byte {info.offset} says a size below 0")
                 place = tar.offset
                 yield info
             stream.seek(tar.offset)
-            if any(stream.read(BLOCK)):  # tarfile takes any block that is no header for the end
+            if any(stream.read(BLOCK)):  # tarfile takes any block that is not a header for the end
                 raise tarfile.ReadError(f"there is no header at byte {tar.offset}")
     except DAMAGE as error:
         if stream.error is not None:

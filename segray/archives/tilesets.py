@@ -1,4 +1,4 @@
-"""Tile sets: one small file a format. Tiles are named by zoom, x and y as web maps do, y counted from the north."""
+"""Tile sets: one small file per format. Tiles are named by zoom, x and y as in web maps, y counted from the north."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from segray.archives.xyz import TMS, XYZ
 
 
 class TileSet(Protocol):
-    """What every format offers, to any number of threads. It is made of a URI and the etag of its file, if it is one.
+    """What every format offers, to any number of threads. It is made from a URI and, if that is a file, its etag.
 
     ImageError when the set is damaged or of a kind that segray does not read; FileNotFoundError or the store's own
     error when it cannot be reached.

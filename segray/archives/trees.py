@@ -25,6 +25,6 @@ class TreeArchive:
         return options.tiles in ("xyz", "tms") or (options.tiles == "auto" and tile_tree(uri) is not None)
 
     def images(self) -> Iterator[File]:
-        """The one image that the level is; SegrayError when there is no such level, or it is not in Web Mercator."""
+        """The level as one image; SegrayError when there is no such level, or it is not in Web Mercator."""
         check_profile(self.uri)
         yield mosaic.level(self.kind, self.uri, zoom=self.zoom)

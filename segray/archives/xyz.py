@@ -19,16 +19,16 @@ LOOKED_AT = 100  # files of a folder, to tell whether it is a tree of tiles
 _NUMBER = "(0|[1-9][0-9]{0,9})"  # tile servers write no leading zeros, dates have them
 _TILE = re.compile(rf"{_NUMBER}/{_NUMBER}\.({'|'.join(ENDINGS)})", re.IGNORECASE)
 _ZOOM = re.compile(_NUMBER)
-RESOURCE = "tilemapresource.xml"  # what gdal2tiles says of a tree, unless it is run with --xyz
+RESOURCE = "tilemapresource.xml"  # in which gdal2tiles describes a tree, unless it is run with --xyz
 MERCATOR = ("mercator", "global-mercator")  # profiles of gdal2tiles and of the TMS specification
 _PROFILE = re.compile(r"""<TileSets\s[^>]*?\bprofile\s*=\s*["']([^"']*)""")
 
 
 class XYZ:
-    """A tree of tiles. It may be given as one of its own zoom folders (the last part of the URI is an integer)."""
+    """A tree of tiles. One of its zoom folders may be given instead (the last part of the URI is an integer)."""
 
     def __init__(self, uri: str, etag: str = "", *, endings: tuple[str, ...] = ENDINGS) -> None:
-        """Endings: those that its tiles have, the most frequent first: a missing tile costs a request for each."""
+        """Endings: those that its tiles have, the most frequent first; a missing tile costs a request for each."""
         self._given, self._endings = uri.rstrip("/"), endings
 
     @cached_property
@@ -72,7 +72,7 @@ class XYZ:
 
     @staticmethod
     def _row(zoom: int, y: int) -> int:
-        """The row in this scheme of one that counts from the north, and the other way round."""
+        """A row counted from the north as a row of this scheme, or the reverse."""
         return y
 
 
@@ -85,10 +85,10 @@ class TMS(XYZ):
 
 
 def tile_tree(uri: str) -> str | None:
-    """Whether a folder is a tree of tiles: "xyz", "tms", or None for any other; looks at its first files only.
+    """The scheme of a folder that is a tree of tiles, "xyz" or "tms", else None; looks at its first files only.
 
     Its first pictures must all be z/x/y.png with z <= 30 and x, y < 2 ** z, or x/y.png below a folder named z. Both
-    schemes look alike: TMS is told by tilemapresource.xml.
+    schemes look alike: TMS is recognised by its tilemapresource.xml.
     """
     depth = _depth(uri.rstrip("/"))
     if not depth:
@@ -108,7 +108,7 @@ def check_profile(uri: str) -> None:
 
 
 def _depth(uri: str) -> int:
-    """How many numbers name each of the first pictures of a folder: 3 of a tree, 2 of a zoom folder, 0 of neither."""
+    """How many numbers name each of the first pictures of a folder: 3 in a tree, 2 in a zoom folder, 0 elsewhere."""
     try:
         names = [name for name, _ in islice(_below(uri), LOOKED_AT)]
     except FileNotFoundError:

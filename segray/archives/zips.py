@@ -18,22 +18,22 @@ ENDINGS = (".zip",)
 METHODS = {zipfile.ZIP_STORED: "stored", zipfile.ZIP_DEFLATED: "deflated"}
 MAX_DIRECTORY_BYTES = 2**27  # some million members; each takes a kilobyte of memory while they are listed
 LOCAL_HEADER = struct.Struct("<4s22xHH")  # signature, bytes of the name, bytes of the extra field
-AHEAD_BYTES = 2**10  # of name and extra field, whose lengths only the local header itself says
+AHEAD_BYTES = 2**10  # for name and extra field, whose lengths only the local header gives
 ENCRYPTED = 1
-# What zipfile raises on a directory that is none.
+# What zipfile raises on an invalid directory.
 DAMAGE = (zipfile.BadZipFile, OSError, ValueError, OverflowError, EOFError, struct.error, NotImplementedError)
 
 
 def members(file: File, column: str | None = None) -> Listing:
-    """The images of a zip in the order of its directory; of members of one name, the last counts.
+    """The images of a zip in the order of its directory; of members with the same name, the last counts.
 
-    `column` is for other formats. No member is read. A store's own error goes on.
+    `column` is for other formats. No member is read. A store's own error passes through.
     """
     return Listing(_images(file))
 
 
 def span(part: str) -> tuple[int, int] | None:
-    """None: where a member's bytes start stands in front of them, and not in the directory."""
+    """None: only the local header in front of a member, not the directory, shows where its bytes start."""
     return None
 
 
@@ -53,10 +53,10 @@ def read(uri: str, part: str) -> bytes:
 
 
 def _body(uri: str, start: int, packed: int) -> bytes:
-    """The packed bytes of the member whose local header starts there; mostly one request."""
+    """The packed bytes of the member whose local header begins at `start`; usually one request."""
     data = stored_range(uri, start, LOCAL_HEADER.size + AHEAD_BYTES + packed)
     if len(data) < LOCAL_HEADER.size or not data.startswith(zipfile.stringFileHeader):
-        raise ImageError(f"{uri} has no member at byte {start}; list it anew with --overwrite")
+        raise ImageError(f"{uri} has no member at byte {start}; run again with --overwrite")
     _, name_bytes, extra_bytes = LOCAL_HEADER.unpack_from(data)
     first = LOCAL_HEADER.size + name_bytes + extra_bytes
     if len(data) < first + packed:
@@ -67,7 +67,7 @@ def _body(uri: str, start: int, packed: int) -> bytes:
 
 
 def _inflate(body: bytes, size: int) -> bytes | None:
-    """The unpacked bytes, at most one more than `size`; None when they are no deflate stream or an unfinished one."""
+    """The unpacked bytes, at most one more than `size`; None unless the body is a complete deflate stream."""
     inflater = zlib.decompressobj(-zlib.MAX_WBITS)
     try:
         data = inflater.decompress(body, size + 1)
@@ -96,7 +96,7 @@ def _directory(stream: Seekable, uri: str) -> list[zipfile.ZipInfo]:
         with zipfile.ZipFile(stream) as archive:
             return archive.infolist()
     except DAMAGE as error:
-        if stream.error is not None:  # zipfile takes a failing store for a file that is no zip
+        if stream.error is not None:  # zipfile takes a failing store for a file that is not a zip
             raise stream.error from None
         raise ImageError(f"{uri} is damaged, its members cannot be listed: {error}") from error
 
@@ -114,6 +114,6 @@ def _file(file: File, info: zipfile.ZipInfo) -> File:
 
 
 def _is_file(info: zipfile.ZipInfo) -> bool:
-    """Whether a member is no folder, link or device; what was packed elsewhere than on Unix does not say."""
+    """Whether a member is not a folder, link or device; zips made elsewhere than on Unix name folders alone."""
     kind = stat.S_IFMT(info.external_attr >> 16)
     return not info.is_dir() and kind in (0, stat.S_IFREG)
