@@ -1,7 +1,7 @@
 """Random crops of labelled images for training: pixels, validity and mask are cut, scaled and turned as one.
 
-All arrays are numpy on the host and stay in the source type, so that what travels to the device is small. What a crop
-lacks beyond the image's edge is the image reflected, as in segmentation, with mask 255: seen, but not learnt from.
+All arrays are numpy on the host and stay in the source type, so that little is copied to the device. Beyond the
+image's edge a crop holds the reflected image, as in segmentation, with mask 255: seen, but not learnt from.
 """
 
 from __future__ import annotations
@@ -19,10 +19,10 @@ from segray.masks import IGNORE
 
 @dataclass(frozen=True, kw_only=True)
 class Augment:
-    """What may happen to a sample. crop: pixels a side. scale_range: least and greatest zoom, above 1 enlarges.
+    """What may happen to a sample. crop: side in pixels. scale_range: least and greatest zoom; above 1 enlarges.
 
-    mirror: left and right change places in half of the samples. turn: quarter turns (with mirror: all eight symmetries
-    of the square), for images taken straight down only: in a street scene the sky is up.
+    mirror: half of the samples are mirrored left to right. turn: random quarter turns (with mirror: all eight
+    symmetries of the square), only for images taken straight down: in a street scene the sky is up.
     """
 
     crop: int
@@ -38,7 +38,7 @@ class Augment:
 
     @classmethod
     def named(cls, name: str, *, crop: int, nadir: bool) -> Augment:
-        """The random crop alone ("none"), with scale and mirror ("street"), with turns too ("nadir"), or "auto".
+        """A random crop only ("none"), with scale and mirror ("street"), with turns too ("nadir"), or "auto".
 
         "auto" is "nadir" for data whose images are taken straight down, `nadir`, and "street" for others.
         """
@@ -60,9 +60,9 @@ def crop_sample(
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """A random (crop, crop) piece of a sample: pixels of the source type, valid bool, mask uint8.
 
-    Every random number comes from `rng`. The piece is cut first and scaled after: the rest is never touched. Mask and
-    valid take the nearest source pixel; pixels are interpolated over the valid source pixels alone. around: (row,
-    column) of a pixel that the piece must hold; where several become one, that one has its class.
+    Every random number comes from `rng`. The piece is cut first and then scaled, so the rest is never touched. Mask
+    and valid take the nearest source pixel; pixels are interpolated over valid source pixels only. around: (row,
+    column) of a pixel that the piece must hold; its class wins where several pixels become one.
     """
     scale = math.exp(rng.uniform(*map(math.log, augment.scale_range)))  # halving is as likely as doubling
     side = max(1, round(augment.crop / scale))
@@ -92,25 +92,25 @@ def _cut(array: np.ndarray, offsets: list[int], *, side: int) -> np.ndarray:
             array = array.take(reflect(off, off + side, size), axis)
         else:
             array = array[..., off : off + side, :] if axis == -2 else array[..., off : off + side]
-    return array if array.flags.writeable else array.copy()  # torch warns of what it must not write to
+    return array if array.flags.writeable else array.copy()  # torch warns about read-only arrays
 
 
 def _nearest(array_HW: np.ndarray, size: int) -> np.ndarray:
     index = (2 * np.arange(size) + 1) * len(array_HW) // (2 * size)  # centres on centres, as _bilinear has them
-    return array_HW.take(index, 0).take(index, 1)  # several times as fast as one index of both axes
+    return array_HW.take(index, 0).take(index, 1)  # several times as fast as indexing both axes at once
 
 
 def _resize(pixels_CHW: np.ndarray, valid_HW: np.ndarray, size: int) -> np.ndarray:
     """Pixels interpolated as sum(weight * pixel) / sum(weight) over valid pixels: no-data values and NaN never leak."""
     dtype = pixels_CHW.dtype
-    if valid_HW.all() and dtype == np.uint8 and size > 1:  # where one pixel is asked for, torch's fails
+    if valid_HW.all() and dtype == np.uint8 and size > 1:  # torch fails on a size of 1
         return _bilinear(pixels_CHW, (size, size))  # torch has a several times faster kernel for bytes
     resized = np.zeros((len(pixels_CHW), size, size), np.result_type(dtype, np.float32))
     rows = np.flatnonzero(valid_HW.any(axis=1))
     if not len(rows):
         return resized.astype(dtype)
-    # Across, then down, as torch does it by itself; but only the rows, and then the columns, that hold anything: at the
-    # edge of a scene's data those are few. float64 where float32 does not hold every value.
+    # Across, then down, as torch itself does; but only the rows, and then the columns, that hold data: at the edge of a
+    # scene's data they are few. float64 if float32 cannot hold every value.
     rows = slice(rows[0], rows[-1] + 1)
     values = np.zeros((len(pixels_CHW) + 1, rows.stop - rows.start, valid_HW.shape[1]), resized.dtype)
     np.copyto(values[:-1], pixels_CHW[:, rows], where=valid_HW[rows])
@@ -118,7 +118,7 @@ def _resize(pixels_CHW: np.ndarray, valid_HW: np.ndarray, size: int) -> np.ndarr
     values = _bilinear(values, (values.shape[1], size))
     cols = np.flatnonzero(values[-1].any(axis=0))
     cols = slice(cols[0], cols[-1] + 1)
-    # One column more: of arrays that are one column wide torch 2.15 takes the bands for columns.
+    # One column more: torch 2.15 mistakes the bands for columns in arrays one column wide.
     high = np.zeros((len(values), len(valid_HW), cols.stop - cols.start + 1), resized.dtype)
     high[:, rows, :-1] = values[..., cols]
     high = _bilinear(high, (size, high.shape[2]))[..., :-1]

@@ -1,6 +1,6 @@
 """Batch norms over the crops of all workers, on any device: N workers take the same steps as one.
 
-torch.nn.SyncBatchNorm runs on GPUs alone.
+torch.nn.SyncBatchNorm runs only on GPUs.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 def synchronise(network: nn.Module, *, gpu: bool) -> nn.Module:
     """The network with batch norms over all workers, in place; its parameters, buffers and their names stay the same.
 
-    gpu: use torch's own, which has faster kernels there.
+    gpu: use SyncBatchNorm where possible, which has faster kernels.
     """
     for name, child in list(network.named_children()):
         network.add_module(name, synchronise(child, gpu=gpu))
@@ -28,9 +28,9 @@ def synchronise(network: nn.Module, *, gpu: bool) -> nn.Module:
 
 
 class GlobalBatchNorm(_BatchNorm):
-    """Stands for a batch norm, with its parameters and buffers: in train mode its statistics are of all workers' x.
+    """Replaces a batch norm, with its parameters and buffers: in train mode its statistics are those of all workers' x.
 
-    Workers may have unequal numbers of values. Modules inside the norm, as the activation in timm's, come after it.
+    Workers may have unequal numbers of values. Modules inside the norm, such as timm's activations, run after it.
     """
 
     def __init__(self, norm: _BatchNorm) -> None:
@@ -76,10 +76,10 @@ class _Normalise(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: FunctionCtx, gradient: Tensor) -> tuple[Tensor | None, ...]:
-        """As Ioffe & Szegedy 2015, section 3: what x does to mean and variance is subtracted from its own gradient.
+        """As Ioffe & Szegedy 2015, section 3: the effect of x on mean and variance is subtracted from its gradient.
 
-        That part is an affine function of y, whose factors are sums over all workers; the gradients of weight and bias
-        are this worker's, like those of any other parameter.
+        That part is an affine function of y whose factors are sums over all workers; the gradients of weight and bias
+        are this worker's own, like those of any other parameter.
         """
         x, weight, mean, variance = ctx.saved_tensors
         dx, dweight, dbias = torch.ops.aten.native_batch_norm_backward(
@@ -93,13 +93,13 @@ class _Normalise(torch.autograd.Function):
 
 
 def _moments(x: Tensor, eps: float) -> tuple[Tensor, Tensor, Tensor]:
-    """(C,) mean and biased variance of all workers' x, at least float32, and () how many values a channel has there.
+    """(C,) mean and biased variance of all workers' x, at least float32, and () the number of values per channel.
 
-    Summed in float64, in which a mean square less a squared mean loses nothing that float32 would show.
+    Summed in float64, so that mean square minus squared mean is exact to float32.
     """
     kind = torch.promote_types(x.dtype, torch.float32)
     ones, zeros = (fill(x.shape[1], dtype=kind, device=x.device) for fill in (torch.ones, torch.zeros))
-    # the kernel of a plain batch norm: several times faster than var_mean of what is not float32 and contiguous
+    # the kernel of a plain batch norm: several times faster than var_mean, unless x is float32 and contiguous
     _, mean, inverse = torch.native_batch_norm(x, ones, zeros, None, None, True, 0.0, eps)
     mean, variance = mean.double(), inverse.double() ** -2 - eps
     sums = torch.stack([mean, variance + mean.square(), torch.ones_like(mean)]) * (x.numel() // x.shape[1])

@@ -1,4 +1,4 @@
-"""Boundary IoU: the IoU of what lies near the contours of classes alone, which large areas cannot hide."""
+"""Boundary IoU: the IoU near the contours of classes only, so that large areas cannot hide errors there."""
 
 from __future__ import annotations
 
@@ -8,27 +8,27 @@ import numpy as np
 
 from segray.masks import IGNORE
 
-STRIP_PIXELS = 2**22  # of an image that are looked at at a time: it takes some 10 bytes each
-SHARE = 0.02  # width of the boundary regions as a share of the image's diagonal, as Cheng et al. have it
+STRIP_PIXELS = 2**22  # of an image examined at a time, which takes some 10 bytes a pixel
+SHARE = 0.02  # width of the boundary regions as a share of the image's diagonal, as in Cheng et al.
 
 
 def boundary_width(height: int, width: int, share: float = SHARE) -> int:
-    """Pixels, at least 1, that boundary regions of an image of that size are wide."""
+    """Width in pixels, at least 1, of the boundary regions of an image of that size."""
     return max(1, round(share * math.hypot(height, width)))
 
 
 def boundary_counts(truth_HW: np.ndarray, prediction_HW: np.ndarray, num_classes: int, *, width: int) -> np.ndarray:
     """(K, 2) int64 pixels of intersection and union of the boundary regions of each class, of one whole image.
 
-    Both masks are (H, W) uint8 class ids or 255. The region of a class is what of it lies within `width` pixels of its
-    contour, counted along rows, columns and diagonals alike; the image's edge is contour (Cheng et al., CVPR 2021,
-    section 4.1, and mask_to_boundary of their code). Pixels whose truth is 255 count nowhere and are no contour. Counts
-    of images add up; of parts of an image they do not, since a part's edge is no contour of the whole.
+    Both masks are (H, W) uint8 class ids or 255. The region of a class is the part of it within `width` pixels of its
+    contour, counted along rows, columns and diagonals alike; the image's edge is a contour (Cheng et al., CVPR 2021,
+    section 4.1, and mask_to_boundary of their code). Pixels whose truth is 255 count nowhere and form no contour.
+    Counts of images add up; those of parts of an image do not, since a part's edge is no contour of the whole.
     Memory is that of some rows, not of the image.
     """
     counts = np.zeros((num_classes, 2), np.int64)
     height, columns = truth_HW.shape
-    step = max(2 * width, STRIP_PIXELS // columns)  # with its margins a strip is then at most twice as high
+    step = max(2 * width, STRIP_PIXELS // columns)  # so, with its margins, a strip is at most twice as high
     for top in range(0, height, step):
         counts += _strip_counts(truth_HW, prediction_HW, num_classes, rows=slice(top, top + step), width=width)
     return counts
@@ -51,10 +51,10 @@ def _strip_counts(
 
 
 def near_contour(mask_HW: np.ndarray, truth_HW: np.ndarray, *, rows: slice, width: int) -> np.ndarray:
-    """(h, W) bool, of some rows: whether another class, or the image's edge, is within `width` pixels.
+    """(h, W) bool, for some rows: whether another class, or the image's edge, is within `width` pixels.
 
-    Pixels whose truth is 255 are no class. All classes at once: only where the least and the largest id in the square
-    around a pixel are its own is it inside.
+    Pixels whose truth is 255 are of no class. All classes at once: a pixel is inside only if the least and the largest
+    id in the square around it are its own.
     """
     height, columns = mask_HW.shape
     first = max(0, rows.start - width)
@@ -70,7 +70,7 @@ def near_contour(mask_HW: np.ndarray, truth_HW: np.ndarray, *, rows: slice, widt
 
 
 def boundary_scores(counts: np.ndarray) -> dict[str, object]:
-    """boundary_iou, one per class and None without a boundary, and boundary_miou, its mean over the others."""
+    """boundary_iou by class, None for a class without a boundary, and boundary_miou, the mean of the others."""
     iou = [intersection / union if union else None for intersection, union in counts.tolist()]
     present = [value for value in iou if value is not None]
     return {"boundary_miou": math.fsum(present) / len(present) if present else None, "boundary_iou": iou}
@@ -82,7 +82,7 @@ def _square(values_HW: np.ndarray, width: int, extreme: np.ufunc, neutral: int) 
         pad = [(0, 0), (0, 0)]
         pad[axis] = (width, width)
         padded = np.moveaxis(np.pad(values_HW, pad, constant_values=neutral), axis, 0)
-        length, reach = values_HW.shape[axis], 1  # so many values does `padded` tell the extreme of, from each one on
+        length, reach = values_HW.shape[axis], 1  # padded[i] is the extreme of `reach` values
         while reach < 2 * width + 1:
             step = min(reach, 2 * width + 1 - reach)
             padded = extreme(padded[: len(padded) - step], padded[step:])

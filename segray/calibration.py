@@ -1,4 +1,4 @@
-"""Calibration: whether confidences are what they claim, counted in integers, and the temperature that mends them."""
+"""Calibration: how well confidences match accuracy, counted in integers, and the temperature that corrects them."""
 
 from __future__ import annotations
 
@@ -9,19 +9,19 @@ import numpy as np
 from segray.masks import IGNORE
 from segray.regions import CONFIDENCE_UNIT
 
-BINS = 15  # as Guo et al. have it
-WHOLE = round(1 / CONFIDENCE_UNIT)  # units of confidence; a multiple of BINS, so bins begin and end at whole units
-CHUNK, FEW = 1 << 20, 1 << 13  # pixels counted at a time, as in `metrics`; fewer where they have logits
-ONE_OF = 16  # pixels is one that the NLL is taken of: a million are plenty for one number
+BINS = 15  # as in Guo et al.
+WHOLE = round(1 / CONFIDENCE_UNIT)  # confidence 1 in units; a multiple of BINS, so bins begin and end at whole units
+CHUNK, FEW = 1 << 20, 1 << 13  # pixels counted at a time, as in `metrics`; FEW with logits
+ONE_OF = 16  # the NLL is computed on one pixel in 16: a million are plenty for one number
 NLL_UNIT = 2.0**-20  # nats; sums of integers do not depend on their order
 WORST_NLL = 1024.0  # nats a pixel, so that the sums of 10^11 pixels fit 64 bits
-TEMPERATURES = tuple(float(value) for value in 10 ** np.linspace(-1, 1, 41))  # among them 1
+TEMPERATURES = tuple(float(value) for value in 10 ** np.linspace(-1, 1, 41))  # includes 1
 
 
 def chosen(rows: range, cols: range) -> np.ndarray:
-    """(h, w) bool: the pixels of a rectangle of an image that the NLL is taken of, 1 of 16.
+    """(h, w) bool: the pixels of a rectangle of an image on which the NLL is computed, one in 16.
 
-    They depend on row and column in the image alone, and are spread so that no stride of a network is preferred.
+    They depend only on row and column in the image, and are spread so that no stride of a network is favoured.
     """
     down = np.arange(rows.start, rows.stop, dtype=np.uint32) * np.uint32(0x9E3779B1)
     across = np.arange(cols.start, cols.stop, dtype=np.uint32) * np.uint32(0x85EBCA77)
@@ -29,10 +29,10 @@ def chosen(rows: range, cols: range) -> np.ndarray:
 
 
 def reliability(truth_HW: np.ndarray, prediction_HW: np.ndarray, confidences_HW: np.ndarray) -> np.ndarray:
-    """(15, 3) int64 by bin of confidence: pixels, right ones, and the sum of confidences in CONFIDENCE_UNIT.
+    """(15, 3) int64 by bin of confidence: pixels, correct ones, and the sum of confidences in CONFIDENCE_UNIT.
 
-    truth, prediction: (H, W) uint8; pixels whose truth is 255 are left out. confidences: (H, W) uint16 of that unit.
-    Bins are as wide as each other and hold their lower bounds, the last one also 1. Counts of parts add up.
+    truth, prediction: (H, W) uint8; pixels whose truth is 255 are left out. confidences: (H, W) uint16 in that unit.
+    Bins are equally wide and include their lower bounds, the last one also 1. Counts of parts add up.
     """
     counts = np.zeros(2 * (WHOLE + 1), np.int64)
     truth, prediction, confidences = (array.reshape(-1) for array in (truth_HW, prediction_HW, confidences_HW))
@@ -49,7 +49,7 @@ def reliability(truth_HW: np.ndarray, prediction_HW: np.ndarray, confidences_HW:
 
 
 def calibration_scores(bins: np.ndarray) -> dict[str, object]:
-    """mean_confidence, ece and reliability, a row a bin, of the counts of `reliability`; None where there is no pixel.
+    """mean_confidence, ece and reliability (a row per bin) from the counts of `reliability`; None without pixels.
 
     ece = sum over bins of pixels / all * |accuracy - mean confidence| (Naeini et al., AAAI 2015; Guo et al., ICML 2017,
     equation 3).
@@ -101,9 +101,9 @@ def mean_nll(counts: np.ndarray, number: int = 0) -> float | None:
 
 
 def best_temperature(counts: np.ndarray) -> float:
-    """The temperature of least NLL, from counts at TEMPERATURES; 0.1 or 10 where it lies beyond.
+    """The temperature of least NLL, from counts at TEMPERATURES; 0.1 or 10 if it lies beyond.
 
-    The NLL is convex in 1 / T. Its least value is that of the parabola in log T through the three lowest.
+    The NLL is convex in 1 / T. Its minimum is that of the parabola in log T through the lowest and its two neighbours.
     """
     sums = counts[1:].tolist()
     least = sums.index(min(sums))

@@ -1,4 +1,4 @@
-"""Command lines: flags and --config become the settings of a job, its errors a sentence and an exit status."""
+"""Command lines: flags and --config become the settings of a job; errors become a sentence and an exit status."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ DONE, FAILED, BAD_INPUT, TOO_MANY_FAILED = 0, 1, 2, 3  # exit statuses
 
 
 def parse(settings_class: type[Settings], argv: Sequence[str]) -> Settings:
-    """The settings of flags and --config (flags win); ValueError in one sentence. --print_config prints and exits."""
+    """The settings from flags and --config (flags win); ValueError in one sentence. --print_config prints and exits."""
     parser = _Parser(prog=None, allow_abbrev=False, argument_default=argparse.SUPPRESS)
     parser.add_argument("--config", help="YAML file (any URI) with settings by the names of the flags")
     parser.add_argument("--print_config", action="store_true", help="print the settings as YAML and exit")
@@ -45,17 +45,17 @@ def parse(settings_class: type[Settings], argv: Sequence[str]) -> Settings:
         raise SystemExit(DONE)
     names = ("data", "archive", "model", "masks", "output")
     given = {name: path for name in names if (path := getattr(settings, name, None)) is not None}
-    if empty := [f"--{name}" for name, path in given.items() if not path]:  # of a shell's variable that is not set
+    if empty := [f"--{name}" for name, path in given.items() if not path]:  # from a shell variable that is not set
         raise ValueError(f"{' and '.join(empty)} must name a file or a folder, not be empty")
     paths = {name: absolute(path) for name, path in given.items()}
     weights = getattr(settings, "weights", None)
-    if weights and exists(weights):  # else it is torchvision's name for them
+    if weights and exists(weights):  # else it is a torchvision weights name
         paths["weights"] = absolute(weights)
     return replace(settings, **paths)
 
 
 def run_job(main: Callable[[Settings], int], settings_class: type[Settings]) -> int:
-    """The exit status of a job: parse the command line, run, and say bad input in one sentence on stderr."""
+    """The exit status of a job: parse the command line, run, and report bad input in one sentence on stderr."""
     log = logging.getLogger("segray")
     log.setLevel(logging.INFO)
     handler = logging.StreamHandler(sys.stdout)
@@ -92,30 +92,30 @@ def _run(main: Callable[[Settings], int], settings_class: type[Settings]) -> int
         cause = getattr(error, "cause", error)  # of a Ray task
         if cause.errno not in NO_ROOM:
             raise
-        advice = "make room, and run the same again: what is written stays"
+        advice = "make room, and run the same command again: what was written is kept"
         sys.stderr.write(f"{sys.argv[0]}: {_full(cause, settings.output)} is full: {describe(cause)}; {advice}\n")
         return FAILED
 
 
 def _failure(error: Exception) -> str:
-    """What to say where a store does not do what it should, whatever it was asked for."""
+    """The sentence for a store that fails, whatever it was asked for."""
     said = describe(getattr(error, "cause", error))  # of a Ray task
     said = (said if isinstance(error, StoreError) else f"the object store does not answer: {said}").rstrip(".")
-    return f"{said}; once that is mended, run the same again: what is written stays"
+    return f"{said}; once that is fixed, run the same command again: what was written is kept"
 
 
 def _full(error: OSError, output: str) -> str:
-    """What a disk without room holds: a file beside OUTPUT that the error names, or OUTPUT, where that is on a disk."""
+    """Which disk is full: that of a file outside OUTPUT that the error names, that of OUTPUT, or a worker's."""
     path, named = local_path(output), error.filename and str(error.filename)
     if named and not (path and f"{named}/".startswith(f"{path}/")):
         return f"the disk of {named}"
-    return f"--output {output}" if path else "a disk of the machine that worked for it"
+    return f"--output {output}" if path else "a disk of a worker's machine"
 
 
 def _refusal(error: OSError, output: str) -> str | None:
-    """What to say where OUTPUT cannot be written; None where the error is of another file.
+    """The sentence if OUTPUT cannot be written; None if the error is about another file.
 
-    Object stores name no file in their errors: there it is taken to be of OUTPUT, since what cannot be read is a
+    Object stores name no file in their errors: these are taken to be about OUTPUT, since failing to read is a
     SegrayError.
     """
     error = getattr(error, "cause", error)  # of a Ray task
@@ -158,7 +158,7 @@ def _integers(text: str) -> tuple[int, ...]:
 
 
 def _bands(text: str) -> tuple[int | str, ...]:
-    """Numbers where all are; else names."""
+    """Numbers where the text is a number, names elsewhere; ArgumentTypeError on negative or empty ones."""
     parts = [part.strip() for part in text.split(",")]
     if any(re.fullmatch(r"-\d+|", part) for part in parts):
         raise argparse.ArgumentTypeError(f"{text!r} should be integers or names, as in 0,1,2 or red,green")
@@ -170,7 +170,7 @@ CONVERTERS: dict[Any, Callable[[str], tuple]] = {tuple[int, ...]: _integers, tup
 
 def _read_config(uri: str, settings_class: type, hints: dict[str, Any]) -> dict[str, Any]:
     try:
-        # As text, converted like flags: YAML's own types make 1:8 the number 68 and 1e-3 a text.
+        # As text, converted like flags: YAML's own types would make 1:8 the number 68 and 1e-3 a text.
         values = yaml.load(read_text(uri), Loader=yaml.BaseLoader) or {}
     except yaml.YAMLError as error:
         raise ValueError(f"{uri} is not YAML: {' '.join(str(error).split())}") from error

@@ -1,4 +1,4 @@
-"""The evaluation job: the segmentation path run on labelled images, counted in integers."""
+"""The evaluation job: labelled images run through the segmentation path and counted in integers."""
 
 from __future__ import annotations
 
@@ -40,14 +40,14 @@ from segray.versions import versions
 from segray.work import Work, model_of
 
 log = logging.getLogger("segray")
-AHEAD = 3  # images, or blocks of a large one, that are read ahead of one that is segmented
+AHEAD = 3  # images, or blocks of a large one, read while one is segmented
 PICTURE_SIDE = 640
 EDGES = TEMPERATURES[0], TEMPERATURES[-1]
 
 
 @dataclass(kw_only=True)
 class Part:
-    """What an actor found of some images: their counts, and those of them that the page may show."""
+    """What an actor found in some images: their counts, and those that the page may show."""
 
     tally: Tally
     candidates: list[Candidate] = field(default_factory=list)
@@ -57,8 +57,8 @@ def evaluate(settings: EvaluateSettings) -> dict:
     """Evaluate a model on a split of labelled data; the content of metrics.json.
 
     With --calibrate the split is evaluated twice: to fit a temperature, which is written into the model directory, and
-    with it. SegrayError on bad input: other classes than the model's, a split that is not there, an unreadable image or
-    mask, nothing labelled to calibrate on, an output that is another job's.
+    then with it. SegrayError on bad input: classes other than the model's, a missing split, an unreadable image or
+    mask, nothing labelled to calibrate on, an output of another job.
     """
     description = read_description(settings.model)
     _check_place(settings)
@@ -105,7 +105,7 @@ def evaluate(settings: EvaluateSettings) -> dict:
 
 
 class EvaluateActor:
-    """Holds the network; segments labelled images as the segmentation does, and counts. images: of the split."""
+    """Holds the network; segments labelled images as segmentation does, and counts. images: how many the split has."""
 
     def __init__(self, work: Work, dataset: datasets.Dataset, measures: Measures, images: int) -> None:
         self.work, self.dataset, self.measures = replace(work, ahead=AHEAD), dataset, measures
@@ -113,7 +113,7 @@ class EvaluateActor:
         self.segmenter = work.segmenter()
 
     def __call__(self, batch: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-        """A row, see `Split.row`, to {"part"} (pickled) and {"error"}, the sentence of what was bad in it."""
+        """A row (see `Split.row`) -> {"part", "error"}: a pickled Part, or None and what was wrong, in a sentence."""
         samples = pickle.loads(batch["samples"][0])
         try:
             part, error = self._count(int(batch["start"][0]), samples, large=bool(batch["large"][0])), ""
@@ -169,7 +169,7 @@ class EvaluateActor:
         return Candidate(rank=(miou, sample.key), number=number, picture=picture, errors=errors)
 
     def _reduced(self, sample: datasets.Sample, window: Window, step: int) -> tuple[np.ndarray, np.ndarray]:
-        """((C, h, w), (h, w) bool) of a window, of whose squares of `step` pixels means are left."""
+        """((C, h, w), (h, w) bool) of a window: means over squares of `step` pixels, validity of the first one."""
         spec = replace(self.work.spec, resolution=None)  # as large as the mask
         options = {"part": sample.part, "window": window, "explicit_bands": self.work.explicit_bands}
         raster = read_for(sample.image, spec, **options)
@@ -178,7 +178,7 @@ class EvaluateActor:
 
 
 def items_of(sample: datasets.Sample, work: Work, *, cut_up: bool) -> list[Item]:
-    """An image as what is segmented at a time: the whole, or its blocks."""
+    """What is segmented at a time of an image: the whole, or each of its blocks."""
     if not cut_up:
         return [Item(image=sample.image, etag="", part=sample.part)]
     header = read_header(sample.image, part=sample.part)
@@ -190,7 +190,7 @@ def items_of(sample: datasets.Sample, work: Work, *, cut_up: bool) -> list[Item]
 def _calibrate(
     settings: EvaluateSettings, work: Work, description: Description, split: Split
 ) -> tuple[Description, dict]:
-    """The model with the temperature of least NLL on the split, and what metrics.json says of it so far."""
+    """The model with the temperature of least NLL on the split, and the `calibration` of metrics.json so far."""
     tally, _ = _count(settings, work, split, (description.temperature, *TEMPERATURES))
     if not tally.nll[0]:
         raise SegrayError(f"{settings.data} has no labelled pixel in {settings.split} to calibrate on")
@@ -209,7 +209,7 @@ def _calibrate(
 
 
 def _rows(rows: ray.data.Dataset, work: Work) -> Iterator[dict]:
-    """The rows; ModelError when the model is another one by now, SegrayError when an image kills the actors."""
+    """The rows; ModelError if the model has been replaced meanwhile, SegrayError if an image kills the actors."""
     try:
         yield from rows.iter_rows()
     except DEATHS as error:
@@ -221,7 +221,7 @@ def _rows(rows: ray.data.Dataset, work: Work) -> Iterator[dict]:
 def _count(
     settings: EvaluateSettings, work: Work, split: Split, temperatures: tuple[float, ...]
 ) -> tuple[Tally, Showcase]:
-    """The counts of all samples, and those to show; SegrayError when one of them is bad."""
+    """The counts of all samples, and those to show; SegrayError when a sample cannot be used."""
     count, actors = len(split.samples), partial(actor_range, settings, work, more_bytes=split.actor_bytes)
     ranges = split.ranges(batch=work.batch_size, actors=actors(count)[1])
     low, high = actors(len(ranges))
@@ -288,7 +288,7 @@ def _publish(
 
 
 def _check_place(settings: EvaluateSettings) -> None:
-    """SegrayError where the scores would lie among what they are of, or replace the page of another job."""
+    """SegrayError if OUTPUT is the data or the model directory, or belongs to another job."""
     for flag, source in (("--data", settings.data), ("--model", settings.model)):
         if real(settings.output) == real(source):
             raise SegrayError(f"--output {settings.output} is {flag}; give a folder of its own")

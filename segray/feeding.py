@@ -1,4 +1,4 @@
-"""How long a training waits for its data: the real loader before a stand-in network that only takes a device's time."""
+"""How long a training waits for its data: the real loader feeds a stand-in for the network, which only sleeps."""
 
 from __future__ import annotations
 
@@ -12,20 +12,20 @@ from segray.loading import CropLoader, ImageCache, reader_count, reading_threads
 from segray.settings import BenchmarkSettings, TrainSettings
 from segray.training_job import Job
 
-STEP_S = 0.05  # that the stand-in takes
-MOST_STEPS = 1000  # that are measured of a training of the default length
+STEP_S = 0.05  # of the stand-in
+MOST_STEPS = 1000  # measured of a training of default length
 CROP, BATCH_SIZE = 512, 8
 
 
 def loading_table(settings: BenchmarkSettings) -> dict:
-    """The share of its time that a training waits, by the number of threads that read; the loader's own is one of them.
+    """The share of time that a training waits, by the number of reading threads, the loader's default among them.
 
     SegrayError when the data cannot be used.
     """
     job = _job(settings)
     own = reader_count(os.cpu_count() or 1)
     counts = sorted({1, 2, own, 2 * own})
-    rounds = [[_run(job, threads) for threads in counts] for _ in range(settings.runs)]  # in turn: machines drift
+    rounds = [[_run(job, threads) for threads in counts] for _ in range(settings.runs)]  # in turn: speeds drift
     rows = [
         {"threads": threads, **{name: _median(tuple(run[name] for run in runs)) for name in runs[0]}}
         for threads, runs in zip(counts, zip(*rounds))
@@ -43,7 +43,7 @@ def loading_table(settings: BenchmarkSettings) -> dict:
 
 
 def _steps(job: Job) -> int:
-    """The steps that are measured: all epochs of the default, or as many as `MOST_STEPS` hold."""
+    """How many steps are measured: those of all epochs, at most `MOST_STEPS`."""
     return min(job.settings.epochs * job.steps, MOST_STEPS)
 
 
@@ -67,7 +67,7 @@ def _job(settings: BenchmarkSettings) -> Job:
 
 
 def _run(job: Job, threads: int) -> dict[str, float | None]:
-    """Seconds to the first batch, share of the time waited in all, in the first epoch and later, CPU ms a crop."""
+    """Seconds to the first batch; share of time waited overall, in the first epoch and later; CPU ms per crop."""
     settings, steps = job.settings, _steps(job)
     with reading_threads(threads) as pool:
         loader = CropLoader(
@@ -97,5 +97,5 @@ def _run(job: Job, threads: int) -> dict[str, float | None]:
 
 
 def _share(waited: list[float]) -> float | None:
-    """Of the time of steps, that they waited; None of no steps."""
+    """The share of time that steps waited; None without steps."""
     return sum(waited) / (sum(waited) + STEP_S * len(waited)) if waited else None

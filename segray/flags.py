@@ -1,4 +1,4 @@
-"""What makes a dataclass field a flag of a job, and the checks that many share."""
+"""How a dataclass field becomes a flag of a job, and checks that many flags share."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def positive(settings: object, *names: str) -> None:
 
 
 def parse_range(text: str | None) -> tuple[int, int] | None:
-    """The two numbers of MIN[:MAX], which `check_range` has seen; None when nobody says."""
+    """The two numbers of MIN[:MAX], checked by `check_range`; None if not given."""
     low, _, high = (text or "").partition(":")
     return (int(low), int(high or low)) if low else None
 

@@ -1,7 +1,7 @@
-"""What labelled data are like: sizes, bands, range, mean, deviation, classes of every sample; and their fingerprint.
+"""What labelled data hold: sizes, bands, scale, mean, standard deviation, classes; and the fingerprint of the data.
 
-Parts of the data are looked at one by one, wherever `run` has that done; what comes back is small, and is summed in the
-order of the samples, so that it does not matter how many parts there were.
+The samples are inspected in parts, wherever `run` runs them; the results are small and are summed in the order of the
+samples, so that the number of parts does not matter.
 """
 
 from __future__ import annotations
@@ -33,27 +33,27 @@ from segray.ordered import in_order
 from segray.reading import memory_of, read_labelled
 from segray.settings import TrainSettings
 
-IMAGES = 200  # whose pixels are read, evenly spread; mean and deviation are then good to a percent
-COUNTED, BALANCED = 20_000, 500_000  # whose classes are counted, evenly spread; BALANCED: if crops are drawn by class
-HEADERS = 16  # of the first images: whether grey and colour are mixed
-PART = 32  # samples; a task of a minute at most
+IMAGES = 200  # evenly spread, whose pixels are read; mean and deviation are then accurate to a percent
+COUNTED, BALANCED = 20_000, 500_000  # samples, evenly spread, whose classes are counted; BALANCED: with --balance
+HEADERS = 16  # evenly spread, to see whether grey and colour are mixed
+PART = 32  # samples per task, which takes a minute at most
 THREADS = 8
-PIXELS_AT_A_TIME = 2**26  # of the images that these read: decoded, each takes some 10 bytes a pixel
+PIXELS_AT_A_TIME = 2**26  # of the images that these threads hold: decoded, a pixel takes some 10 bytes
 TOGETHER_BYTES = 2**29  # of the images whose crops are mixed: half of what `loading` keeps in memory
 BLOCK_PIXELS = 2**22  # of a large scene, validated at a time
-# of ImageNet in 0..1, which pretrained backbones were trained with: https://pytorch.org/vision/stable/models.html
+# of ImageNet in 0..1, used to train pretrained backbones: https://pytorch.org/vision/stable/models.html
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
-# What gives the function of every part, in their order: `map`, or something that has it done elsewhere.
+# Applies a function to every part and returns the results in order: `map`, or one that does so in Ray tasks.
 Run = Callable[[Callable[[Any], Any], Iterable[Any]], Iterable[Any]]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Inspection:
-    """bands .. std: see InputSpec. crops_per_image: that cover a mean image once. together: images mixed at a time.
+    """bands .. std: see InputSpec. crops_per_image: crops that cover a mean image. together: images mixed at a time.
 
-    images: whose pixels were read. large, large_val: (number, height, width) of the samples to train on and to validate
-    that are read in pieces. class_counts: labelled pixels of each class in every piece or image to train on, or of
-    `counted_units` of them; without those where the image has no data, if its pixels were read.
+    images: how many had their pixels read. large, large_val: (number, height, width) of the training and validation
+    samples that are read in pieces. class_counts: labelled pixels of each class in the pieces or images to train on, a
+    row for each of `counted_units`; if the image was read too, without pixels where it has no data.
     """
 
     bands: tuple[int, ...]
@@ -70,28 +70,28 @@ class Inspection:
 
     @classmethod
     def from_json(cls, values: dict) -> Inspection:
-        """The inspection of its `asdict` that went through JSON."""
+        """The inspection whose `asdict` was stored as JSON."""
         return cls(**{name: _tuples(value) for name, value in values.items()})
 
     def spec(self, crop: int) -> InputSpec:
-        """The input spec of a network that is trained on crops of that side."""
+        """The input spec of a network trained on crops of that side, in pixels."""
         return InputSpec(bands=self.bands, scale=self.scale, mean=self.mean, std=self.std, tile=crop, overlap=crop // 8)
 
     def train(self, samples: Sequence[Sample], reach: int) -> tuple[Sample, ...]:
-        """The samples to train on, large ones as the pieces that are read at a time. reach: see `large.pieces`."""
+        """The samples to train on, large ones cut into pieces, read one at a time. reach: see `large.pieces`."""
         return tuple(cut(samples, _sizes(self.large), partial(pieces, reach=reach)))
 
     def val(self, samples: Sequence[Sample], crop: int) -> tuple[Sample, ...]:
-        """The samples to validate, large ones as blocks in which few tiles are computed twice."""
+        """The samples to validate, large ones cut into blocks, so large that few tiles are computed twice."""
         lattice = self.spec(crop).lattice("crop")
         return tuple(cut(samples, _sizes(self.large_val), lambda h, w: blocks(h, w, lattice, BLOCK_PIXELS)))
 
 
 @dataclass(frozen=True, kw_only=True)
 class Seen:
-    """What a sample holds. class_pixels: (K,) int64. area: pixels. The rest is None or 0 where only its mask was read.
+    """What a sample holds. class_pixels: (K,) int64. area: pixels. The rest is None or 0 if only its mask was read.
 
-    first, second: (C,) float64 sums of its valid pixels, of `valid`, and of their squares. bytes: of memory.
+    valid: number of valid pixels. first, second: (C,) float64 sums of their values and squares. bytes: in memory.
     """
 
     class_pixels: np.ndarray
@@ -105,7 +105,7 @@ class Seen:
 def inspect(
     dataset: Dataset, samples: Sequence[Sample], settings: TrainSettings, *, val: Sequence[Sample] = (), run: Run = map
 ) -> Inspection:
-    """Look at the samples to train on; SegrayError when one cannot be read or used, or none has a labelled pixel."""
+    """Inspect the training samples; SegrayError if one, or one of val, cannot be used, or none has a labelled pixel."""
     bands, dtype = _bands(spread(samples, HEADERS), settings, run)
     scale = 1.0 / np.iinfo(dtype).max if dtype.kind in "iu" else 1.0
     raw = InputSpec(bands=bands, scale=scale, mean=(0.0,) * len(bands), std=(1.0,) * len(bands))
@@ -139,7 +139,7 @@ def inspect(
         large=tuple((number, *size) for number, size in large.items()),
         large_val=tuple((number, *size) for number, size in large_val.items()),
     )
-    checked = spread(inspection.val(val, settings.crop), COUNTED)  # now, not after the first epoch
+    checked = spread(inspection.val(val, settings.crop), COUNTED)  # errors are found now, not after the first epoch
     opened = set(spread(checked, IMAGES))
     list(run(look, _parts([(sample, sample in opened) for sample in checked])))
     return inspection
@@ -148,9 +148,9 @@ def inspect(
 def look_at(
     part: Sequence[tuple[Sample, bool]], *, dataset: Dataset, spec: InputSpec, explicit_bands: bool
 ) -> list[Seen]:
-    """What samples hold, each with whether its pixels are wanted too; SegrayError when one cannot be read or used."""
+    """What samples hold; part: (sample, whether to read its pixels too). SegrayError if one cannot be read or used."""
     look = partial(_look, dataset=dataset, spec=spec, explicit_bands=explicit_bands)
-    seen = [look(one) for one in part[:1]]  # which tells how large the others are
+    seen = [look(one) for one in part[:1]]  # tells about how large the others are
     ahead = min(THREADS, max(1, PIXELS_AT_A_TIME // max([1, *(one.area for one in seen)])))
     with ThreadPoolExecutor(THREADS) as pool:
         return seen + list(in_order(look, part[1:], pool=pool, ahead=ahead))
@@ -162,19 +162,19 @@ def spread(samples: Sequence[Any], count: int) -> list[Any]:
 
 
 def counted_units(units: int, *, balance: float) -> list[int]:
-    """The numbers of the pieces or images that have a row in `Inspection.class_counts`, rising."""
+    """The numbers of the pieces or images that have a row in `Inspection.class_counts`, ascending."""
     return spread(range(units), BALANCED if balance else COUNTED)
 
 
 def measured(samples: Sequence[Sample], run: Run) -> dict[int, Size]:
-    """Number -> size of the samples whose headers must be asked for it."""
+    """Number -> size of the samples whose size must be read from their headers."""
     unknown = [number for number, sample in enumerate(samples) if not is_measured(sample)]
     sizes = run(_sizes_of, _parts([samples[number] for number in unknown])) if unknown else ()
     return dict(zip(unknown, chain.from_iterable(sizes)))
 
 
 def fingerprint(dataset: Dataset, samples: Iterable[Sample]) -> str:
-    """sha256 over legend, keys, and the etags of images and masks, from one listing of the data."""
+    """sha256 over the legend, keys, and etags of images and masks, from a single listing of the data."""
     etags = {file.uri: file.etag for file in list_files(dataset.uri)}
     classes = dataset.classes
     legend = [classes.to_json(), classes.ignore_index, classes.ignore_colors]
@@ -193,7 +193,7 @@ def _look(wanted: tuple[Sample, bool], *, dataset: Dataset, spec: InputSpec, exp
         return Seen(class_pixels=_count(mask, classes), area=mask.size)
     labelled = read_labelled(dataset, sample, spec, explicit_bands=explicit_bands)
     first, second = np.zeros((2, len(spec.bands)))
-    for rows in _some_rows(labelled.valid):  # of one band at a time: float64 is 8 times the size of bytes
+    for rows in _some_rows(labelled.valid):  # one band at a time: float64 takes 8 times as much as bytes
         for band, pixels in enumerate(labelled.pixels):
             values = pixels[rows][labelled.valid[rows]].astype(np.float64)
             first[band] += values.sum()
@@ -216,14 +216,14 @@ def _count(mask: np.ndarray, classes: int) -> np.ndarray:
 
 
 def _some_rows(image_HW: np.ndarray) -> Iterator[slice]:
-    """The rows of an image, about `CHUNK` pixels at a time: what is counted or summed takes 8 bytes a pixel."""
+    """The rows of an image, about `CHUNK` pixels at a time: counting or summing takes 8 bytes a pixel."""
     height, width = image_HW.shape
     step = max(1, CHUNK // max(1, width))
     yield from (slice(top, top + step) for top in range(0, height, step))
 
 
 def _moments(seen: list[Seen], scale: float) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """(mean, std) of each band over valid pixels; the std of a constant band is 1, so that it stays 0."""
+    """(mean, std) of each band over valid pixels; the std of a constant band is 1, so that the band becomes 0."""
     valid = sum(one.valid for one in seen)
     first, second = (reduce(np.add, sums) for sums in zip(*((one.first, one.second) for one in seen)))
     mean = first / valid
@@ -234,9 +234,9 @@ def _moments(seen: list[Seen], scale: float) -> tuple[tuple[float, ...], tuple[f
 
 
 def _moments_of_weights(weights: str, bands: int, scale: float) -> tuple[tuple[float, ...], tuple[float, ...]] | None:
-    """(mean, std) of what pretrained weights saw: the earlier model's input, or ImageNet; None if that was other data.
+    """(mean, std) of what pretrained weights saw: the earlier model's input, or ImageNet; None if that differs.
 
-    Other data: another number of bands or another `scale`, which is another type of pixel.
+    It differs if it has another number of bands or another `scale`, hence another type of pixel.
     """
     earlier = earlier_model(weights)
     if earlier is None:
@@ -246,10 +246,10 @@ def _moments_of_weights(weights: str, bands: int, scale: float) -> tuple[tuple[f
 
 
 def _bands(samples: Sequence[Sample], settings: TrainSettings, run: Run) -> tuple[tuple[int, ...], np.dtype]:
-    """The bands to train on (of the image with the most, so that grey among colour does not decide) and their type."""
+    """The bands to train on (those of the image with the most, as grey images may be among colour ones), their type."""
     headers = list(chain.from_iterable(run(_headers, [samples])))
     count = max(header.bands for header in headers)
-    most = max(header.bands + header.alpha for header in headers)  # what is marked as alpha can be chosen too
+    most = max(header.bands + header.alpha for header in headers)  # a band marked as alpha can be chosen too
     if settings.bands and max(settings.bands) >= most:
         raise SegrayError(
             f"{samples[0].image} has {most} band(s), so --bands {','.join(map(str, settings.bands))} cannot be read; "
@@ -268,7 +268,7 @@ def _sizes_of(samples: Sequence[Sample]) -> list[Size]:
 
 
 def _parts(items: Iterable[Any]) -> Iterator[list[Any]]:
-    """The items, some at a time."""
+    """The items in lists of at most PART."""
     rest = iter(items)
     while part := list(islice(rest, PART)):
         yield part
@@ -279,5 +279,5 @@ def _sizes(large: tuple[tuple[int, int, int], ...]) -> dict[int, Size]:
 
 
 def _tuples(value: Any) -> Any:
-    """Lists as tuples, however deep."""
+    """Lists as tuples, nested ones too."""
     return tuple(_tuples(item) for item in value) if isinstance(value, list) else value

@@ -1,4 +1,4 @@
-"""One worker's network, optimizer and weight average, and what a step of training does to them."""
+"""One worker's network, optimizer and weight average, and a step of training."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from segray.workers import Place
 
 
 class Learner:
-    """What a worker trains. model: what is validated and published; precision: bf16 or fp32, equal on all workers."""
+    """What a worker trains. precision: bf16 or fp32, the same on all workers; model(): what is validated, published."""
 
     def __init__(self, job: Job, place: Place, *, pretrained: bool = True) -> None:
         """pretrained: see `Job.network`."""
@@ -33,7 +33,7 @@ class Learner:
         self.precision = settings.precision or ("bf16" if fast else "fp32")
         with place.together():
             network = job.network(pretrained=pretrained)
-        self.reduce = getattr(network, "reduce", 1)  # it has logits of every so many pixels alone
+        self.reduce = getattr(network, "reduce", 1)  # in training it has logits of every reduce-th pixel only
         self.network = network.to(place.device, memory_format=torch.channels_last)
         self.average = WeightAverage(self.network, decay=settings.ema)
         if place.world_size > 1:
@@ -54,7 +54,7 @@ class Learner:
         )
 
     def model(self) -> nn.Module:
-        """The network to validate and publish, in eval mode: the weights' average with --ema, else the last weights."""
+        """The network to validate and publish, in eval mode: the averaged weights with --ema, else the last ones."""
         if not self.job.settings.ema:
             self.average.update(step=0)
         return self.average.network
@@ -69,7 +69,7 @@ class Learner:
         }
 
     def load(self, state: dict) -> None:
-        """Go back to a state."""
+        """Continue from a state."""
         self.precision = state["precision"]
         self.network.load_state_dict(state["network"])
         self.optimizer.load_state_dict(state["optimizer"])
@@ -79,15 +79,15 @@ class Learner:
     def step(self, batch: Batch, *, epoch: int, index: int) -> Tensor:
         """One step of the optimizer on this worker's crops; index: of the step in its epoch, 0-based.
 
-        (3,) float64 of this worker: loss sum, valid pixels, gradient norm. Nothing here makes the host wait for the
-        device.
+        Returns this worker's loss sum, valid pixels and gradient norm, (3,) float64. Nothing here makes the host wait
+        for the device.
         """
         settings, step = self.job.settings, (epoch - 1) * self.job.steps + index
         mask = self._to_device(batch.mask)[:, self.reduce // 2 :: self.reduce, self.reduce // 2 :: self.reduce]
         count = valid_count(mask)
         for group in self.optimizer.param_groups:
             group["lr"] = self.rate(step)
-        # the loss is the mean over all workers' valid pixels, and gradients become the mean over workers: world_size
+        # the loss is a mean over all workers' valid pixels, but gradients are averaged over workers: hence world_size
         factor = self.place.world_size / self.place.sum(count).clamp(min=1)
         drawn, loss_sum = self._drawn(epoch, index), torch.zeros((), device=self.place.device)
         self.optimizer.zero_grad()
@@ -115,7 +115,7 @@ class Learner:
         )
 
     def _drawn(self, epoch: int, index: int) -> Tensor | None:
-        """What photometric augmentation does to each of this worker's crops; None without."""
+        """The random numbers of photometric augmentation for each of this worker's crops; None without it."""
         settings, place = self.job.settings, self.place
         if not settings.photometric:
             return None
@@ -128,7 +128,7 @@ class Learner:
         )
 
     def _parts(self, crops: int) -> list[slice]:
-        """The crops of each pass through the network, of as many passes on each worker, whatever its share."""
+        """The crops of each pass through the network; all workers make as many passes, whatever their share."""
         count = min(self.job.settings.accumulate, self.job.settings.batch_size // self.place.world_size)
         return [slice(k * crops // count, (k + 1) * crops // count) for k in range(count)]
 
@@ -141,14 +141,14 @@ class Learner:
         return x.contiguous(memory_format=torch.channels_last)
 
     def _sharing(self, shared: bool) -> AbstractContextManager:
-        """Where a backward pass averages gradients over the workers, or where it only adds to a worker's own."""
+        """A block whose backward pass averages gradients over the workers (shared) or only adds up this worker's."""
         return nullcontext() if shared or self.place.world_size == 1 else self.parallel.no_sync()
 
     def _forward(self, x: Tensor) -> Tensor | dict[str, Tensor]:
         try:
             with torch.autocast(self.place.device.type, torch.bfloat16, enabled=self.precision == "bf16"):
                 return self.parallel(x)
-        except ValueError as error:  # a batch that is too small for BatchNorm; the same on every worker
+        except ValueError as error:  # a batch too small for BatchNorm; the same on every worker
             raise SegrayError(str(error)) from error
 
     def _to_device(self, tensor: Tensor) -> Tensor:

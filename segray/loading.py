@@ -1,7 +1,7 @@
-"""Random crops of labelled images in batches, cut ahead of their use by threads.
+"""Random crops of labelled images in batches, cut in advance by threads.
 
-Threads, not processes: object store clients and Ray workers do not survive a fork, and decoders and NumPy let other
-threads run.
+Threads, not processes: object store clients and Ray workers do not survive a fork, and decoders and NumPy release the
+interpreter lock.
 """
 
 from __future__ import annotations
@@ -24,11 +24,11 @@ from segray.ordered import in_order
 from segray.reading import memory_of
 from segray.sampling import ANY, crop_generator, pixel_of, share
 
-MAX_READERS = 8  # of 16 cores too: with 16 threads they wait for the interpreter, and cut a fifth fewer crops
-BATCHES_AHEAD = 2  # cut ahead of their use
-IMAGES_AHEAD = 512  # crops ahead of which the images are read: one of 4 Mpx takes half a second from a store
+MAX_READERS = 8  # even with 16 cores: 16 threads wait for the interpreter, and cut a fifth fewer crops
+BATCHES_AHEAD = 2  # cut in advance
+IMAGES_AHEAD = 512  # crops whose images are read in advance: an image of 4 Mpx takes half a second from a store
 READERS_AHEAD = 4
-CACHE_BYTES = 2**30  # decoded images that a worker keeps, so that many crops of one image cost one decoding
+CACHE_BYTES = 2**30  # of decoded images that a worker keeps, so that many crops of one image cost one decoding
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,7 +41,7 @@ class Batch:
 
 
 class _Crop(NamedTuple):
-    """A crop to be cut: epoch, 1 for the first; position in its order; image; the class that it must hold or ANY."""
+    """A crop to cut: epoch, from 1; position in the epoch's order; image; the class that it must hold, or ANY."""
 
     epoch: int
     position: int
@@ -50,19 +50,19 @@ class _Crop(NamedTuple):
 
 
 def reader_count(cores: int) -> int:
-    """How many threads read and crop for a worker of so many cores."""
+    """How many threads read and crop for a worker with that many cores."""
     return min(MAX_READERS, 2 * cores)
 
 
 def reading_threads(count: int) -> ThreadPoolExecutor:
-    """Threads that read and crop; torch computes on one core in each, since the training step needs the others."""
+    """Threads that read and crop; torch uses one core in each, since the training step needs the others."""
     return ThreadPoolExecutor(count, thread_name_prefix="segray-read", initializer=torch.set_num_threads, initargs=(1,))
 
 
 class ImageCache:
-    """The last images used, up to a number of bytes; several threads that want one image read it once.
+    """The most recently used images, up to a number of bytes; an image that several threads want is read once.
 
-    Images that will be wanted are read by threads of its own: crops of images that are there need not wait for them.
+    Separate threads read images in advance: crops of images already there need not wait for them.
     """
 
     def __init__(self, read_image: Callable[[int], Labelled], *, max_bytes: int = CACHE_BYTES) -> None:
@@ -91,18 +91,18 @@ class ImageCache:
                     self._reading.pop(index, None)
 
     def read_ahead(self, index: int) -> Future | None:
-        """Have an image read unless it is there; an error is raised to whoever gets it."""
+        """Begin to read an image unless it is there; an error is left for `get`, which reads it again, to raise."""
         with self._lock:
             there = index in self._images
         return None if there else self._ahead.submit(self.get, index)
 
     def room(self) -> int:
-        """How many images of mean size take half of the bytes: so many may be read ahead; 1 before any was read."""
+        """How many images may be read ahead: as many of mean size as fill half of the bytes; 1 before any was read."""
         with self._lock:
             return max(1, self._max_bytes // 2 * len(self._images) // max(1, self._bytes))
 
     def _keep(self, index: int, labelled: Labelled) -> None:
-        if (before := self._images.pop(index, None)) is not None:  # two read it after a read that failed
+        if (before := self._images.pop(index, None)) is not None:  # after a failed read, two threads may read it
             self._bytes -= memory_of(before)
         self._images[index] = labelled
         self._bytes += memory_of(labelled)
@@ -111,7 +111,7 @@ class ImageCache:
 
 
 def void_batch(count: int, bands: int, crop: int) -> Batch:
-    """A batch without a pixel that counts."""
+    """A batch in which no pixel counts."""
     return Batch(
         pixels=torch.zeros((count, bands, crop, crop), dtype=torch.uint8),
         valid=torch.zeros((count, crop, crop), dtype=torch.bool),
@@ -121,7 +121,7 @@ def void_batch(count: int, bands: int, crop: int) -> Batch:
 
 @dataclass(frozen=True, kw_only=True)
 class CropLoader:
-    """The batches of one worker. positions per step and their order: see `sampling`."""
+    """The batches of one worker. Which crops make a step, and in which order: see `sampling`."""
 
     cache: ImageCache
     augment: Augment
@@ -132,10 +132,10 @@ class CropLoader:
     seed: int
 
     def batches(self, order: Callable[[int], np.ndarray], *, steps: range, per_epoch: int) -> Iterator[Batch]:
-        """This worker's crops of some steps of a training, cut ahead: while an epoch is validated, those of the next.
+        """This worker's crops of some steps, cut in advance: those of the next epoch while one is validated.
 
-        order: of an epoch, 1 for the first: (positions, 2) the image of each crop, and the class that it must hold or
-        ANY (see `sampling`). per_epoch: how many of the steps, counted from the first one of all, make an epoch.
+        order: epoch (from 1) -> (positions, 2): the image of each crop, and the class that it must hold or ANY (see
+        `sampling`). steps: numbered from the start of the training; per_epoch: how many of them make an epoch.
         """
         count = len(self._share(0))
         coming = self._reading_ahead(self._crops(order, steps, per_epoch))
@@ -155,7 +155,7 @@ class CropLoader:
                     yield _Crop(epoch, position, *rows[position].tolist())
 
     def _reading_ahead(self, crops: Iterator[_Crop]) -> Iterator[_Crop]:
-        """The crops one by one; meanwhile those images of the next ones are read that are not there yet."""
+        """The crops one by one; meanwhile the images of the next ones are read, unless they are already there."""
         coming, futures = deque(), {}
         try:
             while True:

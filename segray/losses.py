@@ -1,10 +1,10 @@
 """Losses that honour the ignore index and are normalised by the valid pixels of all workers.
 
 A loss is a function (logits (N, K, H, W) float, mask (N, H, W) integer) -> (sum over valid pixels, their count). Means
-are taken last, over the global count: workers see unequal shares of void pixels, and a mean of their means would weigh
-a pixel by the emptiness of the crop that it lies in. A loss of a whole image is weighted by the image's valid pixels,
-so that it adds up in the same way. All is computed in float32 whatever the type of the logits; an image without valid
-pixels has loss 0 and gradient 0. ValueError on a mask of floats or of another size, and on fewer than two classes.
+are taken last, over the global count: workers see unequal shares of ignored pixels, and in a mean of their means a
+pixel would count more the emptier its crop is. A loss per image is weighted by the image's valid pixels, so that it
+adds up in the same way. All is computed in float32 whatever the type of the logits; an image without valid pixels has
+loss 0 and gradient 0. ValueError on a mask of floats or of another size, and on fewer than two classes.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from segray.masks import IGNORE
 
 Loss = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
 FOCAL_GAMMA = 2.0  # the best of Lin et al. 2017, table 1b
-OHEM_SHARE = 4  # one pixel in so many is hard
+OHEM_SHARE = 4  # one pixel in four is hard
 
 
 def cross_entropy_sum(
@@ -29,7 +29,7 @@ def cross_entropy_sum(
 ) -> tuple[Tensor, Tensor]:
     """Cross-entropy summed over the pixels that are not 255 (float32 scalar), and their count (int64 scalar).
 
-    class_weights: (K,) float32, with which a pixel's loss is multiplied.
+    class_weights: (K,) float32, by which a pixel's loss is multiplied.
     """
     target = _target(logits_NKHW, mask_NHW)
     loss = functional.cross_entropy(
@@ -49,11 +49,11 @@ def focal_sum(logits_NKHW: Tensor, mask_NHW: Tensor, *, class_weights: Tensor | 
 def ohem_sum(logits_NKHW: Tensor, mask_NHW: Tensor, *, class_weights: Tensor | None = None) -> tuple[Tensor, Tensor]:
     """Cross-entropy of the hardest quarter of each image's valid pixels (online bootstrapping, Wu et al. 2016).
 
-    Their mean stands for the image; at least one pixel of an image with valid ones is hard.
+    Their mean stands for the image; at least one pixel is hard in an image with valid pixels.
     """
     target = _target(logits_NKHW, mask_NHW)
     losses_NHW = _cross_entropies(logits_NKHW, target) * _weights(target, class_weights)
-    losses_NP = losses_NHW.masked_fill(target == IGNORE, -1.0).flatten(1)  # after all others
+    losses_NP = losses_NHW.masked_fill(target == IGNORE, -1.0).flatten(1)  # sorts after all others
     counts_N = (target != IGNORE).sum(dim=(1, 2))
     hard_N = (counts_N + OHEM_SHARE - 1) // OHEM_SHARE
     hardest_NP = losses_NP.topk(-(-losses_NP.shape[1] // OHEM_SHARE), dim=1).values
@@ -63,10 +63,10 @@ def ohem_sum(logits_NKHW: Tensor, mask_NHW: Tensor, *, class_weights: Tensor | N
 
 
 def dice_sum(logits_NKHW: Tensor, mask_NHW: Tensor) -> tuple[Tensor, Tensor]:
-    """1 - Dice coefficient, 2 sum(p t) / (sum(p) + sum(t)), of each class in an image's truth, their mean an image.
+    """1 - Dice, 2 sum(p t) / (sum(p) + sum(t)), averaged over the classes in each image's truth.
 
-    The soft Dice loss of Drozdzal et al. 2016, a class at a time. Absent classes are left out: theirs would be 1
-    wherever a probability is above 0.
+    The soft Dice loss of Drozdzal et al. 2016, class by class. Absent classes are left out: their loss would be 1
+    whenever a probability is above 0.
     """
     target = _target(logits_NKHW, mask_NHW)
     truth_NKHW, valid_NHW = _truth(target, logits_NKHW.shape[1]), target != IGNORE
@@ -78,14 +78,14 @@ def dice_sum(logits_NKHW: Tensor, mask_NHW: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def lovasz_sum(logits_NKHW: Tensor, mask_NHW: Tensor) -> tuple[Tensor, Tensor]:
-    """Lovasz-Softmax (Berman et al. 2018) of each class in an image's truth, their mean an image.
+    """Lovasz-Softmax (Berman et al. 2018), averaged over the classes in each image's truth.
 
-    The convex surrogate of 1 - IoU: errors of a class, weighted by what each, from the largest down, costs in IoU.
+    The convex surrogate of 1 - IoU: the errors of a class, each weighted by what it costs in IoU, largest first.
     """
     target = _target(logits_NKHW, mask_NHW)
     truth_NKP, valid_NHW = _truth(target, logits_NKHW.shape[1]).flatten(2), target != IGNORE
     errors_NKP = (truth_NKP.float() - logits_NKHW.float().softmax(dim=1).flatten(2)).abs()
-    errors_NKP = errors_NKP.masked_fill(~valid_NHW.flatten(1)[:, None], -1.0)  # after all others
+    errors_NKP = errors_NKP.masked_fill(~valid_NHW.flatten(1)[:, None], -1.0)  # sorts after all others
     with torch.no_grad():
         weights_NKP = _jaccard_steps(errors_NKP, truth_NKP)
         weights_NKP *= valid_NHW.flatten(1)[:, None]
@@ -102,9 +102,9 @@ LOSSES: dict[str, Callable[..., tuple[Tensor, Tensor]]] = {
 
 
 def make_loss(terms: Sequence[tuple[float, str]], class_weights: Tensor | None = None) -> Loss:
-    """The sum of losses by name, each times its factor (see `loss_terms.parse_loss`).
+    """The sum of the named losses, each times its factor (see `loss_terms.parse_loss`).
 
-    class_weights: (K,) float32 on the device of the logits, for those losses that have a value a pixel.
+    class_weights: (K,) float32 on the device of the logits, for the losses with a value per pixel.
     """
     weighted = {} if class_weights is None else {"class_weights": class_weights}
     parts = [(factor, partial(LOSSES[name], **(weighted if name in PIXEL_LOSSES else {}))) for factor, name in terms]
@@ -119,7 +119,7 @@ def make_loss(terms: Sequence[tuple[float, str]], class_weights: Tensor | None =
 def network_loss(
     outputs: Tensor | Mapping[str, Tensor], mask_NHW: Tensor, loss: Loss, *, aux_weight: float = 0.5
 ) -> tuple[Tensor, Tensor]:
-    """The loss of what a network returns: logits, or {"out", "aux"} logits, the auxiliary ones times `aux_weight`.
+    """The loss of a network's output: logits, or {"out", "aux"} logits, the auxiliary ones times `aux_weight`.
 
     0.5 is the weight of torchvision's reference training.
     """
@@ -135,7 +135,7 @@ def valid_count(mask_NHW: Tensor) -> Tensor:
 
 
 def _target(logits_NKHW: Tensor, mask_NHW: Tensor) -> Tensor:
-    """The mask as int64, checked: torch takes floats for class probabilities and a single class for certain."""
+    """The mask as int64, checked: torch would read floats as class probabilities, and a single class has loss 0."""
     if mask_NHW.is_floating_point() or mask_NHW.is_complex() or mask_NHW.dtype == torch.bool:
         raise ValueError(f"a mask must hold integer class ids, but is {mask_NHW.dtype}")
     sizes = (logits_NKHW.shape[0], *logits_NKHW.shape[2:])
@@ -155,12 +155,12 @@ def _cross_entropies(logits_NKHW: Tensor, target: Tensor) -> Tensor:
 
 
 def _weights(target: Tensor, class_weights: Tensor | None) -> Tensor | float:
-    """(N, H, W) weight of each pixel's class; of any class where the target is 255, since the loss is 0 there."""
+    """(N, H, W) weight of each pixel's class; where the target is 255, that of any class, as the loss is 0 there."""
     return 1.0 if class_weights is None else class_weights[target.clamp(max=len(class_weights) - 1)]
 
 
 def _truth(target: Tensor, num_classes: int) -> Tensor:
-    """(N, K, H, W) bool: whether a pixel is of a class; 255 is of none."""
+    """(N, K, H, W) bool: whether a pixel is of a class; 255 belongs to none."""
     return target[:, None] == torch.arange(num_classes, device=target.device).view(1, -1, 1, 1)
 
 
@@ -176,7 +176,7 @@ def _jaccard_steps(errors_NKP: Tensor, truth_NKP: Tensor) -> Tensor:
 
 
 def _image_means(losses_NK: Tensor, pixels_NK: Tensor) -> tuple[Tensor, Tensor]:
-    """The mean over the classes that an image has pixels of, times these pixels, summed over images; their count."""
+    """Mean over the classes present in an image, times its pixels of them, summed over images; the pixel count."""
     present_NK = pixels_NK > 0
     means_N = (losses_NK * present_NK).sum(dim=1) / present_NK.sum(dim=1).clamp(min=1)
     return (means_N * pixels_NK.sum(dim=1)).sum(), pixels_NK.sum()

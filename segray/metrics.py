@@ -1,4 +1,4 @@
-"""The confusion matrix, and every ratio derived from it: counts first, summed as integers, ratios last."""
+"""The confusion matrix, and every ratio derived from it: integer counts are summed first, ratios taken last."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ def confusion_matrix(truth_HW: np.ndarray, prediction_HW: np.ndarray, num_classe
     """(K, K + 1) int64 counts of pixels: rows are the true class, columns the predicted one, the last "nothing" (255).
 
     Both masks are (H, W) uint8 class ids or 255. Pixels whose truth is 255 are left out. Matrices of parts of an image,
-    of images and of workers add up to that of the whole. ValueError on another shape, type or id.
+    of images and of workers add up to that of the whole. ValueError if shapes differ, or on another type or id.
     """
     if truth_HW.shape != prediction_HW.shape:
         raise ValueError(f"truth is {truth_HW.shape}, but the prediction is {prediction_HW.shape}")
@@ -42,9 +42,9 @@ def _count_pairs(truth: np.ndarray, prediction: np.ndarray) -> np.ndarray:
 
 
 def scores(matrix: np.ndarray) -> dict[str, object]:
-    """Every ratio of a (K, K + 1) confusion matrix as plain Python values: numbers, None, and lists with one per class.
+    """Every ratio of a (K, K + 1) confusion matrix as plain Python values: numbers, None, and lists by class.
 
-    A ratio whose denominator is 0 is None; a pixel that was predicted nothing is a miss of its class.
+    A ratio whose denominator is 0 is None; a pixel predicted as nothing (255) is a miss of its class.
     iou = TP / (TP + FP + FN) (Everingham et al., IJCV 2015, section 3.4); miou is its mean over the classes that are
     present in truth or prediction, as many as classes_in_mean. pixel_accuracy = sum of TP / pixels and
     frequency_weighted_iou = sum of truth_c * iou_c / pixels (Long et al., CVPR 2015, section 5).

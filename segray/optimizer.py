@@ -1,4 +1,4 @@
-"""The optimizer of a network: by name, its weight decay on what has a scale to lose."""
+"""The optimizer of a network, by name; weight decay on weight tensors only."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ from torch import nn
 def make_optimizer(
     network: nn.Module, *, name: str, lr: float, weight_decay: float, momentum: float = 0.9
 ) -> torch.optim.Optimizer:
-    """adam, adamw, or sgd with momentum (of sgd alone).
+    """adam, adamw or sgd; momentum is of sgd only.
 
-    weight_decay: decoupled in adamw, part of the gradient in sgd, none in adam; on convolutions and matrices alone,
-    since norms and biases have no scale to lose.
+    weight_decay: decoupled in adamw, part of the gradient in sgd, none in adam; on tensors of two or more dimensions
+    (convolutions, matrices), not on norms and biases.
     """
     parameters = [parameter for parameter in network.parameters() if parameter.requires_grad]
     if name == "adam":

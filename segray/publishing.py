@@ -1,4 +1,4 @@
-"""What a finished epoch leaves in OUTPUT, put there beside the training of the next one, its state last of all."""
+"""What a finished epoch leaves in OUTPUT, written while the next one is trained, its state last of all."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ Masks = dict[int, dict[str, torch.Tensor]]  # of earlier epochs, by the titles o
 
 
 class Publisher:
-    """Runs one publication after the other in a thread; what one raises is raised by the next call."""
+    """Runs publications one after the other in a thread; an error of one is raised by the next call."""
 
     def __init__(self) -> None:
         self._pool = ThreadPoolExecutor(1, thread_name_prefix="segray-publish")
@@ -36,25 +36,25 @@ class Publisher:
 
     @property
     def busy(self) -> bool:
-        """Whether a publication is under way, or failed: then the next call would raise."""
+        """Whether a publication is under way or has failed."""
         return self._last is not None and not (self._last.done() and self._last.exception() is None)
 
     @property
     def failed(self) -> bool:
-        """Whether the last publication failed: the next call raises what it met."""
+        """Whether the last publication failed: the next call raises its error."""
         return self._last is not None and self._last.done() and self._last.exception() is not None
 
     def done_within(self, seconds: float) -> bool:
-        """Whether no publication is under way, after so long at most."""
+        """Wait at most so many seconds; whether no publication is under way then."""
         return self._last is None or bool(wait([self._last], seconds).done)
 
     def submit(self, publication: Callable[[], None]) -> None:
-        """Begin a publication when the former is done."""
+        """Begin a publication once the one before is done."""
         self.wait()
         self._last = self._pool.submit(publication)
 
     def wait(self) -> None:
-        """Return when all is published."""
+        """Wait until everything is published."""
         last, self._last = self._last, None
         if last is not None:
             last.result()
@@ -62,26 +62,26 @@ class Publisher:
 
 @dataclass(kw_only=True)
 class Record:
-    """What a training published. history: rows of metrics.jsonl. masks: of the pictures in earlier epochs.
+    """What a training has published. history: rows of metrics.jsonl. masks: of the pictures in earlier epochs.
 
-    While a publication is under way it is that one's alone.
+    While a publication is under way, nothing else may use it.
     """
 
     history: list[dict] = field(default_factory=list)
     masks: Masks = field(default_factory=dict)
 
     def state(self) -> dict:
-        """What a state has of it."""
+        """The record as part of a state."""
         return {"history": list(self.history), "masks": dict(self.masks)}
 
 
 @dataclass(frozen=True, kw_only=True)
 class Finished:
-    """A finished epoch. row: its line of metrics.jsonl without scores. points: losses of its steps.
+    """A finished epoch. row: its row of metrics.jsonl without scores. points: losses of its steps.
 
-    validation: under way, or done. state: to resume from, a copy, without the record. unscored: the same before the
-    validation, in case that it takes long; else empty. record: of the epochs before this one. page: whether the page is
-    due. report: told the whole row at last.
+    validation: under way or done. state: a copy to resume from, without the record. unscored: the same for the moment
+    before validation, saved first if validation runs elsewhere; else empty. record: of the epochs before this one.
+    page: whether the page is due. report: called with the whole row at the end.
     """
 
     job: Job
@@ -95,7 +95,7 @@ class Finished:
     report: Callable[[dict], None]
 
     def publish(self) -> None:
-        """Model if it is the best, metrics, events and page of the epoch, and last the state, which commits them."""
+        """Write the model if best, metrics, events, the page if due, and last the state, which commits them."""
         record, output, keep = self.record, self.job.settings.output, self.job.settings.keep
         if self.unscored:
             save_state(output, {**self.unscored, **record.state()}, keep=keep)
@@ -107,7 +107,7 @@ class Finished:
         if improved(record.history):
             save_weights(self.job.description(row, precision=self.state["precision"]), weights_of(self.state))
         write_history(output, record.history)
-        # TensorBoard reads the files of a folder one after the other, in the order of their names
+        # TensorBoard reads the files of a folder one after the other, in order of name
         name = f"events.out.tfevents.epoch-{row['epoch']:04d}"
         publish(join(output, "tensorboard", name), event_file(row, self.points))
         if self.page:
@@ -140,37 +140,37 @@ class Finished:
         job = self.job
         return {
             "data": job.settings.data,
-            "training images, or pieces of them": len(job.train),
-            "validation images, or pieces of them": len(job.val),
-            "steps an epoch": job.steps,
+            "training images (or pieces of large ones)": len(job.train),
+            "validation images (or blocks of large ones)": len(job.val),
+            "steps per epoch": job.steps,
             "precision": self.state["precision"],
             "versions": versions(),
         }
 
 
 def weights_of(state: dict) -> dict[str, torch.Tensor]:
-    """The weights that are validated and published, as `Learner.model` has them."""
+    """The weights in a state that are validated and published: those of `Learner.model`."""
     return state["average"] or state["network"]
 
 
 def improved(history: Sequence[dict]) -> bool:
-    """Whether the last epoch is the best by validation mIoU; without a labelled pixel each one is."""
+    """Whether the last epoch is the best by validation mIoU; without a labelled pixel every epoch is."""
     miou = history[-1]["val_miou"]
     return miou is None or all(row["val_miou"] is None or miou > row["val_miou"] for row in history[:-1])
 
 
 def pictured(epochs: int) -> set[int]:
-    """The epochs, beside the last one, of which the page shows pictures."""
+    """The epochs, besides the newest, whose pictures the page shows."""
     return {1, (epochs + 1) // 2}
 
 
 def masks_of(pictures: Sequence[Picture]) -> dict[str, torch.Tensor]:
-    """The masks of pictures, as a state keeps them."""
+    """The masks of pictures by title, as a state keeps them."""
     return {picture.title: torch.from_numpy(picture.mask.copy()) for picture in pictures}
 
 
 def copied(value: object) -> object:
-    """A copy of a state on the CPU, which the training that goes on does not change."""
+    """A copy of a state on the CPU, which further training does not change."""
     if isinstance(value, torch.Tensor):
         return value.detach().to("cpu", copy=True)
     if isinstance(value, dict):

@@ -1,4 +1,4 @@
-"""Learning rate and decay of the weight average as pure functions of the step: a resumed run needs no state of them."""
+"""Learning rate and decay of the weight average, as pure functions of the step: there is no state to resume."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable
 
 WARM_UP = 0.05  # share of all steps
-ONE_CYCLE_WARM_UP = 0.3  # of torch's OneCycleLR, as is the factor between the first rate and the peak
+ONE_CYCLE_WARM_UP = 0.3  # of torch's OneCycleLR, as is the ratio of the first rate to the peak
 ONE_CYCLE_START = 1 / 25
 POLY_POWER = 0.9  # of DeepLab (Chen et al. 2017) and of torchvision's reference training
 
@@ -16,7 +16,7 @@ def _half_cosine(progress: float) -> float:
 
 
 # Share of the peak after the warm-up, by progress from 0 to 1. cosine: Loshchilov & Hutter 2017, eq. 5, without
-# restarts. one_cycle: Smith & Topin 2018, a warm-up of a third of the run that is itself half a cosine.
+# restarts. one_cycle: Smith & Topin 2018, after a warm-up over 0.3 of the run that is itself half a cosine.
 SCHEDULES: dict[str, Callable[[float], float]] = {
     "cosine": _half_cosine,
     "poly": lambda progress: (1 - progress) ** POLY_POWER,
@@ -26,14 +26,14 @@ SCHEDULES: dict[str, Callable[[float], float]] = {
 
 
 def default_warm_up(schedule: str) -> float:
-    """The share of all steps in which the rate of a schedule rises, when nobody says."""
+    """The default share of all steps in which the rate of a schedule rises."""
     return ONE_CYCLE_WARM_UP if schedule == "one_cycle" else WARM_UP
 
 
 def learning_rate(
     step: int, *, steps: int, peak: float, schedule: str = "cosine", warm_up: float | None = None
 ) -> float:
-    """The rate of a step (0-based) of `steps`: it rises to its peak, then follows one of SCHEDULES.
+    """The rate of a step (0-based) out of `steps`: it rises to its peak, then follows one of SCHEDULES.
 
     warm_up: share of the steps that the rise takes; 0 begins at the peak.
     """
@@ -50,7 +50,7 @@ def learning_rate(
 def average_decay(step: int, decay: float) -> float:
     """The decay of the weight average at a step (0-based): (1 + t) / (10 + t) until that reaches `decay`.
 
-    So the average reaches back over about a tenth of the steps so far, and a short run is not held at its random start:
-    the rule of TensorFlow's ExponentialMovingAverage for num_updates.
+    Early on, the average thus covers about the last tenth of the steps so far, and a short run is not held at its
+    random start: the rule of TensorFlow's ExponentialMovingAverage for num_updates.
     """
     return min(decay, (1 + step) / (10 + step))

@@ -1,4 +1,4 @@
-"""The settings of each job: one typed dataclass, whose fields are its flags and the keys of its --config file."""
+"""The settings of each job: a typed dataclass whose fields are its flags and the keys of its --config file."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ __all__ = [
 
 FORMATS = ("parquet", "png")
 EXPORT_FORMATS = ("cog", "png", "polygons", "pmtiles")
-MAX_ZOOM = 22  # pixels of 4 cm at the equator, in tiles of 256; web maps go no deeper
+MAX_ZOOM = 22  # pixels of 4 cm at the equator, with tiles of 256; web maps go no deeper
 MEASUREMENTS = ("stages", "memory", "growth", "lattice", "loading", "cluster", "planning")
 
 
@@ -34,7 +34,7 @@ class DemoSettings:
 
     output: str = option("folder for the imagery and the results", "./segray-demo")
     epochs: int = option("passes over the training images", 18)
-    overwrite: bool = option("start afresh, discarding what an earlier demo left in OUTPUT, but for its imagery", False)
+    overwrite: bool = option("start afresh, discarding what an earlier demo left in OUTPUT, except its imagery", False)
 
     def __post_init__(self) -> None:
         positive(self, "epochs")
@@ -42,7 +42,7 @@ class DemoSettings:
 
 @dataclass(frozen=True, kw_only=True)
 class PathSettings:
-    """What segmenting and evaluating have in common: how an image becomes a mask."""
+    """What segmentation and evaluation have in common: how an image becomes a mask."""
 
     model: str = option("model directory")
     output: str = option("where the results go")
@@ -50,23 +50,25 @@ class PathSettings:
     overlap: int | None = option("overlap of neighbouring tiles, pixels (default: the model's)", None)
     blend: str = option("how overlapping tiles are joined: each up to the middle, or blended", "crop", BLENDS)
     bands: tuple[int | str, ...] | None = option(
-        "bands of the images that the network takes: 0-based numbers or names, as in 0,1,2 or red,green,blue", None
+        "image bands fed to the network: 0-based numbers or names, as in 0,1,2 or red,green,blue", None
     )
-    resolution: float | None = option("metres a pixel that the network sees (default: the model's)", None)
-    scale: float | None = option("factor that brings pixel values to the model's unit (default: the model's)", None)
+    resolution: float | None = option("metres per pixel that the network sees (default: the model's)", None)
+    scale: float | None = option("factor that converts pixel values to the model's unit (default: the model's)", None)
     device: str | None = option("where the network runs (default: gpu where the cluster has one)", None, ("cpu", "gpu"))
     precision: str | None = option(
         "number format of the forward pass (default: bf16 where it is fast)", None, ("bf16", "fp32")
     )
-    compile: bool = option("compile the network: half a minute an actor, some 10% faster; on CPUs needs g++", False)
+    compile: bool = option(
+        "compile the network: takes an actor half a minute, then is some 10% faster; on CPUs needs g++", False
+    )
     tta: str = option(
         "test-time augmentation: the mean over a tile and its mirror image (flip: twice the time), or over all eight "
         "mirror images and quarter turns (d4: eight times)",
         "none",
         tuple(VIEWS),
     )
-    batch_size: int | None = option("tiles a forward pass (default: 16 on a GPU, 1 on a CPU)", None)
-    actors: str | None = option("MIN[:MAX] actors that hold the network (default: one a GPU, or one a CPU)", None)
+    batch_size: int | None = option("tiles per forward pass (default: 16 on a GPU, 1 on a CPU)", None)
+    actors: str | None = option("MIN[:MAX] actors that hold the network (default: one per GPU, or per CPU core)", None)
 
     def __post_init__(self) -> None:
         positive(self, "tile", "batch_size", "scale", "resolution")
@@ -88,7 +90,7 @@ class EvaluateSettings(PathSettings):
     split: str = option("split to evaluate", "test")
     boundary: float = option("boundary IoU: width of the regions along contours, as a share of the diagonal", 0.02)
     calibrate: bool = option(
-        "fit a temperature on the split first and write it into the model, which then counts as another one", False
+        "first fit a temperature on the split and write it into the model, which then counts as a new model", False
     )
 
     def __post_init__(self) -> None:
@@ -102,18 +104,18 @@ class SegmentSettings(PathSettings):
     """Settings of jobs/segment.py."""
 
     archive: str = option("imagery to segment: a prefix, tar, zip, Parquet, tile set, list or STAC items, on any store")
-    tiles: str = option(
-        "what a tree of z/x/y files is; auto looks at its names", "auto", ("auto", "xyz", "tms", "none")
-    )
+    tiles: str = option("what a tree of z/x/y files is; auto: by its names", "auto", ("auto", "xyz", "tms", "none"))
     zoom: int | None = option("zoom level of tile sets (default: their highest)", None)
     column: str | None = option("column of a Parquet or CSV archive with the images or their URIs", None)
     asset: str | None = option("asset of STAC items (default: by its role)", None)
     format: str = option("formats of the mask shards, comma-separated: parquet, png", "parquet")
-    window: int = option("side of the largest mask, pixels; larger images are cut", 2048)
+    window: int = option("side of the largest mask, pixels; larger images are cut into windows", 2048)
     shard_mpx: float | None = option(
-        "megapixels a shard, the unit of work, retry and commit (default: 64 on GPUs, 4 on CPUs)", None
+        "megapixels per shard, the unit of work, retry and commit (default: 64 on GPUs, 4 on CPUs)", None
     )
-    grid: str = option("grid of the masks of images that the network sees coarser", "source", ("source", "model"))
+    grid: str = option(
+        "grid of the masks of images that the network sees at lower resolution", "source", ("source", "model")
+    )
     max_failed: float = option("share of images that may fail before the exit status is 3", 0.01)
     overwrite: bool = option("start afresh, discarding the plan and the masks that OUTPUT holds", False)
 
@@ -130,7 +132,7 @@ class SegmentSettings(PathSettings):
 
     @property
     def archive_options(self) -> ArchiveOptions:
-        """What the user says about the archive."""
+        """What the flags say about the archive."""
         return ArchiveOptions(tiles=self.tiles, zoom=self.zoom, column=self.column, asset=self.asset)
 
     @property
@@ -149,13 +151,13 @@ class ExportSettings:
     format: str = option(f"formats to write, comma-separated: {', '.join(EXPORT_FORMATS)}", "cog")
     min_area: float | None = option("polygons: leave out those smaller than this, square metres", None)
     simplify: float | None = option(
-        "polygons: drop corners that make a triangle smaller than the square of this, metres; borders stay shared "
-        "(default: every corner is kept)",
+        "polygons: drop corners whose triangle is smaller than the square of this, metres; borders stay shared "
+        "(default: keep every corner)",
         None,
     )
     max_zoom: int | None = option("pmtiles: the deepest zoom level (default: that of the scenes' pixels)", None)
     max_failed: float = option("share of scenes that may fail before the exit status is 3", 0.01)
-    overwrite: bool = option("write anew what another export wrote to OUTPUT", False)
+    overwrite: bool = option("replace what another export wrote to OUTPUT", False)
 
     def __post_init__(self) -> None:
         unknown = set(self.formats) - set(EXPORT_FORMATS)
@@ -179,11 +181,13 @@ class BenchmarkSettings(SegmentSettings):
 
     archive: str | None = option("imagery to segment (default: made up under OUTPUT)", None)
     model: str | None = option("model directory (default: --network with random weights, made under OUTPUT)", None)
-    output: str = option("folder for benchmark.json, and for what is made up and segmented", "./segray-benchmark")
+    output: str = option("folder for benchmark.json, made-up imagery and model, and masks", "./segray-benchmark")
     overwrite: bool = option("without effect: every run starts afresh", False)
     what: str = option(f"what to measure, comma-separated: {', '.join(MEASUREMENTS)}", "stages")
-    peer: bool = option("with stages: also the plain loop over tiles that most people write, run by run in turn", False)
-    runs: int = option("rounds of every measurement, of which medians are given", 5)
+    peer: bool = option(
+        "with stages: also the plain loop over tiles that most people write, in alternating runs", False
+    )
+    runs: int = option("rounds of every measurement; results are medians", 5)
     image: str = option("made-up imagery: one tiled GeoTIFF, or JPEG tiles of 512 px", "cog", ("cog", "tiles"))
     size: int | None = option("side of the made-up GeoTIFF, pixels (default: 10000; memory 6000, growth 4000)", None)
     count: int = option("how many JPEG tiles are made up", 2000)
@@ -200,7 +204,7 @@ class BenchmarkSettings(SegmentSettings):
         if "loading" in self.measurements and not self.data:
             raise ValueError("--what loading needs labelled data: give --data")
         if "lattice" in self.measurements and not (self.data and self.model):
-            raise ValueError("--what lattice needs labelled data and a model trained on such: give --data and --model")
+            raise ValueError("--what lattice needs labelled data and a model for it: give --data and --model")
 
     @property
     def measurements(self) -> tuple[str, ...]:

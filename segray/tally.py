@@ -1,4 +1,4 @@
-"""What an evaluation counts of labelled images, as integers that add up, and the table of its images."""
+"""What an evaluation counts in labelled images, as integers that add up, and the table of its images."""
 
 from __future__ import annotations
 
@@ -21,8 +21,11 @@ from segray.regions import WindowMask
 
 @dataclass(frozen=True, kw_only=True)
 class Measures:
-    """What to count. boundary: width of the boundary regions as a share of an image's diagonal. temperatures: those
-    that the NLL is taken at, the model's own first."""
+    """What to count.
+
+    boundary: width of the boundary regions as a share of an image's diagonal. temperatures: those at which
+    the NLL is computed, the model's own first.
+    """
 
     num_classes: int
     boundary: float = SHARE
@@ -31,7 +34,7 @@ class Measures:
 
 @dataclass(kw_only=True)
 class Tally:
-    """The counts of some images; those of parts of a split add up to that of the whole, however it was cut.
+    """The counts of some images; counts of parts of a split add up to those of the whole, however it was divided.
 
     matrix: see `metrics.confusion_matrix`; boundary, bins, nll: `boundary.boundary_counts`, `calibration.reliability`
     and `nll_counts`. images: (number in the split, row of the table of images).
@@ -71,9 +74,8 @@ class Tally:
 class ImageCounter:
     """Counts an image, whole or window by window; the counts do not depend on how it was cut.
 
-    truth, mask: (H, W) uint8 of the image, 255 where the one has no label or the other no data, which counts nowhere.
-    They are what a contour is looked for in. confidences: (h, w) uint16 of every `step`-th pixel, see WindowMask. All
-    else is let go of with its window.
+    truth, mask: (H, W) uint8 of the image; 255 (no label, no data) counts nowhere. They are kept to find contours in.
+    confidences: (h, w) uint16 of every `step`-th pixel, see WindowMask. All else is dropped with its window.
     """
 
     def __init__(self, height: int, width: int, measures: Measures, *, step: int = 1) -> None:
@@ -97,7 +99,7 @@ class ImageCounter:
             tally.nll += nll_counts(of_sampled, sampled.logits, self.measures.temperatures)
 
     def tally(self) -> Tally:
-        """The counts, without a row, once every window was added."""
+        """The counts once every window has been added; without a row in `images`."""
         width = boundary_width(*self.truth.shape, self.measures.boundary)
         boundary = boundary_counts(self.truth, self.mask, self.measures.num_classes, width=width)
         return replace(self._tally, boundary=boundary)
@@ -117,7 +119,7 @@ def image_row(sample: Sample, found: dict[str, object], classes: Classes) -> dic
 
 
 def image_table(rows: Sequence[dict[str, object]], metadata: dict[str, object]) -> bytes:
-    """The rows as Parquet with floats as float64, null where there is no score; the metadata as JSON under `segray`."""
+    """The rows as Parquet, scores as float64, null if there is none; the metadata as JSON under `segray`."""
     kinds = {"key": pa.string(), "image": pa.string(), "mask": pa.string(), "labelled_pixels": pa.int64()}
     schema = pa.schema([(name, kinds.get(name, pa.float64())) for name in rows[0]])
     table = pa.Table.from_pylist(list(rows), schema.with_metadata({"segray": json.dumps(metadata)}))

@@ -1,6 +1,7 @@
 """Experiment trackers beside OUTPUT: MLflow and Weights & Biases, fed by the driver with what the workers report.
 
-Credentials are theirs: MLFLOW_TRACKING_USERNAME, MLFLOW_TRACKING_PASSWORD, WANDB_API_KEY, ~/.netrc. None is written.
+They find their credentials themselves (MLFLOW_TRACKING_USERNAME, MLFLOW_TRACKING_PASSWORD, WANDB_API_KEY, ~/.netrc);
+none is written anywhere.
 """
 
 from __future__ import annotations
@@ -23,26 +24,26 @@ from segray.scalars import is_row, scalars
 from segray.storage import describe, join, publish, read_bytes
 
 log = logging.getLogger("segray")
-PACKAGES = {"mlflow": "mlflow-skinny", "wandb": "wandb"}  # by flag, which is also the extra and the module
-MARKS = ("epoch", "step")  # numbers, in rows and in reports of steps, that tell how far a run is logged
-FAILURES = (OSError, RuntimeError, ValueError, TypeError, KeyError)  # of a network, a server, a disk; and their own
-FINISH_S = 120.0  # that a training waits for its trackers at its end
+PACKAGES = {"mlflow": "mlflow-skinny", "wandb": "wandb"}  # by flag, which also names the extra and the module
+MARKS = ("epoch", "step")  # in rows and in reports of steps: how far a run has been logged
+FAILURES = (OSError, RuntimeError, ValueError, TypeError, KeyError)  # of a network, a server, a disk
+FINISH_S = 120.0  # how long a training waits for its trackers at its end
 PATIENCE = {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "3", "MLFLOW_HTTP_REQUEST_TIMEOUT": "20"}  # else many minutes
 
 
 class Tracker(Protocol):
-    """A run at a tracker. errors: what its package raises, beside FAILURES."""
+    """A run at a tracker. errors: what its package raises, besides FAILURES."""
 
     errors: tuple[type[Exception], ...]
 
     def start(self, settings: dict, run: str | None) -> tuple[str, dict[str, float]]:
-        """Begin a run, or continue the one of that id; its id, and the last of each of MARKS that it has, if any."""
+        """Begin a run, or continue the one with that id; its id, and the last value of each of MARKS that it has."""
 
     def log(self, values: dict[str, float], step: int) -> None:
-        """Numbers by name, at a step of the training."""
+        """Log numbers by name, at a step of the training."""
 
     def finish(self, *, failed: bool) -> None:
-        """Nothing more will come."""
+        """End the run."""
 
 
 class MLflow:
@@ -59,7 +60,7 @@ class MLflow:
         self.connect, self.run = lambda: MlflowClient(tracking_uri=uri), ""
 
     def start(self, settings: dict, run: str | None) -> tuple[str, dict[str, float]]:
-        """See Tracker; a run that was deleted is begun anew."""
+        """See Tracker; a run that cannot be continued, such as a deleted one, is begun anew."""
         self.client = self.connect()
         if run:
             with suppress(*self.errors):
@@ -76,7 +77,7 @@ class MLflow:
         return self.run, {}
 
     def log(self, values: dict[str, float], step: int) -> None:
-        """See Tracker. MLflow takes few characters in names."""
+        """See Tracker. MLflow allows only some characters in names."""
         now, named = (
             int(1000 * time.time()),
             {re.sub(r"[^\w\-. /]", "_", name): value for name, value in values.items()},
@@ -110,7 +111,7 @@ class WandB:
         return self.run.id, {name: self.run.summary[name] for name in MARKS if self.run.summary.get(name) is not None}
 
     def log(self, values: dict[str, float], step: int) -> None:
-        """See Tracker. Rows may come after later steps, which W&B's own count of steps would not allow."""
+        """See Tracker. Rows may come after later steps, so W&B's own step, which never goes back, is not used."""
         self.run.log(values)
 
     def finish(self, *, failed: bool) -> None:
@@ -125,20 +126,20 @@ def check_trackers(wanted: dict[str, str | None]) -> None:
     """SegrayError when the package of a tracker is missing. wanted: MLflow's URI and W&B's project by flag."""
     for flag, value in wanted.items():
         spec = importlib.util.find_spec(flag) if value else None
-        if value and (spec is None or spec.origin is None):  # a folder of that name, as W&B leaves one, is no package
+        if value and (spec is None or spec.origin is None):  # a folder of that name, such as W&B creates, is no package
             raise SegrayError(
                 f"--{flag} needs the package {PACKAGES[flag]}, which is not installed: pip install 'segray[{flag}]'"
             )
 
 
 class Tracking:
-    """All trackers of a training, served in a thread of their own, so that a slow one does not hold training up.
+    """All trackers of a training, served in a thread of their own, so that a slow one does not hold up training.
 
-    One that fails after its start is left out from then on, with a line in the log: training goes on.
+    A tracker that fails after its start is dropped with a line in the log; training goes on.
     """
 
     def __init__(self, wanted: dict[str, str | None], *, settings: dict, output: str) -> None:
-        """Begin or continue a run at each tracker; SegrayError when one cannot be reached. wanted: see check_trackers.
+        """Begin or continue a run at each tracker; SegrayError when one cannot be used. wanted: see check_trackers.
 
         The ids of the runs are kept in OUTPUT/state/tracking.json.
         """
@@ -155,7 +156,7 @@ class Tracking:
         self._thread.start()
 
     def add(self, report: dict) -> None:
-        """Log a report of `trainer.run`, once: after a restart some come again."""
+        """Log a report of `trainer.run`, only once: after a restart some come again."""
         if "step" in report and "resumed" not in report:
             self._reports.put(report)
 
@@ -163,12 +164,12 @@ class Tracking:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, *error: object) -> None:
-        """End the runs when all is logged, or leave them when that takes too long; after an error they failed."""
+        """End the runs once all is logged, as failed after an error; give up waiting after FINISH_S."""
         self._failed = kind is not None
         self._reports.put(None)
         self._thread.join(FINISH_S)
         if self._thread.is_alive():
-            log.info("%s did not take all that was logged in %.0f s", " and ".join(self._trackers), FINISH_S)
+            log.info("%s had not received everything after %.0f s", " and ".join(self._trackers), FINISH_S)
 
     def _start(self, flag: str, value: str, settings: dict, run: str | None) -> str:
         tracker = TRACKERS[flag](value)

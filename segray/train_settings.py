@@ -1,4 +1,4 @@
-"""The settings of jobs/train.py: what to train on, the network, and the recipe that it is trained by."""
+"""The settings of jobs/train.py: the data, the network, and the recipe to train it with."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from segray.flags import check_range, option, parse_range, positive
 from segray.loss_terms import CLASS_WEIGHTS, LOSS_NAMES, check_loss, parse_loss
 from segray.schedules import SCHEDULES, default_warm_up
 
-# name: (peak learning rate, weight decay) when nobody says; of sgd those of torchvision's reference training
+# name: default (peak learning rate, weight decay); for sgd those of torchvision's reference training
 OPTIMIZERS = {"adam": (1e-3, 0.0), "adamw": (1e-3, 0.01), "sgd": (0.02, 1e-4)}
-MOMENTUM = 0.9  # of sgd when nobody says
-PHOTOMETRIC = 0.3  # strength of photometric augmentation when nobody says
-SCALES = "0.5:2"  # range of random zoom when nobody says, of torchvision's reference training
+MOMENTUM = 0.9  # default of sgd
+PHOTOMETRIC = 0.3  # default strength of photometric augmentation
+SCALES = "0.5:2"  # default range of random zoom, as in torchvision's reference training
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,60 +25,62 @@ class TrainSettings:
     output: str = option("where the model, metrics.jsonl, report.html and the resumable state go")
     network: str = option("network, as in unet, unet?width=32, smp/unet/resnet34", "unet")
     weights: str | None = option(
-        "what to start from: the model directory of an earlier training, a file of a pretrained backbone, each as path "
-        "or URI, or a torchvision weights name",
+        "what to start from: the model directory of an earlier training or a file of a pretrained backbone (path or "
+        "URI), or a torchvision weights name",
         None,
     )
     epochs: int = option("passes over the training images", 20)
-    batch_size: int = option("crops a step, over all workers", 8)
+    batch_size: int = option("crops per step, over all workers", 8)
     crop: int = option("side of the training crops in pixels; also the tile of the model", 256)
-    balance: float = option("share of the crops that are drawn by class, so that rare classes are seen more", 0.0)
+    balance: float = option("share of the crops drawn by class, so that rare classes are seen more often", 0.0)
     loss: str = option(
         f"loss: {', '.join(LOSS_NAMES)}, or a sum such as cross_entropy+0.5*lovasz",
         "cross_entropy",
     )
     class_weights: str = option(
-        "weights of the classes by their share of pixels, in the losses that have a value a pixel",
+        "weights of the classes by their share of pixels, in the losses with a value per pixel",
         "none",
         ("none", *CLASS_WEIGHTS),
     )
-    aux_weight: float = option("weight of the loss of auxiliary heads, in networks that have one", 0.5)
+    aux_weight: float = option("weight of the loss of the auxiliary head, in networks that have one", 0.5)
     optimizer: str = option("optimizer", "adamw", tuple(OPTIMIZERS))
-    lr: float | None = option("peak learning rate (default: 0.001, of sgd 0.02)", None)
+    lr: float | None = option("peak learning rate (default: 0.001; sgd 0.02)", None)
     momentum: float | None = option(f"momentum of sgd (default: {MOMENTUM})", None)
     weight_decay: float | None = option(
         "weight decay, not on norms and biases (default: adamw 0.01, sgd 0.0001; adam has none)", None
     )
-    schedule: str = option("learning rate after the warm-up, step by step", "cosine", tuple(SCHEDULES))
+    schedule: str = option("course of the learning rate after the warm-up", "cosine", tuple(SCHEDULES))
     warm_up: float | None = option(
-        "share of all steps in which the learning rate rises (default: 0.05, of one_cycle 0.3)", None
+        "share of all steps in which the learning rate rises (default: 0.05; one_cycle 0.3)", None
     )
-    clip: float = option("largest norm of the gradient, to which larger ones are scaled; 0: any", 1.0)
-    accumulate: int = option("parts of a step's crops that go through the network one after the other: less memory", 1)
+    clip: float = option("largest gradient norm; larger gradients are scaled down to it; 0: no limit", 1.0)
+    accumulate: int = option("parts that a worker's crops of a step are split into, to save memory", 1)
     ema: float = option(
-        "decay of the running average of the weights, which is what is validated and saved: steadier than the last "
-        "weights, and short runs average less; 0: the last weights",
+        "decay of the running average of the weights, which is validated and saved: steadier than the last weights; "
+        "averages less early in the run; 0: the last weights",
         0.999,
     )
-    compile: bool = option("compile the network: a minute a worker, then faster; on CPUs needs g++", False)
+    compile: bool = option("compile the network: takes a worker a minute, then is faster; on CPUs needs g++", False)
     augment: str = option(
-        "auto: nadir for map imagery, street for Cityscapes", "auto", ("auto", "nadir", "street", "none")
+        "zoom and mirror crops (street), turn them too (nadir); auto: street for Cityscapes, else nadir",
+        "auto",
+        ("auto", "nadir", "street", "none"),
     )
     scale_range: str | None = option(
-        f"MIN:MAX of the random zoom of a crop (default: {SCALES}, with --augment none 1:1)", None
+        f"MIN:MAX of the random zoom of a crop (default: {SCALES}; 1:1 with --augment none)", None
     )
     photometric: float | None = option(
-        "strength, 0 to 1, of random contrast, brightness, colour and gamma: other light, seasons and sensors than the "
-        f"labelled ones (default: {PHOTOMETRIC}, with --augment none 0)",
+        "strength, 0 to 1, of random contrast, brightness, colour and gamma, for light, seasons and sensors unlike "
+        f"the labelled ones (default: {PHOTOMETRIC}; 0 with --augment none)",
         None,
     )
     bands: tuple[int, ...] | None = option("0-based bands of the images to train on, as in 0,1,2 (default: all)", None)
     num_workers: str | None = option(
-        "MIN[:MAX] training workers, as many of them as there is room for (default: one a GPU, or one on CPUs)", None
+        "MIN[:MAX] training workers, as many as there is room for (default: one per GPU, or one on CPUs)", None
     )
     validators: int = option(
-        "actors that validate an epoch beside the training of the next one, each with as much as a worker; 0: the "
-        "workers validate, between epochs",
+        "actors that validate an epoch while the next is trained, each with the resources of a worker; 0: the workers "
+        "validate, between epochs",
         0,
     )
     seed: int = option("seed of every random choice", 0)
@@ -86,11 +88,11 @@ class TrainSettings:
     precision: str | None = option(
         "number format of the forward pass (default: bf16 where it is fast)", None, ("bf16", "fp32")
     )
-    keep: int = option("states to keep: the newest, and others in case that it is damaged", 2)
-    save_minutes: float = option("minutes between states within an epoch, which a restart continues from", 10.0)
-    max_failures: int = option("restarts from the newest state after a worker died", 3)
-    mlflow: str | None = option("tracking URI of MLflow, where the training is logged too", None)
-    wandb: str | None = option("PROJECT or ENTITY/PROJECT of Weights & Biases, where the training is logged too", None)
+    keep: int = option("states to keep: the newest, and earlier ones in case it is damaged", 2)
+    save_minutes: float = option("minutes between states saved within an epoch, for a restart to continue from", 10.0)
+    max_failures: int = option("how often to restart from the newest state after a worker died", 3)
+    mlflow: str | None = option("MLflow tracking URI to log the training to as well", None)
+    wandb: str | None = option("Weights & Biases PROJECT or ENTITY/PROJECT to log the training to as well", None)
     overwrite: bool = option("start afresh, discarding what OUTPUT holds", False)
 
     def __post_init__(self) -> None:
@@ -115,13 +117,11 @@ class TrainSettings:
             )
         if self.validators and self.worker_range and self.worker_range[0] < most:
             raise ValueError(
-                f"--num_workers {self.num_workers} with --validators {self.validators}: Ray would take what validators "
-                "hold for room for workers; give one number of workers"
+                f"--num_workers {self.num_workers} with --validators {self.validators}: Ray would count what the "
+                "validators hold as free for workers; give one number of workers"
             )
         if self.accumulate > self.batch_size // most:
-            raise ValueError(
-                f"--accumulate {self.accumulate} is more than the crops that a worker has in a step; lower it"
-            )
+            raise ValueError(f"--accumulate {self.accumulate} is more than the crops of a worker in a step; lower it")
         self._check_optimizer()
         check_loss(self.loss, self.class_weights)
         if re.search(r"://[^/@]*:[^/@]*@", self.mlflow or ""):
@@ -133,12 +133,12 @@ class TrainSettings:
         """ValueError when a setting has no effect on the optimizer."""
         name = self.optimizer
         if name == "adam" and self.weight_decay:
-            raise ValueError(f"--weight_decay {self.weight_decay:g} has no effect on adam; leave it out, or take adamw")
-        if name != "sgd" and self.momentum != MOMENTUM:  # which is stored with those that have none, too
-            raise ValueError(f"--momentum {self.momentum:g} has no effect on {name}; leave it out, or take sgd")
+            raise ValueError(f"--weight_decay {self.weight_decay:g} has no effect on adam; leave it out, or use adamw")
+        if name != "sgd" and self.momentum != MOMENTUM:  # the default, stored for every optimizer
+            raise ValueError(f"--momentum {self.momentum:g} has no effect on {name}; leave it out, or use sgd")
 
     def _settle(self) -> None:
-        """Give settings whose default depends on another one their value, so that it is stored with the others."""
+        """Fill in settings whose default depends on another one, so that their value is stored with the rest."""
         plain = self.augment == "none"
         lr, weight_decay = OPTIMIZERS[self.optimizer]
         defaults = {
@@ -160,7 +160,7 @@ class TrainSettings:
 
     @property
     def trackers(self) -> dict[str, str | None]:
-        """What experiment trackers are told where to log, by flag."""
+        """Where experiment trackers log to, by flag; None if not wanted."""
         return {"mlflow": self.mlflow, "wandb": self.wandb}
 
     @property
@@ -170,11 +170,11 @@ class TrainSettings:
 
     @property
     def reach(self) -> int:
-        """Side of what the largest crop shows, in pixels of the image."""
+        """Side of the largest area that a crop can show, in pixels of the image."""
         return math.ceil(self.crop / self.scales[0])
 
     @property
     def scales(self) -> tuple[float, float]:
-        """The two numbers of --scale_range; (0, 0) when they are none."""
+        """The two numbers of --scale_range; (0, 0) if it is not MIN:MAX."""
         match = re.fullmatch(r"(\d+\.?\d*|\.\d+):(\d+\.?\d*|\.\d+)", self.scale_range)
         return (float(match[1]), float(match[2])) if match else (0.0, 0.0)

@@ -1,4 +1,4 @@
-"""The training loop of one worker: steps, validation, and states to continue from. It knows nothing of Ray."""
+"""The training loop of one worker: steps, validation, and states to continue from. It does not use Ray."""
 
 from __future__ import annotations
 
@@ -25,8 +25,8 @@ from segray.training_validation import Elsewhere, Validation, joined, validate_p
 from segray.workers import Place
 
 CHECK_EVERY = 16  # steps between looks at the loss, each of which makes the host wait for the device
-REPORT_EVERY_S = 60.0  # the page, before the last epoch
-WAIT_S = 60.0  # for a publication at a time: workers that wait for rank 0 longer than half an hour would give it up
+REPORT_EVERY_S = 60.0  # seconds between pages, before the last epoch
+WAIT_S = 60.0  # of each wait for a publication: workers kept waiting for rank 0 for half an hour would time out
 WAITING, STEPS, VALIDATION, PUBLISHING = STAGES = ("waiting for data", "steps", "validation", "publishing")
 LOSS, PIXELS, NORM, FAILED = range(4)  # what is summed over steps and workers
 Report = Callable[[dict], None]
@@ -35,13 +35,12 @@ Report = Callable[[dict], None]
 def run(job: Job, place: Place, *, report: Report, elsewhere: Elsewhere | None = None) -> None:
     """Train from the newest state to the last epoch.
 
-    report: called on every worker with {"epoch", "step", "resumed": True} if there was a state and with {"epoch",
-    "step", "loss"} now and then; and on rank 0, in a thread beside the training, with the row of metrics.jsonl of each
-    epoch that is committed, which can come again after a restart. elsewhere: validates beside the next epoch; None: the
-    workers validate between epochs. SegrayError, on every worker, when data cannot be used or the loss is no longer
-    finite.
+    report: called on every worker with {"epoch", "step", "resumed": True} if there was a state, and with {"epoch",
+    "step", "loss"} every few steps; and on rank 0, in another thread, with the row of metrics.jsonl of each committed
+    epoch, perhaps again after a restart. elsewhere: validates while the next epoch is trained; None: the workers
+    validate between epochs. SegrayError, on every worker, when data cannot be used or the loss is no longer finite.
     """
-    torch.set_num_threads(place.cores)  # before the loader's threads begin: each thread has a number of its own
+    torch.set_num_threads(place.cores)  # before the loader's threads begin: each thread has its own setting
     if place.device.type == "cpu":
         keep_memory()
     with reading_threads(reader_count(place.cores)) as pool, Publisher() as publisher:
@@ -59,7 +58,7 @@ def run(job: Job, place: Place, *, report: Report, elsewhere: Elsewhere | None =
 
 @dataclass
 class Progress:
-    """How far an epoch is. loss and pixels: sums over steps and workers; points: of the loss; seconds: by stage."""
+    """How far an epoch has come. loss, pixels: sums over steps and workers; points: of the loss; seconds: by stage."""
 
     steps: int = 0
     loss: float = 0.0
@@ -69,7 +68,7 @@ class Progress:
 
 
 class Trainer:
-    """One worker's learner and data. epoch: how many are done. record: of those that are published, on rank 0."""
+    """One worker's learner and data. epoch: how many are done. record: of the published ones, on rank 0."""
 
     def __init__(
         self,
@@ -103,7 +102,7 @@ class Trainer:
         )
 
     def resume(self) -> bool:
-        """Go back to the newest state that there was; whether there was any."""
+        """Load the newest state found at the start; whether there was one."""
         epoch, step = self.newest
         if (epoch, step) == (0, 0):
             return False
@@ -114,13 +113,13 @@ class Trainer:
         return True
 
     def batches(self) -> Iterator[Batch]:
-        """This worker's batches of every step from here to the end of the training."""
+        """This worker's batches for all steps from here to the end of the training."""
         job, done = self.job, self.epoch * self.job.steps + self.progress.steps
         steps = range(done, job.settings.epochs * job.steps)
         return self.loader.batches(job.order, steps=steps, per_epoch=job.steps)
 
     def run_epoch(self, batches: Iterator[Batch]) -> None:
-        """Train one epoch, validate it, or have it validated, and commit it beside the next."""
+        """Train one epoch, validate it or have it validated, and commit it while the next one is trained."""
         self.watch = Stopwatch()
         self.watch.seconds.update(self.progress.seconds)
         with self.watch.during(STEPS):
@@ -138,14 +137,14 @@ class Trainer:
             self._publish(row, points, validation, copy, {**copy, **unscored} if self.elsewhere else {})
 
     def wait_for_publication(self) -> None:
-        """Return when all that was begun is published; every worker must call this."""
+        """Wait until every publication begun so far is done; every worker must call this."""
         while not self.place.all_agree(self.publisher.done_within(WAIT_S)):
             continue
         with self.place.together():
             self.publisher.wait()
 
     def _train(self, batches: Iterator[Batch]) -> float:
-        """The rest of an epoch's pass over the crops; the mean loss of its valid pixels over all workers."""
+        """Train the rest of an epoch; the mean loss of the epoch's valid pixels over all workers."""
         job, progress, epoch = self.job, self.progress, self.epoch + 1
         self.learner.parallel.train()
         sums = torch.zeros(3, dtype=torch.float64, device=self.place.device)
@@ -167,7 +166,7 @@ class Trainer:
         return progress.loss / max(1.0, progress.pixels)
 
     def _next(self, batches: Iterator[Batch]) -> Batch:
-        """The next batch; after an error a void one, until all workers stop together in `_checked`."""
+        """The next batch; after an error an empty one, until all workers stop together in `_checked`."""
         settings, place = self.job.settings, self.place
         if self.met is None:
             try:
@@ -182,7 +181,7 @@ class Trainer:
 
     def _checked(self, sums: torch.Tensor, step: int) -> list[float]:
         """The sums over all workers; SegrayError when one of them met an error, or the loss is no longer finite."""
-        if self.publisher.failed and self.met is None:  # now, rather than at the end of an epoch that nobody keeps
+        if self.publisher.failed and self.met is None:  # now, not at the end of an epoch that could not be saved
             try:
                 self.publisher.wait()
             except SegrayError as error:
@@ -199,10 +198,10 @@ class Trainer:
         return total
 
     def _validation(self, state: dict) -> Validation | None:
-        """That of the epoch that is done: done too, or, on rank 0, begun elsewhere with its state."""
+        """Validate the finished epoch here or, on rank 0, begin to validate its state elsewhere."""
         place, job = self.place, self.job
         if self.elsewhere is not None:
-            self.wait_for_publication()  # so that one is under way there at a time
+            self.wait_for_publication()  # so that only one is under way there at a time
             return self.elsewhere(job, weights_of(state), state["precision"]) if place.rank == 0 else None
         with place.together():
             part = validate_part(
@@ -217,7 +216,7 @@ class Trainer:
         return lambda: validated
 
     def _row(self, loss: float) -> dict:
-        """The line of metrics.jsonl of the epoch that is done, but for its scores."""
+        """The row of metrics.jsonl of the finished epoch, without its scores."""
         settings, steps, seconds = self.job.settings, self.job.steps, self.watch.seconds
         trained, waited = seconds[WAITING] + seconds[STEPS], torch.tensor(seconds[WAITING], device=self.place.device)
         return {
@@ -232,7 +231,7 @@ class Trainer:
         }
 
     def _publish(self, row: dict, points: list[Point], validation: Validation, state: dict, unscored: dict) -> None:
-        """Begin to publish the epoch that is done; see `Finished`."""
+        """Begin to publish the finished epoch; see `Finished`."""
         last = self.epoch == self.job.settings.epochs
         page = last or time.monotonic() - self.page_at > REPORT_EVERY_S
         self.page_at = time.monotonic() if page else self.page_at
@@ -251,7 +250,7 @@ class Trainer:
         self.publisher.submit(finished.publish)
 
     def _save_now_and_then(self) -> None:
-        """Begin to publish a state within the epoch, when the last one is some minutes old and none is under way."""
+        """Begin to save a state within the epoch if the last is --save_minutes old and nothing is being published."""
         late = time.monotonic() - self.saved_at > 60 * self.job.settings.save_minutes
         if self.place.rank or not late or self.publisher.busy:
             return
@@ -261,10 +260,10 @@ class Trainer:
         self.publisher.submit(lambda: save_state(output, state, keep=keep))
 
     def _state(self) -> dict:
-        """A copy of all that a training continues from, but for the record."""
+        """A copy of all that a training continues from, except the record."""
         return {**self._header(), **copied(self.learner.state())}
 
     def _header(self) -> dict:
-        """How far the training is."""
+        """How far the training has come."""
         progress = {**asdict(self.progress), "seconds": dict(self.watch.seconds) if self.progress.steps else {}}
         return {"epoch": self.epoch, "step": self.progress.steps, "progress": progress}

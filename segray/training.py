@@ -1,7 +1,7 @@
-"""Training on Ray: the driver inspects the data, starts the workers, shows their progress and says what came out.
+"""Training on Ray: the driver inspects the data, starts the workers, shows their progress and returns the result.
 
-Ray's own checkpoints and storage are not used: a worker group that Ray restarts, and a driver that is started again,
-continue from the same place, the newest state in OUTPUT.
+Ray's own checkpoints and storage are not used: a worker group restarted by Ray and a driver started again both
+continue from the newest state in OUTPUT.
 """
 
 from __future__ import annotations
@@ -46,14 +46,14 @@ from segray.workers import Place
 
 log = logging.getLogger("segray")
 POLL_S = 0.5  # how often the driver asks for progress
-# How often Ray's controller asks the workers, and so how soon it sees that they are done; the default is 2 s.
+# How often Ray's controller polls the workers, and so how soon it sees that they are done; Ray's default is 2 s.
 HEALTH_CHECK = ("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.25")
 
 
 def train(settings: TrainSettings) -> dict:
-    """Train, or continue, or say that it is done: {"epochs", "step", "val_miou", "best_epoch", "model", "already"}.
+    """Train, or continue a training: {"epochs", "step", "val_miou", "best_epoch", "model", "already"}.
 
-    val_miou and best_epoch are None without a labelled validation pixel. already: nothing was left to do.
+    val_miou and best_epoch are None without a labelled validation pixel. already: True if nothing was left to do.
     SegrayError when settings or data cannot be used, or OUTPUT holds another training.
     """
     settings = replace(settings, data=absolute(settings.data), output=absolute(settings.output))
@@ -91,17 +91,17 @@ def train(settings: TrainSettings) -> dict:
 
 
 def check(settings: TrainSettings, dataset: Dataset) -> None:
-    """SegrayError when the network's name or options are wrong, or there is nothing to tell apart."""
+    """SegrayError when the network's name or options are wrong, or there are fewer than two classes."""
     classes = len(dataset.classes)
     if classes < 2:
-        raise SegrayError(f"{dataset.uri} has one class only; give the background a class of its own in classes.json")
+        raise SegrayError(f"{dataset.uri} has only one class; give the background a class of its own in classes.json")
     initial_network(replace(settings, weights=None), bands=len(settings.bands or (0, 1, 2)), classes=classes)
 
 
 def worker_range(settings: TrainSettings) -> tuple[int, int]:
-    """The least and the most workers: --num_workers, or one a GPU, or one.
+    """The fewest and the most workers: --num_workers, else one per GPU, or a single one on CPUs.
 
-    SegrayError when that is too many, or no node is there from which it would follow.
+    SegrayError when there is no room for them, or the cluster has no nodes yet to derive the number from.
     """
     gpu = cluster.use_gpu(settings.device)
     if settings.worker_range is None:
@@ -114,12 +114,12 @@ def worker_range(settings: TrainSettings) -> tuple[int, int]:
         return low, high
     if low + validators > room:
         needs = f" and --validators {validators} need" if validators else " needs"
-        raise SegrayError(f"--num_workers {low}{needs} more than the {room} {unit} that there are; lower what you gave")
+        raise SegrayError(f"--num_workers {low}{needs} more than the {room} {unit} available; lower what you gave")
     return low, min(high, room - validators)
 
 
 def _inspect(dataset: Dataset, train: list[Sample], val: list[Sample], settings: TrainSettings) -> Inspection:
-    """Look at the data in tasks, and whether the pretrained weights fit them."""
+    """Inspect the data in Ray tasks, and check that the pretrained weights fit the network."""
     log.info("inspecting %s: %d training images", settings.data, len(train))
     inspection = inspect(dataset, train, settings, val=val, run=in_tasks)
     if settings.weights:
@@ -129,7 +129,7 @@ def _inspect(dataset: Dataset, train: list[Sample], val: list[Sample], settings:
 
 
 def _tracked(settings: TrainSettings) -> Tracking:
-    """The trackers of a training, told of the epochs that are done: one that failed then has not all of them."""
+    """The trackers of a training, given the finished epochs again: one that failed earlier may lack some of them."""
     tracking = Tracking(settings.trackers, settings=compared(settings), output=settings.output)
     for row in read_history(settings.output):
         tracking.add(row)
@@ -137,11 +137,11 @@ def _tracked(settings: TrainSettings) -> Tracking:
 
 
 def _fit(job: Job, workers: tuple[int, int], tracking: Tracking) -> None:
-    """Run the workers to the last epoch; SegrayError with the sentence of the worker that met one."""
+    """Run the workers to the last epoch; SegrayError with the message of a worker that raised one."""
     settings = job.settings
     os.environ.setdefault(*HEALTH_CHECK)
     if not os.environ.get("RAY_ADDRESS"):
-        os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")  # one process less on one's own machine
+        os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")  # one process fewer on a single machine
     gpu = cluster.use_gpu(settings.device)
     low, high = workers
     together = max(low, min(high, cluster.cpus())) + settings.validators
@@ -150,7 +150,8 @@ def _fit(job: Job, workers: tuple[int, int], tracking: Tracking) -> None:
     beside = f" and {settings.validators} validator(s)" if settings.validators else ""
     each = "a GPU" if gpu else f"{cores} core(s)"
     log.info("training %s on %s worker(s)%s with %s each", settings.network, count, beside, each)
-    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)  # may not be lost alone
+    # the board is on the driver's node, so that it is never lost alone
+    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
     board = ray.remote(num_cpus=0, scheduling_strategy=here)(Board).remote()
     shared = ray.put(job)
     places = {"gpu": gpu, "cores": cores, "max_failures": settings.max_failures}
@@ -164,7 +165,7 @@ def _fit(job: Job, workers: tuple[int, int], tracking: Tracking) -> None:
             train_loop_config={"job": shared, "validators": validators, "board": board, "cores": cores},
             scaling_config=ray.train.ScalingConfig(
                 num_workers=workers if low < high else low,
-                # a group that grows or shrinks is started anew from the newest state
+                # a group that grows or shrinks is restarted from the newest state
                 elastic_resize_monitor_interval_s=max(60.0, 60 * settings.save_minutes),
                 use_gpu=gpu,
                 resources_per_worker={"CPU": cores, "GPU": 1} if gpu else {"CPU": cores},
@@ -183,7 +184,7 @@ def _fit(job: Job, workers: tuple[int, int], tracking: Tracking) -> None:
             failure = error
     if sentence := ray.get(board.failure.remote()):
         raise SegrayError(sentence) from failure
-    if failure is not None:  # a full disk or a store that does not answer is for `command_line` to say
+    if failure is not None:  # `command_line` explains a full disk or a store that does not answer
         causes = getattr(failure, "worker_failures", {}).values()
         raise next((cause for cause in causes if isinstance(cause, (OSError, BotoCoreError))), failure)
 
@@ -191,8 +192,8 @@ def _fit(job: Job, workers: tuple[int, int], tracking: Tracking) -> None:
 def _worker(config: dict) -> None:
     """What Ray Train runs in each worker.
 
-    A SegrayError is met by all workers at once (see `workers.Place`): they tell the driver and return, since trying
-    again would not mend it. Running out of GPU memory ends one of them: the group is restarted, and returns at once.
+    A SegrayError is raised on all workers at once (see `workers.Place`): they tell the driver and return, since a retry
+    would not help. Running out of GPU memory ends one worker: Ray restarts the group, which then returns at once.
     """
     board, context = config["board"], ray.train.get_context()
     if ray.get(board.begin.remote()):
@@ -207,7 +208,7 @@ def _worker(config: dict) -> None:
 
     def report(values: dict) -> None:
         if place.rank == 0:
-            ray.get(board.add.remote(values))  # the last one, too, is there before this process ends
+            ray.get(board.add.remote(values))  # waits, so that the last one arrives before this process ends
 
     validators = config["validators"]
     try:
@@ -220,7 +221,7 @@ def _worker(config: dict) -> None:
 
 
 class _Deaths(ray.train.UserCallback):
-    """Tells the driver, from the process in which Ray Train watches the workers, why they ended."""
+    """Tells the driver why the workers ended; runs in the process in which Ray Train watches them."""
 
     def __init__(self, board: ray.actor.ActorHandle) -> None:
         self._board = board
@@ -230,7 +231,7 @@ class _Deaths(ray.train.UserCallback):
 
 
 def _reason(errors: dict[int, Exception]) -> str:
-    """Why workers ended, by rank, in one line: the first that died, since others then miss it, or met an error."""
+    """Why the workers ended, in one line: which one died (errors of others follow from that), or met an error."""
     died = [rank for rank, error in errors.items() if hasattr(error, "health_check_failure")]
     if died:
         return f"worker {min(died)} died"
@@ -255,13 +256,13 @@ def _shown(
                     idle_since = time.monotonic()
                 elif time.monotonic() - idle_since > cluster.NO_ROOM_S:
                     log.info(cluster.NO_ROOM, "validator" if begun else "worker")
-                    idle_since = math.inf  # said once, until they begin
+                    idle_since = math.inf  # logged once, until they begin
                 for report in ray.get(board.take.remote(), timeout=10 * POLL_S):
                     console.show(report)
                     tracking.add(report)
                     if "ended" in report:
                         idle_since = time.monotonic()
-            except RayError:  # progress is lost, the training is not
+            except RayError:  # costs some progress lines, not the training
                 continue
 
     thread = threading.Thread(target=watch, name="segray-progress", daemon=True)

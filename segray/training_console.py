@@ -1,4 +1,4 @@
-"""Progress of a training for people: a bar on a terminal, plain lines elsewhere."""
+"""Progress of a training for people to read: a bar on a terminal, plain lines elsewhere."""
 
 from __future__ import annotations
 
@@ -9,15 +9,15 @@ import time
 from tqdm import tqdm
 
 log = logging.getLogger("segray")
-LINE_EVERY_S = 30.0  # within an epoch, where there is no bar
+LINE_EVERY_S = 30.0  # within an epoch, if there is no bar
 
 
 class Console:
     """Shows what the training reports, in the order in which it happened.
 
-    Reports are those of `trainer.run`, and {"ended": why} when the workers did before their time. Steps may run back:
-    after a worker died, to the newest state. The row of an epoch comes when the next one is under way, and after a
-    restart perhaps once more.
+    Reports are those of `trainer.run`, and {"ended": why} when the workers ended early. After a worker died, steps may
+    go back to the newest state. The row of an epoch comes while the next one is under way, and perhaps again after a
+    restart.
     """
 
     def __init__(self, *, epochs: int, steps_per_epoch: int, bar: bool | None = None) -> None:
@@ -26,7 +26,7 @@ class Console:
         self._bar: tqdm | None = None
         self._with_bar = sys.stdout.isatty() if bar is None else bar
         self._miou: float | None = None
-        self._epoch = 0  # the last of which there was a line
+        self._epoch = 0  # the last one for which a line was shown
 
     def show(self, report: dict) -> None:
         """Show one report."""

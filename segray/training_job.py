@@ -1,4 +1,4 @@
-"""What is trained, on what: everything that follows from the settings and the data, on whatever worker."""
+"""What is trained and on what: everything that follows from settings and data and is the same on every worker."""
 
 from __future__ import annotations
 
@@ -26,9 +26,9 @@ from segray.versions import versions
 
 @dataclass(frozen=True, kw_only=True)
 class Job:
-    """The settings, the data and what was found in it. data: its fingerprint.
+    """The settings, the data and its inspection. data: the fingerprint of the data.
 
-    train: large scenes as pieces, see `Inspection.train`. val: large scenes as blocks, see `Inspection.val`.
+    train: samples, large scenes as pieces (see `Inspection.train`). val: large scenes as blocks (see `Inspection.val`).
     """
 
     settings: TrainSettings
@@ -50,7 +50,7 @@ class Job:
         return steps_per_epoch(len(self.train), crops_per_image=crops, batch_size=self.settings.batch_size)
 
     def order(self, epoch: int) -> np.ndarray:
-        """(steps * batch_size, 2) int64: the training image of every crop of an epoch; see `sampling.balanced`."""
+        """(steps * batch_size, 2) int64: image and class of every crop of an epoch; see `sampling.balanced`."""
         images, crops, together = len(self.train), self.inspection.crops_per_image, self.inspection.together
         stream = {"seed": self.settings.seed, "epoch": epoch}
         positions = self.steps * self.settings.batch_size
@@ -58,7 +58,7 @@ class Job:
         counts = np.zeros((images if self.settings.balance else 0, len(self.dataset.classes)), np.int64)
         if self.settings.balance:
             counts[counted_units(images, balance=self.settings.balance)] = self.inspection.class_counts
-        fit = images <= together  # then they are decoded once, whatever the order
+        fit = images <= together  # then each is decoded only once, whatever the order
         return balanced(
             order,
             counts,
@@ -69,7 +69,7 @@ class Job:
         )
 
     def read(self, sample: Sample) -> Labelled:
-        """A sample as the network's input spec has it."""
+        """A sample, read as the network's input spec requires."""
         return read_labelled(self.dataset, sample, self.spec, explicit_bands=self.settings.bands is not None)
 
     def augment(self) -> Augment:
@@ -78,19 +78,19 @@ class Job:
         return replace(named, scale_range=self.settings.scales)
 
     def class_weights(self) -> tuple[float, ...] | None:
-        """The weight of each class in the loss, from its labelled pixels; None where all weigh the same."""
+        """The weight of each class in the loss, from its labelled pixels; None if all weigh the same."""
         return class_weights(self.settings.class_weights, self.inspection.class_pixels)
 
     def network(self, *, pretrained: bool = True) -> nn.Module:
-        """The network before its first step: random weights of the seed, then those pretrained ones that fit.
+        """The network before its first step: random weights from the seed, replaced by the pretrained ones that fit.
 
-        pretrained: False where a state is loaded into it anyway, so that those weights need not be there still.
+        pretrained: False if a state will be loaded into it anyway; the pretrained weights may then be gone.
         """
         settings = self.settings if pretrained else replace(self.settings, weights=None)
         return initial_network(settings, bands=len(self.inspection.bands), classes=len(self.dataset.classes))
 
     def description(self, row: dict, *, precision: str) -> Description:
-        """The model.json of the network after an epoch; row: that of metrics.jsonl."""
+        """What model.json says of the network after an epoch; row: the epoch's row of metrics.jsonl."""
         name, options = parse_network(self.settings.network)
         metrics = {name: row[name] for name in ("val_miou", "val_iou", "classes_in_mean", "pixel_accuracy")}
         training = {
@@ -126,7 +126,7 @@ def initial_network(settings: TrainSettings, *, bands: int, classes: int) -> nn.
 
 
 def _pretrained(weights: str, network: dict) -> dict[str, Tensor]:
-    """The tensors that --weights names; ValueError when they are an earlier model's of another network."""
+    """The tensors that --weights names; ValueError when they are of an earlier model with another network."""
     earlier = earlier_model(weights)
     if earlier and earlier.network != network:
         spelled = earlier.training.get("settings", {}).get("network", earlier.network)

@@ -1,4 +1,4 @@
-"""What a training runs in processes of its own that do not train. They import this file, so it is without torch."""
+"""What a training runs in extra processes that do not train; they import this file, so it does not import torch."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ if TYPE_CHECKING:
 class Board:
     """What the workers tell the driver: reports in order, and the one error that ends the training.
 
-    An actor of its own, so that it outlives the workers.
+    It is an actor, so that it outlives the workers.
     """
 
     def __init__(self) -> None:
@@ -28,17 +28,17 @@ class Board:
         self.error = self.error or sentence
 
     def begin(self) -> str | None:
-        """A worker begins; the error, if there is one."""
+        """Note that a worker has begun; returns the error, if there is one."""
         self.begun = True
         return self.error
 
     def end(self, reason: str) -> None:
-        """The workers have ended, since one of them died or met an error; others may begin."""
+        """Note why the workers ended (one of them died or met an error); new ones may begin."""
         self.begun = False
         self.reports.append({"ended": reason})
 
     def has_begun(self) -> bool:
-        """Whether any worker is at work."""
+        """Whether a worker has begun and they have not ended since."""
         return self.begun
 
     def failure(self) -> str | None:
@@ -52,7 +52,7 @@ class Board:
 
 
 def weights_fit(settings: TrainSettings, *, bands: int, classes: int) -> None:
-    """SegrayError when the pretrained weights do not fit the network: now, rather than met by every worker."""
+    """SegrayError when the pretrained weights do not fit the network: found here, before any worker starts."""
     from segray.training_job import initial_network
 
     initial_network(settings, bands=bands, classes=classes)

@@ -1,7 +1,7 @@
-"""What a training leaves in OUTPUT to be continued from: state/run.json, which says what is trained, and its states.
+"""What a training leaves in OUTPUT to continue from: state/run.json, which says what is trained, and its states.
 
 The state of an epoch is published last, after the model and metrics.jsonl of that epoch: its existence is the commit.
-Within long epochs there are states, too: epoch-0002-step-000480 is that after two epochs and 480 steps of the third.
+Long epochs also have states within: epoch-0002-step-000480 is the one after two epochs and 480 steps of the third.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from segray.places import TRAINING
 from segray.settings import TrainSettings
 from segray.storage import exists, join, publish, read_bytes, read_text, remove
 
-# what changes no step of the training
+# settings that change no step of the training
 NOT_COMPARED = {
     "output", "device", "num_workers", "validators", "keep", "save_minutes", "max_failures", "mlflow", "wandb",
     "overwrite",
@@ -41,7 +41,7 @@ def compared(settings: TrainSettings) -> dict:
 
 
 def read_run(settings: TrainSettings, data: str) -> dict | None:
-    """The run.json of OUTPUT, None when there is none or it is to be overwritten.
+    """The run.json of OUTPUT; None when there is none or it is to be overwritten.
 
     SegrayError naming what differs when OUTPUT holds another training. data: the fingerprint of the data.
     """
@@ -64,14 +64,14 @@ def read_run(settings: TrainSettings, data: str) -> dict | None:
 
 
 def write_run(settings: TrainSettings, data: str, inspection: dict) -> None:
-    """Begin a training: write run.json, after --overwrite has discarded what an earlier one left in OUTPUT.
+    """Begin a training: write run.json, with --overwrite after discarding what an earlier one left in OUTPUT.
 
-    SegrayError when OUTPUT holds results without the state that says what they are of.
+    SegrayError when OUTPUT holds results of a training but not its run.json.
     """
     left = [name for name in OWN if exists(join(settings.output, name))]
     if left and not settings.overwrite:
         raise SegrayError(
-            f"{join(settings.output, left[0])} is there, but not the state of its training; "
+            f"{join(settings.output, left[0])} exists, but not the state of its training; "
             "choose another --output, or discard it with --overwrite"
         )
     for name in left:
@@ -86,9 +86,9 @@ def finished(settings: TrainSettings) -> bool:
 
 
 def save_state(output: str, state: dict, *, keep: int) -> None:
-    """Commit a state of (state["epoch"], state["step"]) in one atomic put, then keep only the last `keep` up to it.
+    """Commit the state of (state["epoch"], state["step"]) in one atomic put, then keep only the last `keep` up to it.
 
-    Those beyond it are damaged, or the training would have continued from them.
+    States beyond it are removed: they are damaged, or the training would have continued from them.
     """
     here, buffer = (state["epoch"], state["step"]), io.BytesIO()
     torch.save(state, buffer)
@@ -101,18 +101,18 @@ def save_state(output: str, state: dict, *, keep: int) -> None:
 
 
 def newest_state(output: str) -> Position:
-    """Where the last state is that can be read; (0, 0) when there is none."""
+    """The position of the last state that can be read; (0, 0) when there is none."""
     return next((position for position in reversed(_positions(output)) if _loads(output, position)), (0, 0))
 
 
 def load_state(output: str, epoch: int, step: int = 0) -> dict:
-    """The state of a position, its tensors on the CPU. Nothing in the file is executed."""
+    """The state at a position, its tensors on the CPU. Nothing in the file is executed."""
     data = read_bytes(_state_uri(output, (epoch, step)))
     return torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
 
 
 def write_history(output: str, history: Sequence[dict]) -> None:
-    """metrics.jsonl: a line an epoch, the whole file in one atomic step."""
+    """Write metrics.jsonl, one line per epoch; the whole file in one atomic step."""
     publish(join(output, "metrics.jsonl"), "".join(json.dumps(row) + "\n" for row in history).encode())
 
 
@@ -134,7 +134,7 @@ def _state_uri(output: str, position: Position) -> str:
 
 
 def _positions(output: str) -> list[Position]:
-    """Where the states are, the newest last."""
+    """The positions of the states, the newest last."""
     names = (posixpath.basename(file.uri) for file in files_if_any(join(output, "state")))
     matches = filter(None, map(STATE_NAME.fullmatch, names))
     return sorted((int(match[1]), int(match[2] or 0)) for match in matches)

@@ -1,4 +1,4 @@
-"""The validation of a training: a part of the split on each worker, or elsewhere, and what the parts make together."""
+"""Validation during training: each worker or validator takes a part of the split, and the parts are joined."""
 
 from __future__ import annotations
 
@@ -19,19 +19,19 @@ from segray.training_job import Job
 from segray.validation import title_of, validate
 
 TILES_A_PASS = 16  # on a GPU
-PICTURES = 4  # images that the page shows
+PICTURES = 4  # images shown on the page
 
 
 @dataclass(frozen=True, kw_only=True)
 class Validated:
-    """What came out. matrix: (K, K + 1) int64 confusion matrix. pictures: of some images, the same ones every time."""
+    """A result. matrix: (K, K + 1) int64 confusion matrix. pictures: of some images, the same ones every time."""
 
     matrix: np.ndarray
     pictures: list[Picture]
 
 
-Validation = Callable[[], Validated]  # which is under way, or done; a call waits for it
-Elsewhere = Callable[[Job, dict[str, Tensor], str], Validation]  # begins one, of weights, in bf16 or fp32
+Validation = Callable[[], Validated]  # one that is under way or done; a call waits for its result
+Elsewhere = Callable[[Job, dict[str, Tensor], str], Validation]  # begins to validate weights, in bf16 or fp32
 
 
 def validate_part(
@@ -43,7 +43,7 @@ def validate_part(
     precision: str,
     pool: ThreadPoolExecutor,
 ) -> Validated:
-    """Some samples of the split. network: in eval mode, on the device. SegrayError: a GPU has too little memory."""
+    """Validate some samples of the split. network: in eval mode, on the device. SegrayError: out of GPU memory."""
     segmenter = Segmenter(
         network,
         job.spec,
@@ -61,7 +61,7 @@ def validate_part(
 
 
 def joined(job: Job, parts: Sequence[Validated]) -> Validated:
-    """The whole split from its parts: the same, however many they are."""
+    """The result for the whole split from its parts: the same, however many there are."""
     titles = [title_of(sample) for sample in spread(job.val, PICTURES)]
     pictures = [picture for part in parts for picture in part.pictures]
     pictures.sort(key=lambda picture: titles.index(picture.title))

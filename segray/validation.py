@@ -1,4 +1,4 @@
-"""Validation: images through the segmenter that deployment uses, large ones block by block, in one confusion matrix."""
+"""Validation with the segmenter that segmentation uses, large images block by block, in one confusion matrix."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ from segray.regions import Region, unless_all, whole_image
 from segray.report import Picture, for_eyes
 from segray.segmenter import Segmenter
 
-PICTURE_SIDE = 320  # pixels, at most: a page has several of each image
+PICTURE_SIDE = 320  # pixels at most: the page has several pictures of each image
 AHEAD = 4  # images read ahead
 
 
 @dataclass(frozen=True, kw_only=True)
 class Truth:
-    """A sample to validate. labelled: the sample alone. region: what its mask is made of, at a block's edges more."""
+    """A sample to validate. labelled: the sample itself. region: what the network sees, beyond a block's edges too."""
 
     sample: Sample
     labelled: Labelled
@@ -39,10 +39,10 @@ def validate(
     read: Callable[[Sample], Labelled],
     pool: ThreadPoolExecutor,
 ) -> tuple[np.ndarray, list[Picture]]:
-    """(K, K + 1) int64 confusion matrix over the samples, each once, and small pictures of those that are shown.
+    """(K, K + 1) int64 confusion matrix over the samples, each once, and small pictures of those in `shown`.
 
-    A sample with a window is a block of a large scene: its mask is that of the whole scene. read: gives the bands of
-    the segmenter's input spec. Without samples the matrix is 0.
+    A sample with a window is a block of a large scene: its mask is the same as in the mask of the whole scene. read:
+    gives the bands of the segmenter's input spec. Without samples the matrix is 0.
     """
     matrix = np.zeros((segmenter.num_classes, segmenter.num_classes + 1), np.int64)
     pictures = []
@@ -58,7 +58,7 @@ def validate(
 
 
 def masks(segmenter: Segmenter, truths: Iterable[Truth]) -> Iterator[tuple[Truth, np.ndarray]]:
-    """Each sample with its (H, W) uint8 mask; batches of tiles run across samples."""
+    """Each sample with its (H, W) uint8 mask; a batch may hold tiles of several samples."""
     waiting: deque[Truth] = deque()
 
     def regions() -> Iterator[Region]:
@@ -95,6 +95,6 @@ def _truth(sample: Sample, *, read: Callable[[Sample], Labelled], lattice: Latti
 
 
 def title_of(sample: Sample) -> str:
-    """The title of a sample's picture, of no other one's."""
+    """The title of a sample's picture, unique to it."""
     window = sample.window
     return sample.key if window is None else f"{sample.key}, from row {window.row_off}, column {window.col_off}"

@@ -1,4 +1,4 @@
-"""Validation beside training: Ray actors that each validate a part of the split while the workers go on."""
+"""Validation beside training: Ray actors each validate a part of the split while the workers train on."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from segray.training_validation import Validated, Validation, joined, validate_p
 
 @dataclass(frozen=True)
 class Validators:
-    """Actors among which the validation split of a job is shared; none where the workers validate."""
+    """The actors that share the validation split of a job; none if the workers validate."""
 
     job: ray.ObjectRef
     actors: list[ActorHandle]
@@ -30,7 +30,7 @@ class Validators:
 
     @classmethod
     def start(cls, job: ray.ObjectRef, count: int, *, gpu: bool, cores: int, max_failures: int) -> Validators:
-        """Start `count` actors with a GPU each, or so many cores; each may die max_failures times."""
+        """Start `count` actors, each with a GPU or with `cores` cores; each may die max_failures times."""
         kind = ray.remote(_Validator).options(
             num_cpus=1 if gpu else cores,
             num_gpus=int(gpu),
@@ -44,7 +44,7 @@ class Validators:
     def begin(self, job: Job, weights: dict[str, Tensor], precision: str) -> Validation:
         """Begin to validate weights of the job's network, in bf16 or fp32.
 
-        The wait raises a SegrayError that is met there, and one when an actor has died for good.
+        Waiting for the result raises a SegrayError when an actor raised one or has died for good.
         """
         shared = ray.put(weights)
         parts = [actor.validate.remote(self.job, shared, precision) for actor in self.actors]
@@ -61,7 +61,7 @@ class Validators:
         return wait
 
     def have_begun(self) -> bool:
-        """Whether all of them found a place."""
+        """Whether all of them have started."""
         return all(ray.wait([ready], timeout=0)[0] for ready in self.ready)
 
     def close(self) -> None:

@@ -1,4 +1,4 @@
-"""What training workers do together: their place, sums over all of them, and errors that end them all at once."""
+"""What training workers share: their place, sums over all of them, and errors that end them all at once."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ Value = TypeVar("Value")
 
 @dataclass(frozen=True, kw_only=True)
 class Place:
-    """A worker's number among how many, its device, and the CPU cores that it may use."""
+    """A worker's rank among world_size, its device, and how many CPU cores it may use."""
 
     rank: int = 0
     world_size: int = 1
@@ -34,22 +34,22 @@ class Place:
         return total
 
     def all_agree(self, true_here: bool) -> bool:
-        """Whether it is true on every worker."""
+        """Whether it is true on every worker; every worker must call this."""
         return int(self.sum(torch.tensor(int(not true_here), device=self.device))) == 0
 
     def from_first(self, value: int) -> int:
-        """The value that rank 0 has."""
+        """The value on rank 0; every worker must call this."""
         return int(self.sum(torch.tensor(value if self.rank == 0 else 0, device=self.device)))
 
     def gather(self, value: Value) -> list[Value]:
-        """What each worker has, in the order of their ranks, on each of them; every worker must call this."""
+        """The values of all workers in the order of their ranks, on each of them; every worker must call this."""
         values = [value] * self.world_size
         if self.world_size > 1:
             dist.all_gather_object(values, value)
         return values
 
     def raise_everywhere(self, error: SegrayError | None) -> None:
-        """SegrayError on every worker when one of them has an error: one that left alone would block the rest."""
+        """SegrayError on every worker if any of them has an error: one that stopped alone would block the rest."""
         sentences = self.gather(str(error) if error else None)
         if error:
             raise error
@@ -58,7 +58,7 @@ class Place:
 
     @contextmanager
     def together(self) -> Iterator[None]:
-        """A block without collective calls, after which every worker raises the SegrayError that any of them met."""
+        """A block without collective calls; after it, a SegrayError that any worker met is raised on all of them."""
         met = None
         try:
             yield
@@ -67,10 +67,10 @@ class Place:
         self.raise_everywhere(met)
 
     def parallel(self, network: nn.Module) -> nn.Module:
-        """The network with its gradients averaged over the workers; its buffers are the same on all of them."""
+        """The network, with gradients averaged over the workers; buffers are not exchanged."""
         if self.world_size == 1:
             return network
         devices = [self.device] if self.device.type == "cuda" else None
         options = {"device_ids": devices, "gradient_as_bucket_view": True}
-        # every batch norm sees all workers, so that their statistics are equal without being sent at each step
+        # batch norms see all workers' data, so their statistics are equal without being sent at each step
         return DistributedDataParallel(network, broadcast_buffers=False, **options)

@@ -13,7 +13,7 @@ from running import contents, kill, kill_actor, run, start, wait_for
 
 from segray.synthetic import scene
 
-ROOM = "make room, and run the same again: what is written stays"
+ROOM = "make room, and run the same command again: what was written is kept"
 
 
 @pytest.fixture(scope="module")

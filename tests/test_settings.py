@@ -117,7 +117,7 @@ def test_wrong_flags_are_one_sentence(flags, sentence):
         ([*TRAIN, "--loss", "dice", "--class_weights", "inverse_log"], "has no effect on --loss dice"),
         ([*TRAIN, "--optimizer", "lion"], "invalid choice: 'lion'"),
         ([*TRAIN, "--optimizer", "adam", "--weight_decay", "0.1"], "--weight_decay 0.1 has no effect on adam"),
-        ([*TRAIN, "--momentum", "0.8"], "--momentum 0.8 has no effect on adamw; leave it out, or take sgd"),
+        ([*TRAIN, "--momentum", "0.8"], "--momentum 0.8 has no effect on adamw; leave it out, or use sgd"),
         ([*TRAIN, "--optimizer", "adam", "--momentum", "0"], "--momentum 0 has no effect on adam; leave it out"),
         ([*TRAIN, "--schedule", "step"], "invalid choice: 'step'"),
         ([*TRAIN, "--warm_up", "1.5"], "--warm_up is 0 to 1, not 1.5"),
@@ -351,7 +351,7 @@ def test_a_store_that_refuses_the_output_is_bad_input(monkeypatch, capsys):
             StoreError("the store refuses the credentials: no such key"),
             "train.py: the store refuses the credentials: no",
         ),
-        (NoCredentialsError(), "the object store does not answer: Unable to locate credentials; once that is mended"),
+        (NoCredentialsError(), "the object store does not answer: Unable to locate credentials; once that is fixed"),
     ],
 )
 @pytest.mark.parametrize("in_task", [False, True])
@@ -410,7 +410,7 @@ def test_a_full_disk_fails_the_job_with_one_sentence(monkeypatch, capsys, code):
     assert run_job(main, TrainSettings) == FAILED
     said = capsys.readouterr().err
     assert said.count("\n") == 1
-    assert "--output /o is full: [Errno 28] No space left on device; make room, and run the same again" in said
+    assert "--output /o is full: [Errno 28] No space left on device; make room, and run the same command" in said
 
 
 @pytest.mark.parametrize(
@@ -420,7 +420,7 @@ def test_a_full_disk_fails_the_job_with_one_sentence(monkeypatch, capsys, code):
         ("/o", "/o/masks/x.tmp", "--output /o"),
         ("/o", "/other", "the disk of /other"),
         ("s3://b/o", "/tmp/segray-1/copy", "the disk of /tmp/segray-1/copy"),
-        ("s3://b/o", None, "a disk of the machine that worked for it"),
+        ("s3://b/o", None, "a disk of a worker's machine"),
     ],
 )
 def test_a_full_disk_is_named(monkeypatch, capsys, output, named, full):

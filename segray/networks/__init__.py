@@ -1,4 +1,4 @@
-"""Networks by name: NETWORKS = {name: builder}. Adding a family is one small file and its entries here.
+"""Networks by name: NETWORKS = {name: builder}. A new family needs one small file and its entries here.
 
 A builder is called with num_classes, in_channels and the network's own options, and returns a module that maps float
 (N, C, H, W) to logits (N, K, H, W) for any H, W >= 1 px. In train mode a network with an auxiliary head returns
@@ -31,7 +31,7 @@ NETWORKS: dict[str, Callable[..., nn.Module]] = {
 
 
 def build_network(name: str, options: Mapping[str, object], *, num_classes: int, in_channels: int) -> nn.Module:
-    """The network of that name with random weights; ValueError names what is known when a name or an option is not."""
+    """The network of that name with random weights; ValueError, with the known ones, on an unknown name or option."""
     _check_name(name)
     if num_classes < 1 or in_channels < 1:
         raise ValueError(f"num_classes and in_channels must be at least 1, but are {num_classes} and {in_channels}")
@@ -42,7 +42,7 @@ def build_network(name: str, options: Mapping[str, object], *, num_classes: int,
 def parse_network(text: str) -> tuple[str, dict[str, object]]:
     """`unet?width=32` -> ("unet", {"width": 32}); `smp/ARCHITECTURE/ENCODER` names a network of the smp family.
 
-    Values are read as int, float, true / false, or text, whichever fits first. ValueError: unknown name, odd spelling.
+    Values are read as int, float, true / false, or text, whichever fits first. ValueError: unknown name, wrong syntax.
     """
     path, _, query = text.partition("?")
     name, *parts = path.split("/")

@@ -1,4 +1,4 @@
-"""What lets a network take any image size and any batch: padding, and a plain word about BatchNorm."""
+"""Padding, so that a network takes any image size, and advice when a batch is too small for BatchNorm."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from torch.nn import functional as F
 def pad_to_multiple(x_NCHW: Tensor, multiple: int, *, least: int = 1) -> Tensor:
     """x with its last row and column repeated until H and W are multiples of `multiple` and at least `least` pixels.
 
-    Repeating, because reflection fails where the padding is wider than the image: a 1 x 1 image is an image.
+    Repeated, not reflected: reflection fails if the padding is wider than the image, such as a 1 x 1 image.
     The caller crops its logits back with [..., :H, :W].
     """
     height, width = x_NCHW.shape[-2:]
@@ -19,7 +19,7 @@ def pad_to_multiple(x_NCHW: Tensor, multiple: int, *, least: int = 1) -> Tensor:
 
 
 def forward_or_advise(module: nn.Module, x_NCHW: Tensor) -> object:
-    """module(x); a batch that is too small to train BatchNorm on becomes a ValueError that says what to do."""
+    """module(x); if the batch is too small to train BatchNorm, a ValueError that says what to do."""
     try:
         return module(x_NCHW)
     except ValueError as error:

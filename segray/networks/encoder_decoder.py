@@ -1,7 +1,7 @@
 """encoder_decoder: the smallest network here, a baseline to compare with; 0.1 M parameters at width 64.
 
-It has no normalisation layers, so a batch is no more than the sum of its images, in whatever parts it is computed.
-Every pixel sees 10 pixels around it in the encoder: enough for colour and texture, not for context.
+It has no normalisation layers, so a batch can be computed in parts with the same result. A feature of the encoder sees
+10 x 10 pixels: enough for colour and texture, not for context.
 """
 
 from __future__ import annotations

@@ -1,9 +1,10 @@
-"""nano: a residual U-shaped network for training from random weights, with context from far away; 3.8 M parameters.
+"""nano: a residual U-shaped network for training from random weights, with long-range context; 3.8 M parameters.
 
-Most of its work is at 1/4 to 1/16 of the resolution, so an image costs about what it costs in `unet`, while a pixel
-sees hundreds of pixels around it and, through the pooled features, the whole tile. With `reduce` it works on an image
-that many times smaller: a tile that covers as many times more costs the same, but fine detail is lost. `pooled=false`
-leaves the pooled features out: from few places they teach what is where, which does not hold elsewhere.
+Most of its work is at 1/4 to 1/16 of the resolution, so an image costs about as much as in `unet`, while a pixel sees
+hundreds of pixels around it and, through the pooled features, the whole tile. With `reduce` it works on an image that
+many times smaller on each side: a tile with that many times the side costs the same, but fine detail is lost.
+`pooled=false` leaves out the pooled features: trained on few places, they learn what is where, which does not hold
+elsewhere.
 """
 
 from __future__ import annotations
@@ -15,15 +16,16 @@ from torch.nn import functional as F
 from segray.networks.any_size import pad_to_multiple
 
 STRIDE = 16  # of the deepest features
-DILATIONS = (1, 2, 4)  # of the blocks there: Yu & Koltun 2016
+DILATIONS = (1, 2, 4)  # of the blocks at that stride: Yu & Koltun 2016
 
 
 class Nano(nn.Module):
-    """Float (N, C, H, W) -> logits (N, K, H, W); in train mode {"out", "aux"} of such, the latter from the encoder.
+    """Float (N, C, H, W) -> logits (N, K, H, W); in train mode {"out": logits, "aux": logits from the encoder}.
 
-    reduce: how many times smaller the image is made first. In train mode the logits stay so small: they are those of
-    every `reduce`-th pixel, the first one `reduce // 2` pixels from the edge, and to enlarge them would cost as much as
-    the network. In eval mode they are enlarged bilinearly. pooled: whether a pixel sees the mean of the whole tile.
+    reduce: how many times smaller each side of the image is made first. In train mode the logits stay that small, since
+    enlarging them would cost as much as the network: they are those of every `reduce`-th pixel, the first one
+    `reduce // 2` pixels from the edge. In eval mode they are enlarged bilinearly. pooled: whether a pixel sees the mean
+    of the whole tile.
     """
 
     def __init__(self, *, num_classes: int, in_channels: int, width: int, reduce: int, pooled: bool) -> None:
@@ -36,7 +38,7 @@ class Nano(nn.Module):
         self.stage16 = nn.Sequential(
             Block(2 * width, deep, stride=2), *(Block(deep, deep, dilation=dilation) for dilation in DILATIONS)
         )
-        self.pooled = nn.Conv2d(deep, deep, 1) if pooled else None  # without norm: an image has one value a channel
+        self.pooled = nn.Conv2d(deep, deep, 1) if pooled else None  # no norm: one value per image and channel
         sizes = [(deep, 2 * width), (2 * width, width), (width, half)]
         self.up = nn.ModuleList(nn.ConvTranspose2d(below, skip, 2, stride=2) for below, skip in sizes)
         self.decoder = nn.ModuleList(_unit(2 * skip, skip) for _, skip in sizes)
@@ -68,7 +70,7 @@ class Nano(nn.Module):
         return {"out": logits_NKHW[..., :rows, :cols], "aux": aux_NKHW[..., :rows, :cols]}
 
     def _enlarged(self, logits_NKHW: Tensor) -> Tensor:
-        """(N, K, H, W) -> (N, K, H * reduce, W * reduce), bilinear; logits stay where they were trained."""
+        """(N, K, H, W) -> (N, K, H * reduce, W * reduce), bilinear; trained logits keep their positions."""
         times, (height, width) = self.reduce, logits_NKHW.shape[-2:]
         around = F.pad(logits_NKHW, (1, 1, 1, 1), mode="replicate")
         size = (height + 1) * times + 1, (width + 1) * times + 1
@@ -78,7 +80,7 @@ class Nano(nn.Module):
 
 
 class Block(nn.Module):
-    """The basic block of ResNet (He et al. 2016): two convolutions beside a shortcut, which is one too if it must."""
+    """The basic block of ResNet (He et al. 2016): two convolutions and a shortcut, which is a convolution if needed."""
 
     def __init__(self, in_channels: int, out_channels: int, *, stride: int = 1, dilation: int = 1) -> None:
         super().__init__()
@@ -95,14 +97,14 @@ class Block(nn.Module):
             )
 
     def forward(self, x: Tensor) -> Tensor:
-        """(N, C, H, W) -> (N, C', H / stride, W / stride), not negative."""
-        # before the shortcut: strided itself, with few channels, oneDNN's backward pass of it writes where it must not
+        """(N, C, H, W) -> (N, C', H / stride, W / stride), no value negative."""
+        # not by a strided shortcut: with few channels, oneDNN's backward pass of that writes out of bounds
         picked = x[..., :: self.stride, :: self.stride] if self.stride > 1 else x
         return F.relu(self.second(self.first(x)) + self.shortcut(picked))
 
 
 def build(*, num_classes: int, in_channels: int, width: int = 64, reduce: int = 1, pooled: bool = True) -> nn.Module:
-    """A Nano of `width` channels at a quarter of the resolution, half as many at half, three times as many at 1/16.
+    """A Nano of `width` channels at 1/4 of the resolution, half as many at 1/2, three times as many at 1/16.
 
     reduce, pooled: see Nano.
     """

@@ -1,4 +1,4 @@
-"""Pretrained weights into a network: names are matched past the prefixes that libraries and wrappers put on them."""
+"""Pretrained weights into a network: names are matched without the prefixes that libraries and wrappers add."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ FLATTENED = re.compile(r"(?<=[a-z])_(\d+)(?=\.)")  # stages_0.x for stages.0.x: 
 
 
 def load_backbone(network: nn.Module, state: Mapping[str, Tensor]) -> int:
-    """Copy every tensor of `state` that fits into the network; the count of tensors taken.
+    """Copy every tensor of `state` that fits into the network; the number of tensors copied.
 
-    `state`: of the whole network, of its backbone or encoder, or of an ImageNet classifier on that backbone. Outside
-    the backbone a tensor of another shape (a head of other classes) is left as it is, and so is the first convolution
-    when the weights are for another number of bands.
-    ValueError: no tensor fits, or the backbone would be filled only in part, which is another architecture.
+    `state`: of the whole network, of its backbone or encoder, or of an ImageNet classifier on that backbone. The
+    network keeps its own tensors if those outside the backbone differ in shape (a head for other classes), and its
+    first convolution if the weights are for another number of bands.
+    ValueError: no tensor fits, or the backbone would be filled only in part, as with another architecture.
     """
     own = {name: tensor for name, tensor in network.state_dict().items() if not name.endswith("num_batches_tracked")}
     given = {bare_name(name): tensor for name, tensor in state.items() if isinstance(tensor, Tensor)}
@@ -28,7 +28,7 @@ def load_backbone(network: nn.Module, state: Mapping[str, Tensor]) -> int:
     if not fits:
         raise ValueError(
             f"none of the {len(given)} pretrained tensors fits the network, by name and shape; "
-            f"it wants {next(iter(own))} {_shape(own)}, and is offered {next(iter(given), 'nothing')} {_shape(given)}"
+            f"it wants {next(iter(own))} {_shape(own)} and is offered {next(iter(given), 'nothing')} {_shape(given)}"
         )
     _check_whole(own, given, fits)
     with torch.no_grad():
@@ -46,7 +46,7 @@ def bare_name(name: str) -> str:
 
 
 def _check_whole(own: Mapping[str, Tensor], given: Mapping[str, Tensor], fits: list[str]) -> None:
-    """ValueError if a tensor of the backbone stays random: training would go on from a broken backbone, silently."""
+    """ValueError if a tensor of the backbone stays random: training would silently start from a broken backbone."""
     backbone = [name for name in own if _in_backbone(name)]
     first = next((name for name in backbone if own[name].ndim == 4), None)
     missed = [name for name in backbone if name not in set(fits) and not _other_bands(name, first, own, given)]
@@ -66,7 +66,7 @@ def _in_backbone(name: str) -> bool:
 
 
 def _other_bands(name: str, first: str | None, own: Mapping[str, Tensor], given: Mapping[str, Tensor]) -> bool:
-    """True if this is the first convolution and the weights differ from it in the number of input bands alone."""
+    """True if this is the first convolution and the weights differ from it only in the number of input bands."""
     offered = given.get(bare_name(name))
     if name != first or offered is None or offered.ndim != 4:
         return False

@@ -1,4 +1,4 @@
-"""smp: every architecture and encoder of segmentation_models_pytorch, an extra: pip install 'segray[smp]'."""
+"""smp: the architectures and encoders of segmentation_models_pytorch, an extra: pip install 'segray[smp]'."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from torch import Tensor, nn
 
 from segray.networks.any_size import forward_or_advise, pad_to_multiple
 
-# Encoders whose source is under terms of its own: prefix -> whose. The rest of the library is MIT, timm is Apache-2.0.
+# Encoders whose source is under other terms: prefix -> terms. The rest of the library is MIT, timm is Apache-2.0.
 RESTRICTED = {
     "mit_": "the NVIDIA Source Code License, which allows non-commercial use only",
     "mobileone_": "Apple's own licence, not an open-source one",
 }
-# What the builder settles itself: weights are neither downloaded nor read (timm unpickles what `checkpoint_path` names,
-# and the options of a model come with it), and a network returns logits and nothing else.
+# What the builder sets itself: weights are neither downloaded nor read (timm would unpickle the file `checkpoint_path`,
+# and options may come from a model's file), and a network returns logits only.
 SETTLED = {
     "self", "encoder_name", "encoder_weights", "in_channels", "classes", "activation", "aux_params", "kwargs",
     "pretrained", "pretrained_cfg", "pretrained_cfg_overlay", "checkpoint_path", "cache_dir",
@@ -29,7 +29,7 @@ SIZES = {"dpt": (2, 2), "pan": (1, 8)}
 
 
 class AnySize(nn.Module):
-    """A network of the library that takes any H, W >= 1 px: padded to what it needs, logits cropped back.
+    """A network of the library that takes any H, W >= 1 px: input padded as it needs, logits cropped back.
 
     multiple, least: what H and W of the network's own input must be a multiple of, and at least, in pixels.
     """
@@ -37,7 +37,7 @@ class AnySize(nn.Module):
     def __init__(self, network: nn.Module, *, multiple: int, least: int) -> None:
         super().__init__()
         self.network = network
-        network.requires_divisible_input_shape = False  # seen to here; the library's check of sizes cannot be traced
+        network.requires_divisible_input_shape = False  # ensured here; the library's check cannot be traced
         self.multiple = multiple
         self.least = least
 
@@ -66,12 +66,12 @@ def build(
     library = _library()
     _check_names(library, architecture, encoder, options)
     if architecture == "dpt":
-        options.setdefault("dynamic_img_size", True)  # else its transformer takes images of one size only
+        options.setdefault("dynamic_img_size", True)  # else its transformer takes images of only one size
     try:
         network = library.create_model(
             architecture, encoder, encoder_weights=None, in_channels=in_channels, classes=num_classes, **options
         )
-    except (RuntimeError, TypeError, KeyError, AssertionError) as error:  # a value, or an encoder of timm, is unknown
+    except (RuntimeError, TypeError, KeyError, AssertionError) as error:  # an unknown value or timm encoder
         given = ", ".join(f"{name}={value}" for name, value in options.items()) or "no options"
         reason = " ".join(str(error).split())
         raise ValueError(f"smp/{architecture}/{encoder} cannot be made with {given}: {reason}") from error
@@ -94,9 +94,9 @@ def _check_licence(encoder: str, allow_noncommercial: bool) -> None:
 def _check_names(library: ModuleType, architecture: str, encoder: str, options: dict[str, object]) -> None:
     architectures = library.MODEL_ARCHITECTURES_MAPPING
     _check_known("architecture", architecture, architectures)
-    from_timm = encoder.startswith("tu-")  # has keywords of its own, which timm checks
-    if ":" in encoder or "/" in encoder:  # hf-hub:NAME, local-dir:PATH: timm would fetch those, or read what lies there
-        raise ValueError(f"encoder {encoder!r} names a place; give the name of an architecture, as tu-resnet18")
+    from_timm = encoder.startswith("tu-")  # has its own keywords, which timm checks
+    if ":" in encoder or "/" in encoder:  # hf-hub:NAME, local-dir:PATH: timm would fetch or read those
+        raise ValueError(f"encoder {encoder!r} names a place; give the name of an architecture, such as tu-resnet18")
     if not from_timm:
         _check_known("encoder", encoder, library.encoders.encoders)
     settings = set(inspect.signature(architectures[architecture]).parameters) - SETTLED
@@ -113,7 +113,7 @@ def _check_known(kind: str, name: str, known: Collection[str]) -> None:
 
 
 def _freeze_unused(network: AnySize, *, in_channels: int) -> None:
-    """Freeze the parameters that no logit depends on, as pspnet's last stages: data-parallel training waits for them.
+    """Freeze the parameters that no logit depends on (pspnet's last stages): data-parallel training waits for them.
 
     They are found with one backward pass, in eval mode: no statistics and no random numbers change.
     """

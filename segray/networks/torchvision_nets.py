@@ -1,6 +1,6 @@
 """Segmentation networks of torchvision, with random weights: nothing is ever downloaded.
 
-The state of each has torchvision's own names, so weights from there load with load_backbone.
+Their tensors keep torchvision's names, so its weights load with load_backbone.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from segray.networks.any_size import forward_or_advise
 
 
 class TorchvisionNet(nn.Module):
-    """Backbone, classifier and auxiliary classifier of a torchvision network; the last only works in train mode."""
+    """Backbone, classifier and auxiliary classifier of a torchvision network; the last is used only in train mode."""
 
     def __init__(self, network: nn.Module) -> None:
         super().__init__()
@@ -21,9 +21,9 @@ class TorchvisionNet(nn.Module):
         self.aux_classifier = getattr(network, "aux_classifier", None)
 
     def forward(self, x_NCHW: Tensor) -> Tensor | dict[str, Tensor]:
-        """Logits (N, K, H, W), or {"out", "aux"} of such in train mode; ValueError: batch too small for BatchNorm."""
+        """Logits (N, K, H, W), in train mode {"out", "aux"} of them; ValueError: batch too small for BatchNorm."""
         features = forward_or_advise(self.backbone, x_NCHW)
-        # the lite R-ASPP classifier joins two feature maps and takes the dictionary, the others take the last map
+        # the lite R-ASPP classifier takes the dictionary of two feature maps, the others take the last map
         seen = features.get("out", features)
         logits_NKHW = _resize(forward_or_advise(self.classifier, seen), x_NCHW)
         if not self.training or self.aux_classifier is None:
@@ -53,7 +53,7 @@ def lraspp_mobilenet_v3_large(*, num_classes: int, in_channels: int) -> nn.Modul
 
 
 def _build(name: str, num_classes: int, in_channels: int, *, aux_loss: bool) -> nn.Module:
-    from torchvision.models import segmentation  # 4 seconds of import that no other network should pay for
+    from torchvision.models import segmentation  # takes 4 s to import; other networks should not pay for it
 
     network = getattr(segmentation, name)(
         weights=None, weights_backbone=None, num_classes=num_classes, aux_loss=aux_loss
@@ -65,7 +65,7 @@ def _build(name: str, num_classes: int, in_channels: int, *, aux_loss: bool) -> 
 
 def _replace_first_convolution(backbone: nn.Module, in_channels: int) -> None:
     name, old = next((name, module) for name, module in backbone.named_modules() if isinstance(module, nn.Conv2d))
-    # neither backbone has a bias there: normalisation follows
+    # neither backbone has a bias there, as normalisation follows
     new = nn.Conv2d(in_channels, old.out_channels, old.kernel_size, old.stride, old.padding, bias=False)
     nn.init.kaiming_normal_(new.weight, mode="fan_out")  # as torchvision does in both backbones
     parent, _, attribute = name.rpartition(".")
