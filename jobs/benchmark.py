@@ -6,8 +6,8 @@
     python jobs/benchmark.py --what lattice --model OUT/model --data LABELLED
     python jobs/benchmark.py --what loading --data LABELLED
 
-Imagery and model are made up unless --archive and --model are given. On a node of a Ray cluster it measures that
-cluster as long as it is one machine:
+Imagery and model are made up unless --archive and --model are given. Submitted to a Ray cluster, the job measures
+that cluster; the stages need a cluster of one machine:
     ray job submit --working-dir . -- python jobs/benchmark.py --output /tmp/segray-benchmark
 
 Exit status: 0 done; 1 failed; 2 bad usage or input.
@@ -23,7 +23,7 @@ from segray.settings import BenchmarkSettings
 
 def main(settings: BenchmarkSettings) -> int:
     """Measure, and print the tables."""
-    from segray.benchmark import benchmark, lines  # takes seconds, which --help and a wrong flag need not wait for
+    from segray.benchmark import benchmark, lines  # takes seconds, for which --help and errors in flags need not wait
 
     report = benchmark(settings)
     for line in lines(report):

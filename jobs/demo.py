@@ -1,10 +1,10 @@
-"""The whole line on imagery that the demo makes itself: train, evaluate, segment, export, pages with pictures.
+"""Run all jobs on imagery that the demo generates: train, evaluate, segment and export, with pages to look at.
 
     python jobs/demo.py
     ray job submit --working-dir . -- python jobs/demo.py --output /shared/segray-demo
 
-A few minutes on two cores. The same command again continues where it was stopped; another number of
-epochs starts afresh with --overwrite. Exit status: 0 done; 1 failed; 2 bad usage or input.
+A few minutes on two cores. The same command again continues where it stopped; to change the number
+of epochs, add --overwrite, which starts afresh. Exit status: 0 done; 1 failed; 2 bad usage or input.
 """
 
 import io

@@ -1,13 +1,13 @@
-"""Evaluate a model on labelled images, by the path that segmentation takes.
+"""Evaluate a model on labelled images, by the same code path as segmentation.
 
 On this machine:
     python jobs/evaluate.py --model OUT/model --data LABELLED --split val --output SCORES
 
-On a Ray cluster (RAY_AUTH_MODE as the cluster was started with):
+On a Ray cluster (with the RAY_AUTH_MODE that it was started with):
     ray job submit --working-dir . -- python jobs/evaluate.py \\
         --model s3://bucket/OUT/model --data s3://bucket/LABELLED --split val --output s3://bucket/SCORES
 
-With --calibrate the model gets the temperature that fits the split; keep another split to test on.
+With --calibrate the temperature that fits the split is written into the model; keep another split to test on.
 
 Exit status: 0 done; 1 failed; 2 bad usage or input.
 """

@@ -3,7 +3,7 @@
 On this machine:
     python jobs/export.py --masks MASKS --output FILES --format cog
 
-On a Ray cluster (RAY_AUTH_MODE as the cluster was started with):
+On a Ray cluster (with the RAY_AUTH_MODE that it was started with):
     ray job submit --working-dir . -- python jobs/export.py \\
         --masks s3://bucket/MASKS --output s3://bucket/FILES --format cog,polygons
 

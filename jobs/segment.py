@@ -3,7 +3,7 @@
 On this machine:
     python jobs/segment.py --model OUT/model --archive IMAGES --output MASKS
 
-On a Ray cluster (RAY_AUTH_MODE as the cluster was started with):
+On a Ray cluster (with the RAY_AUTH_MODE that it was started with):
     ray job submit --working-dir . -- python jobs/segment.py \\
         --model s3://bucket/OUT/model --archive s3://bucket/IMAGES --output s3://bucket/MASKS
 

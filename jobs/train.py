@@ -1,6 +1,6 @@
 """Train a segmentation network on labelled imagery.
 
-On a laptop, which needs nothing but the package (Ray starts by itself):
+On a laptop, with nothing but the package (Ray starts by itself):
     python jobs/train.py --data ./labelled --output ./trained
 On a Ray cluster, from the root of this repository:
     ray job submit --address http://HEAD:8265 --working-dir . -- \
@@ -20,7 +20,7 @@ from segray.settings import TrainSettings
 
 def main(settings: TrainSettings) -> int:
     """Train and say where the model is."""
-    from segray.training import train  # takes seconds, which --help and a wrong flag need not wait for
+    from segray.training import train  # takes seconds, for which --help and errors in flags need not wait
 
     result = train(settings)
     if result["val_miou"] is None:

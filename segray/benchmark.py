@@ -1,4 +1,4 @@
-"""The benchmark job: what segmentation costs, as ratios inside one run, since machines differ and drift."""
+"""The benchmark job: the cost of segmentation, as ratios within one run, since machines differ and drift."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from segray.storage import join, publish
 from segray.throughput import stages_table
 from segray.versions import versions
 
-# Each gives {"rows": dicts of the same keys, "notes": sentences} for people, and what else benchmark.json should hold.
+# Each returns {"rows": dicts with the same keys, "notes": sentences}, which are printed, and more for benchmark.json.
 WHAT: dict[str, Callable[[BenchmarkSettings], dict]] = {
     "stages": stages_table,
     "memory": memory_table,
@@ -31,7 +31,7 @@ WHAT: dict[str, Callable[[BenchmarkSettings], dict]] = {
 
 
 def benchmark(settings: BenchmarkSettings) -> dict:
-    """Measure what --what names; the content of benchmark.json. SegrayError on bad input."""
+    """Measure what --what names, write benchmark.json and return its content. SegrayError on bad input."""
     tables = {name: WHAT[name](settings) for name in settings.measurements}
     now = datetime.now(UTC).isoformat(timespec="seconds")
     report = {"date": now, "machine": machine(), "settings": asdict(settings), "tables": tables}
@@ -40,7 +40,7 @@ def benchmark(settings: BenchmarkSettings) -> dict:
 
 
 def machine() -> dict:
-    """What the figures were measured on."""
+    """The cores, GPUs and library versions of this machine."""
     import torch
 
     gpus = [torch.cuda.get_device_name(number) for number in range(torch.cuda.device_count())]
@@ -48,7 +48,7 @@ def machine() -> dict:
 
 
 def lines(report: dict) -> list[str]:
-    """A report as text: of each table its rows, aligned, and its notes."""
+    """A report as lines of text: the rows of each table, aligned, and its notes."""
     made_of = report["machine"]
     parts = [f"{made_of['cores']} cores of {made_of['cpu']}", *made_of["gpus"], report["date"]]
     found = [", ".join(parts)]
@@ -58,7 +58,7 @@ def lines(report: dict) -> list[str]:
 
 
 def aligned(rows: list[dict]) -> list[str]:
-    """Rows of the same keys as lines of aligned columns below the keys."""
+    """Rows with the same keys as lines of aligned columns, with the keys on top."""
     if not rows:
         return []
     cells = [list(rows[0]), *([_cell(value) for value in row.values()] for row in rows)]

@@ -1,4 +1,4 @@
-"""What a benchmark makes up when it is given nothing: archives of repeated scenes, and a model with random weights."""
+"""What a benchmark uses if none is given: archives of repeated scenes, and a model with random weights."""
 
 from __future__ import annotations
 
@@ -24,9 +24,9 @@ QUALITY = 90  # of the JPEG tiles
 
 
 def make_raster(uri: str, size: int, *, flat: bool = False) -> str:
-    """A tiled, georeferenced GeoTIFF of size x size pixels, unless it is there; its URI.
+    """Make a tiled, georeferenced GeoTIFF of size x size pixels, unless it exists; its URI.
 
-    flat: squares of one colour in place of scenes, which compress to some hundredths: for sizes beyond the disk.
+    flat: squares of one colour instead of scenes, which compress to a few hundredths, for sizes that disks cannot hold.
     """
     if exists(uri):
         return uri
@@ -40,7 +40,7 @@ def make_raster(uri: str, size: int, *, flat: bool = False) -> str:
 
 
 def make_tiles(uri: str, count: int) -> str:
-    """A folder of that many JPEG tiles, unless it is there; its URI."""
+    """Make a folder of that many JPEG tiles, unless it exists; its URI."""
     if exists(join(uri, f"{count - 1:06d}.jpg")):
         return uri
     pattern = _pattern().transpose(1, 2, 0)
@@ -54,7 +54,7 @@ def make_tiles(uri: str, count: int) -> str:
 
 
 def make_model(uri: str, network: str, *, tile: int = 512, overlap: int = 64) -> str:
-    """A model directory of a network with random weights, always the same ones, unless it is there; its URI."""
+    """Make a model directory of a network with random weights (always the same), unless it exists; its URI."""
     import torch
 
     from segray.networks import build_network, parse_network
@@ -76,7 +76,7 @@ def make_model(uri: str, network: str, *, tile: int = 512, overlap: int = 64) ->
 def archive_of(settings: BenchmarkSettings, *, side: int, times: int = 1, flat: bool = False) -> str:
     """The archive of a benchmark: the one given, else imagery made up under OUTPUT.
 
-    side: of the GeoTIFF in pixels. times: how many times as many JPEG tiles as --count.
+    side: of the GeoTIFF in pixels. times: a factor on --count, the number of JPEG tiles.
     """
     if settings.archive:
         return settings.archive

@@ -1,6 +1,6 @@
-"""The plain loop over tiles that most people write first, to compare with: one tile at a time, sums of the whole scene.
+"""The plain loop over tiles that most people write first, to compare with: tile by tile, with sums of the whole scene.
 
-It takes the same tiles with the same weights as segray does, so that its masks must be the same.
+It uses the same tiles and weights as segray, so its masks must be the same.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
 
 def check_local(*uris: str) -> None:
-    """SegrayError unless the plain loop can read and write there."""
+    """SegrayError unless all of them are local, as the plain loop needs."""
     for uri in uris:
         if local_path(uri) is None:
             raise SegrayError(f"the plain loop of --peer reads and writes local files, but {uri} is on a store")
@@ -40,10 +40,10 @@ def check_local(*uris: str) -> None:
 def plain_loop(
     images: list[str], masks: list[str], *, model: str, spec: InputSpec, blend: str, device: str = "cpu"
 ) -> dict:
-    """Segment rasters in fp32, each into a GeoTIFF of its mask; {"seconds", "peak_memory"} (bytes).
+    """Segment rasters in fp32, each into a mask GeoTIFF; gives {"seconds", "peak_memory"} (bytes).
 
-    The seconds are of the work alone: the model is loaded, and the libraries imported, before. Images and masks are
-    local paths: see `check_local`.
+    The seconds are those of the work alone: libraries are imported and the model is loaded before. Images and masks
+    are local paths (see `check_local`).
     """
     import torch
 
@@ -58,7 +58,7 @@ def plain_loop(
 
 
 def agreement(output: str, shards: int, *, fmt: str, masks: dict[str, str]) -> float:
-    """The share of pixels on which the mask shards of an output agree with masks in GeoTIFFs, by image."""
+    """The share of pixels on which an output's mask shards agree with mask GeoTIFFs. masks: image URI -> GeoTIFF."""
     same = total = 0
     for shard in range(shards):
         for row, png in read_masks(output, shard, fmt):

@@ -1,4 +1,4 @@
-"""What grows with an archive and what does not: memory, time a megapixel; and what tile, overlap and blend change."""
+"""Whether memory and time a megapixel grow with an archive, and what tile, overlap and blend change."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ from segray.throughput import SPANS, run_job
 
 log = logging.getLogger("segray")
 MEMORY_SIDE, GROWTH_SIDE = 6000, 4000  # of the smallest made-up GeoTIFF, pixels
-MEMORY_NETWORK = "encoder_decoder?width=8"  # cheap: what is asked is what comes with it
-GROWTH_NETWORK = "unet"  # the smallest archive must take seconds, since actors begin and end up to one apart
+MEMORY_NETWORK = "encoder_decoder?width=8"  # cheap: the question is what everything else takes
+GROWTH_NETWORK = "unet"  # the smallest archive must take seconds, since actors start and end up to a second apart
 MEMORY_TIMES = 10  # in each direction
 GROWTH_TIMES = (1, 2, 4)  # in each direction
 _seconds = SPANS["first shard to last commit"]
@@ -32,10 +32,10 @@ LATTICES = ((256, 32), (256, 64), (512, 64), (512, 128), (1024, 64), (1024, 128)
 
 
 def memory_table(settings: BenchmarkSettings) -> dict:
-    """Peak memory of the driver and of the largest worker of each kind on a scene, and on one ten times the side.
+    """Peak memory of the driver and of the largest worker of each kind on a scene, and on one of ten times its side.
 
-    With --image tiles the second archive has 100 times as many. The job runs in a driver of its own, on a Ray of its
-    own.
+    With --image tiles, the second archive has 100 times as many tiles. Each job runs in a new process, its driver,
+    which starts Ray or attaches to the cluster.
     """
     if settings.archive:
         raise SegrayError("memory compares two archives that it makes up; leave --archive out")
@@ -61,7 +61,7 @@ def memory_table(settings: BenchmarkSettings) -> dict:
 
 
 def _sizes(job: SegmentSettings) -> dict:
-    """A job run in this process: megapixels, shards, seconds, and the peak memory in bytes of each kind of process."""
+    """Run a job in this process: megapixels, shards, seconds, and the peak memory in bytes of each kind of process."""
     summary = run_job(job)
     counts = {"mpx": _mpx(summary), "shards": summary["shards"]["total"]}
     return {**counts, "seconds": summary["seconds"], "peak_memory": summary["peak_memory"]}
@@ -84,7 +84,7 @@ def growth_table(settings: BenchmarkSettings) -> dict:
     notes = []
     for place, row in enumerate(rows[1:], 1):
         ratio = median(_seconds_a_mpx(found[place]) / _seconds_a_mpx(found[0]) for found in rounds)
-        notes.append(f"{row['mpx']:.4g} Mpx: {ratio:.2f} times the time a Mpx of the first")
+        notes.append(f"{row['mpx']:.4g} Mpx: {ratio:.2f} times as long per Mpx as the first")
     return {"rows": rows, "notes": notes}
 
 
@@ -109,7 +109,7 @@ def _seconds_a_mpx(summary: dict) -> float:
 def lattice_table(settings: BenchmarkSettings) -> dict:
     """mIoU, seam disagreement and Mpx/s on labelled images, by tile, overlap and blend.
 
-    Tiles that are larger than the images are left out. The rate is from the first shard's start to the last commit.
+    Tiles larger than the first image are left out. The rate is from the first shard's start to the last commit.
     """
     samples = open_dataset(settings.data).samples(settings.split)
     header = read_header(samples[0].image)
@@ -118,7 +118,7 @@ def lattice_table(settings: BenchmarkSettings) -> dict:
         if tile <= min(header.height, header.width):
             rows += [_of_lattice(settings, samples, tile=tile, overlap=overlap, blend=blend) for blend in BLENDS]
     skipped = sorted({tile for tile, _ in LATTICES if tile > min(header.height, header.width)})
-    notes = [f"images of {header.height} x {header.width} pixels take no tiles of {tile}" for tile in skipped]
+    notes = [f"images of {header.height} x {header.width} pixels are too small for tiles of {tile}" for tile in skipped]
     return {"rows": rows, "notes": [f"{len(samples)} images of {settings.data}, {settings.split}", *notes]}
 
 

@@ -1,4 +1,4 @@
-"""Which images of a split a page shows: the worst, the middle and the best, found as they come, on any workers."""
+"""Which images of a split a page shows: worst, median and best, picked as results come in from any worker."""
 
 from __future__ import annotations
 
@@ -8,15 +8,15 @@ from dataclasses import dataclass, replace
 from segray.grid import Window
 from segray.report import Picture
 
-EACH = 2  # of the worst, of the middle, of the best
-SPREAD = 32  # images, about, of which those in the middle are shown: where the middle is, is known when all are counted
+EACH = 2  # of the worst, the median and the best
+SPREAD = 32  # about as many images, evenly spread, are kept to show the median of: it is known only when all are scored
 
-Rank = tuple[float, str]  # mIoU and key: no two images have the same
+Rank = tuple[float, str]  # mIoU and key, so that no two images have the same
 
 
 @dataclass(frozen=True, kw_only=True)
 class Candidate:
-    """An image that may be shown. number: in the split. errors: the window with the most of them, if there are any."""
+    """An image that may be shown. number: its place in the split. errors: the window with the most, if there are any."""
 
     rank: Rank
     number: int
@@ -25,7 +25,7 @@ class Candidate:
 
 
 class Showcase:
-    """The candidates so far. Of n images a worker makes pictures of some 32 + 4 log(n), since few beat all before."""
+    """The candidates so far. Of n images a worker draws some 32 + 4 log(n), since few beat all those before."""
 
     def __init__(self, images: int) -> None:
         self.stride = max(1, images // SPREAD)
@@ -34,18 +34,18 @@ class Showcase:
         self.candidates: list[Candidate] = []
 
     def wants(self, number: int, rank: Rank) -> bool:
-        """Whether an image may be one to show, as far as is known now."""
+        """Take note of an image's rank; whether it may be shown, as far as is known now."""
         self.lowest = sorted({*self.lowest, rank})[:EACH]
         self.highest = sorted({*self.highest, rank})[-EACH:]
         return self._holds(number, rank)
 
     def add(self, candidates: Iterable[Candidate]) -> None:
-        """Take in candidates of a worker, and drop those that others have beaten."""
+        """Add candidates of a worker, and drop those that others have beaten."""
         self.candidates += [found for found in candidates if self.wants(found.number, found.rank)]
         self.candidates = [found for found in self.candidates if self._holds(found.number, found.rank)]
 
     def shown(self, ranks: Sequence[Rank]) -> list[Candidate]:
-        """Those to show, worst first, the notes of their pictures saying why; ranks: of all images, in any order."""
+        """Those to show, worst first, each with a note that says why. ranks: of all images, in any order."""
         place = {rank: number for number, rank in enumerate(sorted(ranks))}
         ranked = sorted(self.candidates, key=lambda found: found.rank)
         each, middle = min(EACH, max(1, len(place) // 3)), (len(place) - 1) / 2

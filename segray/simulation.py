@@ -1,4 +1,4 @@
-"""The control plane measured without GPUs: real chain and real plans, with stand-ins that take a device's time."""
+"""The control plane, measured without GPUs: the real pipeline and plans, with stand-ins that take a GPU's time."""
 
 from __future__ import annotations
 
@@ -35,22 +35,22 @@ from segray.walk import Reading, Segmented
 from segray.work import Costs, Work
 
 GPUS, SECONDS_A_SHARD, IMAGES = (8, 64, 256), (2.0, 8.0), (10**5, 10**6, 10**7)
-SHARDS_A_GPU = 15  # of a run: enough for a steady middle
-MOST_PROCESSES = 32  # of 190 MB each; more GPUs are threads of these
-STAGE_CORES = 32  # logical cores for reading and writing; Ray Data gives each a task a turn of its 0.1 s loop
+SHARDS_A_GPU = 15  # in a run: enough for a steady middle
+MOST_PROCESSES = 32  # of 190 MB each; further GPUs are threads of these
+STAGE_CORES = 32  # logical cores for reading and writing; each gets one task per turn of Ray Data's 0.1 s loop
 SPEC = InputSpec(bands=(0, 1, 2), scale=1 / 255, mean=(0.5,) * 3, std=(0.25,) * 3)
 PIXEL = whole_image(np.zeros((3, 1, 1), np.uint8), np.ones((1, 1), bool))
-CONTROL = ("driver", "raylet", "gcs_server", "ray_actors")  # who steers, beside the workers
+CONTROL = ("driver", "raylet", "gcs_server", "ray_actors")  # what steers the workers
 
 
 def cluster_table(settings: BenchmarkSettings) -> dict:
-    """How near the shards of stand-in GPUs come to the ideal, and the CPU time that steering them takes."""
+    """How near stand-in GPUs come to the ideal rate, and the CPU time that steering them takes."""
     cases = [{"gpus": gpus, "seconds": seconds} for gpus, seconds in product(GPUS, SECONDS_A_SHARD)]
     rows = [_alone(simulate, **case, shards=case["gpus"] * SHARDS_A_GPU) for case in cases]
     fastest = 1000 / min(row["driver_cpu_ms"] for row in rows)
     notes = [
         f"a driver that does nothing else steers at most {fastest:.0f} shards a second on a core like this one",
-        "the stand-ins share this machine's cores with their driver: where it is busy, the ratio is the machine's",
+        "the stand-ins share this machine's cores with their driver: where those are busy, they limit the ratio",
     ]
     return {"rows": rows, "notes": notes}
 
@@ -63,10 +63,11 @@ def planning_table(settings: BenchmarkSettings) -> dict:
 
 
 def simulate(*, gpus: int, seconds: float, shards: int) -> dict:
-    """Segment that many shards on a Ray of this process's own, whose GPUs are threads that wait `seconds` a shard.
+    """Segment that many shards on a Ray started here, whose GPUs are threads that wait `seconds` a shard.
 
-    ratio: shards a second, in the middle of the run, over what so many GPUs could do. CPU milliseconds a shard of
-    the driver, of all that steers, and of the workers; busy: the share of this machine's cores that they take.
+    ratio: shards a second in the middle of the run, over what so many GPUs could do. *_cpu_ms: CPU milliseconds a shard
+    of the driver, of all that steers (driver included), and of the workers. busy: the share of this machine's cores
+    that all processes take.
     """
     totals, moments = Totals(), []
     first, last = shards // 5, shards * 4 // 5
@@ -129,7 +130,7 @@ def plan_listing(*, images: int, shard_pixels: int) -> dict:
 
 
 class MadeUpListing:
-    """An archive of small pictures that are nowhere, listed in no time."""
+    """An archive of small pictures that do not exist, listed in no time."""
 
     skipped = 0
 
@@ -145,21 +146,21 @@ class MadeUpListing:
 
 @dataclass(frozen=True, kw_only=True)
 class SimulatedWork(Work):
-    """A work whose shards are one pixel: read and written in no time, and `seconds` on a device that is a thread."""
+    """Work on images of one pixel, read and written in no time; each takes `seconds` on a device that is a thread."""
 
     seconds: float
 
     def readings(self, items: list[Item]) -> Iterator[Reading]:
-        """A pixel an item."""
+        """One pixel per item."""
         for item in items:
             yield Reading(place=Place(image=item.image, etag=item.etag), region=PIXEL)
 
     def segmenter(self) -> Waiting:
-        """The stand-in of the network."""
+        """The stand-in for the network."""
         return Waiting(self.seconds)
 
     def pool_options(self, *, staged: bool) -> dict:
-        """Those of actors of several devices: a shard at a time on each, and as many in flight as every device has."""
+        """Options for actors of several devices: each runs one shard at a time, with as many in flight as usual."""
         options = super().pool_options(staged=staged)
         in_flight = options["max_tasks_in_flight_per_actor"] * self.threads
         return {
@@ -167,7 +168,7 @@ class SimulatedWork(Work):
         }  # fmt: skip
 
     def publish(self, shard: int, results: Iterable[Segmented], costs: Costs, *, role: str = "actor") -> dict:
-        """The row of a shard that is written nowhere."""
+        """The result row of a shard, of which nothing is written."""
         images = len(list(results))
         totals = Totals(shards=1, windows=images, images=Counter({OK: images}), pixels=images, class_pixels=[images, 0])
         costs.note_peak(role)
@@ -177,19 +178,19 @@ class SimulatedWork(Work):
 
 @dataclass(frozen=True)
 class Waiting:
-    """The stand-in of a network: every region takes it so many seconds."""
+    """The stand-in for a network, which takes `seconds` for every region."""
 
     seconds: float
 
     def segment(self, regions: Iterable[Region]) -> Iterator[list[WindowMask]]:
-        """No mask of any region."""
+        """Wait, and give no mask, for every region."""
         for _ in regions:
             time.sleep(self.seconds)
             yield []
 
 
 def _alone(function: Any, **arguments: Any) -> dict:
-    """The result of a function in a process of its own: CPU time and peak memory are then its own too."""
+    """The result of a function run in a new process, so that CPU time and peak memory are its alone."""
     with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
         return pool.submit(function, **arguments).result()
 
@@ -216,13 +217,13 @@ def _work(folder: str, *, seconds: float, threads: int) -> SimulatedWork:
 
 
 def _cores() -> int:
-    import psutil  # Ray brings it, and makes it known when it is imported
+    import psutil  # comes with Ray, and can be imported once Ray is
 
     return len(psutil.Process().cpu_affinity())
 
 
 def _cpu_seconds() -> dict[str, float]:
-    """CPU seconds so far of this process and of Ray's beneath it, by what they are."""
+    """CPU seconds so far of this process and of its descendants, which are Ray's, by role."""
     import psutil
 
     found = dict.fromkeys((*CONTROL, "workers", "other"), 0.0)

@@ -1,4 +1,4 @@
-"""How much of the ideal a segmentation reaches: its stages alone, the whole job, and beside it the plain loop."""
+"""How near a segmentation comes to its ideal speed: each stage alone, the whole job, and a plain loop beside it."""
 
 from __future__ import annotations
 
@@ -27,9 +27,9 @@ from segray.work import Work
 log = logging.getLogger("segray")
 SIDE = 10_000  # of the made-up GeoTIFF, pixels
 NETWORK = "unet"
-COUNTED = ("decoding", "network", "writing")  # decoding reads the bytes, too; listing is over before a shard starts
+COUNTED = ("decoding", "network", "writing")  # decoding includes reading; listing ends before the first shard starts
 JOB_DETAILS = ("seconds", "call_seconds", "start_up_seconds", "stage_seconds", "peak_memory", "actors")
-SPANS = {  # what of a job's time is counted
+SPANS = {  # the part of a job's time that is counted
     "first shard to last commit": lambda summary: summary["seconds"] - (summary["start_up_seconds"] or 0.0),
     "with the actors' start-up": lambda summary: summary["seconds"],
     "with plan and report": lambda summary: summary["call_seconds"],
@@ -38,7 +38,7 @@ SPANS = {  # what of a job's time is counted
 
 @dataclass(frozen=True, kw_only=True)
 class Subject:
-    """What is measured: a job, what its workers know, and an output of it that is done. mpx: of the archive."""
+    """What is measured: a job, its work, and `done`, a finished output of it. mpx: megapixels of the archive."""
 
     job: SegmentSettings
     work: Work
@@ -50,10 +50,10 @@ class Subject:
 
 
 def stages_table(settings: BenchmarkSettings) -> dict:
-    """Each stage alone, the whole job, and what of the ideal it reaches; with --peer also the plain loop.
+    """Each stage alone, the whole job, and the share of the ideal that it reaches; with --peer also the plain loop.
 
-    The ideal is the slowest stage where there is a GPU, else the CPU time of all stages over the cores. It takes every
-    tile of an image once, and nothing to start. Medians over rounds; in each, all is measured one after the other.
+    The ideal speed is that of the slowest stage where there is a GPU, else the cores over the CPU time of all stages.
+    It counts every tile of an image once, and no start-up. Figures are medians over rounds, each of all measurements.
     """
     if settings.peer:
         check_local(settings.output, *([settings.archive] if settings.archive else []))
@@ -76,9 +76,9 @@ def stages_table(settings: BenchmarkSettings) -> dict:
 
 
 def run_job(job: SegmentSettings) -> dict:
-    """Segment into an output that is emptied before; the summary with the seconds of the whole call as `call_seconds`.
+    """Empty the output and segment into it; the summary, with the seconds of the whole call as `call_seconds`.
 
-    SegrayError when more images failed than --max_failed allows: its time would mean nothing.
+    SegrayError when more images failed than --max_failed allows, as the time would then mean nothing.
     """
     remove(job.output)
     start = time.perf_counter()
@@ -100,7 +100,7 @@ def ideal(costs: dict[str, Cost], *, cores: int, gpus: int) -> tuple[float, str]
 
 
 def _subject(settings: BenchmarkSettings) -> Subject:
-    """Imagery, model and Ray made ready, and the job run once: caches and Ray's processes are warm from here on."""
+    """Prepare imagery, model and Ray, and run the job once, so that caches and Ray's processes are warm."""
     archive = archive_of(settings, side=settings.size or SIDE)
     model = model_of(settings, settings.network or NETWORK)
     done = join(settings.output, "warm-up")
@@ -166,7 +166,7 @@ def _table(rounds: list[dict], subject: Subject, tiles: dict) -> dict:
 
 
 def _row(name: str, costs: list[Cost], subject: Subject, best: float) -> dict:
-    """A stage: its share is of the cores' time, or with GPUs how busy it would be at the ideal rate."""
+    """A stage's row; `share` is its share of the cores' time or, with GPUs, how busy it would be at the ideal rate."""
     rate = median(cost.rate for cost in costs) * (max(1, subject.gpus) if name == "network" else 1)
     cpu = median(cost.cpu_seconds / cost.amount for cost in costs)
     share = best / rate if subject.gpus else best * cpu / subject.cores
@@ -183,7 +183,7 @@ def _notes(table: dict, tiles: dict, subject: Subject) -> list[str]:
 
 
 def _time_of_workers(rounds: list[dict[str, float]]) -> str:
-    """What the job's workers did, over all rounds; reading goes on in threads beside it and is left out."""
+    """How the job's workers spent their time in all rounds, without reading, which goes on in threads of its own."""
     total = sum((Counter(seconds) for seconds in rounds), Counter())
     del total["reading"]
     whole = total.total()
@@ -200,7 +200,7 @@ def _plain_loop(subject: Subject, masks: dict[str, str]) -> dict:
 
 
 def _comparison(rounds: list[dict], subject: Subject, masks: dict[str, str]) -> dict:
-    """Seconds of the plain loop over those of the job, and the share of pixels with the same class in both."""
+    """Speed and memory of the plain loop, how many times as fast the job is, and how many pixels get the same class."""
     fmt, precision = subject.job.formats[-1], subject.work.precision
     agreements = {precision: agreement(subject.job.output, subject.shards, fmt=fmt, masks=masks)}
     if precision != "fp32":

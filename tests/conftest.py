@@ -25,11 +25,11 @@ from segray.masks import encode_png
 from segray.storage import join, publish
 from segray.synthetic import CLASSES, scene
 
-# Ray's workers would give way to the tests that wait for them in loops: on two cores both took several times as long.
+# By default Ray's workers yield to the tests that poll for them: on two cores both took several times as long.
 os.environ.setdefault("RAY_worker_niceness", "0")
-GUEST = "AKIASEGRAYGUEST"  # may read what lies below open/ in the bucket of the tests, and nothing else
+GUEST = "AKIASEGRAYGUEST"  # may read only what lies below open/ in the tests' bucket
 SPLITS = {"train": 4, "val": 2, "test": 2}
-LONGEST = (  # files of tests, the longest first
+LONGEST = (  # test files, the slowest first
     "test_restarts.py", "test_cluster.py", "test_segmentation.py", "test_scaling.py", "test_exporting.py",
     "test_training.py", "test_benchmark.py", "test_planning.py", "test_pipeline.py", "test_evaluation.py",
     "test_throughput.py", "test_simulation.py", "test_overviews.py",
@@ -37,9 +37,9 @@ LONGEST = (  # files of tests, the longest first
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Begin with the files that run whole jobs, the longest first.
+    """Begin with the files that run whole jobs, the slowest first.
 
-    A file is the work of one process: begun last, a long one would go on alone while the other process has no more.
+    Each file runs in one process: a slow one that began last would leave the other process idle.
     """
     places = {name: place for place, name in enumerate(LONGEST)}
     items.sort(key=lambda item: places.get(item.path.name, len(places)))
@@ -76,7 +76,7 @@ def labelled_folder(write_folder: Callable[[str], str], tmp_path: Path) -> str:
 
 @pytest.fixture(scope="session")
 def small_model(tmp_path_factory: pytest.TempPathFactory) -> str:
-    """The path of a model for tests in which any will do."""
+    """The path of a small model, for tests that need just any."""
     from models import write_small_model  # imports torch
 
     return write_small_model(str(tmp_path_factory.mktemp("small") / "model"))
@@ -101,28 +101,28 @@ def s3(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     command = [weed, "server", f"-dir={folder}", "-ip=127.0.0.1", "-ip.bind=127.0.0.1", "-s3", f"-s3.port={port[0]}"]
     command += [f"-s3.config={folder / 's3.json'}", f"-master.port={port[1]}", f"-volume.port={port[2]}"]
     command += [f"-filer.port={port[3]}", "-master.volumeSizeLimitMB=64", "-volume.max=50"]
-    command += ["-s3.port.iceberg=0", "-s3.port.lance=0"]  # else two servers could not run side by side
-    command += ["-master.electionTimeout=1s", "-master.heartbeatInterval=100ms"]  # else it takes longer to start
+    command += ["-s3.port.iceberg=0", "-s3.port.lance=0"]  # off, or two servers could not run side by side
+    command += ["-master.electionTimeout=1s", "-master.heartbeatInterval=100ms"]  # the server starts sooner
     with (folder / "log").open("wb") as log, pytest.MonkeyPatch.context() as environment:
         server = subprocess.Popen(command, stdout=log, stderr=log, cwd=folder)
         environment.setenv("AWS_ACCESS_KEY_ID", key)
         environment.setenv("AWS_SECRET_ACCESS_KEY", secret)
         environment.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{port[0]}")
         environment.setenv("AWS_DEFAULT_REGION", "us-east-1")
-        s3fs.S3FileSystem.clear_instance_cache()  # an instance of before would go to another server
+        s3fs.S3FileSystem.clear_instance_cache()  # cached instances point at another server
         try:
             _wait_for(port[0], server, timeout_s=60)
             _make_bucket("segray-test", timeout_s=60)
             yield "s3://segray-test"
         finally:
             s3fs.S3FileSystem.clear_instance_cache()
-            server.kill()  # its files are thrown away, and an orderly end takes half a minute
+            server.kill()  # an orderly shutdown takes half a minute, and its files are thrown away
             server.wait(30)
 
 
 @pytest.fixture
 def become(s3: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[str, str], None]]:
-    """A function that sets a variable of the environment from which the credentials come."""
+    """A function that sets an environment variable that holds credentials."""
 
     def change(name: str, value: str) -> None:
         monkeypatch.setenv(name, value)
@@ -134,7 +134,7 @@ def become(s3: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[str, 
 
 @pytest.fixture
 def no_credentials(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """A process that finds no credentials for S3, whose retries have no pauses."""
+    """A process without S3 credentials, whose retries do not pause."""
     for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_PROFILE"):
         monkeypatch.delenv(name, raising=False)
     for name in ("AWS_SHARED_CREDENTIALS_FILE", "AWS_CONFIG_FILE"):
@@ -163,7 +163,7 @@ def _wait_for(port: int, server: subprocess.Popen, timeout_s: float) -> None:
 
 
 def _make_bucket(name: str, timeout_s: float) -> None:
-    """Make a bucket as soon as the server can store objects."""
+    """Make a bucket, waiting until the server can store objects."""
     deadline = time.monotonic() + timeout_s
     while True:
         try:

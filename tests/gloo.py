@@ -1,4 +1,4 @@
-"""Two real gloo processes for tests of what workers do together."""
+"""Two real gloo processes, for tests of what workers do together."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def run_two(function: Callable[[int, Path], None], folder: Path) -> None:
 def mean_gradient(network: torch.nn.Module) -> torch.Tensor:
     """The mean over the workers of all gradients of a network, as one vector.
 
-    DistributedDataParallel takes this mean too, but needs 4 seconds to be imported.
+    DistributedDataParallel computes the same mean, but takes 4 seconds to import.
     """
     gradients = [parameter.grad for parameter in network.parameters() if parameter.requires_grad]
     summed = torch.cat([gradient.flatten() for gradient in gradients])

@@ -1,4 +1,4 @@
-"""Finished segmentations for tests: the shards and the summary that segment.py leaves, of masks that a test knows."""
+"""Finished segmentations for tests: the shards and the summary that segment.py writes, with masks that tests choose."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ class Image:
 
 
 def ids(height: int, width: int, *, seed: int = 0) -> np.ndarray:
-    """(height, width) uint8 patches of the classes and of no data."""
+    """(height, width) uint8 patches of the classes and of 255, no data."""
     rng = np.random.default_rng(seed)
     coarse = rng.choice(np.array([0, 1, 2, IGNORE], np.uint8), (-(-height // 16), -(-width // 16)))
     return coarse.repeat(16, 0).repeat(16, 1)[:height, :width]
@@ -48,7 +48,7 @@ def ids(height: int, width: int, *, seed: int = 0) -> np.ndarray:
 def write_masks(
     uri: str, images: list[Image], *, archive: str, window: int = 100, rows_a_shard: int = 3, formats: str = "parquet"
 ) -> str:
-    """The OUTPUT of a segmentation of those images; its URI."""
+    """Write the OUTPUT of a segmentation of those images; its URI."""
     rows = (row for image in images for row in _rows(image, window))
     shards, counts = 0, np.zeros(len(CLASSES), np.int64)
     while chunk := list(islice(rows, rows_a_shard)):
@@ -70,7 +70,7 @@ def _rows(image: Image, size: int) -> Iterator[MaskRow]:
     height, width = image.mask.shape
     place = Place(image=image.uri, etag="e", height=height, width=width, crs=image.crs, transform=image.transform)
     for number, window in enumerate(windows(height, width, size)):
-        if number in image.failed:  # what is known of an image that cannot be read: its size, from its header
+        if number in image.failed:  # of an unreadable image only its size is known, from its header
             yield failed_row(Place(image=image.uri, etag="e", height=height, width=width), window, "it is torn")
         else:
             yield mask_row(place, _result(image, window), CLASSES)

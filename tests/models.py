@@ -22,7 +22,7 @@ CLASSES = [
 
 
 class Positional(nn.Module):
-    """An adversary: its logits depend on where in the tile a pixel stands, so that every wrong tile shows."""
+    """An adversary: its logits depend on a pixel's place in the tile, so that every misplaced tile shows."""
 
     def __init__(self, tile: int, bands: int = 3, classes: int = len(CLASSES)) -> None:
         super().__init__()
@@ -38,7 +38,7 @@ class Positional(nn.Module):
 
 
 def write_model(uri: str, *, tile: int = 32, overlap: int = 8, bands: int = 3) -> str:
-    """A model directory with program.pt2 and a hand-written model.json; its URI."""
+    """Write a model directory with program.pt2 and a hand-made model.json; its URI."""
     example = (torch.zeros(2, bands, tile, tile),)
     program = torch.export.export(Positional(tile, bands), example, dynamic_shapes=({0: torch.export.Dim("n")},))
     buffer = io.BytesIO()
@@ -59,16 +59,16 @@ def write_model(uri: str, *, tile: int = 32, overlap: int = 8, bands: int = 3) -
 
 
 def write_small_model(uri: str) -> str:
-    """A model directory of a small network of the project, whose masks hold all classes; its URI.
+    """Write a model directory of one of the project's networks, whose masks hold all classes; its URI.
 
-    Processes load it some two seconds faster than a program.
+    It loads some two seconds faster than a program.
     """
     options = {"width": 8}
     with torch.random.fork_rng(devices=[]), torch.no_grad():
         torch.manual_seed(3)
         network = build_network("encoder_decoder", options, num_classes=len(CLASSES), in_channels=3)
         network.head.bias.zero_()
-        network.head.weight.sub_(network.head.weight.mean(dim=0))  # else one class wins everywhere
+        network.head.weight.sub_(network.head.weight.mean(dim=0))  # or one class would win everywhere
     spec = InputSpec(bands=(0, 1, 2), scale=1 / 255, mean=(0.4,) * 3, std=(0.05,) * 3, tile=32, overlap=8)
     described = {"name": "encoder_decoder", "options": options}
     classes = Classes.from_json(CLASSES, 255, source="models.py")

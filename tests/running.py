@@ -15,7 +15,7 @@ ROOT = Path(__file__).parents[1]
 
 
 def environment() -> dict[str, str]:
-    """An environment in which a job starts a small Ray of its own, in a temporary folder of its own."""
+    """An environment in which a job starts a small Ray of its own, in its own temporary folder."""
     short = tempfile.mkdtemp(prefix="sr", dir="/tmp")  # the paths of Ray's sockets must stay under 108 characters
     return {**os.environ, "RAY_AUTH_MODE": "disabled", "RAY_TMPDIR": short, "OMP_NUM_THREADS": "1"}
 
@@ -36,13 +36,13 @@ def run(job: str, **settings: object) -> tuple[int, str, str]:
 
 
 def kill(process: subprocess.Popen) -> None:
-    """SIGKILL to the driver alone: what it started must find out by itself."""
+    """SIGKILL to the driver alone: the processes that it started must notice by themselves."""
     os.kill(process.pid, signal.SIGKILL)
     process.communicate(timeout=300)
 
 
 def kill_actor(process: subprocess.Popen) -> bool:
-    """SIGKILL to one actor that segments at this moment, if there is one; whether there was."""
+    """SIGKILL to one actor that is segmenting, if there is one; whether there was."""
     for entry in Path("/proc").iterdir():
         try:
             session = int((entry / "stat").read_text().rsplit(")", 1)[1].split()[3]) if entry.name.isdigit() else -1
@@ -55,7 +55,7 @@ def kill_actor(process: subprocess.Popen) -> bool:
 
 
 def wait_for(condition: Callable[[], bool], *, timeout_s: float = 500, every_s: float = 0.02) -> bool:
-    """Whether a condition came true in time."""
+    """Whether a condition comes true in time."""
     end = time.monotonic() + timeout_s
     while time.monotonic() < end:
         if condition():

@@ -1,4 +1,4 @@
-"""Georeferenced scenes with labels, for tests: small rasters and features that a test knows."""
+"""Georeferenced scenes with labels, for tests: small rasters and features that tests choose."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ def features(shapes: list[BaseGeometry], crs: str | None, ending: str, **attribu
 
 
 def write_scenes(uri: str, files: dict[str, bytes], **legend: object) -> str:
-    """A set of scenes: classes.json and files by their paths; its URI."""
+    """Write a set of scenes (classes.json, and files by their paths); its URI."""
     publish(join(uri, "classes.json"), json.dumps({"classes": CLASSES, "ignore_index": 255, **legend}).encode())
     for name, content in files.items():
         publish(join(uri, name), content)

@@ -1,4 +1,4 @@
-"""Every nasty picture is read as viewers show it, or refused in one sentence; the contract of every archive format."""
+"""Every odd picture is read as viewers show it, or refused in one sentence; the contract of every archive format."""
 
 from __future__ import annotations
 
@@ -104,7 +104,7 @@ def test_pictures_are_read_as_viewers_show_them(tmp_path, name):
 @pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP"])
 @pytest.mark.parametrize("orientation", range(1, 9))
 def test_photographs_are_upright(tmp_path, orientation, kind):
-    turn = {  # what the camera did to the upright picture: rows and columns in terms of EXIF's definition
+    turn = {  # how a camera stores the upright picture, for each of EXIF's orientations
         1: SMOOTH, 2: SMOOTH[:, ::-1], 3: SMOOTH[::-1, ::-1], 4: SMOOTH[::-1], 5: SMOOTH.transpose(1, 0, 2),
         6: np.rot90(SMOOTH, 1), 7: SMOOTH.transpose(1, 0, 2)[::-1, ::-1], 8: np.rot90(SMOOTH, -1),
     }  # fmt: skip

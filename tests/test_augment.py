@@ -40,9 +40,9 @@ def test_shapes_types_and_fill(sample: Sample, size: int, seed: int, name: str) 
     pixels, valid, mask = crop(sample, Augment.named(name, crop=size, nadir=True), seed)
     assert (pixels.shape, valid.shape, mask.shape) == ((2, size, size), (size, size), (size, size))
     assert (pixels.dtype, valid.dtype, mask.dtype) == (sample[0].dtype, bool, np.uint8)
-    assert valid.all()  # what lies beyond is the image reflected
+    assert valid.all()  # beyond the image lies its reflection
     assert set(np.unique(mask)) <= {*np.unique(sample[2]), 255}
-    assert (mask != 255).any() or name == "auto"  # one pixel, made smaller, may vanish
+    assert (mask != 255).any() or name == "auto"  # a single pixel, reduced, may vanish
     assert (pixels >= 20 - 1e-3).all(), "something has leaked into the image"
 
 
@@ -132,7 +132,7 @@ def test_a_crop_holds_the_pixel_that_it_must(shape: tuple[int, int], size: int, 
     augment, rng = Augment.named("none", crop=size, nadir=True), np.random.default_rng(seed)
     cut = crop_sample(*sample, augment=augment, rng=rng, around=around)[2]
     assert (cut == 1).sum() == 1
-    assert (cut != 255).sum() == np.prod([min(size, n) for n in shape])  # no more lies outside than must
+    assert (cut != 255).sum() == np.prod([min(size, n) for n in shape])  # no more of it lies outside than must
 
 
 @settings(deadline=None)
@@ -146,7 +146,7 @@ def test_a_crop_holds_the_pixel_that_it_must_however_it_is_scaled(shape: tuple, 
     pixels, _, cut = crop_sample(*sample, augment=augment, rng=np.random.default_rng(seed), around=around)
     assert 1 <= (cut == 1).sum() <= math.ceil(zoom + 1) ** 2
     if zoom >= 1:
-        assert pixels[0][cut == 1].max() >= pixels.max() / 2  # where it lies in the image
+        assert pixels[0][cut == 1].max() >= pixels.max() / 2  # the pixels came along with the label
 
 
 def test_a_pixel_that_a_crop_must_hold_may_be_anywhere_in_it() -> None:
@@ -200,7 +200,7 @@ def test_no_data_never_leaks_into_valid_pixels(nodata: float, scale: float) -> N
 def test_resizing_is_one_weighted_mean_of_the_square(
     side: int, size: int, dtype: str, box: tuple, holes: float
 ) -> None:
-    """To the bit: leaving out the rows and columns that hold nothing changes nothing."""
+    """To the bit: leaving out rows and columns of weight zero changes nothing."""
     rng = np.random.default_rng(side * 41 + size)
     pixels = (rng.random((3, side, side)) * 200).astype(dtype)
     valid = rng.random((side, side)) >= holes

@@ -16,7 +16,7 @@ def small() -> nn.Module:
 
 
 def change(network: nn.Module, seed: int) -> None:
-    """New values for all that the average holds."""
+    """Give new values to all that the average holds."""
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for tensor in network.state_dict().values():

@@ -18,7 +18,7 @@ VOID = (0.1, 0.9)  # of each worker's crops
 
 
 class NormAct(nn.BatchNorm2d):
-    """As timm's BatchNormAct2d: the activation that follows is a part of the norm."""
+    """Like timm's BatchNormAct2d: the activation that follows is part of the norm."""
 
     def __init__(self, channels: int) -> None:
         super().__init__(channels)
@@ -56,7 +56,7 @@ def network_of(text: str) -> nn.Module:
 
 
 def batch(rank: int) -> tuple[Tensor, Tensor]:
-    """Crops of a worker; of the other one more, brighter and with more void."""
+    """A worker's crops; the other one has more of them, brighter and with more void."""
     count = 2 + rank
     generator = torch.Generator().manual_seed(rank)
     images = torch.randn(count, 3, 33, 40, generator=generator, dtype=torch.float64) * (1 + rank) + rank
@@ -81,7 +81,7 @@ CASES = ["unet?width=4", "nano?width=8", "odd"]
 
 
 def work(rank: int, folder: Path) -> None:
-    """What a process finds, in each case."""
+    """What a process computes in each case."""
     found = {text: learn(synchronise(network_of(text), gpu=False), *batch(rank)) for text in CASES}
     torch.save(found, folder / f"{rank}.pt")
 

@@ -1,4 +1,4 @@
-"""The benchmark job on tiny imagery: the shape of what it says, and that its figures fit each other; never a time."""
+"""The benchmark job on tiny imagery: the shape of its report, and that its figures fit each other; never a time."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def test_the_whole_job_is_held_against_the_ideal(measured):
     table = measured[1]["tables"]["stages"]
     assert table["mpx"] == pytest.approx(0.49)
     rates = [row["mpx_per_s"] for row in table["whole_job"]]
-    assert rates == sorted(rates, reverse=True)  # the more is counted, the slower
+    assert rates == sorted(rates, reverse=True)  # a span that counts more is slower
     for row in table["whole_job"]:
         assert row["ratio"] == pytest.approx(row["mpx_per_s"] / table["ideal_mpx_per_s"])
     job = table["jobs"][0]

@@ -28,7 +28,7 @@ def blobs(seed: int, height: int, width: int, void: float = 0.0) -> tuple[np.nda
 
 
 def region(mask: np.ndarray, known: np.ndarray, index: int, width: int) -> np.ndarray:
-    """By definition: pixels of a class that see another class, or the outside, in the square around them."""
+    """By definition: pixels of a class with another class, or the outside, in the square around them."""
     found = np.zeros(mask.shape, bool)
     for row, col in zip(*np.nonzero((mask == index) & known)):
         rows, cols = np.meshgrid(*(np.arange(at - width, at + width + 1) for at in (row, col)), indexing="ij")
@@ -93,7 +93,7 @@ def test_what_is_ignored_changes_nothing_and_is_no_contour() -> None:
     assert np.array_equal(counts, boundary_counts(truth, other, K, width=3))
     alone = np.zeros((40, 40), np.uint8)
     alone[15:25, 15:25] = 255
-    frame = 40 * 40 - 34 * 34  # the edge alone is contour
+    frame = 40 * 40 - 34 * 34  # only the image's edge counts as contour
     assert boundary_counts(alone, np.zeros_like(alone), 1, width=3).tolist() == [[frame, frame]]
 
 

@@ -53,7 +53,7 @@ def made_logits(seed: int, count: int, scale: float) -> tuple[np.ndarray, np.nda
 @pytest.mark.parametrize("seed", range(4))
 def test_ece_is_that_of_torchmetrics(seed: int) -> None:
     truth, prediction, confidences = random_case(seed)
-    share = confidences.astype(np.float64) / WHOLE  # of the predicted class; the others have the rest in equal parts
+    share = confidences.astype(np.float64) / WHOLE  # of the predicted class; the others share the rest equally
     probabilities = np.repeat(((1 - share) / (K - 1))[..., None], K, axis=-1)
     np.put_along_axis(probabilities, prediction[..., None].astype(int), share[..., None], axis=-1)
     oracle = MulticlassCalibrationError(K, n_bins=BINS, norm="l1", ignore_index=255)
@@ -154,7 +154,7 @@ def test_the_temperature_has_the_least_nll(scale: float) -> None:
 
 @pytest.mark.parametrize(("truth", "edge"), [(0, 0.1), (1, 10.0)])
 def test_a_temperature_stays_in_its_range(truth: int, edge: float) -> None:
-    logits = np.array([[5.0, 0.0, 0.0]], np.float32)  # always right, or always wrong: the more or the less the better
+    logits = np.array([[5.0, 0.0, 0.0]], np.float32)  # always right, or always wrong: the best temperature is a limit
     counts = nll_counts(np.array([truth], np.uint8), logits, TEMPERATURES)
     assert best_temperature(counts) == pytest.approx(edge)
 
@@ -175,6 +175,6 @@ def test_pixels_are_chosen_by_their_place_in_the_image(row: int, col: int, size:
 def test_pixels_are_chosen_evenly() -> None:
     hit = chosen(range(1024), range(2048))
     assert hit.mean() == pytest.approx(1 / 16, rel=0.01)
-    for stride in (2, 4, 8, 32):  # what a network makes of a pixel depends on its place in the network's strides
+    for stride in (2, 4, 8, 32):  # a pixel's logits depend on its place in the network's strides
         shares = [hit[r::stride, c::stride].mean() for r in range(stride) for c in range(stride)]
         assert max(shares) < 1.5 / 16 and min(shares) > 0.5 / 16

@@ -25,7 +25,7 @@ def test_the_top_class_is_the_first_of_the_largest(classes):
     values = torch.randint(0, 4, (classes, 30, 40), generator=torch.Generator().manual_seed(0)).float()
     value, label = top_class(values, dim=0)
     assert torch.equal(value, values.amax(0))
-    assert torch.equal(label.long(), torch.from_numpy(values.numpy().argmax(0)))  # numpy's takes the first
+    assert torch.equal(label.long(), torch.from_numpy(values.numpy().argmax(0)))  # numpy takes the first of equals
     assert torch.equal(top_class(values[None], dim=1)[1][0], label)
 
 
@@ -70,9 +70,9 @@ def test_tiles_may_come_in_any_groups(blend):
 
 
 def test_seams_are_counted_as_their_definition_has_them():
-    """A pixel is disputed when not all of the tiles that see it have the same top class."""
+    """A pixel is disputed when the tiles that see it do not all have the same top class."""
     canvas = canvas_of("taper")
-    labels = np.full((4, 200, 200), IGNORE, np.uint8)  # rows and columns of tiles, even and odd, on a plane each
+    labels = np.full((4, 200, 200), IGNORE, np.uint8)  # a plane each for tiles of even and odd rows and columns
     for row in canvas.row_axis.tiles:
         for col in canvas.col_axis.tiles:
             part = np.s_[2 * (row % 2) + col % 2, row * 10 : row * 10 + 16, col * 10 : col * 10 + 16]
@@ -89,7 +89,7 @@ def test_seams_are_counted_as_their_definition_has_them():
 
 @pytest.mark.parametrize(("classes", "share"), [(1, 0.0), (2, 1.0)])
 def test_seams_of_few_classes_are_counted(classes, share):
-    region = whole_image(np.zeros((3, 26, 26), np.uint8), np.ones((26, 26), bool))  # of four tiles
+    region = whole_image(np.zeros((3, 26, 26), np.uint8), np.ones((26, 26), bool))  # four tiles
     canvas = canvas_on(region, num_classes=classes)
     for row, col in canvas.tiles:
         tile = torch.zeros(1, classes, 16, 16)
@@ -114,7 +114,7 @@ def test_a_seam_without_data_counts_nowhere():
     assert result.seam_disagreement == 0.0
 
 
-@pytest.mark.parametrize("overlap", [0, 5, 6])  # that of 5 has unequal halves
+@pytest.mark.parametrize("overlap", [0, 5, 6])  # 5 has unequal halves
 def test_a_cropped_pixel_is_that_of_the_tile_whose_middle_is_nearest(overlap):
     canvas, stride, half = canvas_of("crop", overlap), 16 - overlap, overlap // 2
     expected = np.full((200, 200), IGNORE, np.uint8)
@@ -165,7 +165,7 @@ def test_a_region_without_data_needs_no_tile(size):
 
 @pytest.mark.parametrize("size", [(16, 16), (9, 16), (1, 2), (5, 13)])
 def test_images_of_one_tile_are_decided_as_on_a_canvas(size):
-    """Two windows make a canvas necessary; what comes out must not show it."""
+    """With two windows a canvas is needed; the results must not show it."""
     rng = np.random.default_rng(5)
     pixels = rng.integers(0, 256, (3, *size), dtype=np.uint8)
     valid = rng.random(size) > 0.2
@@ -193,6 +193,6 @@ def test_images_of_one_tile_are_decided_as_on_a_canvas(size):
 @pytest.mark.parametrize("classes", [2, 32, 33, 254])
 def test_a_gpu_counts_classes_as_bincount_does(classes):
     label = torch.from_numpy(np.random.default_rng(classes).integers(0, 256, (3, 300, 50), dtype=np.uint8))
-    label[0] = 1  # more in a column than a byte counts
+    label[0] = 1  # more tiles in a column than a byte can count
     expected = [np.bincount(one.numpy().ravel(), minlength=256)[:classes] for one in label]
     assert (compared_counts(label, classes).numpy() == np.array(expected)).all()

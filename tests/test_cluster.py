@@ -72,15 +72,15 @@ def test_an_address_at_which_no_ray_answers_is_one_sentence() -> None:
 
 
 def answers(url: str) -> bool:
-    """Whether a server gives a page."""
+    """Whether a server answers with a page."""
     with suppress(OSError), urlopen(url, timeout=10):
         return True
     return False
 
 
 def end(head: subprocess.Popen) -> None:
-    """Kill a head and all that it started: nothing of it is of use any more, and an orderly end takes half a minute."""
-    import psutil  # comes with Ray, and is found once that is imported
+    """Kill a head and all that it started; an orderly end takes half a minute and nothing is needed any more."""
+    import psutil  # comes with Ray, and can be imported once Ray is
 
     for process in [psutil.Process(head.pid), *psutil.Process(head.pid).children(recursive=True)]:
         with suppress(psutil.NoSuchProcess):
@@ -90,7 +90,7 @@ def end(head: subprocess.Popen) -> None:
 
 
 def session_of(leader: int) -> list[str]:
-    """What still runs of the session that a process began."""
+    """The processes still running of the session that a process began."""
     import psutil
 
     found = []
@@ -102,7 +102,7 @@ def session_of(leader: int) -> list[str]:
 
 
 def submit(head: str, job: str, **settings: object) -> tuple[JobStatus, str]:
-    """(status, output) of a job that is submitted and waited for."""
+    """Submit a job and wait for it; (status, output)."""
     client = JobSubmissionClient(head)
     number = client.submit_job(entrypoint=shlex.join(command(job, settings)), runtime_env={"working_dir": str(ROOT)})
     assert wait_for(lambda: client.get_job_status(number).is_terminal(), every_s=0.2)
@@ -110,7 +110,7 @@ def submit(head: str, job: str, **settings: object) -> tuple[JobStatus, str]:
 
 
 def submit_by_hand(head: str, job: str, **settings: object) -> tuple[int, str]:
-    """(exit status of `ray job submit`, its output), as users give the command."""
+    """Run `ray job submit` as users do; (exit status, output)."""
     prefix = [RAY, "job", "submit", "--address", head, "--working-dir", str(ROOT), "--"]
     done = subprocess.run([*prefix, *command(job, settings)], capture_output=True, text=True, timeout=500, check=False)
     return done.returncode, done.stdout + done.stderr

@@ -147,7 +147,7 @@ def test_a_copy_that_is_handed_out_while_others_go_stays(monkeypatch, folder):
     def before_it_is_used(path: str) -> list[os.DirEntry]:
         entries = list(scan(path))
         for entry in entries:
-            entry.stat()  # which an entry remembers
+            entry.stat()  # cached by the entry
         os.utime(used)
         return entries
 

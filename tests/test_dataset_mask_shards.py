@@ -53,7 +53,7 @@ FINGERPRINT = plans.fingerprint(archive="", listing="", images=0, model="", sett
 def images_at(uri: str, count: int) -> list[Image]:
     masks = [ids(20, 30, seed=k) for k in range(count)]
     for mask in masks:
-        mask[0, 0] = 1  # else some would have no data at all
+        mask[0, 0] = 1  # or some would have no data at all
     return [Image(uri=join(uri, f"in/{k}.tif"), mask=mask) for k, mask in enumerate(masks)]
 
 
@@ -71,7 +71,7 @@ def test_every_mask_arrives_exactly(store, formats):
     uri = segmented(store, images, formats=formats)
     dataset, found = open_dataset(uri), everything(uri)
     assert (dataset.classes, dataset.nadir) == (CLASSES, True)
-    assert found.keys() == {image.uri for image in images[:12]}  # those with nothing to learn from are left out
+    assert found.keys() == {image.uri for image in images[:12]}  # those without labels are left out
     for image in images[:12]:
         sample = found[image.uri][1]
         assert np.array_equal(read(dataset, sample).mask, image.mask)
@@ -123,7 +123,7 @@ def test_members_of_archives_are_evaluated(local_ray, tmp_path):
 
 
 def test_splits_are_shares_that_images_keep():
-    place = "memory://splits-of-mask-shards"  # fixed, as the hashes of the URIs then are
+    place = "memory://splits-of-mask-shards"  # fixed, so that the hashes of the URIs are
     images = images_at(place, 60)
     before = {image: split for image, (split, _) in everything(segmented(place, images[:30])).items()}
     after = everything(segmented(place, images))

@@ -27,7 +27,7 @@ from segray.grid import Window, windows
 from segray.masks import IGNORE
 
 IMAGE = raster(np.ones((3, 40, 50), np.uint8))
-X, Y = 500_000, 5_500_000  # of the image's first corner; pixels of 10 m, rows run down
+X, Y = 500_000, 5_500_000  # the image's north-west corner; pixels of 10 m, rows run down
 NOTHING = np.full((40, 50), IGNORE, np.uint8)
 
 
@@ -42,7 +42,7 @@ def labelled(uri: str, labels: bytes, name: str, *, image: bytes = IMAGE, **lege
 
 
 def mask_of(uri: str) -> np.ndarray:
-    """The mask of the only scene, which is the same when it is read in windows."""
+    """The mask of the only scene, checked to be the same when read in windows."""
     dataset = open_dataset(uri)
     (sample,) = dataset.samples("train")
     whole = read(dataset, sample).mask
@@ -86,7 +86,7 @@ def test_each_pixel_takes_the_label_in_which_its_centre_lies(size, scale, turn, 
     places = exact(image, label)
     found = np.broadcast_arrays(*label_pixels(image, label, Window(0, 0, *size)))
     for place, index, length in zip(places, found, (25, 31)):
-        clear = np.abs(place - np.rint(place)) > 1e-5  # a centre on a border belongs to either pixel
+        clear = np.abs(place - np.rint(place)) > 1e-5  # a centre on a border may go to either pixel
         inside = (place > 0) & (place < length)
         assert np.array_equal(index[clear], np.where(inside, np.floor(place), -1)[clear])
 
@@ -104,9 +104,9 @@ def test_labels_in_another_crs_lie_where_they_should(affine, crs):
     label = header(2000, 2000, affine, crs)
     rows, cols = label_pixels(image, label, Window(0, 0, 200, 300))
     down, across = exact(image, label)
-    assert (rows >= 0).mean() > 0.2  # the case is one of overlapping grids
+    assert (rows >= 0).mean() > 0.2  # the grids overlap
     for index, place in ((rows, down), (cols, across)):
-        clear = np.abs(place - np.rint(place)) > 0.002  # straight lines between control points are that good
+        clear = np.abs(place - np.rint(place)) > 0.002  # the accuracy of straight lines between control points
         inside = (place > 0) & (place < 2000)
         assert clear.mean() > 0.9
         assert np.array_equal(index[clear], np.where(inside, np.floor(place), -1)[clear])
@@ -135,7 +135,7 @@ def test_labels_go_on_beyond_the_antimeridian(crs, affine, label):
     xs, ys = affine * (right.ravel(), down.ravel())
     longitude, latitude = (np.array(axis).reshape(150, 300) for axis in transform(crs, "EPSG:4326", xs, ys))
     expected = (longitude - label.c) % 360 / 0.5
-    assert np.ptp(longitude % 360 // 180) == 1  # it lies on both sides
+    assert np.ptp(longitude % 360 // 180) == 1  # the image lies on both sides of the label's edge
     for index, place in ((cols, expected), (rows, (90 - latitude) / 0.5)):
         clear = np.abs(place - np.rint(place)) > 0.01
         assert clear.mean() > 0.9
@@ -237,12 +237,12 @@ ENDINGS = ("geojson", "gpkg", "parquet")
 @pytest.mark.parametrize("ending", ENDINGS)
 @pytest.mark.parametrize("together", [False, True])
 def test_polygons_cover_pixel_centres_and_later_ones_win(store, ending, together):
-    """The last one covers no centre: pixels that are only touched are not its."""
+    """The last polygon covers no centre: pixels that it only touches are not its own."""
     names = ["land", "water", "road", "water"]
     name = f"labels.{ending}" if together else f"labels/a.{ending}"
     mask = mask_of(labelled(store, features(SHAPES, UTM, ending, **{"class": names}), name))
     inner = np.ones((40, 50), bool)
-    inner[[5, 15], 10:21], inner[5:16, [10, 20]] = False, False  # where centres lie on borders GDAL may go either way
+    inner[[5, 15], 10:21], inner[5:16, [10, 20]] = False, False  # centres on borders may go either way
     assert np.array_equal(mask[inner], EXPECTED[inner])
     assert 90 <= (mask == 2).sum() <= 121
 
@@ -333,7 +333,7 @@ WORLD = shapely.box(-180, -90, 180, 90)
 
 
 def test_a_polygon_far_larger_than_the_image_covers_it(tmp_path):
-    """Its corners alone have places in UTM that make a line of it."""
+    """Transformed to UTM, its corners alone would make a line of it."""
     north = shapely.box(-180, 49.64, 180, 90)
     content = features([WORLD, north], "EPSG:4326", "geojson", **{"class": ["land", "water"]})
     coarse = moved(GRID, rasterio.Affine.scale(10))

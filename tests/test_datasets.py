@@ -44,7 +44,7 @@ COLORS = np.array([[200, 180, 90], [0, 0, 255], [90, 90, 90], [0, 0, 0]], np.uin
 CLASS_IDS = np.where(IDS == 255, np.uint8(0), IDS)
 ROGUE = np.array([[0, 1, 2, 7], [2, 2, 1, 0], [0, 0, 0, 1]], np.uint8)
 OPAQUE = np.where(IDS == 255, 0, 255).astype(np.uint8)
-ROGUE_WHERE_CLEAR = np.where(OPAQUE[..., None] == 0, np.uint8(9), COLORS)  # under full transparency lies no label
+ROGUE_WHERE_CLEAR = np.where(OPAQUE[..., None] == 0, np.uint8(9), COLORS)  # fully transparent pixels have no label
 SCENE = raster(np.ones((5, 6), np.uint8))
 ROAD, CAR, PLATE, VOID = 7, 26, 255, 4
 
@@ -55,13 +55,13 @@ def picture(array: np.ndarray, kind: str = "PNG", **options: object) -> bytes:
     return file.getvalue()
 
 
-FOREIGN = [(255 - k, k, 7) for k in range(256)]  # the colours of no legend: only their indices mean something
+FOREIGN = [(255 - k, k, 7) for k in range(256)]  # not a legend's colours: only the indices mean something
 
 
 def palette_png(
     ids: np.ndarray, bits: int = 8, colors: Sequence[Sequence[int]] = FOREIGN, kind: str = "PNG", **options: object
 ) -> bytes:
-    """A picture whose indices are `ids`, in these colours."""
+    """A palette PNG whose indices are `ids`, with these colours."""
     image = Image.frombytes("P", ids.shape[::-1], ids.tobytes())
     image.putpalette(np.array(colors, np.uint8).tobytes())
     file = io.BytesIO()
@@ -143,7 +143,7 @@ def hidden_as(value: int, dtype: type = np.uint8) -> np.ndarray:
 
 LAND, WATER, ROAD_GREY, UNSEEN = (tuple(entry["color"]) for entry in LEGEND["classes"])
 WHITE, BLACK = (255, 255, 255), (0, 0, 0)
-TWO_HIDDEN = np.where(IDS == 255, np.arange(1, 5, dtype=np.uint8), IDS)  # 3 and 4, a pixel each
+TWO_HIDDEN = np.where(IDS == 255, np.arange(1, 5, dtype=np.uint8), IDS)  # the ignored pixels become ids 3 and 4
 BLUES_WHERE_CLEAR = np.where(IDS[..., None] == 255, np.array([0, 0, 7], np.uint8), COLORS)
 SEVENS_WHERE_CLEAR = np.where(IDS[..., None] == 255, np.uint8(7), COLORS)
 EXACT = {
@@ -274,7 +274,7 @@ def test_black_for_255_may_be_the_colour_of_a_class_too(tmp_path: Path, mask: by
 
 
 GREY_OF = [(k, k, k) for k in (1, 2)]
-CONTRADICTIONS = {  # name -> (name of the mask, its bytes, what is said of it)
+CONTRADICTIONS = {  # name -> (name of the mask, its bytes, what the error says)
     "optimised ids": ("a.png", palette_png(CLASS_IDS % 2, 1, GREY_OF), r"0 is shown as \(1, 1, 1\), which means 1;"),
     "optimised ids, void": ("a.png", palette_png(CLASS_IDS, 2, [BLACK, GREY_OF[0], WHITE]), "2 is shown as .* 255;"),
     "colours in another order": ("a.png", palette_png(CLASS_IDS, 2, [WATER, LAND, ROAD_GREY]), "0 is shown as .* 1;"),
@@ -357,7 +357,7 @@ def test_a_picture_turned_by_its_exif_tag_does_not_fit_a_mask_of_the_unturned_on
 
 
 def test_labels_resized_with_smoothing_are_refused() -> None:
-    """Bilinear resizing makes colours that lie between classes; nothing rounds them to the nearest."""
+    """Bilinear resizing makes colours between classes, which are not rounded to the nearest."""
     smooth = np.asarray(Image.fromarray(COLORS).resize((8, 6), Image.Resampling.BILINEAR))
     uri = folder(f"memory://{uuid.uuid4().hex}", picture(smooth), image=picture(np.zeros((6, 8, 3), np.uint8)))
     with pytest.raises(LabelError, match="holds the colour"):
@@ -437,7 +437,7 @@ def test_a_folder_has_no_mode(labelled_folder: str) -> None:
 
 
 def test_every_label_id_becomes_its_train_id(place: str) -> None:
-    """The expected ids are those of the benchmark's table, written out here once more."""
+    """The expected ids are those of the benchmark's table, written out again here."""
     raw = np.arange(-1, 34).astype(np.uint8)[None]  # -1 wraps to 255, as 8-bit files hold it
     evaluated = [7, 8, 11, 12, 13, 17, 19, 20, 21, 22, 23, 24, 25, 26, 27, 28, 31, 32, 33]
     expected = [evaluated.index(k) if k in evaluated else IGNORE for k in range(-1, 34)]

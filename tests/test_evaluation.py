@@ -208,7 +208,7 @@ def test_scores_go_neither_into_the_data_nor_into_the_model(flag, given, tmp_pat
 
 
 def counted(actor: EvaluateActor, row: dict) -> Part:
-    """What an actor finds in a row."""
+    """What an actor counts in a row."""
     result = actor({name: np.array([value], object) for name, value in row.items()})
     assert result["error"].tolist() == [""]
     return pickle.loads(result["part"][0])
@@ -238,7 +238,7 @@ def test_rows_of_any_length_have_the_same_counts_and_actors_list_nothing(given, 
 
 
 def test_an_actor_hands_over_only_what_the_page_may_show(given, tmp_path):
-    """Of a split of thousands, of which those in the middle are far between."""
+    """In a split of thousands, only a few are kept as candidates for the median."""
     settings = EvaluateSettings(**given, output=str(tmp_path), **OPTIONS)
     work = replace(make_work(settings, read_description(settings.model)), detailed=True)
     dataset = open_dataset(settings.data)

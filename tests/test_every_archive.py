@@ -40,7 +40,7 @@ from segray.synthetic import scene
 SPEC = InputSpec(bands=(0, 1, 2), scale=1 / 255, mean=(0.5,) * 3, std=(0.2,) * 3, tile=128, overlap=16)
 CLASSES = Classes(names=("a", "b", "c"), colors=((0, 0, 0), (9, 0, 0), (0, 9, 0)))
 PIXELS = scene(3, 512, 768)[0]
-ZOOM, X0, Y0 = 12, 2200, 1343  # of the north-western tile
+ZOOM, X0, Y0 = 12, 2200, 1343  # the north-western tile
 TILES = {(X0 + x, Y0 + y): png(PIXELS[256 * y :][:256, 256 * x :][:, :256]) for x in range(3) for y in range(2)}
 CUTS = ((10**9, 1000), (30_000, 200))  # pixels a shard, side of a window
 

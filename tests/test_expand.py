@@ -1,4 +1,4 @@
-"""What one task of a plan holds at a time."""
+"""How much one planning task holds at a time."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Names of exported files mirror the archive, stay inside the output, and are one for each image."""
+"""Names of exported files mirror the archive, stay inside the output, and differ for every image."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ IMAGES = [
 )
 def test_the_tree_of_the_archive_is_mirrored(image, archive, expected):
     found = mirror(image, archive, ".tif")
-    if expected is None:  # what file systems or fsspec would take amiss is replaced, and the name marked
+    if expected is None:  # characters that file systems or fsspec refuse are replaced, and the name is marked
         assert found.startswith("a__b-")
     else:
         assert found == expected
@@ -115,13 +115,13 @@ def test_the_longest_names_can_be_published(tmp_path, character):
     images = [f"/in/{character * size}{ending}" for size in range(1, 256) for ending in ("", ".jpeg")]
     names = [f"{distinct(mirror(image, '/in', '.tif'), image, '.tif')}.aux.xml" for image in images]
     longest = max(names, key=lambda name: len(name.encode()))
-    assert len(longest.encode()) > 180  # no shorter than it must be
+    assert len(longest.encode()) > 180  # not shortened needlessly
     publish(str(tmp_path / longest), b"")
     assert [path.name for path in Path(tmp_path).iterdir()] == [longest]
 
 
 def check_safe(name: str) -> None:
-    """That a name is a path below a folder on any store."""
+    """Check that a name is a path below a folder on any store."""
     assert posixpath.normpath(name) == name
     assert not name.startswith(("/", "."))
     assert not set(name) & set('\\:*?"<>|[]\0\n')

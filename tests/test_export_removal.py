@@ -1,4 +1,4 @@
-"""--overwrite: of the former export nothing is left, and what is somebody else's stays."""
+"""--overwrite leaves nothing of the former export, and touches nothing else."""
 
 from __future__ import annotations
 
@@ -97,7 +97,7 @@ def test_a_removal_that_is_killed_can_be_done_again(local_ray, one, two, tmp_pat
 
 
 def stopped() -> Iterator[list[Scene]]:
-    """Scenes of which none comes."""
+    """Scenes whose listing stops before the first."""
     raise KeyboardInterrupt
     yield
 

@@ -1,4 +1,4 @@
-"""What a task of an export does beside writing a scene: its files are published, and none is left of others."""
+"""What an export task does besides writing a scene: it publishes its files and leaves no others."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def test_tiles_are_put_several_at_once_and_their_marker_last(tmp_path: Path, mon
 
     def publish(uri: str, source: str) -> None:
         if uri.endswith(("0/5.png", "0/6.png")):
-            at_once.wait()  # for the other
+            at_once.wait()  # until both are being published
         publish_file(uri, source)
         put.append(os.path.relpath(uri, tmp_path))
 

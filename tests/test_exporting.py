@@ -31,7 +31,7 @@ from segray.shards import shard_uri
 from segray.storage import exists, join, read_bytes, read_text
 
 pytestmark = [
-    pytest.mark.usefixtures("s3"),  # before Ray, whose workers know the environment that Ray was started in
+    pytest.mark.usefixtures("s3"),  # before Ray, whose workers get the environment in which it starts
     pytest.mark.filterwarnings("ignore::rasterio.errors.NotGeoreferencedWarning"),
 ]
 ARCHIVE = "s3://b/in"
@@ -51,7 +51,7 @@ IMAGES = [
 
 @pytest.fixture(scope="module")
 def masks(tmp_path_factory) -> str:
-    """A segmentation of images of several kinds, one of which failed, in shards that cut some."""
+    """A segmentation of several kinds of images, one of them failed, some cut by shards."""
     return write_masks(str(tmp_path_factory.mktemp("masks")), IMAGES, archive=ARCHIVE, rows_a_shard=4)
 
 
@@ -139,7 +139,7 @@ def test_what_is_there_of_others_is_left_alone(local_ray, masks, tmp_path):
 @pytest.mark.parametrize("fmt", [fmt for fmt, module in EXPORTS.items() if not module.PER_SCENE])
 def test_a_format_of_one_file_holds_all_scenes_that_lie_somewhere(local_ray, masks, tmp_path, fmt):
     summary = export(settings(masks, tmp_path, format=f"cog,{fmt}"))
-    assert (summary["scenes"], summary["written"]) == (8, 8)  # seven, and the file of all
+    assert (summary["scenes"], summary["written"]) == (8, 8)  # seven scenes, and the file of them all
     items = json.loads((tmp_path / "collection.json").read_text())["features"]
     assert [item["id"] for item in items[:5]] == ["d/big", "t0", "t1", "t2", "t0.png"]
     scenes = [item["assets"].get(fmt) for item in items]
@@ -178,7 +178,7 @@ def test_a_tile_set_is_exported_as_tiles_with_their_marker(local_ray, tmp_path):
     (found,) = json.loads((tmp_path / "out" / "collection.json").read_text())["features"]
     assert found["assets"]["png"]["href"] == "./4/tiles.json"
     assert found["assets"]["png"]["type"] == "application/json" and "bands" not in found["assets"]["png"]
-    os.remove(tmp_path / "out" / "4" / "tiles.json")  # as after a kill
+    os.remove(tmp_path / "out" / "4" / "tiles.json")  # as if it had been killed
     export(settings(masks, tmp_path / "out", format="png"))
     assert contents(tmp_path / "out")["4/0/0.png"] == names["4/0/0.png"]
     assert exists(str(tmp_path / "out" / "4" / "tiles.json"))
@@ -219,7 +219,7 @@ def test_a_damaged_file_of_masks_is_told_in_one_sentence(local_ray, tmp_path):
 
 @dataclass(frozen=True, kw_only=True)
 class Deadly(Exporter):
-    """An exporter that dies of one scene, as of one that takes all memory."""
+    """An exporter whose process dies on one scene, as if it took all memory."""
 
     def outcomes(self, scenes: list[Scene]) -> Iterator[Outcome]:
         """The scenes exported, until the deadly one comes."""
@@ -246,10 +246,10 @@ def test_a_scene_that_kills_its_process_has_failed_and_no_other(local_ray, masks
 
 
 class DeadlyAtAll(Exporter):
-    """An exporter that dies of a file of all scenes."""
+    """An exporter whose process dies on a file of all scenes."""
 
     def all_in_one(self, fmt: str, scenes: list[Scene]) -> Outcome:
-        """Nothing: the process is gone."""
+        """Kill the process."""
         os.abort()
 
 

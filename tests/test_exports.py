@@ -1,4 +1,4 @@
-"""What every export must do, and what single formats promise."""
+"""What every export must do, and what each format promises."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ pytestmark = pytest.mark.filterwarnings("ignore::rasterio.errors.NotGeoreference
 
 @pytest.fixture(autouse=True)
 def no_shards_kept():
-    """The tests write other shards at the same places."""
+    """No shards are cached: tests write others at the same paths."""
     forget_shards()
 
 
@@ -182,7 +182,7 @@ print(scene.height * scene.width, int(peak.split()[1]) * 1024)
 
 
 def test_the_memory_of_a_cog_does_not_grow_with_the_scene(tmp_path):
-    mask = np.zeros((20_000, 20_000), np.uint8)  # takes memory only where it is looked at
+    mask = np.zeros((20_000, 20_000), np.uint8)  # takes memory only where it is touched
     mask[6000:9000, 9000:14_000] = ids(3000, 5000)
     there = {row * 10 + col for row in (3, 4) for col in (4, 5, 6)}
     image = Image(uri="/a/x.tif", mask=mask, crs="EPSG:32633", transform=UTM, failed=tuple({*range(100)} - there))
@@ -255,14 +255,14 @@ def test_a_tile_set_becomes_a_tile_tree_again(tmp_path, uri, archive, name, *, f
 
 
 def written_tiles(folder: Path, masks: Masks, scene: Scene) -> tuple[Path, dict]:
-    """(tiles.json in a folder of its own, what is said of it)."""
+    """(tiles.json in a folder of its own, what the format says of it)."""
     (folder / "out").mkdir()
     path = folder / "out" / "tiles.json"
     return path, png.write(masks, scene, str(path), options())
 
 
 def test_tiles_of_512_pixels_are_written_a_level_deeper(tmp_path):
-    image = tile_set("xyz://16::/t", 17, x=4, y=6, mask=ids(512, 512))  # the pixels of level 17 in tiles of 256
+    image = tile_set("xyz://16::/t", 17, x=4, y=6, mask=ids(512, 512))  # level 16 has the pixels of 256-pixel level 17
     _, (scene,) = segmented(tmp_path, image, archive="/t")
     assert png.name(scene, "/t") == "17/tiles.json"
 

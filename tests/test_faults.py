@@ -1,4 +1,4 @@
-"""What torch, cuDNN, cuBLAS and Triton say when a device fails, and what a process makes of it."""
+"""The errors of torch, cuDNN, cuBLAS and Triton when a device fails, and what a process makes of them."""
 
 from __future__ import annotations
 

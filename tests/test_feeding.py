@@ -1,4 +1,4 @@
-"""The stand-in training takes the real loader's crops; the shape of what it tells, never a time."""
+"""The stand-in training takes the real loader's crops: the shape of its table, never a time."""
 
 from __future__ import annotations
 

@@ -16,7 +16,7 @@ SMP = [("unet", "resnet18"), ("deeplabv3plus", "resnet18"), ("fpn", "resnet18"),
 
 
 def awake(network: nn.Module) -> nn.Module:
-    """The network with batch norms that do something, as after training."""
+    """The network with batch norms that change values, as after training."""
     generator = torch.Generator().manual_seed(3)
     for module in network.modules():
         if isinstance(module, nn.BatchNorm2d):
@@ -90,7 +90,7 @@ def test_norms_that_cannot_be_folded_stay():
 
 
 class Branching(nn.Module):
-    """Its way depends on the values that it sees, which no trace can follow."""
+    """Its branch depends on the values that it sees, which no trace can follow."""
 
     def __init__(self) -> None:
         super().__init__()

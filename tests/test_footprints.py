@@ -1,4 +1,4 @@
-"""Outlines of scenes that hold a pole; those of others are tested with the shards that have them."""
+"""Outlines of scenes that hold a pole; other outlines are tested with the shards."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def test_a_scene_that_holds_a_pole_reaches_it_at_every_longitude(crs, pole, cent
     assert (shapely.distance(corners, found.exterior) < 1e-9).all()
 
 
-@pytest.mark.parametrize(("crs", "scale"), [("EPSG:3031", 0.9728), ("EPSG:3413", 0.9698)])  # at the pole
+@pytest.mark.parametrize(("crs", "scale"), [("EPSG:3031", 0.9728), ("EPSG:3413", 0.9698)])  # the scale at the pole
 @pytest.mark.parametrize("centre", [(0, 0), (20_000, 40_000), (-99_000, 30_000)])
 def test_its_area_is_that_of_its_pixels(crs, scale, centre):
     found = area_m2(outline(crs, affine(centre, 1000, "up"), WINDOW))

@@ -15,7 +15,7 @@ from segray.networks import NETWORKS, build_network
 
 @pytest.fixture
 def without_cudnn(monkeypatch: pytest.MonkeyPatch) -> None:
-    """cuDNN's operator by torch's own, which a CPU has."""
+    """Replace cuDNN's operator by torch's own, which CPUs have."""
 
     def conv_relu(x: Tensor, weight: Tensor, bias: Tensor | None, *options: object) -> Tensor:
         return F.conv2d(x, weight, bias, *options).relu()

@@ -74,7 +74,7 @@ def test_convolutions_that_apply_their_relu_give_the_same(name: str, precision: 
 
 
 def test_a_fused_convolution_passes_on_what_is_no_number() -> None:
-    """So that a network without numbers is noticed."""
+    """NaN must come through, so that a network that yields it is noticed."""
     fused = ConvReLU(nn.Conv2d(8, 8, 3, padding=1)).to(GPU, torch.bfloat16, memory_format=torch.channels_last)
     x = torch.randn(1, 8, 32, 32, device=GPU, dtype=torch.bfloat16).contiguous(memory_format=torch.channels_last)
     x[0, :, 16, 16] = torch.nan
@@ -151,7 +151,7 @@ def test_an_interrupted_training_continues(labelled_folder: str, tmp_path: Path)
 
 
 def test_distributed_parts_work_with_nccl(tmp_path: Path) -> None:
-    """With the one process that a GPU has room for: two on one GPU are refused."""
+    """With one process: NCCL refuses two on one GPU."""
     torch.cuda.set_device(0)
     dist.init_process_group("nccl", init_method=f"file://{tmp_path}/rendezvous", rank=0, world_size=1)
     try:

@@ -21,7 +21,7 @@ def lattices(draw: st.DrawFn) -> Lattice:
 
 
 def says(lattice: Lattice, tile: int, size: int) -> range:
-    """The pixels of an axis in which a tile has a say, by definition."""
+    """The pixels of an axis that a tile contributes to, by definition."""
     near, far = lattice.margins
     start = tile * lattice.stride + (near if tile > 0 else 0)
     stop = tile * lattice.stride + lattice.tile - (far if tile < lattice.count(size) - 1 else 0)

@@ -65,7 +65,7 @@ def test_pixels_of_a_mercator_map_have_their_area_on_the_ground(crs: str, latitu
     assert ground.pixel_size_m(14, 10) == pytest.approx(math.sqrt(expected), rel=1e-4)
     whole = outline(crs, ground.transform, Window(0, 0, 14, 10))
     measured = ground.run_m2(np.arange(14), np.zeros(14), np.full(14, 10)).sum()
-    assert measured == pytest.approx(area_m2(whole), rel=1e-4)  # what summary.json counts as km2
+    assert measured == pytest.approx(area_m2(whole), rel=1e-4)  # the area that summary.json counts
 
 
 @pytest.mark.parametrize("turn", [0.0, 0.3])
@@ -79,7 +79,7 @@ def test_runs_have_the_area_of_their_pixels(turn: float) -> None:
 
 def test_the_size_of_a_pixel_is_that_in_the_middle() -> None:
     ground = ground_of("a.tif", "EPSG:4326", (0.01, 0.0, 0.0, 0.0, -0.01, 80.0))
-    assert ground.pixel_size_m(8000, 10) == pytest.approx(1113.2 * 0.766**0.5, rel=0.01)  # at 40 degrees
+    assert ground.pixel_size_m(8000, 10) == pytest.approx(1113.2 * 0.766**0.5, rel=0.01)  # the middle is at 40 degrees
 
 
 def test_beyond_the_poles_there_is_nothing() -> None:
@@ -155,7 +155,7 @@ def test_coordinates_follow_the_affine() -> None:
         ("EPSG:4277", 6377563.396, 1 / 299.3249646),  # Airy 1830
         ("+proj=longlat +R=6371000 +no_defs +type=crs", 6371000.0, 0.0),
         ("EPSG:4267", 6378206.4, 1 - 6356583.8 / 6378206.4),  # Clarke 1866, given by both axes
-        ("EPSG:4302", 20926348 * 0.3047972654, 1 - 20855233 / 20926348),  # Clarke 1858, in his feet
+        ("EPSG:4302", 20926348 * 0.3047972654, 1 - 20855233 / 20926348),  # Clarke 1858, in Clarke's feet
     ],
 )
 def test_the_ellipsoid_is_that_of_the_crs(crs: str, radius: float, flattening: float) -> None:

@@ -1,4 +1,4 @@
-"""A network made ready: the same answers in fp32, nearly the same in bf16, and the network given is as it was."""
+"""A network made ready: the same answers in fp32, nearly the same in bf16, and the given network is unchanged."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def test_every_network_keeps_its_answers(name):
 
 
 class OwnTensors(nn.Module):
-    """Makes a float32 tensor of its own, which a bf16 convolution does not take."""
+    """Makes a float32 tensor of its own, which a bf16 convolution does not accept."""
 
     def __init__(self) -> None:
         super().__init__()

@@ -1,4 +1,4 @@
-"""What is found in labelled data: bands, range, moments over valid pixels, classes; and their fingerprint."""
+"""What the inspection of labelled data finds: bands, range, moments over valid pixels, classes; and its fingerprint."""
 
 from __future__ import annotations
 
@@ -205,7 +205,7 @@ def test_masks_are_counted_where_images_are_not_read(tmp_path: Path, monkeypatch
     images = [np.full((1, 10, 10), 1 + k, np.uint8) for k in range(9)]
     masks = [np.full((10, 10), k % 2, np.uint8) for k in range(9)]
     data = write_data(tmp_path, images, masks)
-    for number in (1, 2, 4, 5, 7, 8):  # those whose pixels are not wanted
+    for number in (1, 2, 4, 5, 7, 8):  # the images whose pixels are not needed
         (tmp_path / "train" / "images" / f"{number}.tif").write_bytes(b"")
     monkeypatch.setattr(inspection, "IMAGES", 3)
     monkeypatch.setattr(inspection, "HEADERS", 1)
@@ -215,7 +215,7 @@ def test_masks_are_counted_where_images_are_not_read(tmp_path: Path, monkeypatch
     assert found.mean == pytest.approx([(1 + 4 + 7) / 3 / 255])
     assert found.class_counts == tuple((100, 0) if k % 2 == 0 else (0, 100) for k in range(9))
     monkeypatch.setattr(inspection, "COUNTED", 4)
-    assert look(data).class_pixels == (400, 0)  # of 0, 2, 4, 6, evenly spread
+    assert look(data).class_pixels == (400, 0)  # from 0, 2, 4, 6, evenly spread
     assert look(data, balance=0.5) == found  # crops are drawn from all of them
     assert inspection.counted_units(9, balance=0) == [0, 2, 4, 6]
 
@@ -252,7 +252,7 @@ def test_a_large_picture_is_counted_and_summed_in_little_memory(monkeypatch: pyt
     tracemalloc.stop()
     assert seen.class_pixels.tolist() == [side * side, 0]
     assert seen.first.tolist() == seen.second.tolist() == [side * side] * 3
-    assert peak < 5 * side * side  # 8 bytes a pixel if it were done at once
+    assert peak < 5 * side * side  # at once it would take 8 bytes a pixel
 
 
 @pytest.mark.parametrize(("pixels", "ahead"), [(16, 1), (400, 1), (1500, 3), (2**26, 8)])

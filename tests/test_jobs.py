@@ -1,4 +1,4 @@
-"""What the jobs say when they are done."""
+"""What the jobs print at the end."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def job(name: str) -> ModuleType:
     ("changes", "line"),
     [
         ({}, "boundary mIoU 0.9877, ECE 0.0100"),
-        ({"boundary_miou": None}, "boundary mIoU none, ECE 0.0100"),  # no contour lies in labelled pixels
+        ({"boundary_miou": None}, "boundary mIoU none, ECE 0.0100"),  # no contour in labelled pixels
         ({"miou": None, "pixel_accuracy": None}, "no labelled pixel in the 3 images of val, so there is no score"),
     ],
 )

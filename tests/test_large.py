@@ -35,7 +35,7 @@ def test_pieces_partition_an_image_and_hold_crops(height, width, reach):
     side = max(2048, 2 * reach)
     assert sum(piece.pixels for piece in found) == height * width
     rows, cols = ({(p.row_off, p.row_off + p.height) for p in found}, {(p.col_off, p.col_off + p.width) for p in found})
-    assert len(found) == len(rows) * len(cols)  # a grid; its rows and columns follow each other
+    assert len(found) == len(rows) * len(cols)  # a grid, whose rows and columns are contiguous
     for cuts, size in ((sorted(rows), height), (sorted(cols), width)):
         assert [start for start, _ in cuts] == [0, *(end for _, end in cuts[:-1])]
         assert cuts[-1][1] == size

@@ -32,7 +32,7 @@ LAYERS = {
 }
 ORDER = [*LAYERS, "jobs"]
 LAYER_OF = {name: layer for layer, names in LAYERS.items() for name in names.split()}
-FORBIDDEN = {  # what a layer must not import, beside segray's later layers
+FORBIDDEN = {  # what a layer must not import, besides segray's later layers
     "network": {"ray", "fsspec"},
     "storage": {"ray"},
     "ray": set(),
@@ -78,7 +78,7 @@ def imports_of(tree: ast.Module, module: str, *, package: bool) -> set[str]:
 
 
 def faults_of(source: str, module: str, *, package: bool = False) -> list[str]:
-    """A sentence for everything that a file of this text and name does against its layer."""
+    """A sentence for every rule of its layer that a file of this text and name breaks."""
     tree, layer = ast.parse(source), layer_of(module)
     faults = []
     for name in sorted(imports_of(tree, module, package=package)):
@@ -110,7 +110,7 @@ def test_no_import_is_circular() -> None:
         package = path.name == "__init__.py"
         names = imports_of(ast.parse(path.read_text()), module, package=package)
         graph[module] = {name if name in MODULES else name.rpartition(".")[0] for name in names} & MODULES.keys()
-    order = list(TopologicalSorter(graph).static_order())  # CycleError names the circle
+    order = list(TopologicalSorter(graph).static_order())  # CycleError names the cycle
     assert sorted(order) == sorted(MODULES)
 
 

@@ -1,4 +1,4 @@
-"""A step of training: what is clipped, averaged and augmented, and what a learner goes on with."""
+"""A training step: what is clipped, averaged and augmented, and what a learner continues from."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def test_gradients_are_clipped(labelled_folder, tmp_path, batch):
     recipe = {"optimizer": "sgd", "momentum": 0.0, "weight_decay": 0.0, "lr": 0.1, "schedule": "constant"}
     learner = Learner(make_job(labelled_folder, str(tmp_path / "trained"), **recipe, clip=1e-3), Place())
     before = [weights.detach().clone() for weights in learner.network.parameters()]
-    assert learner.step(batch, epoch=1, index=0)[2] > 1e-2  # the norm as it was
+    assert learner.step(batch, epoch=1, index=0)[2] > 1e-2  # the norm before clipping
     moved = [(now - then).square().sum() for now, then in zip(learner.network.parameters(), before)]
     assert 0 < sum(moved).sqrt() <= learner.rate(0) * 1e-3 * 1.01
 

@@ -1,4 +1,4 @@
-"""What listing and reading containers asks of a store."""
+"""How many requests listing and reading containers takes."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def own_copies(monkeypatch, tmp_path):
 
 
 class CountingFileSystem(AbstractFileSystem):
-    """A local file as a store without a cache; what is asked of it is counted."""
+    """A local file as a store without a cache, which counts its requests."""
 
     protocol = "counting"
     requests: list[int] = []  # noqa: RUF012
@@ -69,7 +69,7 @@ def file_of(path: Path) -> File:
 @pytest.mark.parametrize("size", [200, 100_000])
 def test_a_tar_of_20_000_members_is_listed_by_its_headers(tmp_path, counting, size):
     path, count = tmp_path / "a.tar", 20_000
-    with path.open("wb") as out:  # the bodies are holes
+    with path.open("wb") as out:  # the bodies are holes in a sparse file
         for k in range(count):
             info = tarfile.TarInfo(f"{k:05d}.jpg")
             info.size = size
@@ -80,7 +80,7 @@ def test_a_tar_of_20_000_members_is_listed_by_its_headers(tmp_path, counting, si
     assert len(found) == count
     assert found[-1].part == f"{path.stat().st_size - 1024 - -(-size // 512) * 512}+{size}"
     if size == 200:
-        assert len(counting) < 50  # no request a member where members are short
+        assert len(counting) < 50  # short members do not take a request each
     else:
         assert sum(counting) < path.stat().st_size * 0.05
         assert len(counting) < count + 10
@@ -116,7 +116,7 @@ def test_a_table_is_planned_by_its_footer_unless_its_images_are_large(tmp_path, 
     spec = InputSpec(bands=(0, 1, 2), scale=1.0, mean=(0.0,) * 3, std=(1.0,) * 3, tile=32, overlap=8)
     options = {"explicit_bands": False, "shard_pixels": 10**6, "options": ArchiveOptions()}
     cutting = Cutting(spec=spec, lattice=spec.lattice("taper"), **options)
-    small = [CHANCE.bytes(10_000) for _ in range(2000)]  # whatever they are: nobody looks
+    small = [CHANCE.bytes(10_000) for _ in range(2000)]  # any bytes: nobody looks at them
     large = [png(np.zeros((8, 9, 3), np.uint8)) + bytes(SMALL_PICTURE_BYTES) for _ in range(2)]
     for images, measured in ((small, False), (large, True)):
         path = tmp_path / f"{measured}.parquet"

@@ -45,7 +45,7 @@ def test_a_list_names_its_images_in_order(store: str, name: str) -> None:
     publish(join(store, name), content if isinstance(content, bytes) else content.encode())
     files = list(open_archive(join(store, name)).images())
     assert [file.uri for file in files] == [NAMES[0], join(store, NAMES[1]), NAMES[2], join(store, NAMES[3])]
-    assert all(file.size < 0 for file in files)  # nobody asked the store
+    assert all(file.size < 0 for file in files)  # the store was not asked
 
 
 @pytest.mark.parametrize("name", ["l.txt", "l.csv"])
@@ -57,7 +57,7 @@ def test_memory_does_not_grow_with_a_list(tmp_path: Path, name: str) -> None:
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert count == 20_000
-    assert peak < 500_000  # the file has twice that
+    assert peak < 500_000  # half the size of the file
 
 
 GEO = {"geo": '{"version": "1.1.0", "primary_column": "geometry", "columns": {"geometry": {"encoding": "WKB"}}}'}

@@ -106,14 +106,14 @@ def test_two_that_read_the_same_image_count_its_bytes_once() -> None:
             raise OSError("the store does not answer")
         if not second.is_set():
             second.set()
-            time.sleep(0.2)  # while another one, who waited for nobody, reads it too
+            time.sleep(0.2)  # meanwhile another thread, which did not wait, reads it too
         return labelled(size=8)
 
     cache = ImageCache(read, max_bytes=3 * 192)
     with ThreadPoolExecutor(3) as pool:
         failing = pool.submit(cache.get, 0)
         first.wait(30)
-        waiting = pool.submit(cache.get, 0)  # holds the lock that the failing one leaves
+        waiting = pool.submit(cache.get, 0)  # waits on the lock that the failing one releases
         time.sleep(0.1)
         go.set()
         with pytest.raises(OSError, match="does not answer"):
@@ -125,7 +125,7 @@ def test_two_that_read_the_same_image_count_its_bytes_once() -> None:
 
 
 def batches_of(loader: CropLoader, order: np.ndarray) -> Iterator[Batch]:
-    """Those of one epoch."""
+    """The batches of one epoch."""
     steps = len(order) // loader.batch_size
     return loader.batches(lambda _: order, steps=range(steps), per_epoch=steps)
 
@@ -222,7 +222,7 @@ def ordered(*images: int) -> np.ndarray:
 
 
 def settled(reads: list[int], count: int) -> list[int]:
-    """What was read once that many reads have begun, and a moment later."""
+    """What had been read a moment after that many reads had begun."""
     deadline = time.monotonic() + 10
     while len(reads) < count and time.monotonic() < deadline:
         time.sleep(0.005)

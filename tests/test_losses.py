@@ -55,7 +55,7 @@ class TwoHeads(nn.Module):
 
 
 def gradient(name: str, images: Tensor, mask: Tensor) -> Tensor:
-    """Of the mean loss over the valid pixels of all workers."""
+    """The gradient of the mean loss over the valid pixels of all workers."""
     network, count, world_size = TwoHeads(), valid_count(mask), 1
     if dist.is_initialized():
         dist.all_reduce(count)
@@ -66,7 +66,7 @@ def gradient(name: str, images: Tensor, mask: Tensor) -> Tensor:
 
 
 def work(rank: int, folder: Path) -> None:
-    """What each of two processes finds: the gradient of every loss in every case."""
+    """What each of two processes computes: the gradient of every loss in every case."""
     found = {
         f"{name} {case}": gradient(name, *batch(void[rank], seed=rank))
         for name in LOSSES
@@ -119,7 +119,7 @@ def test_focal_loss_is_its_definition() -> None:
 
 
 def true_probabilities(logits: Tensor, mask: Tensor) -> np.ndarray:
-    """Of the true class of every valid pixel, in the mask's order."""
+    """The probability of the true class of every valid pixel, in the mask's order."""
     probabilities = logits.detach().double().softmax(dim=1).permute(0, 2, 3, 1)
     valid = mask != 255
     return probabilities[valid].gather(1, mask[valid].long()[:, None])[:, 0].numpy()
@@ -234,7 +234,7 @@ def test_low_precision_logits_are_computed_in_float32(name: str) -> None:
     ("logits_shape", "mask", "word"),
     [
         ((2, 3, 4, 5), torch.zeros(2, 4, 5), "float32"),
-        ((2, 3, 4, 5), torch.zeros(2, 3, 4, 5), "float32"),  # what torch takes for class probabilities
+        ((2, 3, 4, 5), torch.zeros(2, 3, 4, 5), "float32"),  # torch would take it for class probabilities
         ((2, 3, 4, 5), torch.zeros(2, 4, 5, dtype=torch.bool), "bool"),
         ((2, 3, 4, 5), torch.zeros(2, 1, 4, 5, dtype=torch.uint8), "(2, 1, 4, 5)"),
         ((2, 3, 4, 5), torch.zeros(2, 5, 4, dtype=torch.uint8), "(2, 5, 4)"),

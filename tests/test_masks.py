@@ -101,7 +101,7 @@ def test_a_negative_ignore_index() -> None:
         (np.array([[0, 3]], np.uint8), 255, "3"),
         (np.array([[0, 255]], np.uint8), 100, "255"),
         (np.array([[0, -1]], np.int16), 255, "-1"),
-        (np.array([[0, 256]], np.uint16), 255, "256"),  # 0 when cut to a byte
+        (np.array([[0, 256]], np.uint16), 255, "256"),  # as a byte it would be 0
         (np.array([[0, 1.5]], np.float32), 255, "1.5"),
     ],
 )

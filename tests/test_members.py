@@ -157,12 +157,12 @@ def test_whatever_is_damaged_is_an_error_of_its_own_or_a_row(tmp_path, ending):
         spoilt = bytearray(data)
         for place in chance.integers(0, len(data), 1 + number % 3):
             spoilt[place] = chance.integers(256)
-        for place in chance.integers(max(0, len(data) - 800), len(data), number % 4):  # where directories are
+        for place in chance.integers(max(0, len(data) - 800), len(data), number % 4):  # where directories lie
             spoilt[place] = chance.integers(256)
         file = put(str(tmp_path / f"{number}{ending}"), bytes(spoilt[: len(data) - number % 5 // 4 * number]))
         try:
             found = list(container_of(file.uri).members(file))
-        except SegrayError:  # a table whose column is no longer one of bytes
+        except SegrayError:  # a table whose column no longer holds bytes
             continue
         for member in found:
             if member.error is None:

@@ -61,9 +61,9 @@ def test_chunks_add_up(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize("seed", range(8))
 def test_miou_is_that_of_torchmetrics(seed: int) -> None:
     num_classes = 4 + seed
-    truth, prediction = random_masks(seed, num_classes - seed % 3)  # the last classes may occur nowhere
+    truth, prediction = random_masks(seed, num_classes - seed % 3)  # the last classes may not occur
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # torchmetrics warns of the class that occurs nowhere
+        warnings.simplefilter("ignore")  # torchmetrics warns of classes that do not occur
         oracle = MulticlassJaccardIndex(num_classes, ignore_index=255, average="macro")
         expected = oracle(torch.from_numpy(prediction).long(), torch.from_numpy(truth).long()).item()
     found = scores(confusion_matrix(truth, prediction, num_classes))

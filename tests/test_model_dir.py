@@ -1,4 +1,4 @@
-"""Model directories: what is saved is loaded to the bit, on every store; damage and evil are refused."""
+"""Model directories: what is saved is loaded to the bit, on every store; damage and attacks are refused."""
 
 from __future__ import annotations
 

@@ -22,7 +22,7 @@ from segray.storage import File, join, publish, remove
 
 ZOOM, X, Y = 6, 33, 20
 ROWS, COLS = 3, 4
-HOLES = {(0, 0), (1, 2), (2, 3)}  # (row, column) of tiles that are not there
+HOLES = {(0, 0), (1, 2), (2, 3)}  # (row, column) of missing tiles
 PICTURE = np.random.default_rng(0).integers(1, 256, (ROWS * 256, COLS * 256, 3), dtype=np.uint8)
 SEEN = np.ones(PICTURE.shape[:2], bool)
 for hole in HOLES:
@@ -48,7 +48,7 @@ def one_tree(tmp_path) -> str:
 
 
 def check(file: File, window: Window | None) -> None:
-    """That a window has PICTURE's pixels, black and not valid where there is no tile."""
+    """Check that a window has PICTURE's pixels, black and not valid where there is no tile."""
     part = window or Window(0, 0, *SEEN.shape)
     found = read(file.uri, file.part, window)
     valid = SEEN[part.rows, part.cols]
@@ -115,7 +115,7 @@ def test_relative_paths_hold_on_other_machines(one_tree, monkeypatch):
 
 
 def corner(zoom: int, x: int, y: int) -> tuple[float, float]:
-    """Web Mercator metres of a tile's north-west corner, by way of degrees as mercantile has it (`ul`, then `xy`)."""
+    """Web Mercator metres of a tile's north-west corner, via degrees as in mercantile (`ul`, then `xy`)."""
     longitude = x / 2**zoom * 360 - 180
     latitude = math.degrees(math.atan(math.sinh(math.pi * (1 - 2 * y / 2**zoom))))
     east = 6378137 * math.radians(longitude)
@@ -166,7 +166,7 @@ def test_tiles_on_both_sides_of_the_world_are_one_wide_image(tmp_path):
     assert not pixels[:, :, 256:].any()
 
 
-# ---- what is wrong is said
+# ---- damage is reported
 
 
 @pytest.mark.parametrize(
@@ -184,10 +184,10 @@ def test_a_damaged_tile_is_named(tmp_path, kind, data, sentence):
     file = level(kind, write_set(kind, str(tmp_path / "set"), TILES | {(ZOOM, X + 1, Y + 2): data}))
     with pytest.raises(ImageError, match=rf"tile {ZOOM}/{X + 1}/{Y + 2} of .*set.* {sentence}"):
         read(file.uri, file.part, None)
-    check(file, Window(0, 0, 512, 1024))  # beside it, all is well
+    check(file, Window(0, 0, 512, 1024))  # windows without that tile are read
 
 
-@pytest.mark.parametrize("kind", [kind for kind in KINDS if kind != "pmtiles"])  # which cannot hold empty tiles
+@pytest.mark.parametrize("kind", [kind for kind in KINDS if kind != "pmtiles"])  # PMTiles cannot hold empty tiles
 def test_empty_tiles_are_missing_ones(store, kind):
     empty = {(ZOOM, X + col, Y + row): b"" for row, col in HOLES}
     check(level(kind, write_set(kind, join(store, "set"), TILES | empty)), None)
@@ -244,7 +244,7 @@ def test_a_set_that_is_gone_is_a_failed_image(store, kind):
     remove(uri)
     mosaic._sets._values.clear()
     if kind in ("xyz", "tms"):
-        assert not read(file.uri, file.part, None).valid.any()  # nothing tells this from holes
+        assert not read(file.uri, file.part, None).valid.any()  # this cannot be told from holes
     else:
         with pytest.raises(ImageError, match=rf"set\.{kind}.* does not exist"):
             read(file.uri, file.part, None)
@@ -289,7 +289,7 @@ def test_a_level_is_split_at_its_first_colons():
     assert parse("tms://3::s3://b/a::b") == ("tms", 3, "s3://b/a::b")
 
 
-# ---- what changed is seen
+# ---- changes are noticed
 
 
 def test_the_tag_of_a_tree_is_that_of_its_tiles(store):
@@ -330,7 +330,7 @@ def test_another_version_than_was_planned_is_refused(store, kind):
     check(file, None)
     write_set(kind, join(store, "set"), TILES | {(ZOOM, X + 1, Y + 1): encoded(noise(9))})
     if "://" not in uri:
-        check(file, Window(300, 300, 100, 100))  # as long as it is open, it is read as it was
+        check(file, Window(300, 300, 100, 100))  # while the file is open, it is read as it was
     mosaic._sets._values.clear()
     with pytest.raises(ImageError, match=rf"set\.{kind} changed since it was listed.*--overwrite"):
         read(file.uri, file.part, None)

@@ -1,4 +1,4 @@
-"""Contracts that every network of NETWORKS keeps, names and options, and pretrained backbones."""
+"""Contracts for every network of NETWORKS; names and options; pretrained backbones."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from segray.networks.any_size import pad_to_multiple
 from segray.networks.pretrained import bare_name
 
 CLASSES = 5
-BATCH_OF_ONE = {"encoder_decoder", "unet", "nano"}  # train on a single image of a single pixel
+BATCH_OF_ONE = {"encoder_decoder", "unet", "nano"}  # these train even on a single image of a single pixel
 has_smp = importlib.util.find_spec("segmentation_models_pytorch") is not None
 needs_smp = pytest.mark.skipif(not has_smp, reason="the extra smp is not installed")
 # small ones, so that the contracts run in seconds
@@ -36,7 +36,7 @@ each_network = pytest.mark.parametrize(
 
 @pytest.fixture(scope="module", autouse=True)
 def one_thread():
-    """These tensors are small: threads that wait for each other cost more than they do, most of all on busy cores."""
+    """The tensors are small: on busy cores, threads that wait for each other cost more than they save."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     yield
@@ -50,7 +50,7 @@ def cache() -> dict[str, nn.Module]:
 
 @pytest.fixture
 def network(name: str, cache: dict[str, nn.Module]) -> nn.Module:
-    """The network of that name for three bands; one for all tests, for ResNet-50 takes a second to initialise."""
+    """The network of that name for three bands, one for all tests: ResNet-50 takes a second to initialise."""
     if name not in cache:
         cache[name] = build(name)
     return cache[name].eval()
@@ -66,7 +66,7 @@ def pixels(*shape: int) -> Tensor:
 
 
 def from_file(state: dict[str, Tensor]) -> dict[str, Tensor]:
-    """The state as it comes from a file."""
+    """The state, saved to a file and loaded."""
     file = io.BytesIO()
     torch.save(state, file)
     file.seek(0)
@@ -194,7 +194,7 @@ def test_the_logits_of_a_reduced_nano_lie_where_they_are_trained(times):
 
 
 def test_narrow_networks_train_on_cpus():
-    """In a process of its own: what it guards against is a write beyond an array, in three of four such runs."""
+    """In a process of its own: without the guard, three of four such runs write beyond an array."""
     code = """
 import torch
 from segray.networks import build_network
@@ -213,7 +213,7 @@ def test_a_reduced_nano_trains_on_every_so_many_pixels(times, size):
     found = reduced.train()(pixels(2, 3, *size))
     mask = torch.zeros(2, *size)[:, times // 2 :: times, times // 2 :: times]
     assert {tuple(logits.shape) for logits in found.values()} == {(2, CLASSES, *mask.shape[1:])}
-    if size[0] % (16 * times) == size[1] % (16 * times) == 0:  # else it is padded
+    if size[0] % (16 * times) == size[1] % (16 * times) == 0:  # other sizes are padded
         expected = whole.train()(functional.avg_pool2d(pixels(2, 3, *size), times))
         for name, logits in found.items():
             torch.testing.assert_close(logits, expected[name])
@@ -231,7 +231,7 @@ def test_default_sizes():
 
 @pytest.mark.parametrize("name", ["encoder_decoder"])
 def test_two_halves_of_a_batch_give_the_gradient_of_the_whole(network):
-    """No statistics of the batch: what N workers sum is what one worker computes."""
+    """Without batch statistics, N workers sum up to what one worker computes."""
     image_NCHW = pixels(4, 3, 16, 16)
     gradients = []
     for parts in ([image_NCHW], image_NCHW.split(2)):
@@ -373,7 +373,7 @@ def test_an_encoder_under_restricted_terms_is_built_when_they_are_accepted():
 
 
 def test_a_missing_library_is_named_with_its_extra(monkeypatch):
-    monkeypatch.setitem(sys.modules, "segmentation_models_pytorch", None)  # as Python marks what cannot be imported
+    monkeypatch.setitem(sys.modules, "segmentation_models_pytorch", None)  # None makes Python's import fail
     with pytest.raises(ValueError, match=r"pip install 'segray\[smp\]'"):
         build_network("smp", {}, num_classes=CLASSES, in_channels=3)
 
@@ -400,7 +400,7 @@ def test_smp_names_what_is_wrong(options, sentence):
 def test_architectures_with_demands_on_size_take_any(architecture):
     options = {"architecture": architecture, "encoder": "resnet18"}
     network = build_network("smp", options, num_classes=CLASSES, in_channels=1)
-    assert network.training  # as every fresh module is
+    assert network.training  # like every new module
     with torch.no_grad():
         assert network.eval()(pixels(1, 1, 37, 53)).shape == (1, CLASSES, 37, 53)
         assert network(pixels(1, 1, 1, 1)).shape == (1, CLASSES, 1, 1)

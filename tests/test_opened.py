@@ -1,4 +1,4 @@
-"""Open rasters are used again as long as their file stays the same, by one thread at a time, and few are kept."""
+"""Open rasters are reused while their file stays the same, by one thread at a time, and few are kept."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ PARTS = windows(300, 400, 70)
 
 @pytest.fixture
 def large(monkeypatch):
-    """Every file of a store counts as large: nothing comes whole."""
+    """Every file of a store counts as large, so that none is read whole."""
     monkeypatch.setattr(ranges, "WHOLE_BYTES", 1000)
 
 
@@ -74,7 +74,7 @@ def test_a_file_that_changed_is_opened_anew(tmp_path, store, large):
     for pixels in (PIXELS, 255 - PIXELS):
         publish(uri, make(tmp_path, pixels))
         if "://" not in uri:
-            os.utime(uri, ns=(0, int(pixels[0, 0, 0])))  # clocks of file systems may stand still meanwhile
+            os.utime(uri, ns=(0, int(pixels[0, 0, 0])))  # the file system's clock may not have moved on
         assert all(same(uri, part, pixels) for part in PARTS[:3])
 
 
@@ -139,7 +139,7 @@ def test_stripes_do_not_change_a_window(tmp_path, store, large, monkeypatch, str
 
 
 def test_damage_is_told_from_a_store_that_fails(tmp_path, store, monkeypatch):
-    """Damage is a sentence at once; a failure goes on as the store's own error once retries are over."""
+    """Damage is reported at once; a failing store raises its own error after the retries."""
     pauses: list[float] = []
     monkeypatch.setattr("segray.storage.time.sleep", pauses.append)
     data = make(tmp_path, compress="deflate")

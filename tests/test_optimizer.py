@@ -1,4 +1,4 @@
-"""Optimizers by name; decay spares norms and biases."""
+"""Optimizers by name; weight decay spares norms and biases."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The output of a segmentation may lie anywhere but in its archive, and its plan takes one listing of that."""
+"""The output of a segmentation may lie anywhere but in its archive; planning lists the archive once."""
 
 from __future__ import annotations
 

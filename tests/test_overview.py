@@ -1,4 +1,4 @@
-"""The overview of a page: what is packed, and what a browser shows of it."""
+"""The overview of a page: what it packs, and what a browser shows."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ needs_browser = pytest.mark.skipif(CHROMIUM is None, reason="no Chromium is inst
 
 
 def quarters(size: int = 400) -> np.ndarray:
-    """Classes 0 and 1 above, 2 and nothing below."""
+    """A mask: classes 0 and 1 above, 2 and no data below."""
     mask = np.zeros((size, size), np.uint8)
     mask[: size // 2, size // 2 :], mask[size // 2 :, : size // 2], mask[size // 2 :, size // 2 :] = 1, 2, 255
     return mask
@@ -69,7 +69,7 @@ def test_the_mask_comes_back_to_the_pixel():
 
 def test_a_page_never_weighs_more_than_it_may():
     rng = np.random.default_rng(1)
-    mask = rng.integers(0, 32, (2048, 2048)).astype(np.uint8)  # noise: too large as it is; halved, for one of four
+    mask = rng.integers(0, 32, (2048, 2048)).astype(np.uint8)  # noise: too large whole; four, even halved
     image = rng.integers(0, 256, (2048, 2048, 3)).astype(np.uint8)
     for count in (1, 4):
         shown = [overview(mask, image=image, factor=3, height=6144, width=6143)] * count
@@ -94,7 +94,7 @@ def test_the_factor_keeps_an_overview_small(height, width, factor):
     ("crs", "transform", "metres"),
     [
         ("EPSG:32630", (0.5, 0.0, 531000.0, 0.0, -0.5, 4829000.0), 0.5),
-        ("EPSG:3857", (2.0, 0.0, 0.0, 0.0, -2.0, 8399737.9), 2.0),  # on the map; the viewer halves it at 60 degrees
+        ("EPSG:3857", (2.0, 0.0, 0.0, 0.0, -2.0, 8399737.9), 2.0),  # on the map; the viewer halves them at 60 degrees
         ("EPSG:4326", (0.001, 0.0, 10.0, 0.0, -0.001, 60.2), 0.001 * 111_195 / 2),
         ("EPSG:3395", (2.0, 0.0, 0.0, 0.0, -2.0, 8362698.5), 1.0),
         ("EPSG:2263", (1.0, 0.0, 984000.0, 0.0, -1.0, 200000.0), 0.3048),  # feet
@@ -152,14 +152,14 @@ def drawn(folder: Path, html: bytes, hash_: str = "") -> dict[str, str]:
 
 
 def shot(folder: Path, html: bytes, hash_: str, *more: str) -> np.ndarray:
-    """(H, W, 3) uint8 of the page, with the viewer where `canvas_of` finds it."""
+    """A screenshot of the page, (H, W, 3) uint8, with the viewer where `canvas_of` finds it."""
     target = folder / "shot.png"
     browse(folder, html, hash_, "--window-size=1000,1400", f"--screenshot={target}", *more)
     return np.asarray(Image.open(target).convert("RGB")).astype(int)
 
 
 def share_of(picture: np.ndarray, color: tuple[int, int, int]) -> float:
-    """Of pixels of a colour, to what a screen rounds; swatches and letters are far below a thousandth."""
+    """The share of pixels of a colour, up to rounding; swatches and letters are far below a thousandth."""
     return float((abs(picture - color).max(axis=-1) < 12).mean())
 
 
@@ -183,7 +183,7 @@ def test_a_link_says_what_is_seen(tmp_path):
     assert share_of(shot(tmp_path, html, "#x=300&y=100&zoom=12"), CLASSES.colors[1]) > 0.3
     assert (
         share_of(shot(tmp_path, html, "#x=100&y=100&zoom=12&hide=0"), CLASSES.colors[0]) < 0.005
-    )  # the bar of shares has it too
+    )  # the bar of shares has this colour too
     assert (drawn(tmp_path, html, "#scene=1")["scene"], drawn(tmp_path, html, "#scene=1")["x"]) == ("1", "150")
     assert share_of(shot(tmp_path, html, "#scene=1"), CLASSES.colors[1]) > 0.1
     beyond = drawn(tmp_path, html, "#scene=9&x=-5&y=1e9&zoom=1e9")
@@ -245,7 +245,7 @@ def test_the_jpeg_is_the_image():
     assert shown.shape == image.shape and abs(shown.astype(int) - image).mean() < 3
 
 
-# Frames are rare without a screen, so drawing is put on a timer here; the events are those that a browser would send.
+# Frames are rare without a screen, so a timer draws here; the events are those that a browser would send.
 ACT = """
 <script>window.requestAnimationFrame = call => setTimeout(call, 1);</script>
 <script>setTimeout(async () => {
@@ -288,7 +288,7 @@ def test_mouse_touch_and_keys_move_the_view(tmp_path):
     first, wheel, drag, pinch, right, out, whole, hidden, other, link = views
     x, y, zoom = ([float(view[name]) for view in views] for name in ("x", "y", "zoom"))
     assert first["zoom"] == "2" and zoom[1] == 4
-    # what was under the wheel is there still: half as far from the middle, in pixels of the scene
+    # what was under the pointer still is: half as far from the middle, in pixels of the scene
     left, top = 984 / 2, 620 / 2
     assert 200 - left / 4 < x[1] < 200 > y[1] > 200 - top / 4
     assert (x[2], y[2]) == pytest.approx((x[1] - 30 / 4, y[1] + 20 / 4), abs=1e-3) and drag["zoom"] == wheel["zoom"]

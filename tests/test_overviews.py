@@ -71,7 +71,7 @@ def test_the_mask_is_the_most_frequent_class_of_the_scenes_own(segmented):
         mask = SceneReader(masks, scenes[each.title]).read(Window(0, 0, each.height, each.width))
         assert each.factor == factor_of(*mask.shape)
         expected = majority(mask, each.factor)
-        # squares cut by a window's edge are voted on by the window that holds their first pixel
+        # where a window's edge cuts a square, only the window that holds its first pixel votes
         assert (each.mask != expected).mean() < 0.02 and len(np.unique(each.mask)) > 1
         if each.factor == 1:
             np.testing.assert_array_equal(each.mask, mask)

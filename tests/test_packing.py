@@ -1,4 +1,4 @@
-"""Rows carry any value; arrays travel beside the pickle, whatever they are views of."""
+"""Rows carry any value; arrays travel outside the pickle, even views of larger ones."""
 
 from __future__ import annotations
 

@@ -67,13 +67,13 @@ def test_a_sample_changes_by_its_own_row_alone() -> None:
 
 
 def test_values_of_a_band_keep_their_order() -> None:
-    """Of one band, where saturation does nothing: contrast, brightness and gamma are increasing."""
+    """With one band, where saturation does nothing: contrast, brightness and gamma are increasing."""
     x = torch.linspace(-2 * RANGE, 2 * RANGE, 999).view(1, 1, 1, -1)
     for position in range(30):
         drawn = draw([position], bands=1, strength=1.0, **SETTLED)
         changed = distort(x, torch.ones(1, 1, 999, dtype=torch.bool), drawn).flatten()
         assert (changed.diff() >= -1e-5).all()
-        assert changed.diff().max() < 1  # and nowhere does it jump
+        assert changed.diff().max() < 1  # without jumps
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""An image that kills the process that reads it ends no job: it becomes a failed row, and all others their masks."""
+"""An image that kills the process that reads it ends no job: it becomes a failed row, and all others get masks."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ FAULT = "CUDA error: an illegal memory access was encountered"
 
 @dataclass(frozen=True)
 class Constant:
-    """The stand-in of a network: class 0 everywhere, and no torch in the many processes that die."""
+    """A stand-in for a network: class 0 everywhere, and no torch in the many processes that die."""
 
     classes: int
 
@@ -57,7 +57,7 @@ class Constant:
 
 @dataclass(frozen=True, kw_only=True)
 class ConstantWork(Work):
-    """As every work, but for the network."""
+    """A Work like any other, but for the network."""
 
     def segmenter(self) -> Constant:
         """The stand-in."""
@@ -66,10 +66,10 @@ class ConstantWork(Work):
 
 @dataclass(frozen=True, kw_only=True)
 class PoisonedWork(ConstantWork):
-    """As that, but that an image named poison kills its reader."""
+    """ConstantWork, but an image named poison kills its reader."""
 
     def readings(self, items):
-        """Die as of a fault in a decoder."""
+        """Die, as on a fault in a decoder."""
         if any("-poison" in item.image and not item.error for item in items):
             os.kill(os.getpid(), signal.SIGKILL)
         return super().readings(items)
@@ -77,12 +77,12 @@ class PoisonedWork(ConstantWork):
 
 @dataclass(frozen=True, kw_only=True)
 class CrowdedWork(ConstantWork):
-    """As that, but that several images at the same time, or in any case, are too much for its process."""
+    """ConstantWork, but reading several images (at the same time, or at all) kills the process."""
 
     at_the_same_time: bool
 
     def readings(self, items):
-        """Die as of too little memory."""
+        """Die, as for lack of memory."""
         if len(items) > 1 and (self.ahead > 1 or not self.at_the_same_time):
             os.kill(os.getpid(), signal.SIGKILL)
         return super().readings(items)
@@ -90,7 +90,7 @@ class CrowdedWork(ConstantWork):
 
 @dataclass(frozen=True)
 class FailingDevice(Constant):
-    """As that stand-in, but that images of less than 48 rows, or all, make it raise an error in the words of torch."""
+    """Constant, but images of less than 48 rows, or all, raise an error worded as by torch."""
 
     message: str
     always: bool
@@ -105,7 +105,7 @@ class FailingDevice(Constant):
 
 @dataclass(frozen=True, kw_only=True)
 class FailingDeviceWork(ConstantWork):
-    """A work on such a device."""
+    """ConstantWork on a failing device."""
 
     message: str
     always: bool = False
@@ -117,7 +117,7 @@ class FailingDeviceWork(ConstantWork):
 
 @dataclass(frozen=True, kw_only=True)
 class FullDiskWork(ConstantWork):
-    """As that, but that it can write nothing but a dot for each shard that it should write."""
+    """ConstantWork that notes a dot for each shard, but can write none."""
 
     record: str
 
@@ -132,7 +132,7 @@ class FullDiskWork(ConstantWork):
 
 @pytest.fixture(scope="module", autouse=True)
 def local_ray():
-    """A Ray of two cores with the stages of a GPU cluster, whose workers take the classes above with their code."""
+    """A Ray of two cores with the stages of a GPU cluster, whose workers get the code of the classes above."""
     os.environ["RAY_AUTH_MODE"] = "disabled"
     folder = tempfile.mkdtemp(prefix="sr", dir="/tmp")
     stages = {STAGES: 1}
@@ -153,7 +153,7 @@ def model(tmp_path_factory) -> str:
 
 @pytest.fixture
 def work(model, tmp_path) -> dict:
-    """The settings of a work on six images, two a shard, one of them poisonous."""
+    """The settings of a Work on six images, two a shard, one of them poisonous."""
     images = tmp_path / "images"
     images.mkdir()
     for number in range(6):
@@ -176,7 +176,7 @@ def work(model, tmp_path) -> dict:
 @pytest.mark.parametrize("staged", [True, False])
 @pytest.mark.parametrize("bands", [3, 5])
 def test_a_full_actor_makes_its_pool_grow(work, on_gpu, staged, bands):
-    """What Ray Data holds against its threshold is shards at the actors over those that they can work on."""
+    """Ray Data compares its threshold with the shards at the actors over those that they can work on."""
     spec = InputSpec(bands=tuple(range(bands)), scale=1.0, mean=(0.0,) * bands, std=(1.0,) * bands)
     options = replace(ConstantWork(**work), spec=spec, on_gpu=on_gpu).pool_options(staged=staged)
     pipeline.configure()
@@ -225,7 +225,7 @@ def test_a_full_disk_ends_the_job_before_all_is_done_again(work, tmp_path):
     with pytest.raises(OSError, match="No space left") as caught:
         pipeline.run(full, list(range(3)), actors=(1, 1), on_result=lambda totals: None)
     assert caught.value.cause.errno == errno.ENOSPC
-    assert len((tmp_path / "record").read_text()) == 3 + 1  # each shard, and the one that was tried alone
+    assert len((tmp_path / "record").read_text()) == 3 + 1  # each shard, and the one that was tried again alone
 
 
 def test_a_full_disk_is_told_however_many_shards_are_left(work, tmp_path):

@@ -30,7 +30,7 @@ def image(number: int) -> bytes:
 
 
 def packed(path: Path) -> str:
-    """A folder of a tar, a zip, a picture, a broken zip, a text, and a tree of tiles that is no tile set."""
+    """A folder with a tar, a zip, a picture, a broken zip, a text file, and a tree of tiles that is no tile set."""
     path.mkdir()
     with tarfile.open(path / "a.tar", "w") as tar:
         for number in range(COUNT):
@@ -69,7 +69,7 @@ def test_members_are_images_and_what_is_wrong_is_a_row(local_ray, small_model: s
     plan = json.loads((tmp_path / "out" / "plan" / "plan.json").read_text())
     assert plan["images"] == len(rows)
     page = (tmp_path / "out" / "report.html").read_text()
-    assert page.count("data:image/jpeg") >= 2  # pictures of members are on it
+    assert page.count("data:image/jpeg") >= 2  # it shows pictures of members
     apart = tmp_path / "apart"
     for number in range(COUNT):
         publish(join(str(apart), f"{number:03d}.png"), image(number))
@@ -106,7 +106,7 @@ def test_a_bad_line_of_a_list_is_a_failed_row(local_ray, small_model: str, tmp_p
     (tmp_path / "list.txt").write_text("".join(f"{line}\n" for line in ["x.png", *bad, "./x.png", "some.parquet"]))
     settings = {"model": small_model, "archive": str(tmp_path / "list.txt"), "output": str(tmp_path / "out")}
     summary = segment(SegmentSettings(**settings))
-    assert summary["images"] == {"ok": 1 + 3, "nodata": 0, "failed": len(bad)}  # x.png is named twice, and there once
+    assert summary["images"] == {"ok": 1 + 3, "nodata": 0, "failed": len(bad)}  # x.png is listed twice and counted once
     assert np.isclose(summary["failed_share"], len(bad) / (len(bad) + 4))
     for name, reason in bad.items():
         (error,) = [row["error"] for row in summary["failures"] if row["image"].endswith(name)]
@@ -116,7 +116,7 @@ def test_a_bad_line_of_a_list_is_a_failed_row(local_ray, small_model: str, tmp_p
 
 
 def test_the_driver_plans_without_torch_and_ray_data():
-    """They would be half of its memory; 50,000 objects take a tenth of that."""
+    """They would be half of its memory; 50,000 objects take a tenth of what they take."""
     code = "import sys, segray.segmentation; print({'torch', 'ray.data'} & set(sys.modules))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "set()"

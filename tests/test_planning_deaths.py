@@ -1,4 +1,4 @@
-"""A file on which the task dies that plans it: one failed item, and all others once, in their order."""
+"""A file that kills the task that plans it: one failed item, and all others once, in order."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ NAMES = ("0.tif", "1-poison.tif", "2.tar", "3-poison.tar", "4-late.tif", "5.tif"
 
 
 def die_late() -> None:
-    """Die when what was given has arrived."""
+    """Die once what was yielded has arrived."""
     time.sleep(1)
     os.kill(os.getpid(), signal.SIGKILL)
 
 
 @ray.remote(num_cpus=1, num_returns="streaming", max_retries=0)
 def dying(files, cutting):
-    """As the task of a plan, but that poison kills its process: of a tar after some members, of `late` at the end."""
+    """The planning task, but poison kills its process: in a tar after some members, in `late` at the end."""
     expand.MEMBERS_AT_A_TIME = 3
     for found in expand.expand(files, cutting):
         if any("poison.tif" in file.uri for file in files):
@@ -41,14 +41,14 @@ def dying(files, cutting):
 
 @ray.remote(num_cpus=1, num_returns="streaming", max_retries=0)
 def crowded(files, cutting):
-    """As that, but that several files are too much for its process."""
+    """The planning task, but several files at once kill its process."""
     if len(files) > 1:
         os.kill(os.getpid(), signal.SIGKILL)
     yield from expand.expand(files, cutting)
 
 
 def planned(folder: Path, monkeypatch: pytest.MonkeyPatch, task: object) -> list[Item]:
-    """The items of a folder, as tasks find them whose code travels with them."""
+    """The items of a folder, planned by that task, whose code is sent along."""
     monkeypatch.setattr(planning, "_expand", task)
     ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])
     try:

@@ -36,7 +36,7 @@ class Settings:
 
 @dataclass(frozen=True)
 class Made:
-    """A scene to be: its mask and where it lies."""
+    """A scene to make: its mask and where it lies."""
 
     name: str
     mask: np.ndarray
@@ -130,7 +130,7 @@ def test_the_deepest_tiles_show_the_class_under_each_pixel(tmp_path, made):
     deepest = {tile: mask for tile, mask in tiles.items() if tile.z == result["max_zoom"]}
     assert len(deepest) > 1
     differing = [float((mask != under_centres(tile, [made])).mean()) for tile, mask in deepest.items()]
-    assert max(differing) < 2e-4  # points that fall on the edge of two pixels, to rounding
+    assert max(differing) < 2e-4  # points that rounding puts on either side of a pixel edge
     covered = sum(int((mask != IGNORE).sum()) for mask in deepest.values())
     pixel = 2 * EDGE / 2 ** result["max_zoom"] / 256
     expected = sum(int((under_centres(tile, [made]) != IGNORE).sum()) for tile in around(deepest))
@@ -139,7 +139,7 @@ def test_the_deepest_tiles_show_the_class_under_each_pixel(tmp_path, made):
 
 
 def around(tiles: dict[Tile, np.ndarray]) -> set[Tile]:
-    """The tiles and their neighbours, so that one that is missing is noticed."""
+    """The tiles and their neighbours, so that a missing one is noticed."""
     return {Tile(t.z, t.x + col, t.y + row) for t in tiles for col in (-1, 0, 1) for row in (-1, 0, 1)}
 
 
@@ -191,7 +191,7 @@ def test_a_fine_scene_in_a_coarse_one_makes_no_flood_of_tiles(tmp_path):
     coarse = Made("coarse.tif", blobs(300, 300, 6), "EPSG:3857", on_grid(8, 130, 80))
     fine = Made("fine.tif", blobs(200, 200, 7), "EPSG:3857", on_grid(17, 130 * 512 + 77, 80 * 512 + 9))
     result, tiles, _ = export(tmp_path, [coarse, fine])
-    assert result["max_zoom"] == 17 and len(tiles) < 60  # the coarse one alone would have 300,000 at that zoom
+    assert result["max_zoom"] == 17 and len(tiles) < 60  # at that zoom the coarse one alone would have 300,000
     for tile, mask in tiles.items():
         children = [child in tiles for child in tile.children]
         if tile.z == 17 or (tile.z >= 8 and not any(children)):
@@ -283,7 +283,7 @@ def test_a_scene_across_the_antimeridian_lies_on_both_sides(tmp_path):
 
 
 def shown(tiles: dict[Tile, np.ndarray]) -> tuple[np.ndarray, set[int]]:
-    """(pixels of each class at the deepest zoom; in which halves of the map its tiles lie: 0 for the west)."""
+    """(pixels of each class at the deepest zoom; the halves of the map in which its tiles lie, 0 for the west)."""
     deepest = max(tile.z for tile in tiles)
     found = {tile: mask for tile, mask in tiles.items() if tile.z == deepest}
     pixels = np.concatenate([mask[mask != IGNORE] for mask in found.values()])

@@ -154,7 +154,7 @@ def test_areas_of_degrees_are_those_of_the_ellipsoid(tmp_path: Path) -> None:
     frame = export(tmp_path, blobs(40, 50), crs="EPSG:4326", transform=LONLAT)
     geod = pyproj.Geod(ellps="WGS84")
     expected = [geod.geometry_area_perimeter(polygon)[0] for polygon in frame.geometry]
-    assert frame.area_m2.tolist() == pytest.approx(expected, rel=1e-5)  # geodesics are not quite parallels
+    assert frame.area_m2.tolist() == pytest.approx(expected, rel=1e-5)  # geodesics differ slightly from parallels
 
 
 @pytest.mark.parametrize("crs", [None, "EPSG:32633"])
@@ -216,7 +216,7 @@ def test_row_groups_are_written_as_they_come(tmp_path: Path, monkeypatch: pytest
 def test_small_regions_are_left_out(tmp_path: Path, crs: str | None, min_area: float) -> None:
     mask = blobs(100, 120)
     everything = export(tmp_path / "a", mask, crs=crs)
-    large = export(tmp_path / "b", mask, Options(min_area=min_area), crs=crs)  # 20 pixels, either way
+    large = export(tmp_path / "b", mask, Options(min_area=min_area), crs=crs)  # 20 pixels, in either unit
     kept = everything[everything.pixels >= 20].reset_index(drop=True)
     assert 0 < len(kept) < len(everything)
     assert large.equals(kept)

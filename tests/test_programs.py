@@ -58,7 +58,7 @@ def network() -> nn.Module:
 def exported(
     network: nn.Module, shapes: dict | None = None, example: torch.Tensor = X, *, decomposed: bool = False
 ) -> bytes:
-    """The network's program; decomposed: into the operators that other ones consist of."""
+    """The network's program. decomposed: into core operators."""
     file = io.BytesIO()
     program = torch.export.export(network, (example,), dynamic_shapes=(shapes,) if shapes else None)
     torch.export.save(program.run_decompositions() if decomposed else program, file)
@@ -90,7 +90,7 @@ def test_a_program_of_one_size_says_so(network):
 
 
 class Mixed(nn.Module):
-    """As many networks do: with a layer in float32 for its range, and a tensor that it makes itself."""
+    """Like many networks: a layer in float32 for its range, and a tensor that it makes itself."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -218,7 +218,7 @@ class Attention(nn.Module):
 
 
 class Frozen(nn.Module):
-    """Runs a part without gradients, which the export makes a graph of its own."""
+    """Runs a part without gradients, which the export puts in a graph of its own."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -230,7 +230,7 @@ class Frozen(nn.Module):
         return x * 2
 
 
-MODAL = {  # networks whose answers in train mode are not those in eval mode
+MODAL = {  # networks that answer differently in train and eval mode
     "batch norm": lambda: nn.BatchNorm2d(3),
     "instance norm": lambda: nn.InstanceNorm2d(3, track_running_stats=True),
     "dropout": lambda: nn.Dropout(0.1),
@@ -339,7 +339,7 @@ def called(target: str, text: str) -> Callable[[dict], None]:
 CONV, SYMBOL = "torch.ops.aten.conv2d.default", "Symbol('s77', positive=True, integer=True)"
 SAMPLES, CONFIG = "data/sample_inputs/model.pt", "data/weights/model_weights_config.json"
 CALL = "__import__('os').mkdir({path!r})"
-EVIL = {  # name -> what is done to the archive, given the path that an executed attack would make
+EVIL = {  # name -> an edit of the archive, given the path of the file that the attack would create
     "pickled sample input": lambda path: {"replace": {SAMPLES: pickled(path)}},
     "pickled weight": lambda path: {
         "replace": {CONFIG: b'{"config": {"a": {"path_name": "weight_0", "use_pickle": true}}}'}
@@ -420,7 +420,7 @@ def test_damaged_descriptions_of_programs_are_refused_or_loaded_and_never_more(p
     chance, refused = random.Random(0), 0
 
     def damage(value: object) -> object:
-        """JSON of which one leaf or branch in a hundred is lost or swapped."""
+        """JSON in which one leaf or branch in a hundred is lost or swapped."""
         if chance.random() < 0.003:
             return chance.choice([None, 0, -1, "x", [], {}, True, 1e30])
         if isinstance(value, dict):

@@ -1,4 +1,4 @@
-"""Publications beside training: one after the other, their errors raised, and copies that training does not change."""
+"""Publishing beside training: one file after the other, errors raised, and copies that training does not change."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Ranges are the bytes of the file, whatever the store; failures of the store and cut-off files are remembered."""
+"""Ranges are the file's bytes, whatever the store; failures of the store and truncated files are remembered."""
 
 from __future__ import annotations
 

@@ -28,7 +28,7 @@ RNG = np.random.default_rng(0)
 RGB = RNG.integers(1, 256, (70, 90, 3), dtype=np.uint8)
 GREY = RGB[..., 0]
 DEEP = RNG.integers(0, 65536, (70, 90), dtype=np.uint16)
-COLUMN = np.arange(90) * np.ones((70, 1), int)  # the number of the column of each pixel
+COLUMN = np.arange(90) * np.ones((70, 1), int)  # each pixel's column
 ALPHA = np.where(COLUMN < 7, 0, 255).astype(np.uint8)
 RGBA = (ColorInterp.red, ColorInterp.green, ColorInterp.blue, ColorInterp.alpha)
 BYTES = InputSpec(bands=(0, 1, 2), scale=1 / 255, mean=(0.5,) * 3, std=(0.2,) * 3)
@@ -86,7 +86,7 @@ ONE_HOLE = np.where((COLUMN < 9)[..., None] & (np.arange(3) == 1), 0, RGB).astyp
 
 
 def one_hole(dtype: str, hole: float) -> np.ndarray:
-    """(70, 90, 3) pixels, of which the band in the middle has a hole."""
+    """(70, 90, 3) pixels with a hole in the middle band."""
     return np.where((COLUMN < 9)[..., None] & (np.arange(3) == 1), hole, RGB.astype(dtype))
 
 
@@ -187,7 +187,7 @@ def test_absent_georeference_is_none(tmp_path):
 
 
 def test_a_crs_without_a_transform_is_no_place(tmp_path):
-    """GDAL gives it the identity, by which its first pixel would lie at the CRS's origin."""
+    """GDAL gives it the identity, which would put its first pixel at the CRS's origin."""
     uri = tiff(tmp_path, GREY, crs="EPSG:32633")
     for found in (read_header(uri), read_image(uri)):
         assert (found.crs, found.transform) == ("EPSG:32633", None)
@@ -202,7 +202,7 @@ VRT = """<VRTDataset rasterXSize="90" rasterYSize="70"><VRTRasterBand dataType="
 
 def test_a_file_that_names_another_file_is_never_opened(tmp_path):
     (tmp_path / "evil.tif").write_text(VRT.format(tiff(tmp_path, GREY)))
-    with rasterio.open(tmp_path / "evil.tif") as source:  # GDAL by itself would
+    with rasterio.open(tmp_path / "evil.tif") as source:  # plain GDAL would open it
         assert (source.read(1) == GREY).all()
     for read_it in (read_image, read_header):
         with pytest.raises(ImageError, match="not recognized"):
@@ -269,7 +269,7 @@ def test_damaged_rasters_are_read_or_refused_and_never_more(tmp_path):
 
 
 def test_a_raster_of_a_store_is_read_alone(tmp_path, s3):
-    """GDAL would list the folder and try dozens of files beside each raster, each a request."""
+    """By default GDAL lists the folder and tries dozens of files beside each raster, a request each."""
     uri = join(s3, "alone", "x.tif")
     publish(uri, Path(tiff(tmp_path, RGB, **TILED)).read_bytes())
     publish(join(s3, "alone", "x.tif.msk"), Path(tiff(tmp_path, ALPHA)).read_bytes())
@@ -345,7 +345,7 @@ def test_infrared_that_is_marked_as_alpha_is_data_where_it_is_chosen(tmp_path):
         assert (raster.pixels == np.dstack([RGB, infrared]).transpose(2, 0, 1)[list(order)]).all()
         assert raster.valid.all()
     assert read_for(uri, four.with_overrides(resolution=1.0), explicit_bands=True).pixels.shape == (4, 35, 45)
-    for explicit in (False, True):  # a model of three bands takes it for alpha
+    for explicit in (False, True):  # for a model of three bands the fourth is alpha
         raster = read_for(uri, BYTES, explicit_bands=explicit)
         assert (raster.valid == (COLUMN >= 9)).all() and len(raster.pixels) == 3
     with pytest.raises(MismatchError, match=r"3 band\(s\) and band 3, marked as alpha, .* --bands 0,1,2,3$"):
@@ -394,7 +394,7 @@ def test_overviews_have_the_names_of_the_bands(tmp_path):
 
 @pytest.fixture
 def levels(monkeypatch) -> list[int | None]:
-    """The overviews that are opened, None for the raster itself."""
+    """The levels that are opened: overviews, None for the raster itself."""
     seen, plain = [], rasters.borrow
     monkeypatch.setattr(
         rasters, "borrow", lambda *args, **options: seen.append(options.get("overview")) or plain(*args, **options)
@@ -414,7 +414,7 @@ def test_the_coarsest_overview_that_is_fine_enough_is_read(tmp_path, levels):
 
 
 def half_valid(target: rasterio.io.DatasetWriter, how: str) -> None:
-    """Say of an open raster that its left half has no data."""
+    """Make the left half of an open raster no data."""
     if how == "mask":
         target.write_mask(np.broadcast_to(np.where(COLUMN >= 45, 255, 0).astype(np.uint8), (70, 90)))
     else:
@@ -422,7 +422,7 @@ def half_valid(target: rasterio.io.DatasetWriter, how: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("how", "late", "outside"),  # outside: overviews and masks are files of their own
+    ("how", "late", "outside"),  # outside: overviews and masks in files of their own
     [("nodata", False, False), ("nodata", False, True), ("nodata", True, False), ("nodata", True, True),
      ("mask", False, False), ("mask", False, True), ("mask", True, True)],
 )  # fmt: skip
@@ -491,7 +491,7 @@ ON_AN_ELLIPSOID = ("EPSG:3395", "EPSG:3994", "+proj=merc +y_0=-9e6 +units=us-ft"
         ("EPSG:2263", Affine(2.0, 0, 980000, 0, -2.0, 200000), 2 * 1200 / 3937),  # US survey feet
         ("EPSG:4326", Affine(1e-4, 0, 13, 0, -1e-4, 60.0035), 11.132 * 0.5**0.5),
         ("EPSG:3857", Affine(10, 0, 0, 0, -10, 8399737.9 + 350), 5.0),  # 60 degrees north
-        ("EPSG:3857", Affine(10, 0, 0, 0, -10, 1e12), 0.1745),  # beyond every map: as at 89 degrees
+        ("EPSG:3857", Affine(10, 0, 0, 0, -10, 1e12), 0.1745),  # beyond every map: measured as at 89 degrees
         ("EPSG:900913", Affine(10, 0, 0, 0, -10, 8399737.9 + 350), 5.0),
         ("EPSG:3395", Affine(10, 0, 0, 0, -10, 8362698.5 + 350), 5.0),
         ("EPSG:3994", Affine(10, 0, 0, 0, -10, -3767132.0 + 350), 10.0),  # 41 degrees south, where it is true to scale

@@ -1,4 +1,4 @@
-"""What is in the dictionaries trains: every loss and network learns four images, with the recipe's own parts."""
+"""Everything in the dictionaries trains: every loss and network learns four images, with the recipe's own parts."""
 
 from __future__ import annotations
 

@@ -56,7 +56,7 @@ def test_a_large_raster_is_read_from_its_overviews_only(tmp_path, monkeypatch):
         file.build_overviews([4], Resampling.average)
     found, _ = read_reduced(uri, longest=100)
     assert abs(found.astype(int) - means(gradient(400, 400), 4)).max() <= 1
-    assert read_reduced(uri, longest=300) is None  # that overview is too coarse for it
+    assert read_reduced(uri, longest=300) is None  # the overview is too coarse
 
 
 def test_a_large_picture_is_not_decoded(tmp_path, monkeypatch):

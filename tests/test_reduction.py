@@ -13,7 +13,7 @@ from segray.reduction import cells, majority, window_majority
 
 
 def counted(mask: np.ndarray, factor: int) -> np.ndarray:
-    """The same by a loop over squares."""
+    """The majority of each square, by a loop over squares."""
     height, width = (-(-size // factor) for size in mask.shape)
     result = np.full((height, width), IGNORE, np.uint8)
     for row in range(height):

@@ -1,4 +1,4 @@
-"""Reports: well-formed pages that ask nothing of the outside, escape their data and show the right pixels."""
+"""Reports: well-formed pages that load nothing from outside, escape their data and show the right pixels."""
 
 from __future__ import annotations
 
@@ -213,7 +213,7 @@ def training(classes: Classes, rows: list[dict], pictures: list[Picture], **more
 
 
 def staged(count: int) -> list[dict]:
-    """A history that tells where the time went: three times as long in steps as in validation."""
+    """A history of where the time went: three times as long in steps as in validation."""
     stages = {"waiting for data": 1.0, "steps": 6.0, "validation": 2.0, "publishing": 1.0}
     return [{**row, "epoch": row["epoch"] + 1, "stage_seconds": stages} for row in history(count)]
 
@@ -269,8 +269,8 @@ def test_the_numbers_of_a_segmentation():
         assert said in page.text
     for said in ("2 h 13 min", "8.87 GPU h", "91.2%", "skipped files 17", "shards 820", "bands 0, 1, 2", "seed 123456"):
         assert said in page.text
-    assert "Seam disagreement" not in page.text  # it is None
-    assert page.text.index("class 2") < page.text.index("class 0")  # the largest class leads
+    assert "Seam disagreement" not in page.text  # None is left out
+    assert page.text.index("class 2") < page.text.index("class 0")  # the largest class comes first
 
 
 def test_failures_are_grouped_by_reason():
@@ -391,8 +391,8 @@ def test_the_numbers_of_a_training():
         "43.2%",
     ):
         assert said in page.text
-    assert "class 1 <i>& 11.1%" in page.text  # of the last epoch, beside the curves
-    assert len(page.all("polyline")) == 3 + 2  # class 0 was never there
+    assert "class 1 <i>& 11.1%" in page.text  # the last epoch's, beside the curves
+    assert len(page.all("polyline")) == 3 + 2  # class 0 never occurred
 
 
 def test_a_training_tells_its_stages_and_pictures_by_epoch():

@@ -42,7 +42,7 @@ def test_killed_anywhere_and_run_again_the_masks_are_those_of_an_undisturbed_run
         return len(list((tmp_path / "masks").glob("shard-*.parquet"))) if (tmp_path / "masks").exists() else 0
 
     for _ in range(2):  # the driver is killed twice, then an actor
-        goal = published() + rng.randint(1, shards // 10)  # its actors go on for a moment, and some are to be left
+        goal = published() + rng.randint(1, shards // 10)  # actors go on for a moment, and some shards must remain
         process = start("segment", **settings)
         assert wait_for(lambda goal=goal: published() >= goal)
         kill(process)
@@ -71,7 +71,7 @@ def test_a_full_disk_is_one_sentence_and_with_more_room_the_job_goes_on(undistur
     try:
         status, _, err = run("segment", **settings)
         done = len(list((tmp_path / "masks").glob("shard-*.parquet")))
-        assert 0 < done < len(contents(whole_output / "masks")) - 64  # more are left than Ray Data lets fail
+        assert 0 < done < len(contents(whole_output / "masks")) - 64  # more remain than Ray Data lets fail
         assert status == 1
         assert err.endswith(f"--output {tmp_path} is full: [Errno 28] No space left on device; {ROOM}\n")
         assert "Traceback" not in err

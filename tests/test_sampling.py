@@ -1,4 +1,4 @@
-"""Which crops make up a step: the same whatever the number of workers, and each as often as it should be."""
+"""Which crops make up a step: the same for any number of workers, and each as often as it should be."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ def test_crops_are_mixed_among_the_images_that_are_together_only():
         assert frozenset.union(*groups) == set(range(12))
         assert any(order[k] != order[k + 1] for k in range(4))
         firsts.add(groups[0])
-    assert len(firsts) > 1  # other images are together in another epoch
+    assert len(firsts) > 1  # images are grouped differently in other epochs
 
 
 def test_no_two_streams_of_random_numbers_coincide():
@@ -85,7 +85,7 @@ def drawn(counts: np.ndarray, part: float, positions: int, *, span: int = 10**6,
 
 
 def test_rare_classes_are_seen_as_often_as_common_ones():
-    """Class 2 lies in image 1 and, a third as much, in image 3; class 1 nowhere."""
+    """Class 2 is in image 1 and, a third as much, in image 3; class 1 is nowhere."""
     counts = np.array([[1000, 0, 0], [900, 0, 30], [1000, 0, 0], [1000, 0, 10]])
     result = drawn(counts, 0.5, 20_000)
     labels = result[:, 1]
@@ -96,7 +96,7 @@ def test_rare_classes_are_seen_as_often_as_common_ones():
     shares = counts[:, 0] / counts[:, 0].sum()
     assert np.bincount(result[labels == 0, 0]) / (labels == 0).sum() == pytest.approx(shares, abs=0.03)
     others = labels == ANY
-    assert np.array_equal(result[others, 0], (np.arange(20_000) % 4)[others])  # the rest as without
+    assert np.array_equal(result[others, 0], (np.arange(20_000) % 4)[others])  # the others as without balance
 
 
 @settings(deadline=None)
@@ -115,14 +115,14 @@ def test_a_drawn_image_has_the_class_that_it_is_drawn_for(counts, part, span, cr
     assert (counts[by_class[:, 0], by_class[:, 1]] > 0).all()
     assert len(by_class) == 0 or part > 0
     assert len(by_class) == positions or part < 1 or not counts.any()
-    for start in range(0, positions, span):  # few images are decoded for them in a span of the order
+    for start in range(0, positions, span):  # few images are decoded for these in each span
         chosen = result[start : start + span]
         chosen = chosen[chosen[:, 1] != ANY]
         assert len(np.unique(chosen, axis=0)) <= -(-len(chosen) // crops)
 
 
 def test_crops_of_a_drawn_image_are_spread_over_the_span():
-    """Else a batch would be many crops of one image."""
+    """Otherwise a batch would hold many crops of one image."""
     found = drawn(np.ones((100, 3), np.int64), 1.0, 400, crops=8)
     assert (found[:, 1] != ANY).all()
     assert (found[1:] == found[:-1]).all(axis=1).mean() < 0.2

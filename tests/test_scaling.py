@@ -1,4 +1,4 @@
-"""The tables of memory, growth and lattices on tiny data: their shape, and that sizes are what they say."""
+"""The tables of memory, growth and lattices on tiny data: their shape, and that their sizes are right."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ def test_lattices(tmp_path, labelled, monkeypatch):
         for tile, overlap in ((32, 8), (96, 16))
         for blend in ("taper", "crop")
     ]
-    assert table["notes"][1:] == ["images of 96 x 96 pixels take no tiles of 128"]
+    assert table["notes"][1:] == ["images of 96 x 96 pixels are too small for tiles of 128"]
 
 
 def test_memory(tmp_path, monkeypatch):

@@ -24,7 +24,7 @@ SMALL = [Image(uri=f"/a/s{k}.png", mask=ids(40 + k, 30, seed=k)) for k in range(
 
 @pytest.fixture(autouse=True)
 def no_shards_kept():
-    """The tests write other shards at the same places."""
+    """No shards are cached: tests write others at the same paths."""
     forget_shards()
 
 
@@ -34,7 +34,7 @@ def scenes(masks: Masks) -> list[Scene]:
 
 
 def pixels(masks: Masks, scene: Scene) -> np.ndarray:
-    """All of a scene."""
+    """All pixels of a scene."""
     return SceneReader(masks, scene).read(Window(0, 0, scene.height, scene.width))
 
 
@@ -64,7 +64,7 @@ def test_strips_of_a_wide_scene_decode_each_window_once(tmp_path, monkeypatch):
     decoded = []
     monkeypatch.setattr("segray.scenes.decode_png", lambda data: decoded.append(data) or decode_png(data))
     reader = SceneReader(masks, scene)
-    for top in range(0, 20, 4):  # the third lies in both rows of windows
+    for top in range(0, 20, 4):  # the third strip lies in both rows of windows
         assert (reader.read(Window(top, 0, 4, 400)) == wide.mask[top : top + 4]).all()
     assert len(decoded) == sum(piece.status == "ok" for piece in scene.pieces) > 60
 
@@ -151,12 +151,12 @@ def test_a_damaged_shard_is_named(tmp_path):
     uri = write_masks(str(tmp_path), [BIG], archive="/a", rows_a_shard=100)
     masks, path = open_masks(uri), Path(shard_uri(uri, 0, "parquet"))
     (scene,) = scenes(masks)
-    path.write_bytes(b"PAR1" + bytes(16) + path.read_bytes()[20:])  # no page begins so, of which Arrow has no error
+    path.write_bytes(b"PAR1" + bytes(16) + path.read_bytes()[20:])  # no page begins so; Arrow has no error for it
     for read in (lambda: scenes(masks), lambda: pixels(masks, scene)):
         with pytest.raises(SegrayError, match="shard 0 of .* is damaged: .*; remove it and run segment.py again"):
             read()
     path.unlink()
-    with pytest.raises(FileNotFoundError):  # a store's error is no damage
+    with pytest.raises(FileNotFoundError):  # a store's error does not count as damage
         pixels(masks, scene)
 
 

@@ -1,4 +1,4 @@
-"""The learning rate and the decay of the average as functions of the step."""
+"""The learning rate and the average's decay as functions of the step."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Temporary folders: empty, removed at the end, and after a kill by the next process that looks."""
+"""Temporary folders: empty, removed at the end or, after a kill, by the next process that looks."""
 
 from __future__ import annotations
 
@@ -34,13 +34,13 @@ def folder(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
 
 
 def age(folder: Path) -> None:
-    """Let a folder have been made long ago."""
+    """Make a folder look as if it had been made long ago."""
     then = folder.stat().st_mtime - 2 * GRACE_S
     os.utime(folder, (then, then))
 
 
 def hold() -> tuple[subprocess.Popen, Path]:
-    """A process that works in a folder which it made long ago, and that folder."""
+    """A process that works in a folder made long ago, and that folder."""
     process = subprocess.Popen([sys.executable, "-c", HOLD], stdout=subprocess.PIPE, text=True)
     made = Path(process.stdout.readline().strip())
     (made / "large.tif").write_bytes(b"1")

@@ -49,7 +49,7 @@ def local_ray():
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory) -> str:
-    """A model whose mask shows every tile that is not where it should be."""
+    """A model whose mask shows every misplaced tile."""
     return write_model(str(tmp_path_factory.mktemp("model")))
 
 
@@ -188,7 +188,7 @@ def test_overwriting_removes_nothing_before_the_archive_is_there_and_nothing_of_
 
 
 def write_odd_files(folder: Path) -> None:
-    """What archives of this world hold."""
+    """Write the odd files that archives hold in practice."""
     image = Image.fromarray(scene(3, 64, 80)[0])
     buffer = io.BytesIO()
     image.save(buffer, "JPEG")

@@ -1,4 +1,4 @@
-"""The mask of a pixel depends on the image and the model, and on nothing else (R1); 255 is where data is not."""
+"""The mask of a pixel depends on the image and the model, and on nothing else (R1); 255 where there is no data."""
 
 from __future__ import annotations
 
@@ -148,7 +148,7 @@ def test_equals_the_definition(size):
     pixels, valid = scene(*size)
     segmenter = adversary()
     agreement = (segmenter.mask_image(pixels, valid) == brute_force(segmenter, pixels, valid)).mean()
-    assert agreement > 0.9999  # the two round their weights in another order
+    assert agreement > 0.9999  # the two round their weights differently
 
 
 @pytest.mark.parametrize("size", [(1, 1), (1, 90), (2, 3), (31, 7)])
@@ -238,7 +238,7 @@ def test_images_whose_pixels_travel_together_give_what_they_give_alone(monkeypat
     regions = [whole_image(*image) for image in images] + [whole_image(images[1][0], np.ones_like(images[1][1]))]
     segmenter = adversary(batch_size=4)
     alone = [masks[0].mask for masks in segmenter.segment(regions)]
-    segmenter.copies = torch.device("cpu")  # stands for the stream of a GPU
+    segmenter.copies = torch.device("cpu")  # stands in for a GPU's stream
     monkeypatch.setattr("segray.segmenter.UPLOAD_BYTES", 2 * images[2][0].nbytes)
     together = [masks[0].mask for masks in segmenter.segment(regions)]
     assert len(together) == len(regions)
@@ -346,7 +346,7 @@ def test_plain_segmentation_keeps_no_details():
 
 
 class Ties(nn.Module):
-    """Logits some of which differ by so little that softmax, or a division, makes them equal."""
+    """Logits, some of which differ so little that softmax or a division makes them equal."""
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """(N, C, P, P) -> (N, K, P, P)."""
@@ -361,7 +361,7 @@ class Ties(nn.Module):
 @pytest.mark.parametrize("temperature", [0.05, 0.7, 1.3127, 40.0])
 def test_a_temperature_changes_confidences_and_no_cropped_mask(network, temperature):
     pixels, valid = scene(100, 70)
-    images = [whole_image(pixels, valid), whole_image(pixels[:, :20, :20], valid[:20, :20])]  # the last is one tile
+    images = [whole_image(pixels, valid), whole_image(pixels[:, :20, :20], valid[:20, :20])]  # the second is one tile
     options = {"num_classes": K, "blend": "crop", "detailed": True}
     plain = Segmenter(network, spec(), **options).segment(images)
     tempered = Segmenter(network, spec(), temperature=temperature, **options).segment(images)

@@ -337,7 +337,7 @@ def test_an_output_that_cannot_be_written_is_bad_input(monkeypatch, capsys, tmp_
 
 def test_a_store_that_refuses_the_output_is_bad_input(monkeypatch, capsys):
     def main(settings: TrainSettings) -> int:
-        raise PermissionError("Access Denied")  # as s3fs says it, without the name of the object
+        raise PermissionError("Access Denied")  # s3fs does not name the object
 
     monkeypatch.setattr(sys, "argv", ["jobs/train.py", "--data", "labelled", "--output", "s3://bucket/x"])
     assert run_job(main, TrainSettings) == BAD_INPUT
@@ -383,7 +383,7 @@ def test_a_file_that_may_not_be_read_is_one_sentence(become, monkeypatch, capsys
     become("AWS_ACCESS_KEY_ID", access)
     monkeypatch.setattr("segray.storage.time.sleep", lambda seconds: None)
     monkeypatch.setattr(sys, "argv", ["jobs/train.py", *TRAIN, f"--{flag}", "s3://segray-test/private.yaml"])
-    wrong_key = flag == "config" and access != GUEST  # of weights only whether they are there is asked so soon
+    wrong_key = flag == "config" and access != GUEST  # of weights only the existence is checked this early
     assert run_job(lambda settings: DONE, TrainSettings) == (FAILED if wrong_key else BAD_INPUT)
     said = capsys.readouterr().err
     assert said.count("\n") == 1

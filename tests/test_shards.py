@@ -56,7 +56,7 @@ COLUMNS = {  # as documented, in order
 
 
 def result(window: Window, *, valid: bool = True, seed: int = 0) -> WindowMask:
-    """What the segmenter says of a window; a tenth of it has no data, or all."""
+    """The segmenter's result for a window, a tenth or all of which has no data."""
     mask = np.random.default_rng(seed).integers(0, 3, (window.height, window.width), dtype=np.uint8)
     mask[: max(1, window.height // 10)] = 255
     if not valid:
@@ -104,7 +104,7 @@ def test_statuses_and_what_they_leave_out():
         assert (row.confidence is not None) == (row.status == OK)
         assert row.valid_pixels == sum(row.pixel_counts or [])
     assert (decode_png(rows[0].mask) == result(Window(0, 0, 200, 150)).mask).all()
-    with Image.open(io.BytesIO(rows[0].mask)) as picture:  # any viewer agrees
+    with Image.open(io.BytesIO(rows[0].mask)) as picture:  # as any viewer reads it
         assert picture.mode == "P"
         assert (np.asarray(picture) == result(Window(0, 0, 200, 150)).mask).all()
         assert np.asarray(picture.convert("RGB"))[-1, -1].tolist() == list(CLASSES.colors[np.asarray(picture)[-1, -1]])
@@ -228,8 +228,8 @@ def test_the_tar_reads_as_webdataset_does():
         for member in tar:
             assert (member.mtime, member.uid, member.uname, member.isfile()) == (0, 0, "", True)
             assert "/" not in member.name
-            key, extension = member.name.split(".", 1)  # WebDataset: up to the first dot
-            assert samples == {} or key == list(samples)[-1] or key not in samples  # parts of a sample lie together
+            key, extension = member.name.split(".", 1)  # WebDataset's key ends at the first dot
+            assert samples == {} or key == list(samples)[-1] or key not in samples  # the files of a sample are adjacent
             samples.setdefault(key, {})[extension] = tar.extractfile(member).read()
     assert len(samples) == len(rows)
     for row, parts in zip(rows, samples.values()):
@@ -251,7 +251,7 @@ def test_names_of_images_cannot_lead_out_of_the_tar():
     assert all(name.count(".") == 1 for name in members)
 
 
-@pytest.mark.parametrize("tail", [10, 5000, 6000, 7000, 8000, 10_000, 2**20])  # less than the footer ... all of it
+@pytest.mark.parametrize("tail", [10, 5000, 6000, 7000, 8000, 10_000, 2**20])  # from less than the footer to all of it
 def test_statistics_leave_the_masks_where_they_are(tmp_path, monkeypatch, tail):
     monkeypatch.setattr("segray.shards.TAIL_BYTES", tail)
     rows = all_kinds() * 3
@@ -261,7 +261,7 @@ def test_statistics_leave_the_masks_where_they_are(tmp_path, monkeypatch, tail):
 
 
 class StrictFileSystem(MemoryFileSystem):
-    """Files in memory whose ranges have a start and an end, as those of Azure must."""
+    """Files in memory that want ranges with a start and an end, as Azure does."""
 
     protocol = "strict"
     store: dict = {}  # noqa: RUF012 as its parent has it
@@ -276,7 +276,7 @@ def test_a_shard_that_another_machine_wrote_anew_has_its_new_size(s3):
     output, rows = f"{s3}/written-anew", all_kinds()
     write_shard(output, 0, rows=rows[:1], formats=("parquet",), metadata=METADATA)
     fs, path = filesystem(shard_uri(output, 0, "parquet"))
-    fs.ls(path.rpartition("/")[0])  # which it remembers
+    fs.ls(path.rpartition("/")[0])  # and it caches the listing
     type(fs)(skip_instance_cache=True).pipe_file(path, encode_parquet(rows * 3, METADATA))
     assert len(read_statistics(output, 0, "parquet")) == len(rows) * 3
 

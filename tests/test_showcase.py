@@ -1,4 +1,4 @@
-"""The images to show: the very worst and best and one of the middle, whoever saw them in what order."""
+"""The images to show: the very worst and best and the median, whichever worker saw them in whatever order."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ def candidate(number: int, rank: tuple[float, str]) -> Candidate:
 
 
 def shown(ranks: list[tuple[float, str]], workers: int, seed: int) -> tuple[list[tuple[str, str]], int]:
-    """(title, why) of the pictures of a split whose images come to workers at random, and how many were made."""
+    """(title, why) of the pictures of a split whose images workers get at random, and how many were made."""
     driver, made = Showcase(len(ranks)), 0
     order = np.random.default_rng(seed).permutation(len(ranks))
     for worker in range(workers):
@@ -58,7 +58,7 @@ def test_few_images_are_shown_once_each(count: int, expected: list[tuple[str, st
 def test_equal_scores_and_a_repeated_range_change_nothing() -> None:
     ranks = [(0.5, f"k{number}") for number in range(8)]
     case = Showcase(8)
-    for _ in range(2):  # a range of images that is counted again after a fault
+    for _ in range(2):  # after a fault, a range of images is counted again
         wanted = [number for number, rank in enumerate(ranks) if case.wants(number, rank)]
     assert wanted == list(range(8))
     assert (case.lowest, case.highest) == (ranks[:2], ranks[-2:])

@@ -1,4 +1,4 @@
-"""Simulated clusters of a few GPUs: every shard once through the real chain, and the shape of what is said of it."""
+"""Simulated clusters of a few GPUs: every shard once through the real pipeline, and the shape of the tables."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from segray.work import Work
 
 @pytest.fixture
 def tiny(monkeypatch):
-    """A cluster of four GPUs on two processes and listings of a few pictures, where the tables have more."""
+    """Smaller tables: a cluster of four GPUs on two processes, and listings of a few pictures."""
     monkeypatch.setenv("RAY_AUTH_MODE", "disabled")
     monkeypatch.setattr(simulation, "GPUS", (4,))
     monkeypatch.setattr(simulation, "simulate", _on_a_small_machine)
@@ -25,7 +25,7 @@ def tiny(monkeypatch):
 def test_every_shard_of_simulated_gpus_is_done_once(tiny):
     table = simulation.cluster_table(BenchmarkSettings())
     (row,) = table["rows"]
-    assert (row["gpus"], row["processes"]) == (4, 2)  # each process is two of them
+    assert (row["gpus"], row["processes"]) == (4, 2)  # each process stands in for two
     assert row["shards"] == 4 * simulation.SHARDS_A_GPU
     assert 0 < row["ratio"] <= 1.1
     assert row["shards_per_s"] * 0.01 / 4 == pytest.approx(row["ratio"])
@@ -35,13 +35,13 @@ def test_every_shard_of_simulated_gpus_is_done_once(tiny):
 
 
 def _on_a_small_machine(**arguments: float) -> dict:
-    """Run in a process of its own, which knows nothing of monkeypatch."""
+    """`simulate` with smaller constants, for a process of its own, which monkeypatch does not reach."""
     simulation.MOST_PROCESSES, simulation.STAGE_CORES = 2, 4
     return simulation.simulate(**arguments)
 
 
 class Rows:
-    """Rows of the chain of which only the pool of their actors is asked for."""
+    """A stand-in for the pipeline's rows, which notes the pool of actors."""
 
     def map_batches(self, actor: type, *, compute: ActorPoolStrategy, **options: object) -> ActorPoolStrategy:
         """The pool."""
@@ -70,7 +70,7 @@ def test_listings_are_planned_whole(tiny):
     rows = simulation.planning_table(BenchmarkSettings(shard_mpx=32.0))["rows"]
     assert [row["images"] for row in rows] == [50, 3000]
     pixels = 4 * sum(file.size for file in simulation.MadeUpListing(3000).images())
-    assert rows[1]["shards"] == pytest.approx(pixels / 32e6, rel=0.05)  # a shard ends before it has more
+    assert rows[1]["shards"] == pytest.approx(pixels / 32e6, rel=0.05)  # shards are closed before they exceed it
     assert rows[0]["plan_mb"] < rows[1]["plan_mb"]
     assert all(row["cpu_s"] > 0 and row["driver_mb"] > 1 for row in rows)
 

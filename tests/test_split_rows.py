@@ -1,4 +1,4 @@
-"""The rows of an evaluation: few on a large split, several for each actor, and what an actor needs for them."""
+"""The rows of an evaluation: few on a large split, several per actor, and what an actor needs for them."""
 
 from __future__ import annotations
 
@@ -29,9 +29,9 @@ def test_large_samples_are_rows_of_their_own():
     [
         (9, 0, 1, 1, 4),
         (2_000, 2**16, 1, 8, 4),
-        (1_000_000, 2**16, 1, 64, 256),  # and no 250,000 blocks
-        (1_000_000, 2**16, 1, 5_000, 50),  # each actor has some
-        (500, 2**16, 16, 1, 64),  # batches of a GPU are full
+        (1_000_000, 2**16, 1, 64, 256),  # not 250,000 blocks
+        (1_000_000, 2**16, 1, 5_000, 50),  # every actor gets some
+        (500, 2**16, 16, 1, 64),  # a GPU's batches are full
         (500, 2**16, 16, 8, 15),
         (100, 2**16, 16, 8, 4),
         (500, 2**21, 16, 1, 32),  # a row holds no more pixels than a shard

@@ -47,7 +47,7 @@ def model(tmp_path_factory) -> str:
 
 
 def work_of(archive: Path, model: str, folder: Path, *, shard_pixels: int, blend: str = "taper") -> tuple[Work, int]:
-    """(work, shards): a plan of the archive with a shard an item, and what workers must know."""
+    """(work, shards): the Work on a plan of the archive with one item per shard."""
     description = read_description(model)
     lattice = description.spec.lattice(blend)
     items = []
@@ -68,7 +68,7 @@ def work_of(archive: Path, model: str, folder: Path, *, shard_pixels: int, blend
 
 @pytest.fixture(scope="module")
 def done(archive, model, tmp_path_factory) -> tuple[Work, int]:
-    """A job that is done: its work and its shards."""
+    """A finished job: its work and its shards."""
     work, shards = work_of(archive, model, tmp_path_factory.mktemp("job"), shard_pixels=10_000)
     segmenter = work.segmenter()
     for shard in range(shards):

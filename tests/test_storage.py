@@ -75,7 +75,7 @@ def test_listing_is_sorted_recursive_and_without_hidden_files(store):
 
 
 def test_odd_names_are_listed_and_read_back(store):
-    odd = [name for name in ODD if "::" not in name or not store.startswith("memory")]  # fsspec's memory has no such
+    odd = [name for name in ODD if "::" not in name or not store.startswith("memory")]  # fsspec's memory cannot
     for name in odd:
         publish(join(store, name), name.encode())
     assert sorted(names(store)) == sorted(odd)
@@ -105,7 +105,7 @@ def test_a_single_file_is_its_own_listing(store):
 def test_a_listing_keeps_the_scheme_that_it_was_asked_with(s3):
     folder = join(s3, "schemes")
     publish(join(folder, "a.txt"), b"1")
-    asked = folder.replace("s3://", "s3a://")  # one file system with two names, as az and abfs
+    asked = folder.replace("s3://", "s3a://")  # one file system with two names, like az and abfs
     assert [file.uri for file in list_files(asked)] == [join(asked, "a.txt")]
     assert [file.uri for file in list_files(folder)] == [join(folder, "a.txt")]
 
@@ -130,7 +130,7 @@ def test_etags_change_with_the_content_and_not_without(store):
         (first,), (second,) = list_files(uri), list_files(uri)
         assert first == second
         tags.append(first.etag)
-        time.sleep(0.01)  # a local disk tells contents of one size apart by their time
+        time.sleep(0.01)  # on a local disk, contents of one size differ only in their time
     assert len(set(tags)) == 3
 
 
@@ -192,7 +192,7 @@ def test_what_others_publish_after_a_look_is_seen_and_removed(s3):
     fs, path = filesystem(folder)
     other = type(fs)(skip_instance_cache=True)
     other.pipe_file(f"{path}/first", b"x")
-    fs.ls(path)  # which it remembers
+    fs.ls(path)  # and it caches the listing
     other.pipe_file(f"{path}/second", b"x")
     assert exists(join(folder, "second"))
     fs.ls(path)
@@ -203,7 +203,7 @@ def test_what_others_publish_after_a_look_is_seen_and_removed(s3):
 
 
 def test_a_file_is_on_the_disk_before_it_has_its_name(tmp_path, monkeypatch):
-    """Else a machine that loses power may keep the name of a shard and none of its bytes."""
+    """Otherwise a machine that loses power may keep a shard's name without its bytes."""
     done, sync, rename = [], os.fsync, os.replace
     monkeypatch.setattr(os, "fsync", lambda file: (done.append(os.fstat(file).st_size), sync(file)))
     monkeypatch.setattr(os, "replace", lambda *names: (done.append("renamed"), rename(*names)))
@@ -212,7 +212,7 @@ def test_a_file_is_on_the_disk_before_it_has_its_name(tmp_path, monkeypatch):
 
 
 class PlainFileSystem(MemoryFileSystem):
-    """Files in memory, of a store whose puts are not atomic, as those of SFTP or SMB."""
+    """Files in memory, in a store without atomic puts, like SFTP or SMB."""
 
     protocol = "plain"
     store, pseudo_dirs, written = {}, [""], []  # noqa: RUF012 as its parent has them
@@ -280,7 +280,7 @@ def test_leftovers_are_found_in_any_depth_and_memory_does_not_grow_with_the_file
     remove_leftovers(str(tmp_path))
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
-    assert peak < 200_000  # a dict a file would be two million
+    assert peak < 200_000  # with a dict per file: two million
     assert not any(map(os.path.exists, left))
     assert sum(len(files) for _, _, files in os.walk(tmp_path)) == 3000
 

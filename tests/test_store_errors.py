@@ -1,4 +1,4 @@
-"""A store's refusal of the credentials is no refusal of an object, and every library's errors are OSErrors."""
+"""Refused credentials are not a refused object, and every library's errors are OSErrors."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def no_pause(monkeypatch):
 
 
 class Handler(BaseHTTPRequestHandler):
-    """Answers /STATUS/... with that status, /flaky/STATUS/... so for the first two times, and all else with PICTURE.
+    """Answers /STATUS/... with that status, /flaky/STATUS/... too the first two times, and all else with PICTURE.
 
     Status 0 drops the connection.
     """
@@ -76,7 +76,7 @@ class Handler(BaseHTTPRequestHandler):
 def server() -> Iterator[str]:
     """The address of a web server, see `Handler`."""
     with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
-        server.handle_error = lambda *_: None  # of connections that the client drops
+        server.handle_error = lambda *_: None  # of dropped connections
         thread = threading.Thread(target=server.serve_forever)
         thread.start()
         yield f"http://127.0.0.1:{server.server_address[1]}"
@@ -95,7 +95,7 @@ def test_a_web_server_that_refuses_one_image_is_a_failed_image(server, no_pause,
     for read in (read_header, read_image, lambda uri: _known(File(uri, -1, ""))):
         with pytest.raises(ImageError, match=rf"{status}/{name}.* cannot be read: .*({reason})") as caught:
             read(uri)
-        assert str(caught.value).count("secret") == 1  # in the address alone
+        assert str(caught.value).count("secret") == 1  # only in the address
     assert no_pause == []
 
 
@@ -129,7 +129,7 @@ def of_s3(code: str, status: int = 400) -> Exception:
 
 
 def of_library(module: str, **values: object) -> Exception:
-    """An error as a library has it that is not installed here."""
+    """An error like that of a library that is not installed here."""
     error = type("HttpResponseError", (Exception,), {"__module__": module})("no")
     vars(error).update(values)
     return error
@@ -156,7 +156,7 @@ def of_library(module: str, **values: object) -> Exception:
         (of_library("gcsfs.retry", code=401), StoreError),
         (of_library("gcsfs.retry", code=403), PermissionError),
         (of_library("gcsfs.retry", code=503), StoreError),
-        (OSError("Forbidden: bucket/a.png\nno access"), PermissionError),  # of gcsfs too
+        (OSError("Forbidden: bucket/a.png\nno access"), PermissionError),  # gcsfs
     ],
 )
 def test_errors_by_what_the_store_says(error, kind):
@@ -213,7 +213,7 @@ def test_a_place_that_may_not_be_looked_at_is_one_sentence(stored, become, look)
 @pytest.mark.parametrize(
     ("error", "told"),
     [
-        (ProxyError(), StoreError),  # gcsfs, when what stands before the store answers 502
+        (ProxyError(), StoreError),  # gcsfs, when a proxy before the store answers 502
         (ValueError("Bad Request: User project specified in the request is invalid."), PermissionError),  # gcsfs
         (ValueError("this is no number"), ValueError),
     ],

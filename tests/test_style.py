@@ -1,4 +1,4 @@
-"""The style that QGIS takes: every class with its name and colour, for masks and for polygons."""
+"""QGIS styles: every class with its name and colour, for masks and for polygons."""
 
 from __future__ import annotations
 

@@ -36,7 +36,7 @@ def joined(*shards: list[dict]) -> Totals:
 
 def test_sums_of_one_shard():
     unmeasured = row("d", FAILED, height=0, width=0, of=(0, 0))
-    twice = [row("c", FAILED, height=5)] * 2  # is one failure
+    twice = [row("c", FAILED, height=5)] * 2  # one failure
     totals = summarise([row("a"), row("b", NODATA), *twice, unmeasured, row("e", confidence=1.0)])
     assert (totals.shards, totals.windows, totals.pixels, totals.valid_pixels) == (1, 6, 400, 180)
     assert totals.class_pixels == [120, 60, 0]

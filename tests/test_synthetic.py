@@ -1,4 +1,4 @@
-"""Synthetic scenes: the same seed gives the same scene, every class is there, image and mask lie on each other."""
+"""Synthetic scenes: the same seed gives the same scene, every class occurs, image and mask match."""
 
 from __future__ import annotations
 

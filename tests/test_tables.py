@@ -127,7 +127,7 @@ def test_a_raster_that_unpacks_to_more_than_may_be_held_is_refused(tmp_path):
     with rasterio.MemoryFile() as memory:
         options = {"count": 3, "dtype": "uint8", "tiled": True, "compress": "deflate", "sparse_ok": True}
         with memory.open(driver="GTiff", height=20_000, width=20_000, **options):
-            pass  # no block of it takes a byte
+            pass  # sparse: no block takes a byte
         file = write_table(tmp_path / "a.parquet", image=pa.array([memory.read()]))
     (member,) = tables.members(file)
     with pytest.raises(ImageError, match="00000000::.*it has 1200000000 bytes, more than the 1073741824 that are"):

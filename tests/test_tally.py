@@ -1,4 +1,4 @@
-"""What an evaluation counts: the same whoever counted which images, and as torchmetrics has it."""
+"""What an evaluation counts: the same whichever actor counted which images, and as in torchmetrics."""
 
 from __future__ import annotations
 
@@ -75,7 +75,7 @@ def test_miou_is_that_of_torchmetrics_over_all_images() -> None:
     truth = np.concatenate([np.where(result.mask == 255, 255, truth).ravel() for truth, result in cases])
     mask = np.concatenate([np.where(result.mask == 255, 0, result.mask).ravel() for _, result in cases])
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # torchmetrics warns of the class that occurs nowhere
+        warnings.simplefilter("ignore")  # torchmetrics warns of classes that do not occur
         oracle = MulticlassJaccardIndex(K, ignore_index=255, average="macro")
         expected = oracle(torch.from_numpy(mask).long(), torch.from_numpy(truth).long()).item()
     scores = found.scores()
@@ -130,7 +130,7 @@ def test_the_table_has_a_row_an_image_with_its_own_scores() -> None:
 
 
 def part_of(result: WindowMask, window: Window) -> WindowMask:
-    """What a window of an image of one window would have given."""
+    """The result for a window, cut from that of an image that was one window."""
     sampled = result.sampled
     inside = (sampled.rows >= window.row_off) & (sampled.rows < window.row_off + window.height)
     inside &= (sampled.cols >= window.col_off) & (sampled.cols < window.col_off + window.width)

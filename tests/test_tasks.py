@@ -1,4 +1,4 @@
-"""Parts in Ray tasks come in their order, with the first error as a sentence; the data look the same from there."""
+"""Parts done in Ray tasks come in order, with the first error as a sentence; data look the same in tasks."""
 
 from __future__ import annotations
 

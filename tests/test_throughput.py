@@ -1,4 +1,4 @@
-"""How much of the ideal a job reaches: the ideal from the stages, and what a job that is measured must not do."""
+"""How near a job comes to its ideal: the ideal from the stages, and what a measured job must not do."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from segray.throughput import SPANS, ideal, run_job
 
 
 def cost(seconds: float, cpu_seconds: float) -> Cost:
-    """Of ten megapixels."""
+    """The cost of ten megapixels."""
     return Cost(amount=10, seconds=seconds, cpu_seconds=cpu_seconds)
 
 

@@ -1,4 +1,4 @@
-"""Tile sets: every format lists and reads the same tiles, and says in a sentence what is wrong with a broken file."""
+"""Tile sets: every format lists and reads the same tiles, and reports a broken file in a sentence."""
 
 from __future__ import annotations
 
@@ -33,13 +33,13 @@ from segray.errors import ImageError, SegrayError
 from segray.listing import list_files
 from segray.storage import filesystem, join, publish
 
-# not square, not symmetric, with a hole; other places at each zoom
+# not square, not symmetric, with a hole; different places at each zoom
 PLACES = [(3, 1, 2), (3, 2, 2), (3, 4, 3), (5, 9, 11), (5, 9, 12), (5, 12, 11)]
 TILES = {place: encoded(noise(k)) for k, place in enumerate(PLACES)}
 
 
 def open_set(kind: str, uri: str):
-    """The set of a URI, with the tag of its file as a listing has it."""
+    """The tile set at a URI, with the tag of its file from a listing."""
     return TILESETS[kind](uri, "" if kind in ("xyz", "tms") else next(list_files(uri)).etag)
 
 
@@ -51,7 +51,7 @@ def test_every_format_lists_and_reads_the_same_tiles(store, kind):
         assert sorted(found.tiles(zoom)) == sorted(place[1:] for place in PLACES if place[0] == zoom)
     assert {place: found.read(*place) for place in PLACES} == TILES
     assert found.read(3, 3, 2) is None
-    assert found.read(3, 1, 5) is None  # the other scheme's row of (3, 1, 2)
+    assert found.read(3, 1, 5) is None  # the row of (3, 1, 2) in the other scheme
     assert found.read(4, 1, 2) is None
     if kind in ("mbtiles", "pmtiles"):
         assert list(found.tiles(4)) == []
@@ -100,7 +100,7 @@ def test_endings_may_differ_and_other_files_are_no_tiles(store):
         (["17/70000/40000.png", "tilemapresource.xml"], "", "tms"),
         (["17/70000/40000.png", "tilemapresource.xml"], "17", "tms"),
         (["17/70000/40000.png", "17/131071/0.png"], "17", "xyz"),
-        (["17/70000/40000.png", "17/131072/0.png"], "17", None),  # x is beyond the zoom
+        (["17/70000/40000.png", "17/131072/0.png"], "17", None),  # x is too large for the zoom
         (["3/1/8.png"], "", None),
         (["31/1/8.png"], "", None),
         (["2021/05/12.png"], "", None),  # dates
@@ -261,7 +261,7 @@ def test_values_of_other_types_are_a_sentence(tmp_path):
 
 
 def test_many_tiles_lie_in_leaf_directories_and_only_those_asked_for_are_read(tmp_path, monkeypatch):
-    sizes = np.random.default_rng(0).integers(1, 999, (256, 100))  # else the root would hold them all
+    sizes = np.random.default_rng(0).integers(1, 999, (256, 100))  # random, or the root would hold them all
     tiles = {(8, x, y): f"{x},{y}".encode().ljust(sizes[x, y]) for x in range(256) for y in range(100)}
     tiles |= {(9, x, 7): b"the same" for x in range(512)}
     data = pmtiles(tiles)
@@ -280,7 +280,7 @@ def test_many_tiles_lie_in_leaf_directories_and_only_those_asked_for_are_read(tm
     asked.clear()
     for place in [(8, 0, 0), (8, 255, 99), (8, 255, 100), (9, 511, 7), (9, 511, 8), (0, 0, 0), (12, 0, 0)]:
         assert found.read(*place) == peer.get(*place) == tiles.get(place)
-    assert len(asked) == 3  # the tiles; directories are kept
+    assert len(asked) == 3  # only the tiles: directories are cached
 
 
 @given(st.integers(0, 31), st.data())

@@ -1,4 +1,4 @@
-"""Regions of masks, strip by strip: against GDAL's, however the mask is cut, and in an order that no cut changes."""
+"""Regions of masks, strip by strip: like GDAL's, however the mask is cut, in an order that no cut changes."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def corners(batches: list[Regions]) -> list[list[int]]:
 
 
 def measure(rows: np.ndarray, columns: np.ndarray, lengths: np.ndarray) -> np.ndarray:
-    """A measure that differs from pixel to pixel: the sum of 100 * row + column."""
+    """A measure that differs for every pixel: the sum of 100 * row + column."""
     return 100.0 * rows * lengths + (2 * columns + lengths - 1) * lengths / 2
 
 
@@ -108,7 +108,7 @@ def test_nodes_are_given_to_the_region_that_does_not_turn_there(nodes: bool, exp
 @given(edges=st.lists(st.tuples(st.integers(0, 19), st.integers(0, 19)), max_size=40))
 def test_components_are_the_smallest_connected_nodes(edges: list[tuple[int, int]]) -> None:
     expected = list(range(20))
-    for _ in range(20):  # the plain way: until nothing can change any more
+    for _ in range(20):  # by repetition, until nothing can change any more
         for a, b in edges:
             expected[a] = expected[b] = min(expected[a], expected[b])
     a, b = np.array(edges, np.int64).reshape(-1, 2).T

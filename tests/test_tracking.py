@@ -1,4 +1,4 @@
-"""Trackers: each number once whatever restarts, a missing package is a sentence, and none ends a training."""
+"""Trackers: each number once whatever restarts, a missing package is one sentence, and none ends a training."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ RUNS: dict[str, list[dict]] = {}
 
 
 class Remembering:
-    """A tracker of this process. Its place is "down" when it cannot be reached, "dies" when it fails after a while."""
+    """A tracker in this process. place: "down" cannot be reached, "dies" fails after a while."""
 
     errors = (LookupError,)
 
@@ -69,7 +69,7 @@ def follow(output: Path, wanted: dict[str, str | None], *parts: list[dict]) -> N
 
 def test_every_number_is_logged_once_in_one_run_after_any_restart(tmp_path: Path) -> None:
     follow(tmp_path, {"mlflow": "here", "wandb": None}, reports(1, 3), reports(2, 3))  # a worker died
-    follow(tmp_path, {"mlflow": "here", "wandb": "there"}, reports(3, 4))  # the driver died, and another flag came
+    follow(tmp_path, {"mlflow": "here", "wandb": "there"}, reports(3, 4))  # the driver died, and a flag was added
     first, second = RUNS.values()
     assert [row["epoch"] for row in first if "epoch" in row] == [1, 2, 3, 4]
     assert [row["step"] for row in first if "step" in row] == [16, 20, 36, 40, 56, 60, 76, 80]

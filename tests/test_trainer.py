@@ -65,7 +65,7 @@ def make_job(data: str, output: str, **changes: object) -> Job:
 
 
 def silent(report: dict) -> None:
-    """Reports are for others."""
+    """Ignore the report."""
 
 
 def run_job(job: Job, report: Callable[[dict], None] = silent) -> dict:
@@ -111,7 +111,7 @@ def test_a_training_writes_model_metrics_page_and_state(job: Job) -> None:
     assert all(list(row["val_iou"]) == list(job.dataset.classes.names) for row in history)
     assert all(0 <= row["data_wait_share"] <= 1 and row["seconds"] > 0 for row in history)
     assert finished(job.settings)
-    assert set(masks) == {1, 2}  # which the page shows beside the last one
+    assert set(masks) == {1, 2}  # shown on the page beside the last one
     assert all(set(titled) == {sample.key for sample in job.val} for titled in masks.values())
     assert {mask.dtype for titled in masks.values() for mask in titled.values()} == {torch.uint8}
 
@@ -160,7 +160,7 @@ def test_an_interrupted_training_ends_in_the_same_weights(
     def interrupt(report: dict) -> None:
         kind = "row" if "val_miou" in report else "loss"
         seen[kind] += 1
-        if kind == last and seen[kind] == {"row": 1, "loss": 3}[kind]:  # after an epoch, or within the third
+        if kind == last and seen[kind] == {"row": 1, "loss": 3}[kind]:  # after the first epoch, or within the third
             raise Interrupted
 
     with pytest.raises(Interrupted):
@@ -178,7 +178,7 @@ def test_a_training_killed_within_an_epoch_continues_at_its_step(
     labelled_folder: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(NETWORKS, "dropping", dropping)
-    monkeypatch.setattr(Publisher, "busy", False)  # else no state is begun while one is under way
+    monkeypatch.setattr(Publisher, "busy", False)  # or no state would be saved while another is being saved
     recipe = {"network": "dropping", "batch_size": 2, "crop": 16, "save_minutes": 1e-9}
     job = make_job(labelled_folder, str(tmp_path / "trained"), **recipe)
     undisturbed = run_job(replace(job, settings=replace(job.settings, output=str(tmp_path / "other"))))
@@ -218,7 +218,7 @@ def test_validated_elsewhere_a_training_writes_the_same(
     job: Job, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     undisturbed = run_job(replace(job, settings=replace(job.settings, output=str(tmp_path / "other"))))
-    monkeypatch.setattr("segray.trainer.validate_part", None)  # the worker itself validates nothing
+    monkeypatch.setattr("segray.trainer.validate_part", None)  # the worker itself must validate nothing
     trained, begun, order = threading.Event(), [], []
 
     def elsewhere(job: Job, weights: dict[str, torch.Tensor], precision: str) -> Validation:
@@ -300,7 +300,7 @@ def test_the_model_is_the_average_of_the_weights_of_the_best_epoch(job: Job, mon
     assert (description.training["epoch"], description.metrics["val_miou"]) == (2, 0.5)
     published = load_network(description).state_dict()
     assert same(dict(published), dict(load_state(job.settings.output, 2)["average"]))
-    assert not any(same(dict(published), dict(state[name])) for name in ("network", "average"))  # of the last epoch
+    assert not any(same(dict(published), dict(state[name])) for name in ("network", "average"))  # the last epoch's
     assert not same(dict(state["network"]), dict(state["average"]))
 
 
@@ -348,7 +348,7 @@ def test_killed_while_it_is_validated_elsewhere_a_training_continues_at_the_end_
 
 
 def work_and_fail(rank: int, folder: Path) -> None:
-    """One of two workers whose validation elsewhere meets an error."""
+    """One of two workers whose validation, done elsewhere, fails."""
     job = torch.load(folder / "job.pt", weights_only=False)
 
     def elsewhere(*_: object) -> Validation:
@@ -363,7 +363,7 @@ def work_and_fail(rank: int, folder: Path) -> None:
 
 
 def test_an_error_of_a_validation_elsewhere_ends_all_workers(labelled_folder: str, tmp_path: Path) -> None:
-    recipe = {"batch_size": 2, "crop": 16, "save_minutes": 1e-9}  # a state is due when the error is there
+    recipe = {"batch_size": 2, "crop": 16, "save_minutes": 1e-9}  # a state is due when the error arrives
     job = make_job(labelled_folder, str(tmp_path / "trained"), **recipe)
     assert job.steps > 4 * CHECK_EVERY
     torch.save(job, tmp_path / "job.pt")

@@ -61,7 +61,7 @@ def cluster() -> Iterator[str]:
 
 
 def wait_for(condition: Callable[[], bool]) -> None:
-    """Return as soon as the condition holds; TimeoutError when it does not for long."""
+    """Return as soon as the condition holds; TimeoutError if it takes too long."""
     deadline = time.monotonic() + PATIENCE_S
     while not condition():
         if time.monotonic() > deadline:
@@ -70,13 +70,13 @@ def wait_for(condition: Callable[[], bool]) -> None:
 
 
 def training_workers() -> list[int]:
-    """The process ids of this test's Ray that train."""
+    """The process ids in this test's Ray that train."""
     return processes_of("RayTrainWorker")
 
 
 def processes_of(actor: str) -> list[int]:
-    """The process ids of this test's Ray in which an actor of that class lives."""
-    import psutil  # comes with Ray, and is found once that is imported
+    """The process ids in this test's Ray of actors of that class."""
+    import psutil  # comes with Ray, and can be imported once Ray is
 
     found = []
     for process in psutil.Process().children(recursive=True):
@@ -162,7 +162,7 @@ def test_an_error_of_one_worker_ends_all_with_its_sentence(cluster: str, labelle
     job = make_job(labelled_folder, str(tmp_path / "trained"), num_workers="2", max_failures=0, batch_size=2)
     mask = job.train[-1].mask
     Path(mask).write_bytes(png(np.full((96, 96), 77, np.uint8)))
-    # as if the inspection, which reads a part of large data, had not met that mask
+    # as if the inspection, which samples large data, had not seen that mask
     write_run(job.settings, fingerprint_of(job), asdict(job.inspection))
     with pytest.raises(SegrayError, match=rf"{mask} holds the id 77"):
         train(job.settings)
@@ -256,7 +256,7 @@ def test_a_split_that_is_missing_is_named(labelled_folder: str, tmp_path: Path, 
     [
         ([{"CPU": 2}], 1, 2),
         ([{"CPU": 2}], 2, 1),
-        ([{"CPU": 2}], 3, 1),  # more than there is: Ray waits for the cluster to grow
+        ([{"CPU": 2}], 3, 1),  # more workers than CPUs: Ray waits for the cluster to grow
         ([{"CPU": 4}, {"CPU": 2}], 1, 4),
         ([{"CPU": 4}, {"CPU": 4}], 3, 2),
         ([{"CPU": 8}, {"CPU": 0}], 2, 4),
@@ -291,8 +291,8 @@ def test_a_wait_for_workers_is_told_and_told_again_when_they_died(
     assert caplog.messages == expected
 
 
-# The last of the file: for minutes after a driver was killed Ray still reserves what its run asked for, and a training
-# of "1:2" workers waits for that.
+# The last of the file: for minutes after its driver is killed, Ray keeps a run's reservations, and a training with
+# "1:2" workers waits for their release.
 def test_killing_driver_and_worker_changes_nothing(
     cluster: str, labelled_folder: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -1,4 +1,4 @@
-"""What a person sees of a training: a line an epoch, or a bar."""
+"""What users see of a training: a line per epoch, or a bar."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def show(console: Console) -> None:
     console.show({"epoch": 1, "step": 6, "resumed": True})
     console.show({"epoch": 3, "step": 10, "loss": 0.6})
     console.show(ROW)
-    console.show(ROW)  # of a restart
+    console.show(ROW)  # sent again after a restart
     console.close()
 
 
@@ -39,4 +39,4 @@ def test_a_bar_on_a_terminal(capsys: pytest.CaptureFixture) -> None:
     show(Console(epochs=5, steps_per_epoch=4, bar=True))
     out = capsys.readouterr().out
     last = out.strip().split("\r")[-1]
-    assert "10/20" in last and "mIoU=62.5%" in last  # the row, which is of step 8, moves nothing back
+    assert "10/20" in last and "mIoU=62.5%" in last  # the row, of step 8, does not move the bar back

@@ -1,4 +1,4 @@
-"""Validation counts every pixel once, and a large scene that is read in blocks as one that is read whole."""
+"""Validation counts every pixel once, and a large scene read in blocks like one read whole."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def scene(tmp_path):
 
 
 def segmenter(blend: str = "crop") -> Segmenter:
-    """One whose classes depend on pixels far away."""
+    """A segmenter whose classes depend on pixels far away."""
     torch.manual_seed(0)
     network = nn.Sequential(nn.Conv2d(3, 8, 7, padding=3), nn.ReLU(), nn.Conv2d(8, 3, 7, padding=3))
     return Segmenter(network, SPEC, num_classes=3, blend=blend)

@@ -1,4 +1,4 @@
-"""Polygons that cross or touch themselves cover the same pixels whatever the CRS that they come in."""
+"""Polygons that cross or touch themselves cover the same pixels in whatever CRS they come."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ RINGS = {
 
 
 def burnt(folder: str, shapes: list[BaseGeometry], crs: str) -> np.ndarray:
-    """Where the image is covered by the first shape (1), the second (2), or none (0)."""
+    """Which shape covers each pixel of the image: the first (1), the second (2), or none (0)."""
     uri = join(folder, f"{crs.removeprefix('EPSG:')}.gpkg")
     publish(uri, features(shapes, crs, "gpkg", **{"class": list(range(1, len(shapes) + 1))}))
     file = VectorFile(uri=uri, tag="", attribute=None, ids=(("1", 1), ("2", 2)))
@@ -92,7 +92,7 @@ def test_what_has_no_area_or_place_moves_no_class(tmp_path):
 
 def test_later_features_lie_over_earlier_ones_on_both_sides_of_the_antimeridian(tmp_path):
     image = replace(IMAGE, height=20, width=40, crs="EPSG:4326", transform=(0.05, 0, 179.0, 0, -0.05, 1))
-    file = of_degrees(str(tmp_path), (-180, 0, -179, 1), (179.5, 0, 180.5, 1))  # the first is there a turn away
+    file = of_degrees(str(tmp_path), (-180, 0, -179, 1), (179.5, 0, 180.5, 1))  # the first lies there after a turn
     expected = np.zeros((20, 40), np.uint8)
     expected[:, 20:], expected[:, 10:30] = 1, 2
     assert np.array_equal(burn(file, image, Window(0, 0, 20, 40), background=0), expected)
@@ -100,7 +100,7 @@ def test_later_features_lie_over_earlier_ones_on_both_sides_of_the_antimeridian(
 
 def test_a_window_whose_corners_lie_nowhere_has_its_features(tmp_path):
     radius = 6_378_137.0
-    side = 2.2 * radius / 50  # of a pixel of a picture of the Earth, whose corners are space
+    side = 2.2 * radius / 50  # of a pixel in a picture of the whole Earth, whose corners are space
     image = replace(
         IMAGE, height=50, width=50, crs=f"+proj=ortho +lat_0=0 +lon_0=0 +R={radius} +no_defs +type=crs",
         transform=(side, 0, -1.1 * radius, 0, -side, 1.1 * radius),

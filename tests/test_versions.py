@@ -1,4 +1,4 @@
-"""Jobs say what computed, also where segray came as a folder and is not installed."""
+"""Jobs record versions, also where segray came as a folder and is not installed."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Test-time augmentation: the mean over views of each tile, which moves no pixel and depends on no cutting."""
+"""Test-time augmentation: the mean over views of each tile, which moves no pixel and depends on no cut."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def test_the_views_are_a_flip_from_left_to_right_and_the_eight_symmetries_of_a_s
     corner = np.arange(4).reshape(2, 2)
     seen = {name: [turned(corner, *view).tolist() for view in views] for name, views in VIEWS.items()}
     assert seen["none"] == [corner.tolist()]
-    assert seen["flip"] == [corner.tolist(), np.fliplr(corner).tolist()]  # a street scene is not upside down
+    assert seen["flip"] == [corner.tolist(), np.fliplr(corner).tolist()]  # street scenes are never upside down
     symmetries = [np.rot90(side, turns).tolist() for side in (corner, np.fliplr(corner)) for turns in range(4)]
     assert sorted(seen["d4"]) == sorted(symmetries) and seen["d4"][0] == corner.tolist()
 
@@ -53,7 +53,7 @@ def test_the_mask_of_a_view_is_the_view_of_the_mask(tta, views):
     for view in views[1:]:
         seen = turned(pixels, *view).copy()
         assert (adversary(tta=tta).mask_image(seen, valid) == turned(mask, *view)).all()
-        assert (adversary().mask_image(seen, valid) != turned(plain, *view)).any()  # Positional knows where it is
+        assert (adversary().mask_image(seen, valid) != turned(plain, *view)).any()  # Positional sees the place
 
 
 @pytest.mark.parametrize("blend", ["taper", "crop"])
@@ -67,7 +67,7 @@ def test_masks_do_not_depend_on_windows_shards_or_batches(blend):
 
 
 class Sure(nn.Module):
-    """Certain of one class, so that float32 has no probability of the others."""
+    """So certain of one class that the others' probabilities are 0 in float32."""
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """(N, C, P, P) -> (N, K, P, P)."""

@@ -156,7 +156,7 @@ def test_an_image_that_changed_its_size_is_a_failure_with_the_fix(tmp_path, segm
     work = items(uri, height=100, width=130, shard_pixels=10**9)
     raster(tmp_path, height=100, width=140)
     (row,) = rows_of(work, segmenter, 1000)
-    assert (row.status, row.crs, row.transform, row.image_width) == (FAILED, None, None, 130)  # nobody knows its place
+    assert (row.status, row.crs, row.transform, row.image_width) == (FAILED, None, None, 130)  # its place is unknown
     assert "changed while it was segmented" in row.error
     assert "--overwrite" in row.error
 
@@ -192,7 +192,7 @@ def test_few_images_are_in_memory_and_reading_is_in_order(tmp_path):
 
 
 class Late:
-    """Gives nothing until it has taken all regions, as a segmenter with a large batch. seen: their pixels."""
+    """Gives nothing until it has taken all regions, like a segmenter with a large batch. seen: their pixels."""
 
     def __init__(self) -> None:
         self.seen: list[weakref.ref] = []
@@ -301,7 +301,7 @@ def test_a_coarse_model_sees_a_coarse_image(
     rows, cols = (((np.arange(n) + 0.5) / (n / m)).astype(int) for n, m in zip(fine.shape, coarse.shape))
     np.testing.assert_array_equal(fine, coarse[rows[:, None], cols])
     assert (fine[:55, :85] == IGNORE).all()
-    raster = read_for(uri, spec)  # means of what lies below, so near to those of the finest pixels
+    raster = read_for(uri, spec)  # means of a finer level, so close to means of the finest pixels
     scaling, exact = raster.scaling, read_image(uri)
     mean, valid = scaling.shrink(exact.pixels, exact.valid, Window(0, 0, *size))
     both = raster.valid & valid
@@ -319,7 +319,7 @@ def test_details_of_a_coarse_image_are_on_the_grid_of_the_image(
         readings = walk.read_items([Item(image=uri, etag="")], spec, enlarge=enlarge, **options)
         (found,) = walk.segment(readings, segmenter)
         (result,) = found.on_grid()
-        assert found.masks[0].mask.shape == (82, 121)  # whoever holds many of them has small ones
+        assert found.masks[0].mask.shape == (82, 121)  # kept small until it is asked for
         assert result.mask.shape == result.confidences.shape == ((197, 291) if enlarge else (82, 121))
         assert ((result.confidences == 0) == (result.mask == IGNORE)).all()
         if not enlarge:
@@ -337,7 +337,7 @@ def test_details_of_a_coarse_image_are_on_the_grid_of_the_image(
 @pytest.mark.parametrize("resolution", [None, 2.0])
 def test_a_failed_window_says_where_it_lies(tmp_path, segmenter, resolution, enlarge) -> None:
     uri = fine_raster(tmp_path)
-    Path(uri).write_bytes(Path(uri).read_bytes()[:-110_000])  # some blocks of it and of its overviews
+    Path(uri).write_bytes(Path(uri).read_bytes()[:-110_000])  # cuts some blocks of it and of its overviews
     spec, work = replace(SPEC, resolution=resolution), coarse_items(uri, resolution, 900)
     options = {"blend": "taper", "window": 64, "explicit_bands": False, "enlarge": enlarge}
     rows = list(walk.rows(walk.segment(walk.read_items(work, spec, **options), segmenter), CLASSES))

@@ -1,4 +1,4 @@
-"""Zip archives: what lies about its size, what is damaged, what is packed in other ways."""
+"""Zip archives: wrong sizes, damage, other compressions."""
 
 from __future__ import annotations
 
@@ -69,7 +69,7 @@ def test_links_and_folders_of_a_zip_are_skipped(tmp_path):
 
 
 def test_local_headers_have_lengths_of_their_own(store):
-    """As of streamed archives, behind a stub, and with an extra field longer than what is read ahead."""
+    """As in streamed archives, behind a stub, and with an extra field longer than what is read ahead."""
     out = io.BytesIO()
 
     class Pipe(io.RawIOBase):

@@ -26,7 +26,7 @@ def encoded(array: np.ndarray, kind: str = "PNG") -> bytes:
 
 
 def noise(seed: int, *, size: int = 256, bands: int = 3) -> np.ndarray:
-    """(size, size, bands) uint8 that look like no other tile's."""
+    """(size, size, bands) uint8, different for every tile."""
     return np.random.default_rng(seed).integers(0, 256, (size, size, bands), dtype=np.uint8)
 
 
@@ -39,7 +39,7 @@ def write_set(kind: str, uri: str, tiles: Tiles) -> str:
 
 
 def write_tree(uri: str, tiles: Tiles, *, tms: bool = False) -> str:
-    """Write a tree of files, their endings after their content."""
+    """Write a tree of files, with endings that match their contents."""
     for (zoom, x, y), data in tiles.items():
         ending = "jpg" if data.startswith(b"\xff\xd8") else "png"
         publish(join(uri, str(zoom), str(x), f"{2**zoom - 1 - y if tms else y}.{ending}"), data)

@@ -1,4 +1,4 @@
-"""Small masks, and the regions that a tracer finds in them however they are cut."""
+"""Small masks, cut into strips, and the regions that a tracer finds in them."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A web server for tests: files of a folder, whole or by range, whatever follows "?" in their addresses."""
+"""A web server for tests: files of a folder, whole or by range, ignoring what follows "?" in their addresses."""
 
 from __future__ import annotations
 

@@ -17,7 +17,7 @@ from segray.synthetic.trees import cast_tree, draw_tree, place_trees
 
 __all__ = ["CLASSES", "scene"]
 
-SHADOW = np.float32([0.56, 0.52, 0.44])  # what a shadow takes of red, green, blue: the sky lights it, so it is bluish
+SHADOW = np.float32([0.56, 0.52, 0.44])  # how much red, green, blue a shadow takes away: lit by the sky, it is bluish
 
 
 def scene(seed: int, height: int, width: int) -> tuple[np.ndarray, np.ndarray]:

@@ -23,7 +23,7 @@ Place = tuple[slice, slice]
 class Canvas:
     """What is drawn on: image (H, W, 3) float32 of 0..255, mask (H, W) uint8, shade (H, W) float32 of 0..1.
 
-    rows (H, 1) and cols (1, W) are the pixels' coordinates; sun is the unit (row, col) step that shadows take.
+    rows (H, 1) and cols (1, W) are the pixels' coordinates; sun is the unit vector (row, col) along which shadows fall.
     """
 
     rng: np.random.Generator

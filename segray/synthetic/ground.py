@@ -74,7 +74,7 @@ def draw_water(canvas: Canvas) -> None:
 
 
 def _river(canvas: Canvas) -> np.ndarray:
-    """(H, W) pixels from the nearer bank of a river from edge to edge, positive in the water."""
+    """(H, W) distance, in pixels, to the nearer bank of a river from edge to edge; positive in the water."""
     rng, (height, width) = canvas.rng, canvas.mask.shape
     course = Road(
         row=height * rng.uniform(0.2, 0.8), col=width * rng.uniform(0.2, 0.8), angle=rng.uniform(0, np.pi),

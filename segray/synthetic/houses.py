@@ -18,7 +18,7 @@ GRAVEL, LAWN = np.float32([[158, 152, 138], [112, 138, 78]])
 
 @dataclass(frozen=True, kw_only=True)
 class House:
-    """One or two rectangles under a roof of the kind gable, hip or flat.
+    """One or two rectangles (wings) under a gable, hip or flat roof.
 
     wings: (centre along, centre across, half length, half depth) in a frame turned by `angle` about (row, col).
     """
@@ -33,7 +33,7 @@ class House:
 
     @property
     def reach(self) -> float:
-        """Pixels from (row, col) that the house may touch."""
+        """How far from (row, col) the house may extend, in pixels."""
         return max(float(np.hypot(abs(p) + a, abs(q) + b)) for p, q, a, b in self.wings) + 2
 
     def outside(self, rows: np.ndarray, cols: np.ndarray) -> np.ndarray:
@@ -82,7 +82,7 @@ def _house(rng: np.random.Generator, road: Road, *, u: float, side: float) -> Ho
 
 
 def _draw_yard(canvas: Canvas, house: House) -> None:
-    """A garden or a gravel yard around the house; it stays labelled as open land."""
+    """A garden or a gravel yard around the house; its label stays FIELD."""
     rng = canvas.rng
     place, rows, cols = canvas.around(house.row, house.col, reach=house.reach + 26)
     gravel = rng.random() < 0.3

@@ -1,4 +1,4 @@
-"""Roads: smooth curves across the scene, and the streets that leave them."""
+"""Roads: smooth curves across the scene, and side streets off them."""
 
 from __future__ import annotations
 
@@ -54,14 +54,14 @@ class Road:
         return float(row), float(col), float(self.angle + turn)
 
     def sites(self, canvas: Canvas, *, step: float, margin: float = 0.0) -> list[tuple[float, float, float, float]]:
-        """(u, row, col, direction) every `step` along the road, where it is on the canvas or `margin` off."""
+        """(u, row, col, direction) every `step` along the road, where that is on the canvas or up to `margin` off."""
         (height, width), reach = canvas.mask.shape, min(sum(canvas.mask.shape), self.half_length)
         points = ((u, *self.point(u, 0)) for u in np.arange(self.middle - reach, self.middle + reach, step))
         return [p for p in points if -margin <= p[1] < height + margin and -margin <= p[2] < width + margin]
 
 
 def draw_roads(canvas: Canvas) -> list[Road]:
-    """Two families of through roads that cross, and the streets that leave them; narrow ones lie underneath."""
+    """Two crossing families of through roads, and side streets off them; narrower roads lie underneath wider ones."""
     rng, (height, width) = canvas.rng, canvas.mask.shape
     heading, half, roads = rng.uniform(0, np.pi), int(np.hypot(height, width) / SPACING / 2), []
     for angle in (heading, heading + np.pi / 2 + rng.normal(0, 0.2)):

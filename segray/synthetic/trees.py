@@ -15,7 +15,7 @@ OVERHANG = 0.12  # share of a crown that may hang over water, a road or a roof
 
 @dataclass(frozen=True, kw_only=True)
 class Tree:
-    """A crown: a disc of `radius` pixels with lobes, (phase of three, phase of five, depth)."""
+    """A crown: a disc of `radius` pixels with 3 + 5 lobes. lobes: (phase of the 3, phase of the 5, depth)."""
 
     row: float
     col: float
@@ -25,11 +25,11 @@ class Tree:
 
     @property
     def reach(self) -> float:
-        """Pixels from (row, col) that the crown may touch."""
+        """How far from (row, col) the crown may extend, in pixels."""
         return self.radius * (1 + 1.7 * self.lobes[2]) + 1
 
     def dome(self, rows: np.ndarray, cols: np.ndarray) -> np.ndarray:
-        """(h, w) distance from the trunk over the crown's radius in that direction: 1 on the outline."""
+        """(h, w) distance from the trunk, divided by the crown's radius in that direction: 1 on the outline."""
         turn = np.arctan2(rows, cols)
         three, five, depth = self.lobes
         edge = 1 + depth * (np.sin(3 * turn + three) + 0.7 * np.sin(5 * turn + five))
