@@ -16,7 +16,7 @@ Rank = tuple[float, str]  # mIoU and key, so that no two images have the same
 
 @dataclass(frozen=True, kw_only=True)
 class Candidate:
-    """An image that may be shown. number: its place in the split. errors: the window with the most, if there are any."""
+    """An image that may be shown. number: its place in the split. errors: the window with the most, if any."""
 
     rank: Rank
     number: int
