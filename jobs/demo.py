@@ -62,7 +62,7 @@ def make_imagery(data: str, archive: str) -> None:
             publish(join(data, split, "masks", f"{number:03d}.png"), encode_png(mask, CLASSES))
     for number, (name, (height, width)) in enumerate(ARCHIVE.items()):
         image, _ = scene(9000 + number, height, width)
-        publish(join(archive, f"{name}.tif"), geotiff(image, west=500_000 + 400 * number))
+        publish(join(archive, f"{name}.tif"), geotiff(image, west=500_000 + 1_100 * number))
     publish(join(data, "classes.json"), json.dumps({"classes": CLASSES.to_json(), "ignore_index": 255}).encode())
 
 
@@ -74,10 +74,10 @@ def png(image: np.ndarray) -> bytes:
 
 
 def geotiff(image: np.ndarray, west: float) -> bytes:
-    """The bytes of a tiled GeoTIFF of an (H, W, 3) uint8 image, 0.25 m a pixel in UTM zone 33 north."""
+    """The bytes of a tiled GeoTIFF of an (H, W, 3) uint8 image, 0.5 m a pixel in UTM zone 33 north."""
     height, width, bands = image.shape
     options = {"height": height, "width": width, "count": bands, "dtype": "uint8", "tiled": True, "compress": "deflate"}
-    place = {"crs": "EPSG:32633", "transform": from_origin(west, 5_800_000, 0.25, 0.25)}
+    place = {"crs": "EPSG:32633", "transform": from_origin(west, 5_800_000, 0.5, 0.5)}
     with rasterio.MemoryFile() as memory:
         with memory.open(driver="GTiff", **options, **place) as file:
             file.write(image.transpose(2, 0, 1))

@@ -97,7 +97,7 @@ def _write(path: str, size: int, pattern_CHW: np.ndarray) -> None:
     options = {"height": size, "width": size, "count": 3, "dtype": "uint8", "driver": "GTiff", "photometric": "RGB"}
     blocks = {"tiled": True, "blockxsize": BLOCK, "blockysize": BLOCK, "interleave": "pixel", "BIGTIFF": "IF_SAFER"}
     packing = {"compress": "deflate", "zlevel": 1, "num_threads": "all_cpus"}
-    place = {"crs": "EPSG:32633", "transform": from_origin(500_000, 5_800_000, 0.25, 0.25)}
+    place = {"crs": "EPSG:32633", "transform": from_origin(500_000, 5_800_000, 0.5, 0.5)}
     cols = np.arange(size) % pattern_CHW.shape[2]
     with rasterio.open(path, "w", **options, **blocks, **packing, **place) as file:
         for top in range(0, size, BLOCK):

@@ -39,6 +39,8 @@ def test_the_column_of_images_is_found_or_asked_for(tmp_path):
         ({"png": one, "img": struct_of}, None, b"3"),
         ({"mask": one, "image": two}, "mask", b"1"),
         ({"a.bytes": one, "a": struct_of}, "a.bytes", b"1"),
+        ({"mask": one, "Photo": two}, "photo", b"2"),
+        ({"PHOTO": one, "photo": two}, "photo", b"2"),
     ]
     for number, (columns, column, expected) in enumerate(cases):
         file = write_table(tmp_path / f"{number}.parquet", **columns)

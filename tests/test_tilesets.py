@@ -160,6 +160,21 @@ def test_the_tiles_of_mbtiles_may_be_a_view(tmp_path):
     assert len(list(found.tiles(5))) == 3
 
 
+def test_zoom_levels_that_a_view_calculates_are_whole_numbers(tmp_path):
+    path = tmp_path / "a.mbtiles"
+    path.write_bytes(mbtiles(TILES, view=True))
+    with sqlite3.connect(path) as file:
+        file.execute("ALTER TABLE map RENAME COLUMN zoom_level TO level")
+        file.execute("DROP VIEW tiles")
+        file.execute(
+            "CREATE VIEW tiles AS SELECT level * 1.0 AS zoom_level, tile_column, tile_row, tile_data "
+            "FROM map JOIN images ON map.id = images.id"
+        )
+    file.close()
+    found = MBTiles(str(path)).zooms()
+    assert found == sorted({zoom for zoom, _, _ in PLACES}) and all(type(zoom) is int for zoom in found)
+
+
 def test_mbtiles_are_opened_for_reading_only(tmp_path):
     path = tmp_path / "a.mbtiles"
     path.write_bytes(mbtiles(TILES))

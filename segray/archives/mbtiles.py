@@ -46,7 +46,7 @@ class MBTiles:
         """The zoom levels that have tiles, ascending; ImageError when the file is damaged."""
         with self._one_sentence(), self._lock:
             rows = self._connection.execute("SELECT DISTINCT zoom_level FROM tiles").fetchall()
-        return sorted(zoom for (zoom,) in rows if zoom in range(MAX_ZOOM + 1))
+        return sorted(int(zoom) for (zoom,) in rows if zoom in range(MAX_ZOOM + 1))
 
     def tiles(self, zoom: int) -> Iterator[tuple[int, int]]:
         """(x, y) of the level's tiles in the order of the file, y counted from the north; ImageError on damage."""

@@ -159,9 +159,10 @@ def _chosen(columns: dict[str, str], column: str | None, uri: str) -> str:
     """The path of the bytes of the column that is asked for, else of the one with the best name, or the only one."""
     names = ", ".join(columns)
     if column is not None:
-        if column not in columns:
+        alike = [name for name in columns if name == column] or [n for n in columns if n.lower() == column.lower()]
+        if not alike:
             raise SegrayError(f"{uri} has no column {column!r} that holds bytes; --column may be one of {names}")
-        return columns[column]
+        return columns[alike[0]]
     usual = [name for wanted in USUAL for name in columns if name.lower() == wanted]
     if len(columns) > 1 and not usual:
         raise SegrayError(f"{uri} has several columns that may hold images: {names}; choose one with --column")
