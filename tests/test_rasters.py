@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import random
+import zipfile
 from dataclasses import replace
 from pathlib import Path
 
@@ -17,11 +18,13 @@ from rasterio.transform import Affine
 
 from segray.archives import open_archive, rasters
 from segray.archives.images import read_for, read_header, read_image
+from segray.archives.members import CONTAINERS
 from segray.archives.rasters import read
 from segray.archives.reduced import read_reduced
 from segray.errors import ImageError, MismatchError
 from segray.grid import Window
 from segray.inputs import InputSpec
+from segray.listing import list_files
 from segray.storage import join, publish
 
 RNG = np.random.default_rng(0)
@@ -249,6 +252,16 @@ def test_truncated_rasters_are_refused_with_the_same_reason_in_every_run(tmp_pat
             reasons.add(str(caught.value))
         assert len(reasons) == 1
         assert "vsi" not in reasons.pop()
+
+
+@pytest.mark.parametrize("name", ["x.tif", "x.jp2"])
+def test_an_empty_member_is_refused_as_an_empty_file(tmp_path, name):
+    with zipfile.ZipFile(tmp_path / "a.zip", "w") as archive:
+        archive.writestr(name, b"")
+    (member,) = CONTAINERS["zip"].members(next(list_files(str(tmp_path / "a.zip"))))
+    for read_it in (read_header, read_image):
+        with pytest.raises(ImageError, match=rf"{name}.* cannot be read: the file is empty"):
+            read_it(member.uri, part=member.part)
 
 
 def test_damaged_rasters_are_read_or_refused_and_never_more(tmp_path):

@@ -119,6 +119,8 @@ def driver_of(uri: str) -> str:
 
 
 def _in_memory(uri: str, data: bytes, call: Callable[[rasterio.DatasetReader], Result]) -> Result:
+    if not data:  # rasterio would take it for a file that is to be written
+        raise ImageError(f"{uri} cannot be read: the file is empty")
     with _one_sentence(uri, None), MemoryFile(data) as memory, memory.open(driver=driver_of(uri)) as source:
         return call(source)
 
