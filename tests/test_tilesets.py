@@ -385,6 +385,8 @@ def test_a_file_made_by_hand_is_read(tmp_path):
         (archive(BOMB), f"more than {pmtiles_directory.MAX_BYTES} bytes"),
         (archive(ONE, root_length=2**50), "a directory has 1125899906842624 bytes"),
         (archive(serialize_directory([Entry(0, 0, 2**50, 1)])), "tile 0/0/0 has 1125899906842624 bytes"),
+        (archive(ONE, tile_data_offset=2**63), "tile 0/0/0 is said to lie at byte 9223372036854775808"),
+        (archive(ONE, root_offset=2**64 - 1), "directory is said to lie at byte 18446744073709551615"),
         (archive(CIRCLE, leaves=CIRCLE), "more than 3 deep"),
         (archive(SAME_LEAF, leaves=ONE, data=b"tile"), "tile ids of another"),
     ],

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 import weakref
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -129,6 +130,8 @@ class PMTiles:
         return parse(unpack(packed, gzipped=self._header["internal_compression"] == Compression.GZIP))
 
     def _bytes(self, offset: int, length: int, *, what: str) -> bytes:
+        if offset + length > sys.maxsize:  # a header has 64 bits for a position, an operating system 63
+            raise ValueError(f"its {what.removeprefix('a ')} is said to lie at byte {offset}")
         data = self._fetch(offset, offset + length)
         if len(data) != length:
             raise ValueError(f"its {what.removeprefix('a ')} is cut off at byte {offset + len(data)}")
