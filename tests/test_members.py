@@ -125,6 +125,8 @@ def test_a_nul_in_a_name_is_a_row_with_the_reason(tmp_path):
     data = zip_of({"aXb.png": b"1"}).replace(b"aXb.png", b"a\0b.png")
     (member,) = listed(put(str(tmp_path / "a.zip"), data)).values()
     assert "NUL" in member.error
+    (member,) = listed(put(str(tmp_path / "b.zip"), data.replace(b"a\0b.png", b"\0ab.png"))).values()
+    assert "NUL" in member.error
     info = tarfile.TarInfo("a.png")
     info.pax_headers = {"path": "a\0b.png"}
     data = info.tobuf(tarfile.PAX_FORMAT) + bytes(1024)

@@ -116,4 +116,5 @@ def _file(file: File, info: zipfile.ZipInfo) -> File:
 def _is_file(info: zipfile.ZipInfo) -> bool:
     """Whether a member is not a folder, link or device; zips made elsewhere than on Unix name folders alone."""
     kind = stat.S_IFMT(info.external_attr >> 16)
-    return not info.is_dir() and kind in (0, stat.S_IFREG)
+    folder = info.filename.endswith("/")  # what its `is_dir` of Python 3.11 asks fails on a name that begins with NUL
+    return not folder and kind in (0, stat.S_IFREG)
