@@ -264,6 +264,17 @@ def test_an_empty_member_is_refused_as_an_empty_file(tmp_path, name):
             read_it(member.uri, part=member.part)
 
 
+@pytest.mark.parametrize("data", [b"x", b"II*\0", b"II*\0" + bytes(100)])
+def test_a_damaged_member_is_refused_with_the_same_reason_in_every_run(data):
+    reasons = set()
+    for _ in range(2):
+        with pytest.raises(ImageError, match=r"zip://x\.tif::a\.zip cannot be read: .*the member.* ") as caught:
+            rasters.header_of_bytes("zip://x.tif::a.zip", data)
+        reasons.add(str(caught.value))
+    assert len(reasons) == 1
+    assert "vsi" not in reasons.pop()
+
+
 def test_damaged_rasters_are_read_or_refused_and_never_more(tmp_path):
     uri = tiff(tmp_path, RGB[:20, :20], compress="deflate", crs="EPSG:4326", transform=TRANSFORMS["south up"])
     data, chance, refused = Path(uri).read_bytes(), random.Random(0), 0

@@ -144,7 +144,8 @@ def _one_sentence(uri: str, file: str | None) -> Iterator[None]:
 def _reason(error: Exception) -> str:
     """GDAL's message, without its random name for a stored file, so that equal runs write equal reasons."""
     said = error.__cause__ if isinstance(error, RasterioError) else None
-    return re.sub(r"/vsiriopener_[0-9a-f]+/[0-9]+/", "", describe(said or error))
+    text = re.sub(r"/vsiriopener_[0-9a-f]+/[0-9]+/", "", describe(said or error))
+    return re.sub(r"(/vsimem/[0-9a-f-]{36}/)?[0-9a-f-]{36}\.tif", "the member", text)  # of bytes in memory
 
 
 def _header(uri: str, source: rasterio.DatasetReader) -> Header:
