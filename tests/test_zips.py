@@ -100,6 +100,18 @@ def test_a_directory_that_is_said_to_lie_elsewhere_is_an_error(tmp_path):
     assert all(member.error for member in zips.members(put(str(tmp_path / "a.zip"), bytes(data))))
 
 
+def test_a_member_beyond_any_file_is_a_row_with_the_reason(tmp_path):
+    data = zip_of({"x.png": b"1"})
+    start, end = data.index(b"PK\1\2"), data.index(b"PK\5\6")
+    entry, extra = bytearray(data[start:end]), struct.pack("<HHQ", 1, 8, 2**63)  # zip64's place of the local header
+    struct.pack_into("<H", entry, 30, len(extra))
+    struct.pack_into("<I", entry, 42, 2**32 - 1)
+    tail = bytearray(data[end:])
+    struct.pack_into("<I", tail, 12, len(entry) + len(extra))
+    (member,) = zips.members(put(str(tmp_path / "a.zip"), data[:start] + entry + extra + tail))
+    assert "the directory of the zip is damaged" in member.error
+
+
 def test_checksums_are_those_of_the_members(tmp_path):
     file = put(str(tmp_path / "a.zip"), zip_of(BODIES))
     assert [member.part[-8:] for member in zips.members(file)] == [f"{zlib.crc32(b):08x}" for b in BODIES.values()]

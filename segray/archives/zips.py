@@ -17,6 +17,7 @@ from segray.storage import FINAL_ERRORS, File
 ENDINGS = (".zip",)
 METHODS = {zipfile.ZIP_STORED: "stored", zipfile.ZIP_DEFLATED: "deflated"}
 MAX_DIRECTORY_BYTES = 2**27  # some million members; each takes a kilobyte of memory while they are listed
+MAX_PLACE = 2**62  # no store has so long a file, and no system call takes a place of 64 bits
 LOCAL_HEADER = struct.Struct("<4s22xHH")  # signature, bytes of the name, bytes of the extra field
 AHEAD_BYTES = 2**10  # for name and extra field, whose lengths only the local header gives
 ENCRYPTED = 1
@@ -105,7 +106,7 @@ def _file(file: File, info: zipfile.ZipInfo) -> File:
     method, error = METHODS.get(info.compress_type), too_large(max(info.file_size, info.compress_size))
     if info.flag_bits & ENCRYPTED:
         error = "it is encrypted; pack it without a password"
-    elif info.header_offset < 0:  # the directory's own size or place is wrong
+    elif not 0 <= info.header_offset < MAX_PLACE:  # the directory's own size or place is wrong
         error = "the directory of the zip is damaged"
     elif method is None:
         error = f"it is packed by method {info.compress_type}; pack it stored or deflated"
