@@ -10,7 +10,18 @@ from functools import partial
 from fsspec import AbstractFileSystem
 from fsspec.core import split_protocol
 
-from segray.storage import File, etag_of, filesystem, is_chain, is_local, protocol_of, refusals_named, retry
+from segray.storage import (
+    FINAL_ERRORS,
+    File,
+    etag_of,
+    filesystem,
+    is_chain,
+    is_local,
+    protocol_of,
+    refusals_named,
+    retry,
+)
+from segray.store_errors import with_reason
 
 
 def list_files(uri: str) -> Iterator[File]:
@@ -50,6 +61,18 @@ def files_if_any(uri: str) -> Iterator[File]:
         return
 
 
+def file_info(fs: AbstractFileSystem, path: str) -> dict | None:
+    """What a store says of a file, None where the path is none, or nobody may know; the store's error when it fails.
+
+    fsspec's `isfile` takes a failing store for one without the file.
+    """
+    try:
+        info = retry(lambda: with_reason(fs, path, fs.info))
+    except FINAL_ERRORS:  # what is forbidden may be listed all the same
+        return None
+    return info if info["type"] == "file" else None
+
+
 def names(uri: str) -> set[str]:
     """The names of what lies directly in a folder; none when there is no such folder. One listing, never cached."""
     fs, path = filesystem(uri)
@@ -67,8 +90,8 @@ def _walk(fs: AbstractFileSystem, path: str, above: tuple[str, ...] = ()) -> Ite
 
     Links to folders are followed, except those that lead back to a folder above them. above: the folders above.
     """
-    if not above and fs.isfile(path):  # further down, the folder's listing says what is a file
-        yield path, retry(lambda: fs.info(path))
+    if not above and (info := file_info(fs, path)):  # further down, the folder's listing says what is a file
+        yield path, info
         return
     try:
         entries = retry(lambda: fs.ls(path, detail=True))

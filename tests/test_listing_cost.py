@@ -129,10 +129,10 @@ def test_a_table_is_planned_by_its_footer_unless_its_images_are_large(tmp_path, 
 
 
 def test_no_folder_is_asked_whether_it_is_a_file(monkeypatch):
-    names, asked, isfile = [f"{folder}/a.png" for folder in range(20)], [], MemoryFileSystem.isfile
+    names, asked, info = [f"{folder}/a.png" for folder in range(20)], [], MemoryFileSystem.info
     for name in names:
         publish(f"memory://asked/{name}", b"1")
-    monkeypatch.setattr(MemoryFileSystem, "isfile", lambda self, path: asked.append(path) or isfile(self, path))
+    monkeypatch.setattr(MemoryFileSystem, "info", lambda self, path: asked.append(path) or info(self, path))
     assert sorted(file.uri.partition("asked/")[2] for file in list_files("memory://asked")) == sorted(names)
     assert asked == ["/asked"]
 

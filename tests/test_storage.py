@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 from botocore.exceptions import EndpointConnectionError
-from fsspec import register_implementation
+from fsspec import AbstractFileSystem, register_implementation
 from fsspec.implementations.local import LocalFileSystem
 from fsspec.implementations.memory import MemoryFileSystem
 
@@ -120,6 +120,25 @@ def test_nothing_there(store):
         read_text(join(store, "nope"))
     assert not exists(join(store, "nope"))
     remove(join(store, "nope"))
+
+
+def test_a_store_that_fails_for_a_moment_has_its_files_all_the_same(no_pause, monkeypatch):
+    publish("memory://failing/one.png", b"12345")
+    info, failures = MemoryFileSystem.info, []
+
+    def failing(self, path, **options):
+        if len(failures) < most:
+            failures.append(path)
+            raise OSError("fell asleep")
+        return info(self, path, **options)
+
+    monkeypatch.setattr(MemoryFileSystem, "info", failing)
+    monkeypatch.setattr(MemoryFileSystem, "isfile", AbstractFileSystem.isfile)  # as most stores have it
+    most = 2
+    assert [file.size for file in list_files("memory://failing/one.png")] == [5]
+    most = 100
+    with pytest.raises(OSError, match="fell asleep"):
+        list(list_files("memory://failing/one.png"))
 
 
 def test_etags_change_with_the_content_and_not_without(store):
