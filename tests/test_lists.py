@@ -113,6 +113,16 @@ def test_a_damaged_list_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
         list(open_archive(str(tmp_path / "l.csv")).images())
 
 
+def test_a_folder_may_be_named_as_a_table(store: str) -> None:
+    """Spark and Ray Data write such."""
+    folder = join(store, "t.parquet")
+    publish(join(folder, "_SUCCESS"), b"")
+    for name in ("part-0.parquet", "part-1.parquet"):
+        publish(join(folder, name), parquet(bytes=[b"1"]))
+    names = [file.uri.partition("t.parquet/")[2] for file in open_archive(folder).images()]
+    assert names == ["part-0.parquet", "part-1.parquet"]
+
+
 def test_a_column_can_be_named(tmp_path: Path) -> None:
     (tmp_path / "l.csv").write_text("a,left,right\n1,x.png,y.png\n")
     (tmp_path / "marks.csv").write_text("a;Left;Right\n1,5;x.png;y.png\n")

@@ -17,6 +17,7 @@ from segray.archives.members import kind_of
 from segray.archives.once import once
 from segray.archives.options import ArchiveOptions
 from segray.errors import SegrayError
+from segray.listing import file_info
 from segray.storage import File, beside, describe, ending, filesystem, is_absolute
 from segray.store_errors import at_fault, store_errors
 
@@ -36,9 +37,12 @@ class ListArchive:
 
     @classmethod
     def accepts(cls, uri: str, options: ArchiveOptions) -> bool:
-        """Whether the URI has a list's ending; a Parquet file must have a column of texts and none of image bytes."""
+        """Whether the URI has a list's ending; a Parquet file must have a column of texts and none of image bytes.
+
+        A folder is no list: Spark and Ray Data give one the name of the table whose parts lie in it.
+        """
         kind = ending(uri)
-        return kind in ENDINGS and (kind != ".parquet" or _lists(uri))
+        return kind in ENDINGS and (kind != ".parquet" or (_is_file(uri) and _lists(uri)))
 
     def images(self) -> Iterator[File]:
         """The images in the order of the list, each once; SegrayError when it cannot be read or lists none."""
@@ -150,6 +154,14 @@ def _parquet(uri: str) -> Iterator[BinaryIO]:
             yield file
     except (OSError, pa.ArrowException, UnicodeDecodeError) as error:
         raise at_fault(error)(f"{uri} cannot be read as Parquet: {describe(error)}") from error
+
+
+def _is_file(uri: str) -> bool:
+    fs, path = filesystem(uri)
+    try:
+        return file_info(fs, path) is not None
+    except OSError as error:
+        raise at_fault(error)(f"{uri} cannot be looked at: {describe(error)}") from error
 
 
 def _lists(uri: str) -> bool:
