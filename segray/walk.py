@@ -55,9 +55,9 @@ class Reading:
 
 @dataclass(frozen=True, kw_only=True)
 class Segmented:
-    """A reading after the network: the masks of its windows, or its failure passed on.
+    """A reading after the network: the masks of its windows, or its failure passed on, or both.
 
-    scaling: see Reading. failed: windows on the grid that the masks are published on.
+    scaling: see Reading. failed: windows on the grid that the masks are published on. error: why they failed.
     """
 
     place: Place
@@ -129,12 +129,11 @@ def segment(readings: Iterable[Reading], segmenter: Segmenter) -> Iterator[Segme
 
 
 def rows(results: Iterable[Segmented], classes: Classes) -> Iterator[MaskRow]:
-    """The rows of a shard."""
+    """The rows of a shard, those of an item in scan order, whichever of its windows failed."""
     for result in results:
-        for mask in result.on_grid():
-            yield mask_row(result.place, mask, classes)
-        for window in result.failed:
-            yield failed_row(result.place, window, result.error or "")
+        found = [mask_row(result.place, mask, classes) for mask in result.on_grid()]
+        found += (failed_row(result.place, window, result.error or "") for window in result.failed)
+        yield from sorted(found, key=lambda row: (row.row_off, row.col_off))
 
 
 def _timed(item: Item, **options: object) -> Reading:
@@ -145,11 +144,18 @@ def _timed(item: Item, **options: object) -> Reading:
 
 def _segmented(reading: Reading, masks: list[WindowMask]) -> Segmented:
     place, scaling = reading.place, reading.scaling
-    if any(mask.confidence is not None and math.isnan(mask.confidence) for mask in masks):
-        reason = "the network gives no numbers (NaN) for it; try --precision fp32, and look for extreme pixel values"
-        windows = (scaling.enlarged(mask.window) if scaling else mask.window for mask in masks)
-        return Segmented(place=place, failed=tuple(windows), error=f"{place.image}: {reason}")
-    return Segmented(place=place, masks=tuple(masks), scaling=scaling)
+    broken = [mask.window for mask in masks if _has_no_numbers(mask)]
+    if not broken:
+        return Segmented(place=place, masks=tuple(masks), scaling=scaling)
+    reason = "the network gives no numbers (NaN) for it; try --precision fp32, and look for extreme pixel values"
+    windows = (scaling.enlarged(window) if scaling else window for window in broken)
+    kept = (mask for mask in masks if not _has_no_numbers(mask))
+    failure = {"failed": tuple(windows), "error": f"{place.image}: {reason}"}
+    return Segmented(place=place, masks=tuple(kept), scaling=scaling, **failure)
+
+
+def _has_no_numbers(mask: WindowMask) -> bool:
+    return mask.confidence is not None and math.isnan(mask.confidence)
 
 
 def enlarged(result: WindowMask, scaling: Scaling) -> WindowMask:

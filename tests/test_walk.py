@@ -259,17 +259,29 @@ def coarse_items(uri: str, resolution: float, shard_pixels: int) -> list[Item]:
     return list(cut(File(uri, 1, "tag"), **size, lattice=lattice, shard_pixels=shard_pixels, scaling=scaling))
 
 
-@pytest.mark.parametrize("resolution", [None, 1.2])
-def test_an_image_with_no_numbers_in_one_window_has_failed_windows_on_its_own_grid(tmp_path, resolution):
+@pytest.mark.parametrize(("resolution", "start"), [(None, 264), (1.2, 96 * 291 / 121)])
+def test_only_windows_with_no_numbers_fail_and_lie_on_the_image_s_own_grid(tmp_path, resolution, start):
+    """start: the first column of the last tiles, the only ones with the bright columns."""
     uri, spec = fine_raster(tmp_path), replace(SPEC, resolution=resolution)
     options = {"blend": "taper", "window": 40, "explicit_bands": False}
     (item,) = coarse_items(uri, resolution, 10**9)
     (reading,) = walk.read_items([item], spec, **options)
     reading.region.pixels[:], reading.region.pixels[:, :, -8:] = 0, 255
-    found = walk.segment([reading], Segmenter(NoNumbers(3, 3, 1), spec, num_classes=3, blend="taper", batch_size=1))
-    rows = list(walk.rows(found, CLASSES))
-    assert len(rows) > 2 and {row.status for row in rows} == {FAILED}
+    broken = NoNumbers(3, 3, 1)
+    sound = nn.Conv2d(3, 3, 1)
+    sound.load_state_dict(broken.state_dict())
+    rows, expected = (
+        list(walk.rows(walk.segment([reading], Segmenter(network, spec, num_classes=3, blend="taper")), CLASSES))
+        for network in (broken, sound)
+    )
     joined(rows, 197, 291)
+    assert {row.status for row in rows} == {OK, NODATA, FAILED}
+    for row, same in zip(rows, expected, strict=True):
+        if row.col_off + row.width > round(start):
+            assert (row.status, row.row_off, row.col_off) == (FAILED, same.row_off, same.col_off)
+            assert "gives no numbers" in row.error
+        else:
+            assert row == same
 
 
 @pytest.mark.parametrize(("resolution", "size"), [(1.2, (82, 121)), (2.4, (41, 61))])
