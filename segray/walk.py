@@ -93,8 +93,6 @@ def read_items(
 def read_item(item: Item, *, spec: InputSpec, blend: str, window: int, explicit_bands: bool, enlarge: bool) -> Reading:
     """Read one item; whatever is wrong with its image becomes a failed reading, here and nowhere else."""
     scaling = item.scaling if enlarge else None
-    if scaling is not None:  # so that enlarged masks are no larger than `window` was
-        window = max(1, int(window / max(scaling.factors)))
     if item.error:
         return _unread(item, window, item.error, scaling)
     try:
@@ -177,7 +175,7 @@ def enlarged(result: WindowMask, scaling: Scaling) -> WindowMask:
 
 
 def _unread(item: Item, window: int, error: str, scaling: Scaling | None) -> Reading:
-    windows = tuple(split(item.block, window)) if item.block else (UNMEASURED,)
+    windows = _windows(item.block, window, scaling) if item.block else (UNMEASURED,)
     size = {"height": item.image_height, "width": item.image_width}
     if scaling is not None:
         size = {"height": scaling.height, "width": scaling.width}
@@ -218,12 +216,17 @@ def _region(item: Item, raster: Raster, window: int, *, enlarge: bool) -> Readin
         height=raster.height,
         width=raster.width,
         block=block,
-        windows=tuple(split(block, window)),
+        windows=_windows(block, window, scaling),
         extent=raster.window,
         pixels=raster.pixels,
         valid=unless_all(raster.valid),
     )
     return Reading(place=place, region=region, scaling=scaling)
+
+
+def _windows(block: Window, window: int, scaling: Scaling | None) -> tuple[Window, ...]:
+    """The windows of a block, so small on a coarse grid that they are at most `window` long when they are enlarged."""
+    return tuple(split(block, max(1, int(window / max(scaling.factors))) if scaling else window))
 
 
 def _without_pixels(reading: Reading) -> Reading:

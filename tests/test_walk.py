@@ -321,6 +321,18 @@ def test_a_coarse_model_sees_a_coarse_image(
     assert np.corrcoef(raster.pixels[:, both].ravel(), mean[:, both].ravel())[0, 1] > 0.95
 
 
+def test_windows_of_an_image_that_nobody_has_measured_are_no_larger_than_asked(tmp_path, segmenter):
+    """As those in rows of tables."""
+    uri, spec = fine_raster(tmp_path), replace(SPEC, resolution=1.2)
+    options = {"blend": "taper", "window": 40, "explicit_bands": False}
+    rows, measured = (
+        list(walk.rows(walk.segment(walk.read_items(work, spec, **options), segmenter), CLASSES))
+        for work in ([Item(image=uri, etag="tag")], coarse_items(uri, 1.2, 10**9))
+    )
+    assert max(max(row.height, row.width) for row in rows) <= 40
+    assert rows == measured
+
+
 def test_details_of_a_coarse_image_are_on_the_grid_of_the_image(
     tmp_path: Path, segmenter: Segmenter, monkeypatch: pytest.MonkeyPatch
 ) -> None:
