@@ -219,10 +219,9 @@ def publish_file(uri: str, source: str) -> None:
 
 def remove(uri: str) -> None:
     """Remove a file or everything below a prefix; it is no error if nothing is there."""
-    fs, path = filesystem(uri)
-    fs.invalidate_cache()
-    if not fs.exists(path):
+    if not exists(uri):
         return
+    fs, path = filesystem(uri)
     if has_magic(path) and not is_local(uri):  # fsspec would take the path as a pattern and remove what matches
         for name in fs.find(path):
             retry(lambda name=name: fs.rm_file(name))
@@ -248,7 +247,8 @@ def remove_leftovers(folder: str) -> None:
     if protocol_of(fs) not in ATOMIC_PUT and fs.exists(path):
         for name in _local_files(path) if is_local(folder) else fs.find(path):
             if LEFTOVER.fullmatch(posixpath.basename(name)):
-                fs.rm_file(name)
+                with suppress(FileNotFoundError):  # a late writer has renamed it by now
+                    fs.rm_file(name)
 
 
 def describe(error: BaseException) -> str:

@@ -141,6 +141,21 @@ def test_a_store_that_fails_for_a_moment_has_its_files_all_the_same(no_pause, mo
         list(list_files("memory://failing/one.png"))
 
 
+def test_a_store_that_fails_for_a_moment_is_asked_again_what_is_to_be_removed(no_pause, monkeypatch):
+    publish("memory://failing/old.png", b"12345")
+    present, failures = MemoryFileSystem.exists, []
+
+    def failing(self, path, **options):
+        if not failures:
+            failures.append(path)
+            raise OSError("fell asleep")
+        return present(self, path, **options)
+
+    monkeypatch.setattr(MemoryFileSystem, "exists", failing)
+    remove("memory://failing/old.png")
+    assert not exists("memory://failing/old.png")
+
+
 def test_etags_change_with_the_content_and_not_without(store):
     uri = join(store, "a.png")
     tags = []
@@ -302,6 +317,21 @@ def test_leftovers_are_found_in_any_depth_and_memory_does_not_grow_with_the_file
     assert peak < 200_000  # with a dict per file: two million
     assert not any(map(os.path.exists, left))
     assert sum(len(files) for _, _, files in os.walk(tmp_path)) == 3000
+
+
+def test_a_leftover_that_a_late_writer_renames_is_none(tmp_path, monkeypatch):
+    (tmp_path / "out").mkdir()
+    left = [storage._temporary(LocalFileSystem(), str(tmp_path / "out" / name)) for name in "ab"]
+    for path in left:
+        Path(path).touch()
+    listed = storage._local_files
+
+    def late(folder):
+        yield from [*listed(folder), os.rename(left[0], tmp_path / "out" / "a")][:-1]
+
+    monkeypatch.setattr(storage, "_local_files", late)
+    remove_leftovers(str(tmp_path))
+    assert os.listdir(tmp_path / "out") == ["a"]
 
 
 def test_leftovers_of_others_behind_a_link_stay(tmp_path):
