@@ -21,7 +21,7 @@ from segray.model_dir import Description, load_network, read_description
 from segray.shards import MaskRow, write_shard
 from segray.stopwatch import Stopwatch, peak_memory
 from segray.summary import Totals, summarise
-from segray.tasks import in_tasks
+from segray.tasks import DEATHS, in_tasks
 
 log = logging.getLogger("segray")
 STAGES = "segray_stages"  # a Ray resource: a cluster that has it runs the stages of a GPU cluster on CPUs too
@@ -165,13 +165,16 @@ def model_of(work: Work) -> Description:
 def probe(work: Work) -> str:
     """The precision to use (the work's own, or the one a worker's device is fast at), tried on a tile by a worker.
 
-    ModelError when the model cannot be loaded or compiled, or does not take such tiles.
+    ModelError when the model cannot be loaded or compiled, does not take such tiles, or kills the worker.
     """
     late = threading.Timer(cluster.NO_ROOM_S, log.info, [cluster.NO_ROOM, "worker"])
     late.daemon = True
     late.start()
     try:
         (precision,) = in_tasks(_probe, [work], **({"num_cpus": 0, "num_gpus": 1} if work.on_gpu else {}))
+    except DEATHS as error:
+        tried = f"{work.model} kills the process that tries it on {work.batch_size} tile(s) of {work.spec.tile} px"
+        raise ModelError(f"{tried}; give the workers more memory, or lower --batch_size or --tile") from error
     finally:
         late.cancel()
     return precision

@@ -65,6 +65,15 @@ class ConstantWork(Work):
 
 
 @dataclass(frozen=True, kw_only=True)
+class DeadlyWork(Work):
+    """As every work, but that the network kills whoever loads it."""
+
+    def segmenter(self) -> Constant:
+        """Die as of too little memory."""
+        os.kill(os.getpid(), signal.SIGKILL)
+
+
+@dataclass(frozen=True, kw_only=True)
 class PoisonedWork(ConstantWork):
     """ConstantWork, but an image named poison kills its reader."""
 
@@ -303,6 +312,11 @@ def test_a_tile_that_the_program_does_not_take_is_refused(work):
     larger = work["spec"].with_overrides(tile=64)
     with pytest.raises(ModelError, match="give another --tile"):
         probe(Work(**{**work, "spec": larger}))
+
+
+def test_a_model_that_kills_the_process_that_tries_it_is_one_sentence(work):
+    with pytest.raises(ModelError, match=r"kills the process that tries it on 1 tile\(s\) of 32 px; give the workers"):
+        probe(DeadlyWork(**work))
 
 
 def test_what_a_shard_cost_is_told(work):
