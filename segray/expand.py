@@ -103,7 +103,7 @@ def _items(file: File, cutting: Cutting) -> list[Item]:
         _check(file, header, cutting)
     except SegrayError as error:
         return [failed(file, str(error))]
-    most = MAX_BLOCK_BYTES // (header.bands * np.dtype(header.dtype).itemsize)
+    most = MAX_BLOCK_BYTES // (len(cutting.spec.bands) * np.dtype(header.dtype).itemsize)
     size = {"height": header.height, "width": header.width}
     shard_pixels = min(cutting.shard_pixels, most)
     blocks = None

@@ -7,6 +7,7 @@ import tarfile
 import threading
 import time
 import zipfile
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -49,6 +50,20 @@ def packed(path: Path) -> str:
             info.size = len(data)
             file.addfile(info, io.BytesIO(data))
     return str(path)
+
+
+@pytest.mark.parametrize(("bands", "blocks"), [((0, 1, 2), 1), ((0, 1, 2, 3, 4, 5), 2)])
+def test_a_block_is_as_large_as_the_bands_that_are_read_allow(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, bands: tuple[int, ...], blocks: int
+) -> None:
+    profile = {"driver": "GTiff", "height": 64, "width": 32, "count": 20, "dtype": "uint8"}
+    with rasterio.open(tmp_path / "a.tif", "w", **profile) as target:
+        target.write(np.ones((20, 64, 32), np.uint8))
+    monkeypatch.setattr(expand, "MAX_BLOCK_BYTES", 3 * 64 * 32)
+    spec = replace(SPEC, bands=bands, mean=(0.5,) * len(bands), std=(0.2,) * len(bands), tile=32, overlap=8)
+    cutting = replace(CUTTING, spec=spec, explicit_bands=True, lattice=spec.lattice("taper"))
+    (found,) = expand.expand(tuple(list_files(str(tmp_path))), cutting)
+    assert [item.error for item in found.items] == [None] * blocks
 
 
 @pytest.mark.parametrize(
