@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import tracemalloc
 from pathlib import Path
 
 import pytest
 
+from segray import outputs
 from segray.archives.files import FilesArchive
 from segray.errors import SegrayError
 from segray.model_dir import read_description
 from segray.outputs import check_place, plan_of
+from segray.plan import Plan
 from segray.segmentation import segment_work
 from segray.settings import SegmentSettings
 from segray.storage import publish
@@ -53,3 +56,26 @@ def test_an_archive_is_listed_once_a_run(small_model: str, tmp_path: Path, monke
     for run in (1, 2):
         plan = plan_of(settings, description, segment_work(settings, description))
         assert (plan.images, plan.skipped, len(listings)) == (3, 2, run)
+
+
+def test_a_million_shards_take_little_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    settings = SegmentSettings(model="model", archive="archive", output="output")
+    plan = Plan(uri="plan", fingerprint={}, files=(200_000,), images=200_000, skipped=0)
+    seen = []
+
+    def in_tasks(function, parts):
+        for part in parts:
+            seen.append((len(part), part[0], part[-1]))
+        return ()
+
+    monkeypatch.setattr(outputs, "in_tasks", in_tasks)
+    tracemalloc.start()
+    outputs.earlier(settings, plan, [0, 7, 199_999])
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 5_000_000
+    assert sum(count for count, _, _ in seen) == 199_997
+    assert (seen[0], seen[-1][2]) == ((64, 1, 65), 199_998)
+    seen.clear()
+    outputs.earlier(settings, plan, [])
+    assert sum(count for count, _, _ in seen) == 200_000
