@@ -230,21 +230,20 @@ def _without_masks(uri: str) -> bytes:
         return tail if tail_start == 0 else read_bytes(uri)
     metadata = pq.read_metadata(io.BytesIO(tail))
     columns = [metadata.row_group(k).column(c) for k in range(metadata.num_row_groups) for c in range(len(SCHEMA))]
-    spans = [(_start(column), _start(column) + column.total_compressed_size, column) for column in columns]
-    size = max(stop for _, stop, _ in spans) + footer
-    wanted = [(start, stop) for start, stop, column in spans if column.path_in_schema.split(".")[0] in STATISTICS]
-    content = bytearray(size)
-    content[-len(tail) :] = tail
-    missing = [(start, stop) for start, stop in wanted if start < size - len(tail)]
+    spans = [_span(column) for column in columns if column.path_in_schema.split(".")[0] in STATISTICS]
+    content = bytearray(stored)
+    content[tail_start:] = tail
+    missing = [(start, stop) for start, stop in spans if start < tail_start]
     if missing:
         first, last = min(start for start, _ in missing), max(stop for _, stop in missing)
         content[first:last] = retry(lambda: fs.cat_file(path, start=first, end=last))
     return bytes(content)
 
 
-def _start(column: pq.ColumnChunkMetaData) -> int:
+def _span(column: pq.ColumnChunkMetaData) -> tuple[int, int]:
     pages = (column.dictionary_page_offset, column.data_page_offset)
-    return min(page for page in pages if page is not None)
+    start = min(page for page in pages if page is not None)
+    return start, start + column.total_compressed_size
 
 
 def _add(tar: tarfile.TarFile, name: str, data: bytes) -> None:
