@@ -27,7 +27,7 @@ class Canvas:
     """One region on a device. Beside its pixels and mask it takes (K, tile, width of all tile columns) float32.
 
     pixels, valid: the region's, on its device; valid is None if all are. detailed: the results include the confidence
-    of each pixel and the logits of some, at 2 bytes per pixel and more.
+    of each pixel, at 2 bytes each, and the logits that `details` is given.
     """
 
     def __init__(

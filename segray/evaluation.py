@@ -65,7 +65,7 @@ def evaluate(settings: EvaluateSettings) -> dict:
     dataset = datasets.open_dataset(settings.data)
     _check_classes(description, dataset, settings)
     samples = dataset.samples(settings.split)
-    work = replace(make_work(settings, description), detailed=True)
+    work = replace(make_work(settings, description), detailed=True, sampled=True)
     cluster.start()
     work = with_devices(work, settings)
     split = Split.of(dataset, samples, in_tasks)

@@ -80,10 +80,10 @@ def export(settings: ExportSettings) -> dict:
     SegrayError on bad input: no finished segmentation, an output that holds another export or lies in the archive.
     """
     masks = open_masks(settings.masks)
+    if lacking := [name for name in settings.formats if EXPORTS[name].LAYER not in masks.layers]:
+        raise SegrayError(f"{masks.output} has no {lacking[0]} of pixels; segment with --{lacking[0]}, or leave it out")
     _check_place(settings, masks)
     cluster.start()
-    if missing := [name for name in settings.formats if name not in EXPORTS]:
-        raise SegrayError(f"--format {missing[0]} is not built in; take one of {', '.join(EXPORTS)}")
     exporter = Exporter(masks=masks, settings=settings, usual=_usual_ending(masks))
     _claim(settings, masks, exporter)
     start, counts = time.monotonic(), _Counts()

@@ -14,6 +14,7 @@ from segray.errors import LabelError, SegrayError
 IGNORE = 255  # the id of "ignore / no data" in every mask that segray writes
 PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
 MAX_SIDE = 2**15 - 1  # pixels: a mask of no longer side has less than MAX_BYTES
+GREY, PALETTE = 0, 3  # colour types of PNG
 MAX_BYTES = 1 << 30  # a mask is never inflated beyond this, nor beyond what its own header announces
 
 
@@ -138,27 +139,35 @@ def encode_png(mask: np.ndarray, classes: Classes) -> bytes:
     Written here, not by an imaging library, so that the bytes do not depend on its version
     (PNG specification, third edition, section 11). Same mask and zlib, same bytes.
     """
-    height, width = mask.shape
-    rows = np.zeros((height, width + 1), np.uint8)  # each row starts with its filter type, 0 = none
-    rows[:, 1:] = mask
     alpha = bytes([255] * 255 + [0])
     # Masks are runs of one class: Z_RLE compresses them as well as the default strategy at level 6, 3 times as fast.
-    compressor = zlib.compressobj(6, zlib.DEFLATED, zlib.MAX_WBITS, zlib.DEF_MEM_LEVEL, zlib.Z_RLE)
+    return _png(mask, PALETTE, ((b"PLTE", palette(classes).tobytes()), (b"tRNS", alpha)), strategy=zlib.Z_RLE)
+
+
+def encode_grey(values: np.ndarray) -> bytes:
+    """(H, W) uint8 values -> the bytes of an 8-bit grey PNG in which 255 is transparent; see `encode_png`."""
+    return _png(values, GREY, ((b"tRNS", struct.pack(">H", IGNORE)),), strategy=zlib.Z_DEFAULT_STRATEGY)
+
+
+def _png(values: np.ndarray, kind: int, ancillary: tuple[tuple[bytes, bytes], ...], *, strategy: int) -> bytes:
+    height, width = values.shape
+    rows = np.zeros((height, width + 1), np.uint8)  # each row starts with its filter type, 0 = none
+    rows[:, 1:] = values
+    compressor = zlib.compressobj(6, zlib.DEFLATED, zlib.MAX_WBITS, zlib.DEF_MEM_LEVEL, strategy)
     chunks = (
-        (b"IHDR", struct.pack(">IIBBBBB", width, height, 8, 3, 0, 0, 0)),
-        (b"PLTE", palette(classes).tobytes()),
-        (b"tRNS", alpha),
+        (b"IHDR", struct.pack(">IIBBBBB", width, height, 8, kind, 0, 0, 0)),
+        *ancillary,
         (b"IDAT", compressor.compress(rows.tobytes()) + compressor.flush()),
         (b"IEND", b""),
     )
     return PNG_SIGNATURE + b"".join(_chunk(name, data) for name, data in chunks)
 
 
-def decode_png(data: bytes) -> np.ndarray:
-    """The (H, W) uint8 mask in PNG bytes that `encode_png` wrote (SegrayError on any other)."""
+def decode_png(data: bytes, kind: int = PALETTE) -> np.ndarray:
+    """The (H, W) uint8 of PNG bytes that `encode_png` wrote, or with GREY `encode_grey` (SegrayError on any other)."""
     try:
         header, compressed = _read_chunks(data)
-        if header[2:] != (8, 3, 0, 0, 0):
+        if header[2:] != (8, kind, 0, 0, 0):
             raise SegrayError("a mask is not an 8-bit palette PNG; it was not written by segray")
         width, height = header[:2]
         length = height * (width + 1)

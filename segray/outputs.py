@@ -91,6 +91,7 @@ def settings_of_pixels(settings: SegmentSettings, work: Work) -> dict:
         "window": settings.window,
         "shard_mpx": work.shard_pixels / 1e6,
         "format": ",".join(settings.formats),
+        **({"confidence": True} if settings.confidence else {}),
         "device": "gpu" if work.on_gpu else "cpu",
         **{name: value for name, value in asdict(settings.archive_options).items() if value != getattr(PLAIN, name)},
         # it decides which kernels run, on CPUs only compiled ones; 1 is the default there

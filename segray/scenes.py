@@ -20,8 +20,8 @@ from segray.errors import SegrayError
 from segray.footprints import window_transform
 from segray.grid import Affine6, Window
 from segray.listing import files_if_any
-from segray.masks import IGNORE, Classes, decode_png
-from segray.shards import EXTENSIONS, OK, read_masks, read_metadata, read_statistics, window_of
+from segray.masks import GREY, IGNORE, PALETTE, Classes, decode_png
+from segray.shards import EXTENSIONS, MASK, OK, layers_of, read_masks, read_metadata, read_statistics, window_of
 from segray.storage import describe, exists, join, read_text
 
 SHARDS_KEPT = 32  # in a process: some 130 MB if they hold 64 megapixels each
@@ -79,6 +79,11 @@ class Masks:
     metadata: dict = field(hash=False)
     digest: str = ""
 
+    @property
+    def layers(self) -> tuple[str, ...]:
+        """What its shards hold of each pixel, see `shards.layers_of`."""
+        return layers_of(self.metadata)
+
 
 def open_masks(uri: str) -> Masks:
     """The masks in the OUTPUT of a segmentation; SegrayError when it is not one, or is not finished."""
@@ -128,7 +133,7 @@ def scene_in(masks: Masks, image: str, shards: range) -> Scene:
     A single shard is read whole, since its masks are needed next; of several, all but the masks. Both are kept.
     """
     if len(shards) == 1:
-        parts, _ = _shards.get((masks, shards[0]))
+        parts, _ = _shards.get((masks, shards[0], MASK))
     else:
         parts = chain.from_iterable(_lists.get((masks, shard)) for shard in shards)
     scene = next(whole(part for part in parts if part.image == image), None)
@@ -138,18 +143,21 @@ def scene_in(masks: Masks, image: str, shards: range) -> Scene:
 
 
 class SceneReader:
-    """Reads the class ids of a scene; holds a few shards and windows, whatever the size of the scene."""
+    """Reads the pixels of a scene; holds a few shards and windows, whatever the size of the scene.
 
-    def __init__(self, masks: Masks, scene: Scene) -> None:
+    layer: MASK for class ids, or another of `Masks.layers`.
+    """
+
+    def __init__(self, masks: Masks, scene: Scene, layer: str = MASK) -> None:
         self.masks, self.scene = masks, scene
-        self._mask = lru_cache(max(WINDOWS_KEPT, _row(scene) + 1))(partial(_decoded, masks))
+        self._mask = lru_cache(max(WINDOWS_KEPT, _row(scene) + 1))(partial(_decoded, masks, layer))
         self._cells: dict[tuple[int, int], list[Piece]] = {}
         for piece in scene.pieces:
             for cell in _cells(piece.window) if piece.status == OK else ():
                 self._cells.setdefault(cell, []).append(piece)
 
     def piece(self, piece: Piece) -> np.ndarray:
-        """(h, w) uint8 class ids of a piece, 255 where it has none."""
+        """(h, w) uint8 of a piece, 255 where it has no data."""
         if piece.status != OK:
             return np.full((piece.window.height, piece.window.width), IGNORE, np.uint8)
         return self._mask(piece)
@@ -161,7 +169,7 @@ class SceneReader:
         return sorted(met, key=lambda piece: (piece.shard, piece.number))
 
     def read(self, window: Window) -> np.ndarray:
-        """(h, w) uint8 class ids of any window, 255 where there is no mask, as beyond the scene's edges."""
+        """(h, w) uint8 of any window, 255 where there is no data, as beyond the scene's edges."""
         result = np.full((window.height, window.width), IGNORE, np.uint8)
         for piece in self.pieces(window):
             part = piece.window.intersection(window)
@@ -182,9 +190,9 @@ def _row(scene: Scene) -> int:
     return min(max(rows.values(), default=0), ROW_BYTES // max(1, largest))
 
 
-def _decoded(masks: Masks, piece: Piece) -> np.ndarray:
-    _, found = _shards.get((masks, piece.shard))
-    mask = decode_png(found[piece.number])
+def _decoded(masks: Masks, layer: str, piece: Piece) -> np.ndarray:
+    _, found = _shards.get((masks, piece.shard, layer))
+    mask = decode_png(found[piece.number], PALETTE if layer == MASK else GREY)
     if mask.shape != (piece.window.height, piece.window.width):
         place = f"shard {piece.shard} of {masks.output}"
         raise SegrayError(f"{place} holds a mask of another size than its window; run segment.py with --overwrite")
@@ -192,9 +200,9 @@ def _decoded(masks: Masks, piece: Piece) -> np.ndarray:
     return mask
 
 
-def _read_shard(masks: Masks, shard: int) -> _Shard:
+def _read_shard(masks: Masks, shard: int, layer: str) -> _Shard:
     with _damage_told(masks.output, shard):
-        rows = read_masks(masks.output, shard, masks.fmt)
+        rows = read_masks(masks.output, shard, masks.fmt, layer)
         return _scenes((row for row, _ in rows), shard), [mask for _, mask in rows]
 
 
@@ -253,6 +261,6 @@ def _begins(part: Scene) -> bool:
     return any(not (piece.window.row_off or piece.window.col_off) for piece in part.pieces)
 
 
-_Shard = tuple[list[Scene], list[bytes | None]]  # what it holds of each scene, and the mask of each row
-_shards: Kept[tuple[Masks, int], _Shard] = Kept(lambda key: _read_shard(*key), most=SHARDS_KEPT)
+_Shard = tuple[list[Scene], list[bytes | None]]  # what it holds of each scene, and the layer of each row
+_shards: Kept[tuple[Masks, int, str], _Shard] = Kept(lambda key: _read_shard(*key), most=SHARDS_KEPT)
 _lists: Kept[tuple[Masks, int], list[Scene]] = Kept(lambda key: pieces_of(*key), most=LISTS_KEPT)

@@ -115,6 +115,7 @@ def segment_work(settings: SegmentSettings, description: Description) -> Work:
         formats=settings.formats,
         shard_pixels=int((settings.shard_mpx or 0) * 1e6),
         enlarge=settings.grid == "source",
+        detailed=settings.confidence,
     )
 
 

@@ -36,7 +36,8 @@ class Segmenter:
     network: (N, C, H, W) float -> (N, K, H, W) logits; it is copied. precision: bf16 or fp32. batch_size: tiles per
     forward pass. static_batch: the only batch size that the network takes, if it is fixed. compiled: see Inference.
     temperature: probabilities are softmax(logits / temperature) (Guo et al., ICML 2017, section 4.2); it changes no
-    class of a tile, hence no mask unless tiles are blended. tta: a key of VIEWS. detailed: see Canvas.
+    class of a tile, hence no mask unless tiles are blended. tta: a key of VIEWS. detailed: results have the
+    confidence of each pixel, at 2 bytes each; sampled: and the logits of some.
     """
 
     def __init__(
@@ -54,6 +55,7 @@ class Segmenter:
         temperature: float = 1.0,
         tta: str = "none",
         detailed: bool = False,
+        sampled: bool = False,
     ) -> None:
         self.device = torch.device(device)
         self.inference = Inference(network, device=self.device, precision=precision, compiled=compiled)
@@ -63,7 +65,8 @@ class Segmenter:
         self.pad_batch = self.device.type != "cpu" or static_batch is not None or compiled
         self.copies = torch.cuda.Stream(self.device) if self.device.type == "cuda" else None
         self.behind = BATCHES_BEHIND if self.device.type == "cuda" else 0
-        self.temperature, self.views, self.detailed = temperature, VIEWS[tta], detailed
+        self.temperature, self.views = temperature, VIEWS[tta]
+        self.detailed, self.sampled = detailed, sampled
         # Held for the tiles of a region: two batches at once would take twice the memory, and two threads that start
         # kernels in turn are slower than one, since each waits for the other's Python.
         self.turn = threading.Lock()
@@ -171,7 +174,7 @@ class Segmenter:
         pixels, valid = zip(*(canvas.tile(row, col) for canvas, row, col in batch))
         missing = self.batch_size - len(batch) if self.pad_batch else 0
         logits = self.logits(_stack(pixels, missing), self._validity(valid, missing))
-        for (canvas, row, col), of_tile in zip(batch, logits if self.detailed else ()):
+        for (canvas, row, col), of_tile in zip(batch, logits if self.sampled else ()):
             canvas.details.sample(row, col, of_tile)
         probabilities, labels = self.probabilities(logits)
         del logits  # a batch of them is large

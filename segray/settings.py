@@ -23,7 +23,7 @@ __all__ = [
 ]
 
 FORMATS = ("parquet", "png")
-EXPORT_FORMATS = ("cog", "png", "polygons", "pmtiles")
+EXPORT_FORMATS = ("cog", "png", "polygons", "pmtiles", "confidence")
 MAX_ZOOM = 22  # pixels of 4 cm at the equator, with tiles of 256; web maps go no deeper
 MEASUREMENTS = ("stages", "memory", "growth", "lattice", "loading", "cluster", "planning")
 
@@ -116,6 +116,7 @@ class SegmentSettings(PathSettings):
     grid: str = option(
         "grid of the masks of images that the network sees at lower resolution", "source", ("source", "model")
     )
+    confidence: bool = option("also write the confidence of each pixel, in percent", False)
     max_failed: float = option("share of images that may fail before the exit status is 3", 0.01)
     overwrite: bool = option("start afresh, discarding the plan and the masks that OUTPUT holds", False)
 

@@ -15,8 +15,8 @@ import pyarrow.parquet as pq
 
 from segray.footprints import footprint, geometry_type, window_transform
 from segray.grid import Affine6, Window
-from segray.masks import IGNORE, Classes, decode_png, encode_png
-from segray.regions import WindowMask
+from segray.masks import IGNORE, Classes, decode_png, encode_grey, encode_png
+from segray.regions import CONFIDENCE_UNIT, WindowMask
 from segray.storage import filesystem, join, publish, read_bytes, retry
 
 OK, NODATA, FAILED = "ok", "nodata", "failed"
@@ -41,6 +41,8 @@ SCHEMA = pa.schema(
     ]
 )
 STATISTICS = [name for name in SCHEMA.names if name not in ("mask", "geometry")]
+MASK, CONFIDENCE = "mask", "confidence_map"  # layers: columns of pixels; the latter only where a job asks for it
+ENDINGS = {MASK: ".png", CONFIDENCE: ".confidence.png"}  # of a layer's members in a tar
 TAIL_BYTES = 2**16  # holds the footer and the columns after the masks for some 200 windows
 EXTENSIONS = {"parquet": "parquet", "png": "tar"}
 
@@ -49,9 +51,10 @@ EXTENSIONS = {"parquet": "parquet", "png": "tar"}
 class MaskRow:
     """One row of a mask shard; the columns are those of `SCHEMA`.
 
-    mask: 8-bit palette PNG, None unless status is ok. transform: the affine of the window itself. geometry: WKB outline
-    of the window in longitude and latitude (OGC:CRS84), see `footprints.footprint`. A failed image that could not be
-    measured has size 0.
+    mask: 8-bit palette PNG, None unless status is ok. confidence_map: 8-bit grey PNG, the top-1 probability of each
+    pixel in percent, 255 without data; a column only in the shards of jobs that ask for it. transform: the affine of
+    the window itself. geometry: WKB outline of the window in longitude and latitude (OGC:CRS84), see
+    `footprints.footprint`. A failed image that could not be measured has size 0.
     """
 
     image: str
@@ -63,6 +66,7 @@ class MaskRow:
     image_height: int = 0
     image_width: int = 0
     mask: bytes | None = None
+    confidence_map: bytes | None = None
     status: str = FAILED
     error: str | None = None
     pixel_counts: list[int] | None = None
@@ -92,6 +96,7 @@ def mask_row(place: Place, result: WindowMask, classes: Classes) -> MaskRow:
     return MaskRow(
         **_where(place, result.window),
         mask=encode_png(result.mask, classes) if has_data else None,
+        confidence_map=encode_grey(_percent(result)) if has_data and result.confidences is not None else None,
         status=OK if has_data else NODATA,
         pixel_counts=result.pixel_counts.tolist(),
         valid_pixels=result.valid_pixels,
@@ -119,13 +124,16 @@ def write_shard(output: str, shard: int, *, rows: Sequence[MaskRow], formats: Se
 
 def encode_parquet(rows: Sequence[MaskRow], metadata: dict) -> bytes:
     """The bytes of a Parquet shard; the same rows give the same bytes."""
-    table = pa.Table.from_pylist([asdict(row) for row in rows], schema=SCHEMA)
+    schema, layers = SCHEMA, layers_of(metadata)
+    for layer in layers[1:]:
+        schema = schema.insert(schema.get_field_index(MASK) + 1, pa.field(layer, pa.binary()))
+    table = pa.Table.from_pylist([asdict(row) for row in rows], schema=schema)
     keys = {"segray": json.dumps(metadata, sort_keys=True)}
     if types := sorted({geometry_type(row.geometry) for row in rows if row.geometry}):
         geometry = {"encoding": "WKB", "geometry_types": types}  # no crs: OGC:CRS84, the default of GeoParquet
         keys["geo"] = json.dumps({"version": "1.1.0", "primary_column": "geometry", "columns": {"geometry": geometry}})
     buffer = io.BytesIO()
-    compression = {name: "none" if name == "mask" else "zstd" for name in SCHEMA.names}
+    compression = {name: "none" if name in layers else "zstd" for name in schema.names}
     pq.write_table(
         table.replace_schema_metadata(keys), buffer, compression=compression, use_dictionary=["image", "crs"]
     )
@@ -133,15 +141,16 @@ def encode_parquet(rows: Sequence[MaskRow], metadata: dict) -> bytes:
 
 
 def encode_tar(rows: Sequence[MaskRow], metadata: dict) -> bytes:
-    """The bytes of a WebDataset shard: KEY.png (only where there is a mask) and KEY.json of every row."""
+    """The bytes of a WebDataset shard: of every row KEY.json and, where there is a mask, KEY.png and other layers."""
     buffer = io.BytesIO()
     with tarfile.open(fileobj=buffer, mode="w", format=tarfile.USTAR_FORMAT) as tar:
         for number, row in enumerate(rows):
             values = asdict(row)
-            mask, geometry = values.pop("mask"), values.pop("geometry")
+            layers, geometry = {ENDINGS[layer]: values.pop(layer) for layer in ENDINGS}, values.pop("geometry")
             values["geometry"] = geometry.hex() if geometry else None
-            if mask:
-                _add(tar, f"{_key(number, row)}.png", mask)
+            for ending, data in layers.items():
+                if data:
+                    _add(tar, f"{_key(number, row)}{ending}", data)
             _add(tar, f"{_key(number, row)}.json", json.dumps({**values, "segray": metadata}, sort_keys=True).encode())
     return buffer.getvalue()
 
@@ -166,16 +175,21 @@ def read_metadata(output: str, shard: int, fmt: str) -> dict:
         return json.loads(tar.extractfile(first).read())["segray"]
 
 
-def read_masks(output: str, shard: int, fmt: str) -> list[tuple[dict, bytes | None]]:
-    """(row, PNG bytes or None) of every row of a published shard."""
+def read_masks(output: str, shard: int, fmt: str, layer: str = MASK) -> list[tuple[dict, bytes | None]]:
+    """(row, PNG bytes or None) of every row of a published shard. layer: MASK, or another of `layers_of`."""
     data = read_bytes(shard_uri(output, shard, fmt))
     if fmt == "parquet":
-        rows = pq.read_table(io.BytesIO(data)).to_pylist()
-        return [(row, row["mask"]) for row in rows]
+        rows = pq.read_table(io.BytesIO(data), columns=[*STATISTICS, "geometry", layer]).to_pylist()
+        return [(row, row[layer]) for row in rows]
     with tarfile.open(fileobj=io.BytesIO(data)) as tar:
         members = {member.name: tar.extractfile(member).read() for member in tar}
     names = [name[: -len(".json")] for name in members if name.endswith(".json")]
-    return [(json.loads(members[f"{name}.json"]), members.get(f"{name}.png")) for name in names]
+    return [(json.loads(members[f"{name}.json"]), members.get(f"{name}{ENDINGS[layer]}")) for name in names]
+
+
+def layers_of(metadata: dict) -> tuple[str, ...]:
+    """The layers that the shards of a job have, by what they say of themselves."""
+    return (MASK, CONFIDENCE) if metadata.get("settings", {}).get("confidence") else (MASK,)
 
 
 def window_of(row: dict) -> Window:
@@ -186,6 +200,12 @@ def window_of(row: dict) -> Window:
 def mask_of(row: dict, png: bytes | None) -> np.ndarray:
     """(h, w) uint8 class ids of a row's window, 255 where it has no mask."""
     return decode_png(png) if png else np.full((row["height"], row["width"]), IGNORE, np.uint8)
+
+
+def _percent(result: WindowMask) -> np.ndarray:
+    """(H, W) uint8 whole percent of the confidences, 255 where there is no data."""
+    percent = np.rint(result.confidences * np.float32(100 * CONFIDENCE_UNIT)).astype(np.uint8)
+    return np.where(result.mask == IGNORE, np.uint8(IGNORE), percent)
 
 
 def _float32(value: float | None) -> float | None:
@@ -229,7 +249,8 @@ def _without_masks(uri: str) -> bytes:
     if tail_start == 0 or footer > TAIL_BYTES:  # a small shard, read whole, or a footer of thousands of classes
         return tail if tail_start == 0 else read_bytes(uri)
     metadata = pq.read_metadata(io.BytesIO(tail))
-    columns = [metadata.row_group(k).column(c) for k in range(metadata.num_row_groups) for c in range(len(SCHEMA))]
+    groups = (metadata.row_group(number) for number in range(metadata.num_row_groups))
+    columns = [group.column(number) for group in groups for number in range(group.num_columns)]
     spans = [_span(column) for column in columns if column.path_in_schema.split(".")[0] in STATISTICS]
     content = bytearray(stored)
     content[tail_start:] = tail

@@ -35,8 +35,8 @@ SHARDS_WAITING = 2  # at an actor for which other processes read; with fewer it 
 class Work:
     """What the workers need to know to turn shards of a plan into published masks.
 
-    digest: of the model that all of them must use. detailed: see `canvas.Canvas`. ahead: images that are read at the
-    same time. window, formats: used by segmentation only.
+    digest: of the model that all of them must use. detailed, sampled: see `Segmenter`. ahead: images that are read at
+    the same time. window, formats: used by segmentation only.
     """
 
     plan: str
@@ -59,6 +59,7 @@ class Work:
     shard_pixels: int = 0
     enlarge: bool = True
     detailed: bool = False
+    sampled: bool = False
     ahead: int = walk.READ_THREADS
 
     def readings(self, items: list[plans.Item]) -> Iterator[walk.Reading]:
@@ -93,6 +94,7 @@ class Work:
             temperature=description.temperature,
             tta=self.tta,
             detailed=self.detailed,
+            sampled=self.sampled,
         )
         segmenter.try_a_tile()  # the first tile takes several times as long as others
         return segmenter

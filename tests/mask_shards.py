@@ -45,14 +45,29 @@ def ids(height: int, width: int, *, seed: int = 0) -> np.ndarray:
     return coarse.repeat(16, 0).repeat(16, 1)[:height, :width]
 
 
+def confidences_of(mask: np.ndarray) -> np.ndarray:
+    """(H, W) uint16 confidences of the pixels of a mask, each of another value; 0 without data."""
+    steps = np.random.default_rng(mask.size).integers(1, 65536, mask.shape).astype(np.uint16)
+    return np.where(mask == IGNORE, np.uint16(0), steps)
+
+
 def write_masks(
-    uri: str, images: list[Image], *, archive: str, window: int = 100, rows_a_shard: int = 3, formats: str = "parquet"
+    uri: str,
+    images: list[Image],
+    *,
+    archive: str,
+    window: int = 100,
+    rows_a_shard: int = 3,
+    formats: str = "parquet",
+    confidence: bool = False,
 ) -> str:
-    """Write the OUTPUT of a segmentation of those images; its URI."""
-    rows = (row for image in images for row in _rows(image, window))
+    """Write the OUTPUT of a segmentation of those images; its URI. confidence: with those of `confidences_of`."""
+    rows = (row for image in images for row in _rows(image, window, confidence))
+    settings = {**METADATA["settings"], **({"confidence": True} if confidence else {})}
+    metadata = {**METADATA, "settings": settings}
     shards, counts = 0, np.zeros(len(CLASSES), np.int64)
     while chunk := list(islice(rows, rows_a_shard)):
-        write_shard(uri, shards, rows=chunk, formats=formats.split(","), metadata=METADATA)
+        write_shard(uri, shards, rows=chunk, formats=formats.split(","), metadata=metadata)
         shards += 1
         counts += sum((np.array(row.pixel_counts) for row in chunk if row.pixel_counts), 0 * counts)
     summary = {
@@ -60,25 +75,27 @@ def write_masks(
         "images": {"ok": len(images)},
         "pixels": {"per_class": counts.tolist()},
         "shards": {"total": shards},
-        "settings": {**METADATA["settings"], "format": formats},
+        "settings": {**settings, "format": formats},
     }
     publish(join(uri, "summary.json"), json.dumps(summary).encode())
     return uri
 
 
-def _rows(image: Image, size: int) -> Iterator[MaskRow]:
+def _rows(image: Image, size: int, confidence: bool) -> Iterator[MaskRow]:
     height, width = image.mask.shape
     place = Place(image=image.uri, etag="e", height=height, width=width, crs=image.crs, transform=image.transform)
     for number, window in enumerate(windows(height, width, size)):
         if number in image.failed:  # of an unreadable image only its size is known, from its header
             yield failed_row(Place(image=image.uri, etag="e", height=height, width=width), window, "it is torn")
         else:
-            yield mask_row(place, _result(image, window), CLASSES)
+            yield mask_row(place, _result(image, window, confidence), CLASSES)
 
 
-def _result(image: Image, window: Window) -> WindowMask:
+def _result(image: Image, window: Window, confidence: bool) -> WindowMask:
     mask = image.mask[window.rows, window.cols]
     counts = np.bincount(mask[mask < IGNORE], minlength=len(CLASSES)).astype(np.int64)
     valid = int(counts.sum())
     known = {"confidence": 0.9, "seam_disagreement": 0.0} if valid else {"confidence": None, "seam_disagreement": None}
+    if confidence:
+        known["confidences"] = confidences_of(image.mask)[window.rows, window.cols]
     return WindowMask(window=window, mask=mask, pixel_counts=counts, valid_pixels=valid, **known)

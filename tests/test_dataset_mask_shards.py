@@ -208,7 +208,7 @@ def test_the_masks_of_one_shard_are_asked_for_once(tmp_path, monkeypatch):
     monkeypatch.setattr("segray.scenes.read_masks", lambda *place: asked.append(place) or read_masks(*place))
     for sample in samples:
         dataset.read_mask(sample)
-    assert asked == [(dataset.uri, 0, "parquet")]
+    assert asked == [(dataset.uri, 0, "parquet", "mask")]
 
 
 def test_the_fingerprint_follows_the_masks(tmp_path):

@@ -217,7 +217,7 @@ def counted(actor: EvaluateActor, row: dict) -> Part:
 def test_rows_of_any_length_have_the_same_counts_and_actors_list_nothing(given, tmp_path):
     data = shutil.copytree(given["data"], tmp_path / "labelled")
     settings = EvaluateSettings(model=given["model"], data=str(data), output=str(tmp_path / "out"), **OPTIONS)
-    work = replace(make_work(settings, read_description(settings.model)), detailed=True)
+    work = replace(make_work(settings, read_description(settings.model)), detailed=True, sampled=True)
     dataset = open_dataset(settings.data)
     split = Split.of(dataset, dataset.samples("val"), map)
     (data / "classes.json").unlink()
@@ -240,7 +240,7 @@ def test_rows_of_any_length_have_the_same_counts_and_actors_list_nothing(given, 
 def test_an_actor_hands_over_only_what_the_page_may_show(given, tmp_path):
     """In a split of thousands, only a few are kept as candidates for the median."""
     settings = EvaluateSettings(**given, output=str(tmp_path), **OPTIONS)
-    work = replace(make_work(settings, read_description(settings.model)), detailed=True)
+    work = replace(make_work(settings, read_description(settings.model)), detailed=True, sampled=True)
     dataset = open_dataset(settings.data)
     split = Split.of(dataset, dataset.samples("val"), map)
     actor = EvaluateActor(work, dataset, Measures(num_classes=len(CLASSES)), 10_000)
@@ -266,7 +266,7 @@ def test_a_scene_in_blocks_has_the_counts_of_the_whole(options, given, tmp_path,
     monkeypatch.setattr(evaluation, "BLOCK_PIXELS", 64 * 50)
     data = geotiff_split(str(tmp_path / "scenes"))
     settings = EvaluateSettings(model=given["model"], data=data, output=str(tmp_path / "out"), **OPTIONS, **options)
-    work = replace(make_work(settings, read_description(settings.model)), detailed=True)
+    work = replace(make_work(settings, read_description(settings.model)), detailed=True, sampled=True)
     measures = Measures(num_classes=len(CLASSES), temperatures=(1.0, 2.0))
     dataset = open_dataset(data)
     samples, parts = dataset.samples("val"), []

@@ -155,6 +155,12 @@ def test_a_format_of_one_file_holds_all_scenes_that_lie_somewhere(local_ray, mas
     assert {name for name in before if before[name] != after[name]} == {"summary.json"}
 
 
+def test_masks_without_confidences_are_told_at_once(masks, tmp_path):
+    with pytest.raises(SegrayError, match="has no confidence of pixels; segment with --confidence, or leave it out"):
+        export(settings(masks, tmp_path / "out", format="cog,confidence"))
+    assert not (tmp_path / "out").exists()
+
+
 @pytest.mark.parametrize("place", ["masks", "masks/masks", "masks/masks/x", "masks/plan", "archive", "archive/x", "."])
 def test_an_output_among_its_sources_is_refused(tmp_path, place):
     archive = str(tmp_path / "archive")

@@ -14,7 +14,7 @@ import numpy as np
 import pystac
 import pytest
 import rasterio
-from mask_shards import CLASSES, UTM, Image, ids, write_masks
+from mask_shards import CLASSES, UTM, Image, confidences_of, ids, write_masks
 from PIL import Image as Picture
 from rio_cogeo.cogeo import cog_validate
 
@@ -39,8 +39,9 @@ def no_shards_kept():
 
 
 def segmented(folder: Path, *images: Image, archive: str = "/a", window: int = 100) -> tuple[Masks, list[Scene]]:
-    """The masks of those images and their scenes."""
-    masks = open_masks(write_masks(str(folder / "masks"), list(images), archive=archive, window=window))
+    """The masks of those images, with confidences, and their scenes."""
+    where = {"archive": archive, "window": window, "confidence": True}
+    masks = open_masks(write_masks(str(folder / "masks"), list(images), **where))
     return masks, list(whole(part for shard in range(masks.shards) for part in pieces_of(masks, shard)))
 
 
@@ -116,6 +117,34 @@ def test_overviews_of_a_cog_hold_the_most_frequent_class_and_no_other(tmp_path):
         small = file.read(1)
     assert (small[:300, :300] == 2).all()
     assert set(np.unique(small)) <= {0, 1, 2, 255}
+
+
+@pytest.mark.parametrize("transform", [UTM, None])
+def test_confidences_are_percent_on_the_grid_of_the_scene(tmp_path, transform):
+    image = Image(uri="/a/x.tif", mask=ids(1100, 530), crs="EPSG:32633" if transform else None, transform=transform)
+    path, facts = written(tmp_path, "confidence", image)
+    assert (path.name, facts) == ("x.confidence.tif", {"pixels": 1100 * 530})
+    expected = np.rint(confidences_of(image.mask) / 655.35).astype(np.uint8)
+    expected[image.mask == 255] = 255
+    with rasterio.open(path) as file:
+        assert (file.read(1) == expected).all()
+        assert (file.nodata, file.descriptions, file.units) == (255, ("confidence",), ("percent",))
+        assert transform is None or (file.crs.to_epsg(), tuple(file.transform)[:6]) == (32633, transform)
+        assert file.overviews(1)
+        with rasterio.open(path, overview_level=0) as smaller:
+            means = smaller.read(1, masked=True)
+    known = np.ma.masked_equal(expected[:1100, :530].reshape(550, 2, 265, 2), 255).mean(axis=(1, 3))
+    assert np.abs(means.astype(float) - known).max() <= 1
+    assert cog_validate(path)[0]
+
+
+def test_no_other_scene_has_the_name_of_a_scene_s_confidences(tmp_path):
+    scenes = [Image(uri=f"/a/{name}", mask=ids(20, 30)) for name in ("x.tif", "x.confidence.tif", "x.confidence.png")]
+    masks, found = segmented(tmp_path, *scenes)
+    settings = ExportSettings(masks="/m", output="/o", format="cog,confidence")
+    exporter = Exporter(masks=masks, settings=settings, usual=".tif")
+    names = [path for scene in found for path in exporter.paths(scene).values()]
+    assert len(set(names)) == 6 and {"x.tif", "x.confidence.tif"} <= set(names)
 
 
 def test_gdalinfo_names_the_classes_of_a_cog(tmp_path):

@@ -62,7 +62,7 @@ def test_strips_of_a_wide_scene_decode_each_window_once(tmp_path, monkeypatch):
     masks = open_masks(write_masks(str(tmp_path), [wide], archive="/a", window=10))
     (scene,) = scenes(masks)
     decoded = []
-    monkeypatch.setattr("segray.scenes.decode_png", lambda data: decoded.append(data) or decode_png(data))
+    monkeypatch.setattr("segray.scenes.decode_png", lambda *png: decoded.append(png) or decode_png(*png))
     reader = SceneReader(masks, scene)
     for top in range(0, 20, 4):  # the third strip lies in both rows of windows
         assert (reader.read(Window(top, 0, 4, 400)) == wide.mask[top : top + 4]).all()

@@ -20,17 +20,19 @@ from running import contents
 
 from segray import walk
 from segray.archives import open_archive
-from segray.archives.images import is_picture, read_header
+from segray.archives.images import is_picture, read_for, read_header
 from segray.errors import SegrayError
 from segray.grid import Window
 from segray.masks import IGNORE, decode_png
 from segray.model_dir import load_network, read_description
 from segray.plan import cut, whole, write_files
-from segray.regions import WindowMask
+from segray.regions import WindowMask, whole_image
+from segray.scenes import SceneReader, open_masks, pieces_of
+from segray.scenes import whole as joined
 from segray.segmentation import _pictures_of, segment, segment_work
 from segray.segmenter import Segmenter
 from segray.settings import SegmentSettings
-from segray.shards import Place, mask_row, write_shard
+from segray.shards import CONFIDENCE, Place, mask_row, write_shard
 from segray.storage import File, join
 from segray.synthetic import scene
 
@@ -129,6 +131,31 @@ def test_same_masks_however_the_job_is_cut(model, archive, tmp_path, *, window, 
         precision="bf16", format="png,parquet",
     ))  # fmt: skip
     assert again == summary
+
+
+@pytest.mark.usefixtures("local_ray")
+def test_confidences_are_those_of_the_pixels_however_the_job_is_cut(model, archive, tmp_path):
+    description = read_description(model)
+    segmenter = Segmenter(load_network(description), description.spec, num_classes=3, precision="fp32", detailed=True)
+    for number, (window, shard_mpx) in enumerate([(2048, 32), (37, 0.002)]):
+        output = tmp_path / str(number)
+        segment(SegmentSettings(
+            model=model, archive=str(archive), output=str(output), window=window, shard_mpx=shard_mpx, actors="2",
+            precision="fp32", confidence=True,
+        ))  # fmt: skip
+        masks, seen = open_masks(str(output)), 0
+        for one in joined(part for shard in range(masks.shards) for part in pieces_of(masks, shard)):
+            raster = read_for(one.image, description.spec)
+            (found,) = next(segmenter.segment([whole_image(raster.pixels, raster.valid)]))
+            percent = SceneReader(masks, one, CONFIDENCE).read(Window(0, 0, one.height, one.width))
+            assert ((percent == IGNORE) == (found.mask == IGNORE)).all()
+            assert (percent == np.where(found.mask == IGNORE, IGNORE, np.rint(found.confidences / 655.35))).all()
+            seen += 1
+        assert seen == 13
+    with pytest.raises(SegrayError, match="--confidence was True and is now None"):
+        segment(SegmentSettings(
+            model=model, archive=str(archive), output=str(output), window=37, shard_mpx=0.002, precision="fp32",
+        ))  # fmt: skip
 
 
 def check_georeference(scene: Path, output: Path) -> None:

@@ -278,7 +278,7 @@ def detailed(
     pixels: np.ndarray, valid: np.ndarray, *, window: int, shard_pixels: int, **options: object
 ) -> tuple[np.ndarray, dict[tuple[int, int], tuple[float, ...]], np.ndarray]:
     """Confidences of a whole image from all windows, the sampled logits by pixel, and the mask."""
-    segmenter = adversary(detailed=True, **options)
+    segmenter = adversary(detailed=True, sampled=True, **options)
     confidences, mask, logits = np.full(valid.shape, 7, np.uint16), np.full(valid.shape, 77, np.uint8), {}
     parts = blocks(*valid.shape, segmenter.lattice, shard_pixels)
     regions = [region_of(pixels, valid, block, window=window, lattice=segmenter.lattice) for block in parts]
@@ -328,7 +328,7 @@ def test_sampled_logits_are_those_of_the_tile_that_decides_a_cropped_pixel():
 def test_details_of_images_of_one_tile(size):
     pixels, valid = scene(*size)
     valid[0, 0] = True
-    segmenter = adversary(detailed=True, batch_size=4, blend="crop")
+    segmenter = adversary(detailed=True, sampled=True, batch_size=4, blend="crop")
     results = [found for (found,) in segmenter.segment([whole_image(pixels, valid)] * 3)]
     for found in results:
         assert found.confidences.shape == found.mask.shape == size
@@ -362,7 +362,7 @@ class Ties(nn.Module):
 def test_a_temperature_changes_confidences_and_no_cropped_mask(network, temperature):
     pixels, valid = scene(100, 70)
     images = [whole_image(pixels, valid), whole_image(pixels[:, :20, :20], valid[:20, :20])]  # the second is one tile
-    options = {"num_classes": K, "blend": "crop", "detailed": True}
+    options = {"num_classes": K, "blend": "crop", "detailed": True, "sampled": True}
     plain = Segmenter(network, spec(), **options).segment(images)
     tempered = Segmenter(network, spec(), temperature=temperature, **options).segment(images)
     for (before,), (after,) in zip(plain, tempered, strict=True):

@@ -7,6 +7,7 @@ import io
 import json
 import struct
 import tarfile
+from contextlib import nullcontext
 
 import numpy as np
 import pyarrow as pa
@@ -19,13 +20,15 @@ from PIL import Image
 
 from segray.footprints import window_transform
 from segray.grid import Window
-from segray.masks import Classes, decode_png
+from segray.masks import GREY, Classes, decode_png
 from segray.regions import WindowMask
 from segray.shards import (
+    CONFIDENCE,
     FAILED,
     NODATA,
     OK,
     SCHEMA,
+    STATISTICS,
     MaskRow,
     Place,
     encode_parquet,
@@ -41,7 +44,7 @@ from segray.shards import (
     window_of,
     write_shard,
 )
-from segray.storage import exists, filesystem
+from segray.storage import exists, filesystem, read_bytes
 
 CLASSES = Classes(names=("ground", "house", "road"), colors=((0, 0, 0), (255, 0, 0), (9, 9, 9)))
 METADATA = {"classes": CLASSES.to_json(), "ignore_index": 255, "model": "abc", "settings": {"blend": "taper"}}
@@ -83,7 +86,7 @@ def all_kinds() -> list[MaskRow]:
 def test_the_schema_is_the_documented_one():
     assert {field.name: field.type for field in SCHEMA} == COLUMNS
     assert SCHEMA.names == list(COLUMNS)
-    assert {field.name for field in dataclasses.fields(MaskRow)} == set(COLUMNS)
+    assert {field.name for field in dataclasses.fields(MaskRow)} == {*COLUMNS, "confidence_map"}
     table = pq.read_table(io.BytesIO(encode_parquet(all_kinds(), METADATA)))
     assert {field.name: field.type for field in table.schema} == COLUMNS
 
@@ -238,7 +241,7 @@ def test_the_tar_reads_as_webdataset_does():
         values = json.loads(parts["json"])
         assert values.pop("segray") == METADATA
         assert values.pop("geometry") == (row.geometry.hex() if row.geometry else None)
-        assert values == {k: v for k, v in dataclasses.asdict(row).items() if k not in ("mask", "geometry")}
+        assert values == {k: v for k, v in dataclasses.asdict(row).items() if k in STATISTICS}
 
 
 def test_names_of_images_cannot_lead_out_of_the_tar():
@@ -256,7 +259,7 @@ def test_statistics_leave_the_masks_where_they_are(tmp_path, monkeypatch, tail):
     monkeypatch.setattr("segray.shards.TAIL_BYTES", tail)
     rows = all_kinds() * 3
     write_shard(str(tmp_path), 0, rows=rows, formats=("parquet",), metadata=METADATA)
-    fresh = [{k: v for k, v in dataclasses.asdict(row).items() if k not in ("mask", "geometry")} for row in rows]
+    fresh = [{k: v for k, v in dataclasses.asdict(row).items() if k in STATISTICS} for row in rows]
     assert read_statistics(str(tmp_path), 0, "parquet") == fresh
 
 
@@ -291,15 +294,39 @@ def test_statistics_are_read_where_ranges_cannot_be_counted_from_the_end(monkeyp
     assert read_metadata("strict://out", 0, "parquet") == METADATA
 
 
+def test_jobs_that_ask_for_confidences_write_them_in_percent(store):
+    found = result(Window(200, 150, 200, 150), seed=1)
+    steps = np.random.default_rng(0).integers(1, 65536, (200, 150)).astype(np.uint16)
+    place = Place(image="s3://b/a.tif", etag="t1", height=400, width=300)
+    rows = [mask_row(place, dataclasses.replace(found, confidences=steps), CLASSES), *all_kinds()[2:]]
+    metadata = {**METADATA, "settings": {**METADATA.get("settings", {}), "confidence": True}}
+    write_shard(store, 3, rows=rows, formats=("png", "parquet"), metadata=metadata)
+    for fmt in ("parquet", "png"):
+        layers = [layer for _, layer in read_masks(store, 3, fmt, CONFIDENCE)]
+        assert [layer is not None for layer in layers] == [True, *[False] * (len(rows) - 1)]
+        with Image.open(io.BytesIO(layers[0])) as picture:  # as any viewer reads it
+            assert (picture.mode, picture.info["transparency"]) == ("L", 255)
+            percent = np.asarray(picture)
+        assert (percent == decode_png(layers[0], GREY)).all()
+        assert ((percent == 255) == (found.mask == 255)).all()
+        assert np.abs(percent / 100 - steps / 65535)[found.mask != 255].max() <= 0.005 + 1e-6
+        assert [mask for _, mask in read_masks(store, 3, fmt)] == [row.mask for row in rows]
+        assert len(read_statistics(store, 3, fmt)) == len(rows)
+    names = pq.read_schema(io.BytesIO(read_bytes(shard_uri(store, 3, "parquet")))).names
+    assert names == [*SCHEMA.names[:8], "confidence_map", *SCHEMA.names[8:]]
+
+
 def test_statistics_are_the_same_from_both_formats(store):
     rows = all_kinds()
     write_shard(store, 12, rows=rows, formats=("png", "parquet"), metadata=METADATA)
-    fresh = [{k: v for k, v in dataclasses.asdict(row).items() if k not in ("mask", "geometry")} for row in rows]
+    fresh = [{k: v for k, v in dataclasses.asdict(row).items() if k in STATISTICS} for row in rows]
     for fmt in ("parquet", "png"):
         assert exists(shard_uri(store, 12, fmt))
         assert read_statistics(store, 12, fmt) == fresh
         masks = read_masks(store, 12, fmt)
         assert [mask for _, mask in masks] == [row.mask for row in rows]
         assert [values["image"] for values, _ in masks] == [row.image for row in rows]
+        with pytest.raises((ValueError, KeyError)) if fmt == "parquet" else nullcontext():
+            assert not any(layer for _, layer in read_masks(store, 12, fmt, CONFIDENCE))
     assert shard_uri(store, 12, "parquet").endswith("/masks/shard-00000012.parquet")
     assert shard_uri(store, 12, "png").endswith("/masks/shard-00000012.tar")

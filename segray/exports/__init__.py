@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Protocol
 
-from segray.exports import cog, pmtiles, png, polygons
+from segray.exports import cog, confidence, pmtiles, png, polygons
 from segray.scenes import Masks, Scene
 from segray.settings import ExportSettings
 
@@ -14,10 +14,11 @@ class Export(Protocol):
     """What the module of every format offers; paths in the output are relative, with slashes.
 
     A module whose PER_SCENE is false writes one file for all scenes and has `write_all(masks, scenes, path, options)`
-    in place of `write`; its `name` returns FILE for every scene that it takes.
+    in place of `write`; its `name` returns FILE for every scene that it takes. LAYER: what it reads of the shards.
     """
 
     PER_SCENE: bool
+    LAYER: str
     MEDIA_TYPE: str
 
     def name(self, scene: Scene, archive: str) -> str | None:
@@ -34,4 +35,4 @@ class Export(Protocol):
         """
 
 
-EXPORTS = {"cog": cog, "polygons": polygons, "png": png, "pmtiles": pmtiles}
+EXPORTS = {"cog": cog, "polygons": polygons, "png": png, "pmtiles": pmtiles, "confidence": confidence}

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
+from functools import partial
 from xml.etree import ElementTree
 from xml.sax.saxutils import escape
 
 import rasterio
 from rasterio import Affine
+from rasterio.io import DatasetWriter
 from rasterio.shutil import copy
 from rasterio.windows import Window as RasterioWindow
 
@@ -16,9 +19,10 @@ from segray.masks import IGNORE, Classes, palette
 from segray.scenes import Masks, Scene, SceneReader
 from segray.scratch import scratch
 from segray.settings import ExportSettings
-from segray.shards import OK
+from segray.shards import MASK, OK
 
 PER_SCENE = True
+LAYER = MASK
 MEDIA_TYPE = "image/tiff; application=geotiff; profile=cloud-optimized"
 SIDECAR = ".aux.xml"  # GDAL's ending for what it stores beside a file
 BLOCK = 512
@@ -53,7 +57,7 @@ def write(masks: Masks, scene: Scene, path: str, options: ExportSettings) -> dic
     """
     with scratch() as folder:
         plain = os.path.join(folder, "plain.tif")
-        _write_plain(masks, scene, plain)
+        write_plain(SceneReader(masks, scene), plain, partial(_describe, masks.classes))
         copy(plain, path, **OPTIONS)
     _name_classes(f"{path}{SIDECAR}", masks.classes)
     return {"pixels": scene.height * scene.width}
@@ -77,6 +81,12 @@ def sidecar(classes: Classes) -> str:
     return f"<PAMDataset>{band}</PAMDataset>\n"
 
 
+def _describe(classes: Classes, file: DatasetWriter) -> None:
+    table = {index: (*map(int, color), 255) for index, color in enumerate(palette(classes)[:IGNORE])}
+    file.write_colormap(1, {**table, IGNORE: (0, 0, 0, 0)})
+    file.update_tags(1, **{f"CLASS_{index}": text for index, text in enumerate(classes.names)})
+
+
 def _name_classes(path: str, classes: Classes) -> None:
     """Write the sidecar of a COG, or add to the one that GDAL made for what GeoTIFF cannot hold, like a rare CRS."""
     text = sidecar(classes)
@@ -93,18 +103,18 @@ def _name_classes(path: str, classes: Classes) -> None:
         file.write(text)
 
 
-def _write_plain(masks: Masks, scene: Scene, path: str) -> None:
-    """The scene as an uncompressed tiled GeoTIFF, of which only blocks with data take up disk space."""
-    reader = SceneReader(masks, scene)
+def write_plain(reader: SceneReader, path: str, describe: Callable[[DatasetWriter], None]) -> None:
+    """A scene as an uncompressed tiled GeoTIFF, of which only blocks with data take up disk space.
+
+    describe: writes what the one band is.
+    """
+    scene = reader.scene
     profile = {"driver": "GTiff", "count": 1, "dtype": "uint8", "nodata": IGNORE, "height": scene.height}
     profile |= {"width": scene.width, "crs": scene.crs, "tiled": True, "blockxsize": BLOCK, "blockysize": BLOCK}
     if scene.transform is not None:
         profile["transform"] = Affine(*scene.transform)
     with rasterio.open(path, "w", sparse_ok="TRUE", bigtiff="YES", **profile) as file:
-        colors = palette(masks.classes)
-        table = {index: (*map(int, color), 255) for index, color in enumerate(colors[:IGNORE])}
-        file.write_colormap(1, {**table, IGNORE: (0, 0, 0, 0)})
-        file.update_tags(1, **{f"CLASS_{index}": text for index, text in enumerate(masks.classes.names)})
+        describe(file)
         for piece in scene.pieces:
             if piece.status == OK:
                 window = piece.window

@@ -11,7 +11,8 @@ from segray.storage import TEMPORARY_BYTES, is_chain
 
 UNSAFE = re.compile(r'[\x00-\x1f\x7f\\:*?"<>|\[\]]')  # not allowed in some file systems, or patterns of fsspec
 TILE_SET = re.compile(r"(xyz|tms|mbtiles|pmtiles)://")
-ADDED = "-0123456789" * 2 + ".tif.aux.xml"  # the most that is added to a name: two hashes, and the longest ending
+CONFIDENCE_STEM = ".confidence"  # what the stems of confidence's files end with, and those of no others
+ADDED = "-0123456789" * 2 + CONFIDENCE_STEM + ".tif.aux.xml"  # the most added to a name
 MAX_NAME_BYTES = 255 - len(ADDED) - TEMPORARY_BYTES  # file systems allow 255
 WEB = re.compile(r"(^|::)(https?://)(?:[^/?#]*@)?([^?#]*).*", re.DOTALL)  # groups: what holds no credential
 
@@ -36,7 +37,7 @@ def mirror(image: str, archive: str, ending: str) -> str:
     raw = [part for name in names for part in name.split("/")]
     parts = [_safe(part) for part in raw if part not in ("", ".")]
     stem = _without_ending(parts[-1]) if parts else "image"
-    if parts != raw or _public(image) != image:
+    if parts != raw or _public(image) != image or stem.endswith(CONFIDENCE_STEM):
         stem += f"-{_hash(image)}"
     return "/".join([*parts[:-1], stem + ending])
 

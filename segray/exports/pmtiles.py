@@ -24,8 +24,10 @@ from segray.masks import IGNORE, Classes, encode_png
 from segray.reduction import majority
 from segray.scenes import Masks, Scene, SceneReader
 from segray.settings import ExportSettings
+from segray.shards import MASK
 
 PER_SCENE = False
+LAYER = MASK
 MEDIA_TYPE = "application/vnd.pmtiles"
 FILE = "masks.pmtiles"
 REFUSED = "it has no georeference that leads to a web map; export it with --format png"

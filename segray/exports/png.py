@@ -18,9 +18,10 @@ from segray.listing import files_if_any
 from segray.masks import IGNORE, encode_png
 from segray.scenes import CELL, Masks, Scene, SceneReader
 from segray.settings import ExportSettings
-from segray.shards import OK
+from segray.shards import MASK, OK
 
 PER_SCENE = True
+LAYER = MASK
 MEDIA_TYPE = "image/png"
 MAX_PIXELS = 2**27  # a PNG is made in memory, at three bytes per pixel
 TILE = 256

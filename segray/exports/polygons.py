@@ -17,9 +17,11 @@ from segray.grid import Window
 from segray.rings import Rings, rings_of
 from segray.scenes import Masks, Scene, SceneReader
 from segray.settings import ExportSettings
+from segray.shards import MASK
 from segray.tracing import Regions, Tracer
 
 PER_SCENE = True
+LAYER = MASK
 MEDIA_TYPE = "application/vnd.apache.parquet"
 
 STRIP_ROWS, STRIP_PIXELS = 512, 2**24  # read at a time: at most this many rows, and pixels where rows are long

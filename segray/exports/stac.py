@@ -19,6 +19,7 @@ EXTENSIONS = [
     "https://stac-extensions.github.io/projection/v2.0.0/schema.json",
     "https://stac-extensions.github.io/classification/v2.0.0/schema.json",
 ]
+PERCENT = {"name": "confidence", "data_type": "uint8", "nodata": IGNORE, "unit": "percent"}
 # STAC requires a time. Masks have none, and the time of the export would differ from run to run: hence an interval
 # that says nothing, within the range of 64-bit nanoseconds (tables of items use them).
 TIMES = {"datetime": None, "start_datetime": "1900-01-01T00:00:00Z", "end_datetime": "2199-12-31T23:59:59Z"}
@@ -33,9 +34,7 @@ def item(masks: Masks, scene: Scene, name: str, assets: dict[str, tuple[str, str
     facts = {"title": scene.image, "proj:shape": [scene.height, scene.width]}
     if scene.transform is not None:
         facts["proj:transform"] = list(scene.transform)
-    bands = [
-        {"name": "class", "data_type": "uint8", "nodata": IGNORE, "classification:classes": classes(masks.classes)}
-    ]
+    band = {"name": "class", "data_type": "uint8", "nodata": IGNORE, "classification:classes": classes(masks.classes)}
     return {
         "type": "Feature",
         "stac_version": "1.1.0",
@@ -50,7 +49,7 @@ def item(masks: Masks, scene: Scene, name: str, assets: dict[str, tuple[str, str
                 "href": f"./{quote(path)}",
                 "type": media_type,
                 "roles": ["data"],
-                **({"bands": bands} if media_type.startswith("image/") else {}),
+                **({"bands": [PERCENT if fmt == "confidence" else band]} if media_type.startswith("image/") else {}),
             }
             for fmt, (path, media_type) in sorted(assets.items())
         },
