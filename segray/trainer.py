@@ -84,8 +84,9 @@ class Trainer:
         self.job, self.place, self.pool, self.publisher = job, place, pool, publisher
         self.report, self.elsewhere = report, elsewhere
         settings = job.settings
-        newest = newest_state(settings.output) if place.rank == 0 else (0, 0)
-        self.newest = tuple(map(place.from_first, newest))  # as rank 0 sees it
+        with place.together():
+            newest = newest_state(settings.output) if place.rank == 0 else (0, 0)
+        self.newest = place.gather(newest)[0]  # as rank 0 sees it
         self.learner = Learner(job, place, pretrained=self.newest == (0, 0))
         self.epoch, self.record, self.progress = 0, Record(), Progress()
         self.watch = Stopwatch()

@@ -37,10 +37,6 @@ class Place:
         """Whether it is true on every worker; every worker must call this."""
         return int(self.sum(torch.tensor(int(not true_here), device=self.device))) == 0
 
-    def from_first(self, value: int) -> int:
-        """The value on rank 0; every worker must call this."""
-        return int(self.sum(torch.tensor(value if self.rank == 0 else 0, device=self.device)))
-
     def gather(self, value: Value) -> list[Value]:
         """The values of all workers in the order of their ranks, on each of them; every worker must call this."""
         values = [value] * self.world_size

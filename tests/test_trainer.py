@@ -10,6 +10,7 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, replace
 from pathlib import Path
+from unittest.mock import patch
 
 import numpy as np
 import pytest
@@ -370,6 +371,23 @@ def test_an_error_of_a_validation_elsewhere_ends_all_workers(labelled_folder: st
     run_two(work_and_fail, tmp_path)
     assert sorted(path.name for path in tmp_path.glob("ended-*")) == ["ended-0", "ended-1"]
     assert newest_state(job.settings.output)[0] == 0
+
+
+def work_without_list(rank: int, folder: Path) -> None:
+    """One of two workers of which the first may not list the states."""
+
+    def newest(output: str) -> None:
+        raise SegrayError("may not be listed")
+
+    with patch("segray.trainer.newest_state", newest), pytest.raises(SegrayError, match="may not be listed"):
+        work(rank, folder)
+    (folder / f"ended-{rank}").touch()
+
+
+def test_states_that_cannot_be_listed_end_all_workers(job: Job, tmp_path: Path) -> None:
+    torch.save(job, tmp_path / "job.pt")
+    run_two(work_without_list, tmp_path)
+    assert sorted(path.name for path in tmp_path.glob("ended-*")) == ["ended-0", "ended-1"]
 
 
 def test_a_publication_that_fails_ends_the_training_soon(
