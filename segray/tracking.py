@@ -13,7 +13,6 @@ import os
 import re
 import time
 from collections.abc import Callable
-from contextlib import suppress
 from functools import partial
 from queue import SimpleQueue
 from threading import Thread
@@ -62,12 +61,10 @@ class MLflow:
     def start(self, settings: dict, run: str | None) -> tuple[str, dict[str, float]]:
         """See Tracker; a run that cannot be continued, such as a deleted one, is begun anew."""
         self.client = self.connect()
-        if run:
-            with suppress(*self.errors):
-                self.client.get_run(run)
-                self.client.update_run(run, status="RUNNING")
-                self.run = run
-                return run, {name: self._last(name) for name in MARKS}
+        if run and self._is_there(run):
+            self.client.update_run(run, status="RUNNING")
+            self.run = run
+            return run, {name: self._last(name) for name in MARKS}
         name = os.environ.get("MLFLOW_EXPERIMENT_NAME", "segray")
         experiment = self.client.get_experiment_by_name(name)
         number = experiment.experiment_id if experiment else self.client.create_experiment(name)
@@ -87,6 +84,15 @@ class MLflow:
     def finish(self, *, failed: bool) -> None:
         """See Tracker."""
         self.client.set_terminated(self.run, status="FAILED" if failed else "FINISHED")
+
+    def _is_there(self, run: str) -> bool:
+        """Whether there is a run of that id that was not deleted; a server that does not say so has failed."""
+        try:
+            return self.client.get_run(run).info.lifecycle_stage != "deleted"
+        except self.errors as error:
+            if error.error_code == "RESOURCE_DOES_NOT_EXIST":
+                return False
+            raise
 
     def _last(self, name: str) -> float:
         return max((metric.value for metric in self.client.get_metric_history(self.run, name)), default=-1)
@@ -147,13 +153,16 @@ class Tracking:
         self._reports: SimpleQueue[dict | None] = SimpleQueue()
         self._failed = False
         self._thread = Thread(target=self._serve, name="segray-tracking", daemon=True)
-        runs = _read_runs(output)
-        for flag, value in wanted.items():
-            if value:
-                runs[flag] = self._start(flag, value, settings, runs.get(flag))
-        if self._trackers:
-            publish(_runs_uri(output), json.dumps(runs).encode())
         self._thread.start()
+        runs = _read_runs(output)
+        try:
+            for flag, value in wanted.items():
+                if value:
+                    runs[flag] = self._start(flag, value, settings, runs.get(flag))
+                    publish(_runs_uri(output), json.dumps(runs).encode())  # to be continued, should the next one fail
+        except (SegrayError, *FAILURES) as error:
+            self.__exit__(type(error))  # ends the runs begun before it
+            raise
 
     def add(self, report: dict) -> None:
         """Log a report of `trainer.run`, only once: after a restart some come again."""

@@ -98,6 +98,14 @@ def test_one_that_cannot_be_reached_is_a_sentence_before_training(tmp_path: Path
     assert not (tmp_path / "state").exists()
 
 
+def test_where_one_cannot_be_reached_the_others_fail_and_are_continued(tmp_path: Path) -> None:
+    with pytest.raises(SegrayError, match="--wandb down cannot be used"):
+        follow(tmp_path, {"mlflow": "here", "wandb": "down"})
+    assert RUNS == {"run-0": [{"failed": True}]}
+    follow(tmp_path, {"mlflow": "here", "wandb": "there"}, reports(1, 1))
+    assert [len(rows) for rows in RUNS.values()] == [5, 4]
+
+
 def test_without_trackers_nothing_is_written(tmp_path: Path) -> None:
     follow(tmp_path, {"mlflow": None, "wandb": None}, reports(1, 2))
     assert not list(tmp_path.iterdir())
@@ -134,3 +142,24 @@ def test_mlflow_has_what_was_logged(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     assert [metric.step for metric in client.get_metric_history(run, "val_miou")] == [20, 40, 60]
     assert [metric.step for metric in client.get_metric_history(run, "step_loss")] == [16, 20, 36, 40, 56, 60]
     assert client.get_run(run).data.params == {"lr": "0.1"} and client.get_run(run).info.status == "FINISHED"
+
+
+@pytest.mark.skipif(importlib.util.find_spec("mlflow") is None, reason="the extra mlflow is not installed")
+def test_mlflow_begins_anew_only_after_a_run_that_is_gone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MLFLOW_ALLOW_FILE_STORE", "true")
+    from mlflow import MlflowClient
+    from mlflow.exceptions import MlflowException
+
+    uri = f"file://{tmp_path}/mlruns"
+    run, _ = MLflow(uri).start({}, None)
+    assert MLflow(uri).start({}, run)[0] == run
+    MlflowClient(uri).delete_run(run)
+    assert MLflow(uri).start({}, run)[0] not in ("", run)
+    assert MLflow(uri).start({}, 32 * "0")[0] not in ("", 32 * "0")
+
+    def fail(client: MlflowClient, run: str) -> None:
+        raise MlflowException("the server does not answer")
+
+    monkeypatch.setattr(MlflowClient, "get_run", fail)
+    with pytest.raises(MlflowException, match="does not answer"):
+        MLflow(uri).start({}, run)
