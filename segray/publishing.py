@@ -1,4 +1,4 @@
-"""What a finished epoch leaves in OUTPUT, written while the next one is trained, its state last of all."""
+"""What a finished epoch leaves in OUTPUT, written while the next one is trained: its state, then the best model."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from segray.report import Picture, training_page
 from segray.scalars import Point, event_file
 from segray.storage import join, publish
 from segray.training_job import Job
-from segray.training_state import compared, save_state, write_history
+from segray.training_state import compared, improved, model_due, save_state, write_history
 from segray.training_validation import Validated, Validation
 from segray.versions import versions
 
@@ -95,7 +95,7 @@ class Finished:
     report: Callable[[dict], None]
 
     def publish(self) -> None:
-        """Write the model if best, metrics, events, the page if due, and last the state, which commits them."""
+        """Write metrics, events, the page if due, the state, which commits them, and then the model if it is the best."""
         record, output, keep = self.record, self.job.settings.output, self.job.settings.keep
         if self.unscored:
             save_state(output, {**self.unscored, **record.state()}, keep=keep)
@@ -104,8 +104,6 @@ class Finished:
         record.history.append(row)
         if row["epoch"] in pictured(self.job.settings.epochs):
             record.masks[row["epoch"]] = masks_of(validated.pictures)
-        if improved(record.history):
-            save_weights(self.job.description(row, precision=self.state["precision"]), weights_of(self.state))
         write_history(output, record.history)
         # TensorBoard reads the files of a folder one after the other, in order of name
         name = f"events.out.tfevents.epoch-{row['epoch']:04d}"
@@ -113,6 +111,8 @@ class Finished:
         if self.page:
             publish(join(output, "report.html"), self._page(validated.pictures, earlier))
         save_state(output, {**self.state, **record.state()}, keep=keep)
+        if improved(record.history):  # after the state, from which `restore_model` has it again
+            _save_model(self.job, row, self.state)
         self.report(row)
 
     def _scores(self, validated: Validated) -> dict:
@@ -148,15 +148,19 @@ class Finished:
         }
 
 
+def restore_model(job: Job, state: dict) -> None:
+    """Publish the model of a state between epochs, if a training that was killed after the state still owes it."""
+    if model_due(job.settings.output, state["history"]):
+        _save_model(job, state["history"][-1], state)
+
+
 def weights_of(state: dict) -> dict[str, torch.Tensor]:
     """The weights in a state that are validated and published: those of `Learner.model`."""
     return state["average"] or state["network"]
 
 
-def improved(history: Sequence[dict]) -> bool:
-    """Whether the last epoch is the best by validation mIoU; without a labelled pixel every epoch is."""
-    miou = history[-1]["val_miou"]
-    return miou is None or all(row["val_miou"] is None or miou > row["val_miou"] for row in history[:-1])
+def _save_model(job: Job, row: dict, state: dict) -> None:
+    save_weights(job.description(row, precision=state["precision"]), weights_of(state))
 
 
 def pictured(epochs: int) -> set[int]:

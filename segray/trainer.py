@@ -15,7 +15,7 @@ from segray.errors import SegrayError
 from segray.heap import keep_memory
 from segray.learner import Learner
 from segray.loading import Batch, CropLoader, ImageCache, reader_count, reading_threads, void_batch
-from segray.publishing import Finished, Publisher, Record, copied, weights_of
+from segray.publishing import Finished, Publisher, Record, copied, restore_model, weights_of
 from segray.sampling import share, worker_seed
 from segray.scalars import Point
 from segray.stopwatch import Stopwatch
@@ -107,7 +107,10 @@ class Trainer:
         epoch, step = self.newest
         if (epoch, step) == (0, 0):
             return False
-        state = load_state(self.job.settings.output, epoch, step)
+        with self.place.together():
+            state = load_state(self.job.settings.output, epoch, step)
+            if self.place.rank == 0 and step == 0:
+                restore_model(self.job, state)
         self.learner.load(state)
         self.epoch, self.record = epoch, Record(history=state["history"], masks=state["masks"])
         self.progress = Progress(**state["progress"])

@@ -1,6 +1,7 @@
 """What a training leaves in OUTPUT to continue from: state/run.json, which says what is trained, and its states.
 
-The state of an epoch is published last, after the model and metrics.jsonl of that epoch: its existence is the commit.
+The state of an epoch is published after metrics.jsonl: its existence is the commit. Only the model, if that epoch is
+the best, comes later: the state holds its weights, so whoever continues from it can publish a model that is due.
 Long epochs also have states within: epoch-0002-step-000480 is the one after two epochs and 480 steps of the third.
 """
 
@@ -16,8 +17,9 @@ from dataclasses import asdict
 
 import torch
 
-from segray.errors import SegrayError
+from segray.errors import ModelError, SegrayError
 from segray.listing import files_if_any
+from segray.model_dir import read_description
 from segray.places import TRAINING
 from segray.settings import TrainSettings
 from segray.storage import exists, join, publish, read_bytes, read_text, remove
@@ -81,8 +83,25 @@ def write_run(settings: TrainSettings, data: str, inspection: dict) -> None:
 
 
 def finished(settings: TrainSettings) -> bool:
-    """Whether the last epoch is committed."""
-    return (settings.epochs, 0) in _positions(settings.output)
+    """Whether the last epoch is committed, and its model there if it is the best."""
+    output = settings.output
+    return (settings.epochs, 0) in _positions(output) and not model_due(output, read_history(output))
+
+
+def improved(history: Sequence[dict]) -> bool:
+    """Whether the last epoch is the best by validation mIoU; without a labelled pixel each one is."""
+    miou = history[-1]["val_miou"]
+    return miou is None or all(row["val_miou"] is None or miou > row["val_miou"] for row in history[:-1])
+
+
+def model_due(output: str, history: Sequence[dict]) -> bool:
+    """Whether the last epoch is the best, but the model of OUTPUT is another's, damaged or not there."""
+    if not improved(history):
+        return False
+    try:
+        return read_description(join(output, "model")).training.get("epoch") != history[-1]["epoch"]
+    except ModelError:
+        return True
 
 
 def save_state(output: str, state: dict, *, keep: int) -> None:

@@ -7,7 +7,8 @@ import threading
 import pytest
 import torch
 
-from segray.publishing import Publisher, copied, improved, pictured
+from segray.publishing import Publisher, copied, pictured
+from segray.training_state import improved
 
 
 def test_publications_run_beside_and_in_order() -> None:

@@ -305,6 +305,30 @@ def test_the_model_is_the_average_of_the_weights_of_the_best_epoch(job: Job, mon
     assert not same(dict(state["network"]), dict(state["average"]))
 
 
+@pytest.mark.parametrize("name", ["weights.safetensors", "model.json"])
+@pytest.mark.parametrize("scored", [[0.2, 0.5, 0.3], [0.2, 0.3, 0.5]])
+def test_killed_before_its_model_is_whole_a_training_publishes_it_from_the_state(
+    job: Job, monkeypatch: pytest.MonkeyPatch, scored: list[float], name: str
+) -> None:
+    given, plain, best = iter(scored), publishing.scores, scored.index(0.5) + 1
+    monkeypatch.setattr(publishing, "scores", lambda matrix: {**plain(matrix), "miou": next(given)})
+
+    def dying(uri: str, data: bytes) -> None:
+        if uri.endswith(name) and newest_state(job.settings.output)[0] == best:
+            raise Interrupted
+        publish(uri, data)
+
+    with patch("segray.model_dir.publish", dying), pytest.raises(Interrupted):
+        run_job(job)
+    assert newest_state(job.settings.output)[0] == best and not finished(job.settings)
+    run_job(job)
+    assert finished(job.settings)
+    description = read_description(job.settings.output + "/model")
+    assert (description.training["epoch"], description.metrics["val_miou"]) == (best, 0.5)
+    published = load_network(description).state_dict()
+    assert same(dict(published), dict(load_state(job.settings.output, best)["average"]))
+
+
 def test_pretrained_weights_are_fetched_at_the_beginning_alone(job: Job, monkeypatch: pytest.MonkeyPatch) -> None:
     asked, plain = [], Job.network
 
