@@ -77,7 +77,7 @@ def crop_sample(
     if side != augment.crop:
         pixels = _resize(pixels, valid, augment.crop)
         valid, mask = _nearest(valid, augment.crop), _nearest(mask, augment.crop)
-        if around is not None:
+        if around is not None and side > augment.crop:  # enlarged, every source pixel is there
             mask[tuple((at - off) * augment.crop // side for at, off in zip(around, offsets))] = mask_HW[around]
     mirrored = augment.mirror and rng.random() < 0.5
     turns = int(rng.integers(4)) if augment.turn else 0

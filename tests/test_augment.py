@@ -149,6 +149,17 @@ def test_a_crop_holds_the_pixel_that_it_must_however_it_is_scaled(shape: tuple, 
         assert pixels[0][cut == 1].max() >= pixels.max() / 2  # the pixels came along with the label
 
 
+@pytest.mark.parametrize("side", [3, 5, 7])
+def test_a_pixel_that_an_enlarged_crop_must_hold_changes_no_other(side: int) -> None:
+    mask = np.arange(side * side, dtype=np.uint8).reshape(side, side)
+    augment = Augment(crop=8, scale_range=(8 / side, 8 / side))
+    cuts = [
+        crop_sample(mask[None], mask < 255, mask, augment=augment, rng=np.random.default_rng(1), around=around)[2]
+        for around in (None, *np.ndindex(side, side))
+    ]
+    assert all(np.array_equal(cut, cuts[0]) for cut in cuts)
+
+
 def test_a_pixel_that_a_crop_must_hold_may_be_anywhere_in_it() -> None:
     mask = np.zeros((9, 9), np.uint8)
     mask[4, 5] = 1
