@@ -509,6 +509,21 @@ def test_the_first_missing_label_is_named(place: str) -> None:
         open_dataset(place).samples("train")
 
 
+@pytest.mark.parametrize(
+    ("part", "sentence"),
+    [
+        ("gtFine", "aachen_000000_000019_leftImg8bit.png has no labels: gtFine/val/aachen/.*_labelIds.png is missing"),
+        ("leftImg8bit", "the split 'val' of .* holds no .*_leftImg8bit.png"),
+    ],
+)
+def test_folders_of_cities_that_are_empty_are_a_sentence(tmp_path: Path, part: str, sentence: str) -> None:
+    dataset = open_dataset(cityscapes(str(tmp_path), IDS))
+    for file in tmp_path.glob(f"{part}/val/*/*"):
+        file.unlink()
+    with pytest.raises(SegrayError, match=sentence):
+        dataset.samples("val")
+
+
 @pytest.mark.parametrize("mode", [None, "fine", "coarse"])
 def test_images_without_labels(place: str, mode: str | None) -> None:
     publish(join(place, "leftImg8bit/train/bonn/bonn_000000_000019_leftImg8bit.png"), picture(IDS))

@@ -9,11 +9,11 @@ from typing import ClassVar
 import numpy as np
 
 from segray.datasets.labels import check_palette, read_labels
+from segray.datasets.pairs import by_stem
 from segray.datasets.sample import Sample
 from segray.errors import LabelError, SegrayError
-from segray.listing import list_files
 from segray.masks import IGNORE, Classes
-from segray.storage import exists, filesystem, join
+from segray.storage import exists, join
 
 IMAGES, IMAGE_END = "leftImg8bit", "_leftImg8bit.png"
 LABELS = {"fine": "gtFine", "coarse": "gtCoarse"}
@@ -119,7 +119,6 @@ def _classes() -> Classes:
 
 
 def _below(folder: str, ending: str) -> dict[str, str]:
-    """Path below the folder, without `ending` -> URI, of every file with that ending."""
-    root = filesystem(folder)[1]
-    uris = (file.uri for file in list_files(folder) if file.uri.endswith(ending))
-    return {uri.partition(root + "/")[2].removesuffix(ending): uri for uri in uris}
+    """Path below the folder without `ending` -> URI of every file that has it."""
+    found = by_stem(folder, lambda uri: uri.endswith(ending))
+    return {stem.removesuffix(ending.removesuffix(".png")): file.uri for stem, file in found.items()}
