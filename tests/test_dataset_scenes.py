@@ -453,6 +453,13 @@ def test_sets_that_are_ambiguous_or_incomplete_are_refused(store, files, sentenc
         open_dataset(uri).samples("train")
 
 
+def test_labels_of_a_split_in_several_files_are_refused(store):
+    parts = {f"train/labels.parquet/part-{k}.parquet": b"" for k in (0, 1)}
+    uri = write_scenes(store, {"train/images/a.tif": IMAGE, **parts})
+    with pytest.raises(SegrayError, match=r"train/labels.parquet is a folder of 2 files; write them as one file"):
+        open_dataset(uri).samples("train")
+
+
 def test_a_background_that_is_no_class_is_refused(tmp_path):
     uri = labelled(str(tmp_path), png(PLAIN), "labels/a.png", background="sea")
     with pytest.raises(SegrayError, match="classes.json names 'sea' as background"):

@@ -23,7 +23,7 @@ from segray.datasets.sample import Sample
 from segray.datasets.vectors import VectorFile, burn
 from segray.errors import LabelError, SegrayError
 from segray.grid import Window
-from segray.listing import list_files, names
+from segray.listing import files_if_any, names
 from segray.masks import IGNORE, Classes
 from segray.storage import ending, exists, join, read_text
 
@@ -90,8 +90,10 @@ class ScenesDataset:
         if len(there) > 1:
             raise SegrayError(f"{folder} has labels more than once, as {' and as '.join(there)}; keep one of them")
         if there not in ([], ["labels"]):
-            (file,) = list_files(join(folder, there[0]))
-            found = ((stem, image, file) for stem, image in images_of(folder).items())
+            files = list(files_if_any(join(folder, there[0])))
+            if len(files) != 1:
+                raise SegrayError(f"{join(folder, there[0])} is a folder of {len(files)} files; write them as one file")
+            found = ((stem, image, files[0]) for stem, image in images_of(folder).items())
         else:
             found = pairs(folder, "labels", lambda uri: ending(uri) in VECTORS or is_label(uri))
         return [
