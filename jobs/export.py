@@ -8,7 +8,7 @@ On a Ray cluster (with the RAY_AUTH_MODE that it was started with):
         --masks s3://bucket/MASKS --output s3://bucket/FILES --format cog,polygons
 
 The same command again continues. Exit status: 0 done; 1 failed; 2 bad usage or input; 3 done, but more than
---max_failed of the scenes could not be exported.
+--max_failed of the scenes, or a file of all of them, could not be exported.
 """
 
 import sys
@@ -27,11 +27,13 @@ def main(settings: ExportSettings) -> int:
         f"{totals.get('files', 0)} files, {totals.get('bytes', 0) / 1e6:,.1f} MB in {summary['seconds']:.1f} s"
     )
     print(f"files, summary.json and collection.json (STAC) are in {settings.output}")
-    if summary["failed_share"] > settings.max_failed:
+    for lost in summary["lost"]:
+        print(f"{lost['file']} was not written: {lost['error']}", file=sys.stderr)
+    too_many = summary["failed_share"] > settings.max_failed
+    if too_many:
         first = summary["failures"][0]
         print(f"{summary['failed_share']:.1%} of the scenes failed; the first: {first['error']}", file=sys.stderr)
-        return TOO_MANY_FAILED
-    return DONE
+    return TOO_MANY_FAILED if too_many or summary["lost"] else DONE
 
 
 if __name__ == "__main__":

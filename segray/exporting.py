@@ -51,26 +51,28 @@ NOTE_EVERY_S = 15.0
 
 @dataclass(kw_only=True)
 class _Counts:
-    """Sums over outcomes. written, there: a file of all scenes counts as one. lost: whether such a file failed."""
+    """Sums over the outcomes of scenes. written: a file of all scenes counts as one. lost: such files that failed."""
 
     scenes: int = 0
     written: int = 0
     there: int = 0
     failed: int = 0
     incomplete: int = 0
-    lost: bool = False
+    lost: list[dict] = field(default_factory=list)
     failures: list[dict] = field(default_factory=list)
     facts: Counter = field(default_factory=Counter)
 
     def add(self, outcome: Outcome) -> None:
-        self.scenes += outcome.scenes
         self.written += outcome.written
+        self.facts.update(outcome.facts)
+        if not outcome.scenes:
+            self.lost += [] if outcome.error is None else [{"file": outcome.image, "error": outcome.error}]
+            return
+        self.scenes += outcome.scenes
         self.there += outcome.there
         self.incomplete += outcome.incomplete
-        self.facts.update(outcome.facts)
         if outcome.error is not None:
             self.failed += 1
-            self.lost = self.lost or not outcome.scenes
             self.failures = [*self.failures, {"image": outcome.image, "error": outcome.error}][:MAX_FAILURES]
 
 
@@ -276,7 +278,8 @@ def _summary(settings: ExportSettings, counts: _Counts, seconds: float) -> dict:
         "skipped": counts.there,
         "failed": counts.failed,
         "incomplete": counts.incomplete,  # scenes with a part that was not segmented and is 255
-        "failed_share": 1.0 if counts.lost else counts.failed / max(1, counts.scenes),
+        "failed_share": counts.failed / max(1, counts.scenes),
+        "lost": counts.lost,  # files of all scenes that were not written
         "seconds": seconds,
         "totals": dict(counts.facts),
         "failures": counts.failures,

@@ -277,6 +277,16 @@ def test_a_file_of_all_scenes_that_kills_its_process_has_failed_and_no_other(loc
     assert "writing masks.pmtiles" in caplog.text
 
 
+def test_a_file_of_all_scenes_that_fails_leaves_the_counts_of_scenes_alone(local_ray, tmp_path):
+    image = Image(uri=f"{ARCHIVE}/bare.tif", mask=np.full((20, 20), 255, np.uint8), crs="EPSG:32633", transform=UTM)
+    masks = write_masks(str(tmp_path / "masks"), [image], archive=ARCHIVE)
+    summary = export(settings(masks, tmp_path / "out", format="cog,pmtiles"))
+    numbers = {name: summary[name] for name in ("scenes", "written", "skipped", "failed", "failed_share", "failures")}
+    assert numbers == {"scenes": 1, "written": 1, "skipped": 0, "failed": 0, "failed_share": 0, "failures": []}
+    (lost,) = summary["lost"]
+    assert lost["file"] == "masks.pmtiles" and "holds no class" in lost["error"]
+
+
 @pytest.fixture(scope="module")
 def many(tmp_path_factory) -> tuple[str, Path]:
     """The masks of many scenes of which one failed, and the output of an export in one piece."""

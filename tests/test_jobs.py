@@ -8,8 +8,8 @@ from types import ModuleType
 import pytest
 from running import ROOT
 
-from segray.command_line import DONE, parse
-from segray.settings import DemoSettings, EvaluateSettings
+from segray.command_line import DONE, TOO_MANY_FAILED, parse
+from segray.settings import DemoSettings, EvaluateSettings, ExportSettings
 
 METRICS = {
     "classes": ["water", "land"], "iou": [1.0, None], "miou": 1.0, "classes_in_mean": 1, "pixel_accuracy": 1.0,
@@ -37,6 +37,20 @@ def test_evaluate_says_every_score_or_that_there_is_none(changes, line, monkeypa
     monkeypatch.setattr(evaluate, "evaluate", lambda settings: {**METRICS, **changes})
     assert evaluate.main(EvaluateSettings(model="m", data="d", output="o", split="val")) == DONE
     assert line in capsys.readouterr().out.splitlines()
+
+
+@pytest.mark.parametrize("failed_share", [0.0, 0.5])
+def test_export_names_a_file_of_all_scenes_that_was_not_written(failed_share, monkeypatch, capsys) -> None:
+    export = job("export")
+    summary = {"scenes": 4, "skipped": 0, "failed": 2, "totals": {}, "seconds": 1.0, "failed_share": failed_share}
+    lost = [{"file": "masks.pmtiles", "error": "there was too little memory"}]
+    failures = [{"image": "a.tif", "error": "it is torn"}]
+    monkeypatch.setattr(export, "export", lambda settings: {**summary, "lost": lost, "failures": failures})
+    chosen = ExportSettings(masks="m", output="o", format="pmtiles", max_failed=0.4)
+    assert export.main(chosen) == TOO_MANY_FAILED
+    lines = ["masks.pmtiles was not written: there was too little memory"]
+    lines += ["50.0% of the scenes failed; the first: it is torn"] * (failed_share > 0)
+    assert capsys.readouterr().err.splitlines() == lines
 
 
 @pytest.mark.parametrize("overwrite", [False, True])
