@@ -77,8 +77,9 @@ class _Counts:
 
 
 def export(settings: ExportSettings) -> dict:
-    """Write the scenes of a segmentation as files under OUTPUT; returns the content of summary.json.
+    """Write the scenes of a segmentation as files under OUTPUT; returns what this run did, in the form of summary.json.
 
+    A run that writes nothing leaves the summary.json of the former one.
     SegrayError on bad input: no finished segmentation, an output that holds another export or lies in the archive.
     """
     masks = open_masks(settings.masks)
@@ -97,7 +98,7 @@ def export(settings: ExportSettings) -> dict:
         summary_uri = join(settings.output, SUMMARY)
         if not counts.written and exists(summary_uri):
             log.info("nothing to do: all of %d scenes that can be exported are there", counts.scenes - counts.failed)
-            return json.loads(read_text(summary_uri))
+            return _summary(settings, counts, time.monotonic() - start)
         publish_file(join(settings.output, COLLECTION), path)
     summary = _summary(settings, counts, time.monotonic() - start)
     publish(summary_uri, json.dumps(summary, indent=1).encode())

@@ -75,7 +75,10 @@ def test_all_scenes_become_files_and_a_second_run_does_nothing(local_ray, masks,
     assert summary["totals"]["files"] == 7 * 3 == len(files) - 3
     assert not [name for name in files if name.startswith("..")]
     caplog.set_level("INFO", "segray")
-    assert export(settings(masks, tmp_path, format="png,cog")) == summary
+    again = export(settings(masks, tmp_path, format="png,cog"))
+    numbers = {name: again[name] for name in ("scenes", "written", "skipped", "failed", "incomplete", "totals")}
+    assert numbers == {"scenes": 8, "written": 0, "skipped": 7, "failed": 1, "incomplete": 1, "totals": {}}
+    assert again["failures"] == summary["failures"]
     assert "nothing to do: all of 7 scenes" in caplog.text
     assert contents(tmp_path) == files
 
@@ -125,7 +128,7 @@ def test_another_export_on_the_same_output_is_refused(local_ray, masks, tmp_path
     assert (summary["written"], summary["skipped"]) == (6, 0)
     assert contents(output)["t1.tif"] == before["t1.tif"]
     assert (output / "notes.txt").read_text() == "mine"
-    assert export(settings(other, output)) == summary
+    assert export(settings(other, output))["written"] == 0
 
 
 def test_what_is_there_of_others_is_left_alone(local_ray, masks, tmp_path):
@@ -147,7 +150,7 @@ def test_a_format_of_one_file_holds_all_scenes_that_lie_somewhere(local_ray, mas
     assert [asset is not None for asset in scenes] == [True] * 4 + [False] * 3
     assert (tmp_path / path).is_file()
     before = contents(tmp_path)
-    assert export(settings(masks, tmp_path, format=f"cog,{fmt}")) == summary
+    assert export(settings(masks, tmp_path, format=f"cog,{fmt}"))["written"] == 0
     assert contents(tmp_path) == before
     os.remove(tmp_path / path)
     assert export(settings(masks, tmp_path, format=f"cog,{fmt}"))["written"] == 1
@@ -203,7 +206,7 @@ def test_an_object_store_holds_the_same_files(local_ray, masks, s3, tmp_path):
         if name not in ("summary.json", "export.json"):
             assert read_bytes(found[name]) == data
     assert read_text(found["export.json"]) == files["export.json"].decode()
-    assert export(settings(there, join(output, "files"))) == summary
+    assert export(settings(there, join(output, "files")))["written"] == 0
 
 
 def test_a_damaged_shard_ends_in_failed_scenes_with_a_reason(local_ray, tmp_path):
