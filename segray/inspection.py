@@ -249,11 +249,12 @@ def _bands(samples: Sequence[Sample], settings: TrainSettings, run: Run) -> tupl
     """The bands to train on (those of the image with the most, as grey images may be among colour ones), their type."""
     headers = list(chain.from_iterable(run(_headers, [samples])))
     count = max(header.bands for header in headers)
-    most = max(header.bands + header.alpha for header in headers)  # a band marked as alpha can be chosen too
+    counts = [header.bands + header.alpha for header in headers]  # a band marked as alpha can be chosen too
+    most = max(counts)
     if settings.bands and max(settings.bands) >= most:
         raise SegrayError(
-            f"{samples[0].image} has {most} band(s), so --bands {','.join(map(str, settings.bands))} cannot be read; "
-            f"bands are numbered 0 to {most - 1}"
+            f"{samples[counts.index(most)].image} has {most} band(s), so --bands {','.join(map(str, settings.bands))} "
+            f"cannot be read; bands are numbered 0 to {most - 1}"
         )
     return settings.bands or tuple(range(count)), np.dtype(headers[0].dtype)
 

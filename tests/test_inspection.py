@@ -100,7 +100,10 @@ def test_a_constant_band_has_a_deviation_of_1(tmp_path: Path) -> None:
 def test_grey_among_colour_counts_as_colour(tmp_path: Path) -> None:
     rng = np.random.default_rng(0)
     grey, colour = (rng.integers(0, 255, (bands, 20, 20), np.uint8) for bands in (1, 3))
-    assert look(write_data(tmp_path, [grey, colour])).bands == (0, 1, 2)
+    data = write_data(tmp_path, [grey, colour])
+    assert look(data).bands == (0, 1, 2)
+    with pytest.raises(SegrayError, match=r"1\.tif has 3 band.*, so --bands 3 cannot be read"):
+        look(data, bands=(3,))
 
 
 def test_grey_images_in_front_of_coloured_ones_decide_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
