@@ -94,7 +94,7 @@ class Learner:
         for part in self._parts(len(mask)):
             with self._sharing(part.stop == len(mask)):
                 outputs = self._forward(self._prepared(batch, part, drawn))
-                part_sum, _ = network_loss(outputs, mask[part], self.loss, aux_weight=settings.aux_weight)
+                part_sum = network_loss(outputs, mask[part], self.loss, aux_weight=settings.aux_weight)
                 (part_sum * factor).backward()
             loss_sum += part_sum.detach()
         norm = nn.utils.clip_grad_norm_(self.network.parameters(), settings.clip or math.inf)

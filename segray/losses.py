@@ -1,10 +1,10 @@
 """Losses that honour the ignore index and are normalised by the valid pixels of all workers.
 
-A loss is a function (logits (N, K, H, W) float, mask (N, H, W) integer) -> (sum over valid pixels, their count). Means
+A loss is a function (logits (N, K, H, W) float, mask (N, H, W) integer) -> its float32 sum over valid pixels. Means
 are taken last, over the global count: workers see unequal shares of ignored pixels, and in a mean of their means a
 pixel would count more the emptier its crop is. A loss per image is weighted by the image's valid pixels, so that it
-adds up in the same way. All is computed in float32 whatever the type of the logits; an image without valid pixels has
-loss 0 and gradient 0. ValueError on a mask of floats or of another size, and on fewer than two classes.
+adds up in the same way. All is computed in float32 whatever the type of the logits; an image without valid
+pixels has loss 0 and gradient 0. ValueError on a mask of floats or of another size, and on fewer than two classes.
 """
 
 from __future__ import annotations
@@ -19,34 +19,31 @@ from torch.nn import functional
 from segray.loss_terms import PIXEL_LOSSES
 from segray.masks import IGNORE
 
-Loss = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
+Loss = Callable[[Tensor, Tensor], Tensor]
 FOCAL_GAMMA = 2.0  # the best of Lin et al. 2017, table 1b
 OHEM_SHARE = 4  # one pixel in four is hard
 
 
-def cross_entropy_sum(
-    logits_NKHW: Tensor, mask_NHW: Tensor, *, class_weights: Tensor | None = None
-) -> tuple[Tensor, Tensor]:
-    """Cross-entropy summed over the pixels that are not 255 (float32 scalar), and their count (int64 scalar).
+def cross_entropy_sum(logits_NKHW: Tensor, mask_NHW: Tensor, *, class_weights: Tensor | None = None) -> Tensor:
+    """Cross-entropy summed over the pixels that are not 255.
 
     class_weights: (K,) float32, by which a pixel's loss is multiplied.
     """
     target = _target(logits_NKHW, mask_NHW)
-    loss = functional.cross_entropy(
+    return functional.cross_entropy(
         logits_NKHW.float(), target, weight=class_weights, ignore_index=IGNORE, reduction="sum"
     )
-    return loss, valid_count(target)
 
 
-def focal_sum(logits_NKHW: Tensor, mask_NHW: Tensor, *, class_weights: Tensor | None = None) -> tuple[Tensor, Tensor]:
+def focal_sum(logits_NKHW: Tensor, mask_NHW: Tensor, *, class_weights: Tensor | None = None) -> Tensor:
     """Focal loss, (1 - p)^2 * -log p of the true class (Lin et al. 2017, eq. 4): easy pixels count little."""
     target = _target(logits_NKHW, mask_NHW)
     losses_NHW = _cross_entropies(logits_NKHW, target)
     weights_NHW = _weights(target, class_weights)
-    return (weights_NHW * (-torch.expm1(-losses_NHW)) ** FOCAL_GAMMA * losses_NHW).sum(), valid_count(target)
+    return (weights_NHW * (-torch.expm1(-losses_NHW)) ** FOCAL_GAMMA * losses_NHW).sum()
 
 
-def ohem_sum(logits_NKHW: Tensor, mask_NHW: Tensor, *, class_weights: Tensor | None = None) -> tuple[Tensor, Tensor]:
+def ohem_sum(logits_NKHW: Tensor, mask_NHW: Tensor, *, class_weights: Tensor | None = None) -> Tensor:
     """Cross-entropy of the hardest quarter of each image's valid pixels (online bootstrapping, Wu et al. 2016).
 
     Their mean stands for the image; at least one pixel is hard in an image with valid pixels.
@@ -59,10 +56,10 @@ def ohem_sum(logits_NKHW: Tensor, mask_NHW: Tensor, *, class_weights: Tensor | N
     hardest_NP = losses_NP.topk(-(-losses_NP.shape[1] // OHEM_SHARE), dim=1).values
     taken_NP = torch.arange(hardest_NP.shape[1], device=target.device) < hard_N[:, None]
     means_N = (hardest_NP * taken_NP).sum(dim=1) / hard_N.clamp(min=1)
-    return (means_N * counts_N).sum(), counts_N.sum()
+    return (means_N * counts_N).sum()
 
 
-def dice_sum(logits_NKHW: Tensor, mask_NHW: Tensor) -> tuple[Tensor, Tensor]:
+def dice_sum(logits_NKHW: Tensor, mask_NHW: Tensor) -> Tensor:
     """1 - Dice, 2 sum(p t) / (sum(p) + sum(t)), averaged over the classes in each image's truth.
 
     The soft Dice loss of Drozdzal et al. 2016, class by class. Absent classes are left out: their loss would be 1
@@ -77,7 +74,7 @@ def dice_sum(logits_NKHW: Tensor, mask_NHW: Tensor) -> tuple[Tensor, Tensor]:
     return _image_means(1 - 2 * overlap_NK / total_NK, truth_NK)
 
 
-def lovasz_sum(logits_NKHW: Tensor, mask_NHW: Tensor) -> tuple[Tensor, Tensor]:
+def lovasz_sum(logits_NKHW: Tensor, mask_NHW: Tensor) -> Tensor:
     """Lovasz-Softmax (Berman et al. 2018), averaged over the classes in each image's truth.
 
     The convex surrogate of 1 - IoU: the errors of a class, each weighted by what it costs in IoU, largest first.
@@ -92,7 +89,7 @@ def lovasz_sum(logits_NKHW: Tensor, mask_NHW: Tensor) -> tuple[Tensor, Tensor]:
     return _image_means((errors_NKP * weights_NKP).sum(dim=2), truth_NKP.sum(dim=2))
 
 
-LOSSES: dict[str, Callable[..., tuple[Tensor, Tensor]]] = {
+LOSSES: dict[str, Callable[..., Tensor]] = {
     "cross_entropy": cross_entropy_sum,
     "focal": focal_sum,
     "ohem": ohem_sum,
@@ -109,24 +106,22 @@ def make_loss(terms: Sequence[tuple[float, str]], class_weights: Tensor | None =
     weighted = {} if class_weights is None else {"class_weights": class_weights}
     parts = [(factor, partial(LOSSES[name], **(weighted if name in PIXEL_LOSSES else {}))) for factor, name in terms]
 
-    def loss(logits_NKHW: Tensor, mask_NHW: Tensor) -> tuple[Tensor, Tensor]:
-        sums = [factor * part(logits_NKHW, mask_NHW)[0] for factor, part in parts]
-        return torch.stack(sums).sum(), valid_count(mask_NHW)
+    def loss(logits_NKHW: Tensor, mask_NHW: Tensor) -> Tensor:
+        return torch.stack([factor * part(logits_NKHW, mask_NHW) for factor, part in parts]).sum()
 
     return loss
 
 
 def network_loss(
     outputs: Tensor | Mapping[str, Tensor], mask_NHW: Tensor, loss: Loss, *, aux_weight: float = 0.5
-) -> tuple[Tensor, Tensor]:
+) -> Tensor:
     """The loss of a network's output: logits, or {"out", "aux"} logits, the auxiliary ones times `aux_weight`.
 
     0.5 is the weight of torchvision's reference training.
     """
     if isinstance(outputs, Tensor):
         return loss(outputs, mask_NHW)
-    main, count = loss(outputs["out"], mask_NHW)
-    return main + aux_weight * loss(outputs["aux"], mask_NHW)[0], count
+    return loss(outputs["out"], mask_NHW) + aux_weight * loss(outputs["aux"], mask_NHW)
 
 
 def valid_count(mask_NHW: Tensor) -> Tensor:
@@ -175,8 +170,8 @@ def _jaccard_steps(errors_NKP: Tensor, truth_NKP: Tensor) -> Tensor:
     return torch.empty_like(steps_NKP).scatter_(2, order_NKP, steps_NKP)
 
 
-def _image_means(losses_NK: Tensor, pixels_NK: Tensor) -> tuple[Tensor, Tensor]:
-    """Mean over the classes present in an image, times its pixels of them, summed over images; the pixel count."""
+def _image_means(losses_NK: Tensor, pixels_NK: Tensor) -> Tensor:
+    """Mean over the classes present in an image, times its pixels of them, summed over images."""
     present_NK = pixels_NK > 0
     means_N = (losses_NK * present_NK).sum(dim=1) / present_NK.sum(dim=1).clamp(min=1)
-    return (means_N * pixels_NK.sum(dim=1)).sum(), pixels_NK.sum()
+    return (means_N * pixels_NK.sum(dim=1)).sum()

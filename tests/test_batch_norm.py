@@ -72,7 +72,7 @@ def learn(network: nn.Module, images: Tensor, mask: Tensor) -> dict[str, Tensor]
         dist.all_reduce(count)
         world_size = dist.get_world_size()
     network.train()(images)
-    loss_sum, _ = network_loss(network(images), mask, cross_entropy_sum)
+    loss_sum = network_loss(network(images), mask, cross_entropy_sum)
     (loss_sum * world_size / count).backward()
     return {"gradient": mean_gradient(network), **{name: buffer.clone() for name, buffer in network.named_buffers()}}
 

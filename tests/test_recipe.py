@@ -67,7 +67,7 @@ def fit(
     for step in range(steps):
         for group in optimiser.param_groups:
             group["lr"] = learning_rate(step, steps=steps, peak=peak)
-        loss_sum, count = network_loss(network(images), mask, criterion)
+        loss_sum, count = network_loss(network(images), mask, criterion), valid_count(mask)
         optimiser.zero_grad()
         (loss_sum / count).backward()
         optimiser.step()
