@@ -431,11 +431,6 @@ def test_two_layouts_at_once_are_refused(place: str) -> None:
         open_dataset(place)
 
 
-def test_a_folder_has_no_mode(labelled_folder: str) -> None:
-    with pytest.raises(SegrayError, match="no choice of 'coarse'"):
-        open_dataset(labelled_folder, mode="coarse")
-
-
 def test_every_label_id_becomes_its_train_id(place: str) -> None:
     """The expected ids are those of the benchmark's table, written out again here."""
     raw = np.arange(-1, 34).astype(np.uint8)[None]  # -1 wraps to 255, as 8-bit files hold it
@@ -482,12 +477,10 @@ def test_coarse_labels_when_there_are_no_fine_ones(place: str) -> None:
     assert dataset.read_mask(dataset.samples("train_extra")[1]).tolist() == [[0, 13, IGNORE, IGNORE]]
 
 
-def test_coarse_labels_when_asked(place: str) -> None:
+def test_fine_labels_when_there_are_both(place: str) -> None:
     fine, coarse = np.full((1, 2), ROAD, np.uint8), np.full((1, 2), CAR, np.uint8)
-    cityscapes(cityscapes(place, fine), coarse, fine=False)
-    for mode, expected in ((None, 0), ("fine", 0), ("coarse", 13)):
-        dataset = open_dataset(place, mode=mode)
-        assert dataset.read_mask(dataset.samples("train")[0]).tolist() == [[expected] * 2]
+    dataset = open_dataset(cityscapes(cityscapes(place, fine), coarse, fine=False))
+    assert dataset.read_mask(dataset.samples("train")[0]).tolist() == [[0, 0]]
 
 
 def test_the_dummy_test_split_is_refused(place: str) -> None:
@@ -524,16 +517,10 @@ def test_folders_of_cities_that_are_empty_are_a_sentence(tmp_path: Path, part: s
         dataset.samples("val")
 
 
-@pytest.mark.parametrize("mode", [None, "fine", "coarse"])
-def test_images_without_labels(place: str, mode: str | None) -> None:
+def test_images_without_labels(place: str) -> None:
     publish(join(place, "leftImg8bit/train/bonn/bonn_000000_000019_leftImg8bit.png"), picture(IDS))
-    with pytest.raises(SegrayError, match="has leftImg8bit/ but no gt"):
-        open_dataset(place, mode=mode)
-
-
-def test_an_unknown_mode_is_the_callers_mistake(place: str) -> None:
-    with pytest.raises(ValueError, match="'fine', 'coarse' or None, not 'medium'"):
-        open_dataset(cityscapes(place, IDS), mode="medium")
+    with pytest.raises(SegrayError, match="has leftImg8bit/ but no gtFine or gtCoarse/"):
+        open_dataset(place)
 
 
 @pytest.mark.parametrize("name", DATASETS)

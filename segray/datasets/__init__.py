@@ -26,20 +26,15 @@ DATASETS = {
 }
 
 
-def open_dataset(uri: str, *, mode: str | None = None) -> Dataset:
-    """The labelled data at a URI; SegrayError when no layout, or more than one, is recognised there.
-
-    mode: "fine" or "coarse" labels, where the layout has both.
-    """
+def open_dataset(uri: str) -> Dataset:
+    """The labelled data at a URI; SegrayError when no layout, or more than one, is recognised there."""
     uri = absolute(uri)
     found = [name for name, layout in DATASETS.items() if layout.recognises(uri)]
     if len(found) != 1:
         layouts = "; or ".join(layout.layout for layout in DATASETS.values())
         what = f"holds the layouts {' and '.join(found)} at once" if found else "holds no labelled data"
         raise SegrayError(f"{uri} {what}; it must hold exactly one of: {layouts}")
-    if mode and found != ["cityscapes"]:
-        raise SegrayError(f"{uri} has no choice of '{mode}' labels; only the Cityscapes layout has")
-    return DATASETS[found[0]].open(uri, **({"mode": mode} if mode else {}))
+    return DATASETS[found[0]].open(uri)
 
 
 def read(dataset: Dataset, sample: Sample, *, choose: Choose = None) -> Labelled:

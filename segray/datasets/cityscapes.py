@@ -38,18 +38,16 @@ class CityscapesDataset:
         return exists(join(uri, IMAGES))
 
     @classmethod
-    def open(cls, uri: str, mode: str | None = None) -> CityscapesDataset:
-        """The data set at a URI; mode None takes the fine labels, or the coarse ones if only those exist.
+    def open(cls, uri: str) -> CityscapesDataset:
+        """The data set at a URI with its fine labels, or the coarse ones if only those exist.
 
-        SegrayError when the labels are missing, ValueError on another mode.
+        SegrayError when the labels are missing.
         """
-        if mode not in (None, *LABELS):
-            raise ValueError(f"mode is 'fine', 'coarse' or None, not {mode!r}")
-        found = [m for m, folder in LABELS.items() if mode in (None, m) and exists(join(uri, folder))]
-        if not found:
-            wanted = " or ".join(LABELS[m] for m in ([mode] if mode else LABELS))
+        mode = next((mode for mode, folder in LABELS.items() if exists(join(uri, folder))), None)
+        if mode is None:
+            wanted = " or ".join(LABELS.values())
             raise SegrayError(f"{uri} has {IMAGES}/ but no {wanted}/; unpack the labels beside the images")
-        return cls(uri=uri, classes=_classes(), mode=found[0])
+        return cls(uri=uri, classes=_classes(), mode=mode)
 
     def splits(self) -> list[str]:
         """The splits that have both images and labels."""
