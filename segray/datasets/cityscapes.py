@@ -49,11 +49,6 @@ class CityscapesDataset:
             raise SegrayError(f"{uri} has {IMAGES}/ but no {wanted}/; unpack the labels beside the images")
         return cls(uri=uri, classes=_classes(), mode=mode)
 
-    def splits(self) -> list[str]:
-        """The splits that have both images and labels."""
-        parts = (IMAGES, LABELS[self.mode])
-        return [split for split in SPLITS[self.mode] if all(exists(join(self.uri, part, split)) for part in parts)]
-
     def samples(self, split: str) -> list[Sample]:
         """The samples of a split, sorted by key (CITY/CITY_SEQUENCE_FRAME); SegrayError when one lacks its labels."""
         if split == "test":
@@ -61,8 +56,8 @@ class CityscapesDataset:
                 "the public test split of Cityscapes has dummy labels only, so nothing can be learnt or measured on "
                 "it; use the split 'val'"
             )
-        if split not in self.splits():
-            there = ", ".join(self.splits()) or "none"
+        if split not in self._splits():
+            there = ", ".join(self._splits()) or "none"
             raise SegrayError(f"{self.uri} has no split '{split}' with {self.mode} labels; there is {there}")
         folder = LABELS[self.mode]
         images = _below(join(self.uri, IMAGES, split), IMAGE_END)
@@ -87,6 +82,11 @@ class CityscapesDataset:
             value = ids[unknown].flat[0]
             raise LabelError(f"{sample.mask} holds the id {value}, which Cityscapes does not have (0 to 33)")
         return train_ids.astype(np.uint8)
+
+    def _splits(self) -> list[str]:
+        """The splits that are there with images and labels."""
+        parts = (IMAGES, LABELS[self.mode])
+        return [split for split in SPLITS[self.mode] if all(exists(join(self.uri, part, split)) for part in parts)]
 
 
 @cache

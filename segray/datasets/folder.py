@@ -8,7 +8,7 @@ from typing import ClassVar
 import numpy as np
 
 from segray.datasets.labels import decode, is_label, read_labels
-from segray.datasets.pairs import LEGEND, check_split, kinds_of_labels, pairs, splits_at
+from segray.datasets.pairs import LEGEND, check_split, kinds_of_labels, pairs
 from segray.datasets.sample import Sample
 from segray.masks import Classes
 from segray.storage import exists, join, read_text
@@ -33,10 +33,6 @@ class FolderDataset:
         """The data set at a URI; SegrayError when its legend is damaged."""
         legend = join(uri, LEGEND)
         return cls(uri=uri, classes=Classes.parse(read_text(legend), source=legend))
-
-    def splits(self) -> list[str]:
-        """The splits that are there."""
-        return splits_at(self.uri)
 
     def samples(self, split: str) -> list[Sample]:
         """The samples of a split, sorted by key; SegrayError when there are none or a file lacks its partner."""

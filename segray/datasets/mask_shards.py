@@ -49,11 +49,6 @@ class MaskShardsDataset:
         masks = open_masks(uri)
         return cls(uri=uri, classes=masks.classes, masks=masks)
 
-    def splits(self) -> list[str]:
-        """The splits that have images."""
-        found = self._found()
-        return [split for split in SHARES if found[split]]
-
     def samples(self, split: str) -> list[Sample]:
         """The samples of a split, sorted by key; SegrayError when no image with a mask belongs to it."""
         found = self._found()

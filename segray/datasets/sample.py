@@ -48,9 +48,6 @@ class Dataset(Protocol):
     classes: Classes
     nadir: bool
 
-    def splits(self) -> list[str]:
-        """The splits that are there."""
-
     def samples(self, split: str) -> list[Sample]:
         """The samples of a split, sorted by key; SegrayError when there are none or a file lacks its partner."""
 

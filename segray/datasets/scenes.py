@@ -17,7 +17,7 @@ import numpy as np
 from segray.archives.images import read_header
 from segray.archives.raster import Header
 from segray.datasets.labels import decode, is_label, read_labels
-from segray.datasets.pairs import LEGEND, VECTORS, check_split, images_of, kinds_of_labels, pairs, splits_at
+from segray.datasets.pairs import LEGEND, VECTORS, check_split, images_of, kinds_of_labels, pairs
 from segray.datasets.regrid import label_pixels
 from segray.datasets.sample import Sample
 from segray.datasets.vectors import VectorFile, burn
@@ -77,10 +77,6 @@ class ScenesDataset:
             attribute=document.get("attribute"),
             background=ids.get(background, IGNORE),
         )
-
-    def splits(self) -> list[str]:
-        """The splits that are there."""
-        return splits_at(self.uri)
 
     def samples(self, split: str) -> list[Sample]:
         """The samples of a split, sorted by key; SegrayError when there are none or a file lacks its partner."""
