@@ -95,7 +95,7 @@ class Finished:
     report: Callable[[dict], None]
 
     def publish(self) -> None:
-        """Write metrics, events, the page if due, the state, which commits them, and then the model if it is the best."""
+        """Write metrics, events, the page if due, the state, which commits them, and the model if it is the best."""
         record, output, keep = self.record, self.job.settings.output, self.job.settings.keep
         if self.unscored:
             save_state(output, {**self.unscored, **record.state()}, keep=keep)
