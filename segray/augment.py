@@ -37,16 +37,15 @@ class Augment:
             raise ValueError(f"scale_range must be two positive numbers, the least first, not {self.scale_range}")
 
     @classmethod
-    def named(cls, name: str, *, crop: int, nadir: bool) -> Augment:
-        """A random crop only ("none"), with scale and mirror ("street"), with turns too ("nadir"), or "auto".
+    def named(cls, name: str, *, crop: int, scale_range: tuple[float, float], nadir: bool) -> Augment:
+        """Random crops and scales only ("none"), mirrored too ("street"), turned too ("nadir"), or "auto".
 
         "auto" is "nadir" for data whose images are taken straight down, `nadir`, and "street" for others.
         """
         if name not in ("auto", "nadir", "street", "none"):
             raise ValueError(f"augment must be auto, nadir, street or none, not '{name}'")
-        if name == "none":
-            return cls(crop=crop, scale_range=(1.0, 1.0), mirror=False, turn=False)
-        return cls(crop=crop, turn=nadir if name == "auto" else name == "nadir")
+        turn = nadir if name == "auto" else name == "nadir"
+        return cls(crop=crop, scale_range=scale_range, mirror=name != "none", turn=turn)
 
 
 def crop_sample(

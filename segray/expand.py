@@ -21,7 +21,7 @@ from segray.errors import ImageError, SegrayError
 from segray.grid import Lattice
 from segray.inputs import InputSpec, check_pixels
 from segray.plan import Item, cut, whole
-from segray.storage import FINAL_ERRORS, File, describe, stat
+from segray.storage import FINAL_ERRORS, File, reason_of, stat
 
 MAX_BLOCK_BYTES = 2**29  # of a block of many bands or wide types: an actor holds it whole
 # A picture up to this size is planned from its listing alone: no request per object. Larger ones may need cutting.
@@ -122,8 +122,7 @@ def _known(file: File) -> File:
     try:
         return stat(file)
     except (ValueError, *FINAL_ERRORS) as error:
-        missing = isinstance(error, FileNotFoundError)
-        raise ImageError(f"{file.uri} cannot be read: {'it does not exist' if missing else describe(error)}") from error
+        raise ImageError(f"{file.uri} cannot be read: {reason_of(error)}") from error
 
 
 def _check(file: File, header: Header, cutting: Cutting) -> None:

@@ -23,7 +23,6 @@ from segray.export_tasks import Exporter, Outcome
 from segray.exports import EXPORTS
 from segray.exports.names import ending_of
 from segray.listing import files_if_any
-from segray.pipeline import DEATHS
 from segray.places import EXPORT, check_unclaimed, lies_in
 from segray.scenes import Masks, Scene, open_masks, pieces_of, whole
 from segray.scratch import scratch
@@ -38,7 +37,7 @@ from segray.storage import (
     remove,
     remove_leftovers,
 )
-from segray.tasks import in_tasks, result_of
+from segray.tasks import DEATHS, in_tasks, result_of
 
 log = logging.getLogger("segray")
 FORMAT_VERSION = 1

@@ -6,8 +6,7 @@ interpreter lock.
 
 from __future__ import annotations
 
-import threading
-from collections import OrderedDict, deque
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
@@ -17,6 +16,7 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
+from segray.archives.kept import Kept
 from segray.augment import Augment, crop_sample
 from segray.datasets import Labelled
 from segray.masks import IGNORE
@@ -59,55 +59,26 @@ def reading_threads(count: int) -> ThreadPoolExecutor:
     return ThreadPoolExecutor(count, thread_name_prefix="segray-read", initializer=torch.set_num_threads, initargs=(1,))
 
 
-class ImageCache:
+class ImageCache(Kept[int, Labelled]):
     """The most recently used images, up to a number of bytes; an image that several threads want is read once.
 
     Separate threads read images in advance: crops of images already there need not wait for them.
     """
 
     def __init__(self, read_image: Callable[[int], Labelled], *, max_bytes: int = CACHE_BYTES) -> None:
-        self._read, self._max_bytes, self._bytes = read_image, max_bytes, 0
+        super().__init__(read_image, most=max_bytes, size=memory_of)
         self._ahead = ThreadPoolExecutor(READERS_AHEAD, thread_name_prefix="segray-ahead")
-        self._images: OrderedDict[int, Labelled] = OrderedDict()
-        self._reading: dict[int, threading.Lock] = {}
-        self._lock = threading.Lock()
-
-    def get(self, index: int) -> Labelled:
-        """The image of that number."""
-        with self._lock:
-            reading = self._reading.setdefault(index, threading.Lock())
-        with reading:
-            try:
-                with self._lock:
-                    if index in self._images:
-                        self._images.move_to_end(index)
-                        return self._images[index]
-                labelled = self._read(index)
-                with self._lock:
-                    self._keep(index, labelled)
-                return labelled
-            finally:
-                with self._lock:
-                    self._reading.pop(index, None)
 
     def read_ahead(self, index: int) -> Future | None:
         """Begin to read an image unless it is there; an error is left for `get`, which reads it again, to raise."""
         with self._lock:
-            there = index in self._images
+            there = index in self._values
         return None if there else self._ahead.submit(self.get, index)
 
     def room(self) -> int:
         """How many images may be read ahead: as many of mean size as fill half of the bytes; 1 before any was read."""
         with self._lock:
-            return max(1, self._max_bytes // 2 * len(self._images) // max(1, self._bytes))
-
-    def _keep(self, index: int, labelled: Labelled) -> None:
-        if (before := self._images.pop(index, None)) is not None:  # after a failed read, two threads may read it
-            self._bytes -= memory_of(before)
-        self._images[index] = labelled
-        self._bytes += memory_of(labelled)
-        while self._bytes > self._max_bytes:
-            self._bytes -= memory_of(self._images.popitem(last=False)[1])
+            return max(1, self._most // 2 * len(self._values) // max(1, self._taken))
 
 
 def void_batch(count: int, bands: int, crop: int) -> Batch:

@@ -258,6 +258,11 @@ def describe(error: BaseException) -> str:
     return text[1:-1] if len(text) > 1 and text[0] == text[-1] and text[0] in "'\"" else text
 
 
+def reason_of(error: BaseException) -> str:
+    """What is wrong with a file, as part of a sentence; see `describe`."""
+    return "it does not exist" if isinstance(error, FileNotFoundError) else describe(error)
+
+
 def _publish(uri: str, write: Callable[[BinaryIO], object], send: Callable[[AbstractFileSystem, str], object]) -> None:
     """See `publish`. write: writes the content to an open local file. send: puts it at a path of any other store."""
     fs, path = filesystem(uri)

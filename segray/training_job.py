@@ -74,8 +74,10 @@ class Job:
 
     def augment(self) -> Augment:
         """What may happen to a crop."""
-        named = Augment.named(self.settings.augment, crop=self.settings.crop, nadir=self.dataset.nadir)
-        return replace(named, scale_range=self.settings.scales)
+        settings = self.settings
+        return Augment.named(
+            settings.augment, crop=settings.crop, scale_range=settings.scales, nadir=self.dataset.nadir
+        )
 
     def class_weights(self) -> tuple[float, ...] | None:
         """The weight of each class in the loss, from its labelled pixels; None if all weigh the same."""

@@ -28,6 +28,9 @@ def crop(sample: Sample, augment: Augment, seed: int = 0) -> Sample:
     return crop_sample(*sample, augment=augment, rng=np.random.default_rng(seed))
 
 
+ZOOM = {"none": (1, 1), "auto": (0.5, 2)}
+
+
 @st.composite
 def samples(draw: st.DrawFn) -> Sample:
     dtype = draw(st.sampled_from(["uint8", "uint16", ">u2", "int16", "float32", "float64", "uint32"]))
@@ -37,7 +40,7 @@ def samples(draw: st.DrawFn) -> Sample:
 @settings(deadline=None)
 @given(sample=samples(), size=st.integers(1, 50), seed=st.integers(0, 999), name=st.sampled_from(["none", "auto"]))
 def test_shapes_types_and_fill(sample: Sample, size: int, seed: int, name: str) -> None:
-    pixels, valid, mask = crop(sample, Augment.named(name, crop=size, nadir=True), seed)
+    pixels, valid, mask = crop(sample, Augment.named(name, crop=size, scale_range=ZOOM[name], nadir=True), seed)
     assert (pixels.shape, valid.shape, mask.shape) == ((2, size, size), (size, size), (size, size))
     assert (pixels.dtype, valid.dtype, mask.dtype) == (sample[0].dtype, bool, np.uint8)
     assert valid.all()  # beyond the image lies its reflection
@@ -49,7 +52,7 @@ def test_shapes_types_and_fill(sample: Sample, size: int, seed: int, name: str) 
 @pytest.mark.parametrize("seed", range(5))
 def test_beyond_the_image_is_its_reflection_without_a_label(seed: int) -> None:
     sample = blobs(20, 30, cell=1)
-    pixels, valid, mask = crop(sample, Augment.named("none", crop=70, nadir=True), seed)
+    pixels, valid, mask = crop(sample, Augment.named("none", crop=70, scale_range=(1, 1), nadir=True), seed)
     rows, cols = (np.flatnonzero((mask != 255).any(axis=axis)) for axis in (1, 0))
     assert (len(rows), len(cols)) == (20, 30)
     assert np.array_equal(mask[np.ix_(rows, cols)], sample[2])
@@ -110,8 +113,7 @@ def corner_image() -> Sample:
     [("auto", True, 8), ("auto", False, 2), ("nadir", False, 8), ("street", True, 2), ("none", True, 1)],
 )
 def test_orientations(name: str, nadir: bool, orientations: int) -> None:
-    named = Augment.named(name, crop=3, nadir=nadir)
-    still = Augment(crop=3, scale_range=(1, 1), mirror=named.mirror, turn=named.turn)
+    still = Augment.named(name, crop=3, scale_range=(1, 1), nadir=nadir)
     seen = set()
     for seed in range(100):
         pixels, _, mask = crop(corner_image(), still, seed)
@@ -129,7 +131,7 @@ def test_a_crop_holds_the_pixel_that_it_must(shape: tuple[int, int], size: int, 
     around = tuple(int(seed * k % n) for k, n in zip((7, 11), shape))
     mask[around] = 1
     sample = (mask[None], np.ones(shape, bool), mask)
-    augment, rng = Augment.named("none", crop=size, nadir=True), np.random.default_rng(seed)
+    augment, rng = Augment.named("none", crop=size, scale_range=(1, 1), nadir=True), np.random.default_rng(seed)
     cut = crop_sample(*sample, augment=augment, rng=rng, around=around)[2]
     assert (cut == 1).sum() == 1
     assert (cut != 255).sum() == np.prod([min(size, n) for n in shape])  # no more of it lies outside than must
@@ -163,7 +165,7 @@ def test_a_pixel_that_an_enlarged_crop_must_hold_changes_no_other(side: int) -> 
 def test_a_pixel_that_a_crop_must_hold_may_be_anywhere_in_it() -> None:
     mask = np.zeros((9, 9), np.uint8)
     mask[4, 5] = 1
-    augment = Augment.named("none", crop=3, nadir=True)
+    augment = Augment.named("none", crop=3, scale_range=(1, 1), nadir=True)
     found = set()
     for seed in range(200):
         rng = np.random.default_rng(seed)
@@ -177,7 +179,7 @@ def test_none_is_a_plain_crop_and_reaches_every_place() -> None:
     sample = (pixels, np.ones((5, 6), bool), pixels[0])
     corners = set()
     for seed in range(300):
-        found, valid, mask = crop(sample, Augment.named("none", crop=3, nadir=True), seed)
+        found, valid, mask = crop(sample, Augment.named("none", crop=3, scale_range=(1, 1), nadir=True), seed)
         row, col = divmod(int(mask[0, 0]), 6)
         assert np.array_equal(mask, pixels[0, row : row + 3, col : col + 3])
         assert np.array_equal(found[0], mask)
@@ -260,4 +262,4 @@ def test_wrong_settings_are_refused(wrong: dict) -> None:
 
 def test_an_unknown_name_is_refused_with_those_that_exist() -> None:
     with pytest.raises(ValueError, match="nadir, street or none, not 'strong'"):
-        Augment.named("strong", crop=8, nadir=True)
+        Augment.named("strong", crop=8, scale_range=(1, 1), nadir=True)

@@ -121,7 +121,7 @@ def test_two_that_read_the_same_image_count_its_bytes_once() -> None:
         second.wait(30)
         newcomer = pool.submit(cache.get, 0)
         waiting.result(), newcomer.result()
-    assert cache._bytes == 192 * len(cache._images) == 192
+    assert cache._taken == 192 * len(cache._values) == 192
 
 
 def batches_of(loader: CropLoader, order: np.ndarray) -> Iterator[Batch]:
@@ -180,7 +180,7 @@ def test_crops_that_are_drawn_by_class_hold_it() -> None:
     with reading_threads(2) as pool:
         loader = CropLoader(
             cache=ImageCache(images.__getitem__),
-            augment=Augment.named("none", crop=8, nadir=True),
+            augment=Augment.named("none", crop=8, scale_range=(1, 1), nadir=True),
             pool=pool,
             batch_size=4,
             rank=0,
@@ -213,7 +213,7 @@ def test_a_class_that_the_image_has_no_data_of_is_no_error() -> None:
 
 
 def loader_of(cache: ImageCache, pool: ThreadPoolExecutor) -> CropLoader:
-    augment = Augment.named("none", crop=4, nadir=True)
+    augment = Augment.named("none", crop=4, scale_range=(1, 1), nadir=True)
     return CropLoader(cache=cache, augment=augment, pool=pool, batch_size=1, rank=0, world_size=1, seed=1)
 
 

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from segray.archives import pictures, rasters
 from segray.archives.ranges import read_range
 from segray.errors import ImageError
-from segray.storage import FINAL_ERRORS, File, describe
+from segray.storage import FINAL_ERRORS, File, reason_of
 
 MAX_MEMBER_BYTES = 2**30  # of a member that is read whole: a larger one is a bomb or not worth its memory
 SEPARATOR = re.compile(r"[/\\]")  # archives made on Windows use either
@@ -68,11 +68,6 @@ def stored_range(uri: str, start: int, size: int) -> bytes:
         return read_range(uri, start, size)
     except FINAL_ERRORS as error:
         raise ImageError(f"{uri} cannot be read: {reason_of(error)}") from error
-
-
-def reason_of(error: BaseException) -> str:
-    """The reason in an error, on one line."""
-    return "it does not exist" if isinstance(error, FileNotFoundError) else describe(error)
 
 
 def _fault(name: str) -> str | None:

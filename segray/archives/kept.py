@@ -12,10 +12,15 @@ Value = TypeVar("Value")
 
 
 class Kept(Generic[Key, Value]):
-    """The values of the most recently used keys. An evicted value lives on as long as somebody uses it."""
+    """The values of the most recently used keys. An evicted value lives on as long as somebody uses it.
 
-    def __init__(self, make: Callable[[Key], Value], *, most: int) -> None:
-        self._make, self._most = make, most
+    most: how many are kept, or how much `size` may be of all of them.
+    """
+
+    def __init__(
+        self, make: Callable[[Key], Value], *, most: int, size: Callable[[Value], int] = lambda value: 1
+    ) -> None:
+        self._make, self._most, self._size, self._taken = make, most, size, 0
         self._values: OrderedDict[Key, Value] = OrderedDict()
         self._making: dict[Key, threading.Lock] = {}
         self._lock = threading.Lock()
@@ -34,9 +39,7 @@ class Kept(Generic[Key, Value]):
             try:
                 value = self._make(key)
                 with self._lock:
-                    self._values[key] = value
-                    if len(self._values) > self._most:
-                        self._values.popitem(last=False)
+                    self._keep(key, value)
                 return value
             finally:
                 with self._lock:
@@ -46,3 +49,12 @@ class Kept(Generic[Key, Value]):
         """Drop all values."""
         with self._lock:
             self._values.clear()
+            self._taken = 0
+
+    def _keep(self, key: Key, value: Value) -> None:
+        if key in self._values:  # after an error two threads may have made it
+            self._taken -= self._size(self._values.pop(key))
+        self._values[key] = value
+        self._taken += self._size(value)
+        while self._taken > self._most:
+            self._taken -= self._size(self._values.popitem(last=False)[1])

@@ -17,7 +17,7 @@ from segray.archives.raster import Header, Raster
 from segray.errors import ImageError
 from segray.grid import Window
 from segray.masks import PNG_SIGNATURE
-from segray.storage import FINAL_ERRORS, describe, read_bytes
+from segray.storage import FINAL_ERRORS, describe, read_bytes, reason_of
 
 Source, Result = TypeVar("Source"), TypeVar("Result")
 ENDINGS = {".png", ".jpg", ".jpeg", ".webp", ".bmp"}
@@ -150,10 +150,8 @@ def _arrays(picture: Image.Image) -> tuple[np.ndarray, np.ndarray]:
 
 def reason(error: BaseException) -> str:
     """What is wrong with a picture, as part of a sentence."""
-    if isinstance(error, FileNotFoundError):
-        return "it does not exist"
     if isinstance(error, Image.UnidentifiedImageError):
         return "its content is no PNG, JPEG, WebP or BMP picture"
     if isinstance(error, Image.DecompressionBombError):
         return f"{describe(error)}; store pictures of that size as tiled GeoTIFF"
-    return describe(error)
+    return reason_of(error)

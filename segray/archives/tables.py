@@ -12,10 +12,10 @@ from hashlib import sha256
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from segray.archives.entries import Listing, damaged, reason_of
+from segray.archives.entries import Listing, damaged
 from segray.archives.seekable import Seekable
 from segray.errors import ImageError, SegrayError
-from segray.storage import FINAL_ERRORS, File
+from segray.storage import FINAL_ERRORS, File, reason_of
 
 ENDINGS = (".parquet",)
 USUAL = ("image", "img", "bytes", "data", "content", "jpg", "png")  # preferred among several columns, best first
