@@ -12,7 +12,7 @@ import numpy as np
 import torch
 
 from segray.counts import class_counts
-from segray.details import Details
+from segray.details import Details, as_bits
 from segray.grid import Lattice, Window, read_extent
 from segray.masks import IGNORE
 from segray.regions import CONFIDENCE_UNIT, Region, WindowMask
@@ -108,20 +108,19 @@ class Canvas:
             self._advance(self.row_axis.tiles[-1] + 1)
             # window by window, so that each mask is contiguous
             parts = [self.mask[window.within(self.block)].flatten() for window in self.windows]
-            (masks, self.tallies), self.arrived = to_host(torch.cat(parts), self.tallies)
-            sizes = [part.numel() for part in parts]
-            self.masks = [
-                mask.view(window.height, window.width) for mask, window in zip(masks.split(sizes), self.windows)
-            ]
-            self.mask = None
+            steps = [] if self.details is None else [self.details.of_windows(self.windows)]
+            (masks, self.tallies, *steps), self.arrived = to_host(torch.cat(parts), self.tallies, *steps)
+            self.masks, self.mask = self._parted(masks), None
+            if self.details is not None:
+                self.details.steps = self._parted(*steps)
         self.pixels = self.valid = self.block_valid = self.joined = self.above = None
 
     def results(self) -> list[WindowMask]:
         """The masks of the windows, after `finish`; can be called once."""
         if self.arrived is not None:
             self.arrived.synchronize()
-        found = zip(self.windows, self.masks, self.tallies.numpy())
-        results = [self._result(window, mask.numpy(), tally) for window, mask, tally in found]
+        found = zip(self.masks, self.tallies.numpy())
+        results = [self._result(number, mask.numpy(), tally) for number, (mask, tally) in enumerate(found)]
         self.masks, self.details = [], None
         return results
 
@@ -197,10 +196,16 @@ class Canvas:
         totals = steps_NHW.sum(dim=(1, 2), dtype=torch.float64)[:, None]
         return torch.cat([of_classes[:, : self.num_classes], totals, seams[:, AGREE : DISAGREE + 1]], dim=1)
 
-    def _result(self, window: Window, mask: np.ndarray, tally: np.ndarray) -> WindowMask:
+    def _parted(self, values: torch.Tensor) -> list[torch.Tensor]:
+        """What lies one window after the other, as (h, w) of each."""
+        parts = values.split([window.pixels for window in self.windows])
+        return [part.view(window.height, window.width) for part, window in zip(parts, self.windows)]
+
+    def _result(self, number: int, mask: np.ndarray, tally: np.ndarray) -> WindowMask:
         counts = tally[: self.num_classes].astype(np.int64)
         confidence, agree, disagree = (float(value) for value in tally[self.num_classes :])
         pixels = int(counts.sum())
+        window = self.windows[number]
         return WindowMask(
             window=window,
             mask=mask,
@@ -208,7 +213,7 @@ class Canvas:
             valid_pixels=pixels,
             confidence=confidence * CONFIDENCE_UNIT / pixels if pixels else None,
             seam_disagreement=disagree / (agree + disagree) if agree + disagree else None,
-            **(self.details.of(window) if self.details else {}),
+            **(self.details.of(number, window) if self.details else {}),
         )
 
 
@@ -248,14 +253,14 @@ def decide_singles(
             steps[number].masked_fill_(missing, 0)
     sums = steps.sum(dim=(1, 2), dtype=torch.float64)[:, None]
     tallies = torch.cat([class_counts(label, num_classes), sums, sums.new_zeros(len(singles), 2)], dim=1)
-    (masks, tallies), arrived = to_host(label, tallies)
+    more = [] if singles[0].details is None else [as_bits(steps)]
+    (masks, tallies, *more), arrived = to_host(label, tallies, *more)
     for number, canvas in enumerate(singles):
-        canvas.masks = [masks[number, : canvas.block.height, : canvas.block.width]]
-        canvas.tallies = tallies[number, None]
+        inside = np.s_[number, : canvas.block.height, : canvas.block.width]
+        canvas.masks, canvas.tallies = [masks[inside]], tallies[number, None]
         canvas.arrived, canvas.missing = arrived, 0
         if canvas.details is not None:
-            rows, cols = slice(0, canvas.block.height), slice(0, canvas.block.width)
-            canvas.details.put(rows, steps[number, rows, cols])
+            canvas.details.steps = [more[0][inside]]
 
 
 def _steps(confidence: torch.Tensor) -> torch.Tensor:

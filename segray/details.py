@@ -1,7 +1,8 @@
-"""What an evaluation needs of pixels besides their class: the confidence of each, and the logits of some."""
+"""What is asked of pixels besides their class: the confidence of each, and by an evaluation the logits of some."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -16,17 +17,25 @@ if TYPE_CHECKING:
 
 
 class Details:
-    """The details of one block, kept on its device until they are asked for."""
+    """The details of one block. steps: the confidences of its windows, on the host once the canvas has put them there.
+
+    torch can do little with uint16, so the same bits travel as int16.
+    """
 
     def __init__(self, block: Window, row_axis: TileAxis, col_axis: TileAxis) -> None:
         self.block, self.row_axis, self.col_axis = block, row_axis, col_axis
-        # torch can do little with uint16, so the same bits are kept as int16
-        self.steps = torch.zeros((block.height, block.width), dtype=torch.int16, device=row_axis.device)
+        self.steps: list[torch.Tensor] = []
+        self._of_block: torch.Tensor | None = None  # on its device
         self.sampled: list[tuple[np.ndarray, np.ndarray, torch.Tensor]] = []
 
     def put(self, rows: slice, steps_HW: torch.Tensor) -> None:
         """Store the confidences of rows of the block, float32 whole numbers of their unit."""
-        self.steps[rows] = steps_HW.int().short()
+        self._whole()[rows] = as_bits(steps_HW)
+
+    def of_windows(self, windows: Sequence[Window]) -> torch.Tensor:
+        """The confidences of windows, one after the other, on the device; those of the block are let go of."""
+        whole, self._of_block = self._whole(), None
+        return torch.cat([whole[window.within(self.block)].flatten() for window in windows])
 
     def sample(self, row: int, col: int, logits_KPP: torch.Tensor) -> None:
         """Store the logits of a tile at those of its own pixels that calibration uses."""
@@ -39,11 +48,15 @@ class Details:
         logits = logits_KPP.flatten(1)[:, torch.from_numpy(place).to(logits_KPP.device)]
         self.sampled.append((down, across, logits))
 
-    def of(self, window: Window) -> dict[str, object]:
-        """The fields `confidences` and `sampled` of a window's WindowMask."""
-        rows, cols = window.within(self.block)
-        confidences = self.steps[rows, cols].cpu().numpy().view(np.uint16)
-        return {"confidences": confidences, "sampled": self._sampled(window)}
+    def of(self, number: int, window: Window) -> dict[str, object]:
+        """The fields `confidences` and `sampled` of a window's WindowMask. number: of the window in the block."""
+        return {"confidences": self.steps[number].numpy().view(np.uint16), "sampled": self._sampled(window)}
+
+    def _whole(self) -> torch.Tensor:
+        if self._of_block is None:
+            size = self.block.height, self.block.width
+            self._of_block = torch.zeros(size, dtype=torch.int16, device=self.row_axis.device)
+        return self._of_block
 
     def _sampled(self, window: Window) -> Sampled | None:
         """The sampled logits of a window in scan order, so that nothing depends on the order of the tiles."""
@@ -56,6 +69,11 @@ class Details:
         inside &= (across >= window.col_off) & (across < window.col_off + window.width)
         order = order[inside[order]]
         return Sampled(rows=down[order], cols=across[order], logits=logits[:, order].T)
+
+
+def as_bits(steps: torch.Tensor) -> torch.Tensor:
+    """Confidences, float32 whole numbers of their unit, as int16 with the bits of uint16."""
+    return steps.int().short()
 
 
 def _common(own: range, start: int, length: int) -> range:

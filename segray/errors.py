@@ -21,5 +21,9 @@ class ModelError(SegrayError):
     """A model directory is damaged, of a later format version, or not fit for what is asked of it."""
 
 
+class TornModelError(ModelError):
+    """A model directory lacks a file, or its files do not belong together, as a kill between two of them leaves it."""
+
+
 class OutOfMemoryError(SegrayError):
     """A shard needs more memory than its process or its device has; others may need less."""

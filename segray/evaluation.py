@@ -265,7 +265,7 @@ def _reasons(work: Work, description: Description, split: Split, shown: Sequence
     try:
         (pictures,) = in_tasks(ask, [questions])
     except (ray.exceptions.RayError, SegrayError) as error:
-        log.info("the page does not explain errors: %s", " ".join(str(error).split())[-300:])
+        log.warning("the page does not explain errors: %s", " ".join(str(error).split())[-300:])
         return []
     return pictures
 

@@ -10,7 +10,7 @@ import numpy as np
 
 from segray.archives.images import read_for
 from segray.datasets import Dataset, Sample
-from segray.grid import Window
+from segray.grid import Window, reflect
 from segray.inputs import prepare
 from segray.masks import IGNORE
 from segray.metrics import confusion_matrix
@@ -50,12 +50,12 @@ def explain(
 ) -> list[Picture]:
     """Pictures with evidence of the windows in which the network errs, computed on the CPU in fp32.
 
-    It sees a window alone, so its mask may differ from that of the image. None of an exported program, whose stages
-    nobody knows. SegrayError when the model, an image or a mask cannot be read.
+    It sees a window alone, as a tile, so its mask may differ from that of the image. None of an exported program, whose
+    stages nobody knows. SegrayError when the model, an image or a mask cannot be read.
     """
     if "program" in description.network:
         return []
-    network = load_network(description)
+    network = load_network(description).requires_grad_(False)
     pictures = (_explained(description, network, dataset, question, explicit_bands) for question in questions)
     return [picture for picture in pictures if picture is not None]
 
@@ -72,17 +72,30 @@ def _explained(
     rows, cols = window.within(raster.window)
     pixels, valid = np.ascontiguousarray(raster.pixels[:, rows, cols]), np.ascontiguousarray(raster.valid[rows, cols])
     truth = dataset.read_mask(replace(sample, size=(raster.height, raster.width), window=window))
+    down, across = (torch.from_numpy(reflect(0, description.spec.tile, size)) for size in valid.shape)
     x_1CHW = prepare(torch.from_numpy(pixels)[None], torch.from_numpy(valid)[None], description.spec)
+    x_1CHW = x_1CHW.index_select(2, down).index_select(3, across)  # a tile, as `Lattice` has it at an image's edge
+    inside = np.s_[: window.height, : window.width]
     with torch.no_grad():
-        mask = network(x_1CHW)[0].argmax(dim=0).numpy().astype(np.uint8)
+        mask = network(x_1CHW)[0].argmax(dim=0).numpy().astype(np.uint8)[inside]
     mask[~valid] = truth[~valid] = IGNORE
     errors = confusion_matrix(truth, mask, len(names))[:, : len(names)]
     np.fill_diagonal(errors, 0)
     right, found = map(int, np.unravel_index(errors.argmax(), errors.shape))
-    at = torch.from_numpy((truth == right) & (mask == found))
-    heat = evidence(network, x_1CHW, at, chosen=found, other=right) if at.any() else None
+    if not errors.any():
+        return None
+    at = torch.zeros(x_1CHW.shape[2:], dtype=torch.bool)
+    at[inside] = torch.from_numpy((truth == right) & (mask == found))
+    heat = evidence(network, x_1CHW, at, chosen=found, other=right)
     if heat is None:
         return None
     note = f"{question.note}; {errors[right, found]:,} pixels of {names[right]} taken for {names[found]}"
     image = for_eyes(pixels, valid)
-    return Picture(title=sample.key, image=image, mask=mask, truth=truth, evidence=heat, note=note.removeprefix("; "))
+    return Picture(
+        title=sample.key,
+        image=image,
+        mask=mask,
+        truth=truth,
+        evidence=heat[inside].copy(),
+        note=note.removeprefix("; "),
+    )

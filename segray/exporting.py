@@ -40,7 +40,7 @@ from segray.storage import (
 from segray.tasks import DEATHS, in_tasks, result_of
 
 log = logging.getLogger("segray")
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 SUMMARY, COLLECTION = "summary.json", "collection.json"
 SHARDS_A_TASK, STATISTICS_IN_FLIGHT = 16, 4  # tasks at once, whose results wait on the driver
 GROUP_PIXELS, GROUP_SCENES = 2**24, 256  # at most, of a task, which reads a shard once for all its scenes
@@ -83,7 +83,9 @@ def export(settings: ExportSettings) -> dict:
     """
     masks = open_masks(settings.masks)
     if lacking := [name for name in settings.formats if EXPORTS[name].LAYER not in masks.layers]:
-        raise SegrayError(f"{masks.output} has no {lacking[0]} of pixels; segment with --{lacking[0]}, or leave it out")
+        raise SegrayError(
+            f"{masks.output} has no {lacking[0]} of pixels; segment with --{lacking[0]} into another OUTPUT"
+        )
     _check_place(settings, masks)
     cluster.start()
     exporter = Exporter(masks=masks, settings=settings, usual=_usual_ending(masks))
@@ -95,13 +97,21 @@ def export(settings: ExportSettings) -> dict:
             _collect(outcomes_of(exporter), counts, file)
         remove_leftovers(settings.output)
         summary_uri = join(settings.output, SUMMARY)
-        if not counts.written and exists(summary_uri):
-            log.info("nothing to do: all of %d scenes that can be exported are there", counts.scenes - counts.failed)
-            return _summary(settings, counts, time.monotonic() - start)
+        summary = _summary(settings, counts, time.monotonic() - start)
+        if not counts.written and _tells(summary_uri, summary):
+            if not counts.lost:
+                done = counts.scenes - counts.failed
+                log.info("nothing to do: all of %d scenes that can be exported are there", done)
+            return summary
         publish_file(join(settings.output, COLLECTION), path)
-    summary = _summary(settings, counts, time.monotonic() - start)
     publish(summary_uri, json.dumps(summary, indent=1).encode())
     return summary
+
+
+def _tells(summary_uri: str, summary: dict) -> bool:
+    """Whether the summary of an earlier run says what is missing now: it may have been killed before it wrote one."""
+    earlier = _read_record(summary_uri) if exists(summary_uri) else {}
+    return all(earlier.get(name) == summary[name] for name in ("scenes", "failed", "incomplete", "lost"))
 
 
 def scenes_of(masks: Masks) -> Iterator[Scene]:

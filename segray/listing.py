@@ -90,7 +90,8 @@ def _walk(fs: AbstractFileSystem, path: str, above: tuple[str, ...] = ()) -> Ite
 
     Links to folders are followed, except those that lead back to a folder above them. above: the folders above.
     """
-    if not above and (info := file_info(fs, path)):  # further down, the folder's listing says what is a file
+    # further down, the folder's listing says what is a file; a bucket is none, and may be one to be listed alone
+    if not above and "/" in path and (info := file_info(fs, path)):
         yield path, info
         return
     try:

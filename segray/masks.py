@@ -15,6 +15,8 @@ IGNORE = 255  # the id of "ignore / no data" in every mask that segray writes
 PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
 MAX_SIDE = 2**15 - 1  # pixels: a mask of no longer side has less than MAX_BYTES
 GREY, PALETTE = 0, 3  # colour types of PNG
+NONE, UP = 0, 2  # filter types of its rows: the values, or what they differ by from those above
+FILTERS = {PALETTE: NONE, GREY: UP}
 MAX_BYTES = 1 << 30  # a mask is never inflated beyond this, nor beyond what its own header announces
 
 
@@ -140,20 +142,22 @@ def encode_png(mask: np.ndarray, classes: Classes) -> bytes:
     (PNG specification, third edition, section 11). Same mask and zlib, same bytes.
     """
     alpha = bytes([255] * 255 + [0])
-    # Masks are runs of one class: Z_RLE compresses them as well as the default strategy at level 6, 3 times as fast.
-    return _png(mask, PALETTE, ((b"PLTE", palette(classes).tobytes()), (b"tRNS", alpha)), strategy=zlib.Z_RLE)
+    return _png(mask, PALETTE, (b"PLTE", palette(classes).tobytes()), (b"tRNS", alpha))
 
 
 def encode_grey(values: np.ndarray) -> bytes:
     """(H, W) uint8 values -> the bytes of an 8-bit grey PNG in which 255 is transparent; see `encode_png`."""
-    return _png(values, GREY, ((b"tRNS", struct.pack(">H", IGNORE)),), strategy=zlib.Z_DEFAULT_STRATEGY)
+    return _png(values, GREY, (b"tRNS", struct.pack(">H", IGNORE)))
 
 
-def _png(values: np.ndarray, kind: int, ancillary: tuple[tuple[bytes, bytes], ...], *, strategy: int) -> bytes:
+def _png(values: np.ndarray, kind: int, *ancillary: tuple[bytes, bytes]) -> bytes:
     height, width = values.shape
-    rows = np.zeros((height, width + 1), np.uint8)  # each row starts with its filter type, 0 = none
-    rows[:, 1:] = values
-    compressor = zlib.compressobj(6, zlib.DEFLATED, zlib.MAX_WBITS, zlib.DEF_MEM_LEVEL, strategy)
+    rows = np.empty((height, width + 1), np.uint8)
+    rows[:, 0], rows[:, 1:] = FILTERS[kind], values
+    if FILTERS[kind] == UP:
+        rows[1:, 1:] -= values[:-1]
+    # Masks are runs of one class: Z_RLE compresses them as well as the default strategy at level 6, 3 times as fast.
+    compressor = zlib.compressobj(6, zlib.DEFLATED, zlib.MAX_WBITS, zlib.DEF_MEM_LEVEL, zlib.Z_RLE)
     chunks = (
         (b"IHDR", struct.pack(">IIBBBBB", width, height, 8, kind, 0, 0, 0)),
         *ancillary,
@@ -168,7 +172,8 @@ def decode_png(data: bytes, kind: int = PALETTE) -> np.ndarray:
     try:
         header, compressed = _read_chunks(data)
         if header[2:] != (8, kind, 0, 0, 0):
-            raise SegrayError("a mask is not an 8-bit palette PNG; it was not written by segray")
+            name = "palette" if kind == PALETTE else "grey"
+            raise SegrayError(f"a mask is not an 8-bit {name} PNG; it was not written by segray")
         width, height = header[:2]
         length = height * (width + 1)
         if not 0 < length <= MAX_BYTES:
@@ -180,9 +185,9 @@ def decode_png(data: bytes, kind: int = PALETTE) -> np.ndarray:
         rows = np.frombuffer(inflated, np.uint8).reshape(height, width + 1)
     except (struct.error, zlib.error, ValueError) as error:
         raise SegrayError(f"a mask is not a complete PNG: {error}") from error
-    if rows[:, 0].any():
-        raise SegrayError("a mask uses PNG row filters; it was not written by segray")
-    return rows[:, 1:].copy()
+    if (rows[:, 0] != FILTERS[kind]).any():
+        raise SegrayError("a mask has other PNG row filters; it was not written by segray")
+    return rows[:, 1:].copy() if FILTERS[kind] == NONE else rows[:, 1:].cumsum(axis=0, dtype=np.uint8)
 
 
 def _read_chunks(data: bytes) -> tuple[tuple[int, ...], bytes]:

@@ -14,7 +14,7 @@ import re
 from dataclasses import asdict, dataclass, field, replace
 from typing import TYPE_CHECKING
 
-from segray.errors import ModelError, SegrayError
+from segray.errors import ModelError, SegrayError, TornModelError
 from segray.inputs import InputSpec
 from segray.masks import IGNORE, Classes
 from segray.storage import describe, exists, filesystem, join, publish, read_bytes, retry
@@ -103,7 +103,7 @@ def read_description(uri: str) -> Description:
         weights_sha256, digest = _digests(text, description.weights_uri)
     except FileNotFoundError as error:
         missing = source if not exists(source) else "its weights or program"
-        raise ModelError(
+        raise TornModelError(
             f"{uri} is no model directory: {missing} does not exist; give the OUTPUT/model of a training"
         ) from error
     except (OSError, KeyError, TypeError, ValueError, AttributeError, SegrayError) as error:
@@ -112,7 +112,10 @@ def read_description(uri: str) -> Description:
         reason = f"the key {error} is missing" if isinstance(error, KeyError) else describe(error)
         raise at_fault(error, ModelError)(f"{source} cannot be used: {reason}") from error
     if description.weights_sha256 not in (None, weights_sha256):
-        raise ModelError(f"{description.weights_uri} is damaged: its sha256 is not the one in model.json; copy it anew")
+        raise TornModelError(
+            f"{description.weights_uri} is damaged: its sha256 is not the one in model.json; copy it anew, or run the "
+            f"training again"
+        )
     return replace(description, digest=digest)
 
 

@@ -24,7 +24,7 @@ from segray.masks import GREY, IGNORE, PALETTE, Classes, decode_png
 from segray.shards import EXTENSIONS, MASK, OK, layers_of, read_masks, read_metadata, read_statistics, window_of
 from segray.storage import describe, exists, join, read_text
 
-SHARDS_KEPT = 32  # in a process: some 130 MB if they hold 64 megapixels each
+KEPT_BYTES = 2**27  # of shards in a process, some 32 of 64 megapixels if they hold masks alone
 LISTS_KEPT = 4096  # lists of what a shard holds of each scene, for scenes of several shards: some kB each
 WINDOWS_KEPT = 16  # decoded, 4 MB each
 ROW_BYTES = 2**28  # a row of windows is kept, up to this size, for reading in strips: 130,000 px of windows 2,048 high
@@ -192,6 +192,8 @@ def _row(scene: Scene) -> int:
 
 def _decoded(masks: Masks, layer: str, piece: Piece) -> np.ndarray:
     _, found = _shards.get((masks, piece.shard, layer))
+    if found[piece.number] is None:
+        raise SegrayError(f"shard {piece.shard} of {masks.output} lacks a {layer}; run segment.py with --overwrite")
     mask = decode_png(found[piece.number], PALETTE if layer == MASK else GREY)
     if mask.shape != (piece.window.height, piece.window.width):
         place = f"shard {piece.shard} of {masks.output}"
@@ -262,5 +264,7 @@ def _begins(part: Scene) -> bool:
 
 
 _Shard = tuple[list[Scene], list[bytes | None]]  # what it holds of each scene, and the layer of each row
-_shards: Kept[tuple[Masks, int, str], _Shard] = Kept(lambda key: _read_shard(*key), most=SHARDS_KEPT)
+_shards: Kept[tuple[Masks, int, str], _Shard] = Kept(
+    lambda key: _read_shard(*key), most=KEPT_BYTES, size=lambda shard: sum(len(png or b"") for png in shard[1])
+)
 _lists: Kept[tuple[Masks, int], list[Scene]] = Kept(lambda key: pieces_of(*key), most=LISTS_KEPT)

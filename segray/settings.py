@@ -202,6 +202,8 @@ class BenchmarkSettings(SegmentSettings):
         unknown = set(self.measurements) - set(MEASUREMENTS)
         if unknown or not self.measurements:
             raise ValueError(f"--what is a list of {', '.join(MEASUREMENTS)}, not {self.what}")
+        if self.confidence:
+            raise ValueError("--confidence is not measured: leave it out")
         if "loading" in self.measurements and not self.data:
             raise ValueError("--what loading needs labelled data: give --data")
         if "lattice" in self.measurements and not (self.data and self.model):

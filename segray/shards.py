@@ -43,6 +43,7 @@ SCHEMA = pa.schema(
 STATISTICS = [name for name in SCHEMA.names if name not in ("mask", "geometry")]
 MASK, CONFIDENCE = "mask", "confidence_map"  # layers: columns of pixels; the latter only where a job asks for it
 ENDINGS = {MASK: ".png", CONFIDENCE: ".confidence.png"}  # of a layer's members in a tar
+PERCENT = np.rint(np.arange(2**16) * 100 * CONFIDENCE_UNIT).astype(np.uint8)  # of each confidence
 TAIL_BYTES = 2**16  # holds the footer and the columns after the masks for some 200 windows
 EXTENSIONS = {"parquet": "parquet", "png": "tar"}
 
@@ -204,8 +205,9 @@ def mask_of(row: dict, png: bytes | None) -> np.ndarray:
 
 def _percent(result: WindowMask) -> np.ndarray:
     """(H, W) uint8 whole percent of the confidences, 255 where there is no data."""
-    percent = np.rint(result.confidences * np.float32(100 * CONFIDENCE_UNIT)).astype(np.uint8)
-    return np.where(result.mask == IGNORE, np.uint8(IGNORE), percent)
+    percent = PERCENT[result.confidences]
+    percent[result.mask == IGNORE] = IGNORE
+    return percent
 
 
 def _float32(value: float | None) -> float | None:

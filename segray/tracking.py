@@ -160,7 +160,7 @@ class Tracking:
                 if value:
                     runs[flag] = self._start(flag, value, settings, runs.get(flag))
                     publish(_runs_uri(output), json.dumps(runs).encode())  # to be continued, should the next one fail
-        except (SegrayError, *FAILURES) as error:
+        except BaseException as error:
             self.__exit__(type(error))  # ends the runs begun before it
             raise
 

@@ -17,7 +17,7 @@ from dataclasses import asdict
 
 import torch
 
-from segray.errors import ModelError, SegrayError
+from segray.errors import SegrayError, TornModelError
 from segray.listing import files_if_any
 from segray.model_dir import read_description
 from segray.places import TRAINING
@@ -85,7 +85,10 @@ def write_run(settings: TrainSettings, data: str, inspection: dict) -> None:
 def finished(settings: TrainSettings) -> bool:
     """Whether the last epoch is committed, and its model there if it is the best."""
     output = settings.output
-    return (settings.epochs, 0) in _positions(output) and not model_due(output, read_history(output))
+    if (settings.epochs, 0) not in _positions(output):
+        return False
+    history = read_history(output)
+    return bool(history) and not model_due(output, history)
 
 
 def improved(history: Sequence[dict]) -> bool:
@@ -95,12 +98,12 @@ def improved(history: Sequence[dict]) -> bool:
 
 
 def model_due(output: str, history: Sequence[dict]) -> bool:
-    """Whether the last epoch is the best, but the model of OUTPUT is another's, damaged or not there."""
+    """Whether the last epoch is the best, but the model of OUTPUT is another's, torn or not there."""
     if not improved(history):
         return False
     try:
         return read_description(join(output, "model")).training.get("epoch") != history[-1]["epoch"]
-    except ModelError:
+    except TornModelError:
         return True
 
 

@@ -13,6 +13,7 @@ from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import partial
+from itertools import chain
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -129,9 +130,12 @@ def segment(readings: Iterable[Reading], segmenter: Segmenter) -> Iterator[Segme
 def rows(results: Iterable[Segmented], classes: Classes) -> Iterator[MaskRow]:
     """The rows of a shard, those of an item in scan order, whichever of its windows failed."""
     for result in results:
-        found = [mask_row(result.place, mask, classes) for mask in result.on_grid()]
-        found += (failed_row(result.place, window, result.error or "") for window in result.failed)
-        yield from sorted(found, key=lambda row: (row.row_off, row.col_off))
+        found = (mask_row(result.place, mask, classes) for mask in result.on_grid())
+        if not result.failed:
+            yield from found
+        else:
+            failed = (failed_row(result.place, window, result.error or "") for window in result.failed)
+            yield from sorted(chain(found, failed), key=lambda row: (row.row_off, row.col_off))
 
 
 def _timed(item: Item, **options: object) -> Reading:

@@ -10,6 +10,8 @@ import time
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field, replace
 
+from ray.exceptions import OutOfMemoryError, WorkerCrashedError
+
 from segray import cluster, walk
 from segray import plan as plans
 from segray.errors import ModelError
@@ -21,7 +23,7 @@ from segray.model_dir import Description, load_network, read_description
 from segray.shards import MaskRow, write_shard
 from segray.stopwatch import Stopwatch, peak_memory
 from segray.summary import Totals, summarise
-from segray.tasks import DEATHS, in_tasks
+from segray.tasks import in_tasks
 
 log = logging.getLogger("segray")
 STAGES = "segray_stages"  # a Ray resource: a cluster that has it runs the stages of a GPU cluster on CPUs too
@@ -174,7 +176,7 @@ def probe(work: Work) -> str:
     late.start()
     try:
         (precision,) = in_tasks(_probe, [work], **({"num_cpus": 0, "num_gpus": 1} if work.on_gpu else {}))
-    except DEATHS as error:
+    except (WorkerCrashedError, OutOfMemoryError) as error:
         tried = f"{work.model} kills the process that tries it on {work.batch_size} tile(s) of {work.spec.tile} px"
         raise ModelError(f"{tried}; give the workers more memory, or lower --batch_size or --tile") from error
     finally:

@@ -74,6 +74,7 @@ def test_images_of_the_usual_ending_go_without_it():
     assert name("a.png") == "a.png.png"
     assert name("a.JPG") == "a.JPG.png"
     assert name("a.png.jpg") == "a.png.jpg.png"
+    assert distinct(mirror("/in/a.png", "/in", ".confidence.tif"), "/in/a.png", ".jpg") == "a.png.confidence.tif"
     assert ending_of("tar://x.PNG::s3://b/a.tar") == ".PNG"
     assert ending_of("s3://b/LC08.B1") == ""
 

@@ -112,6 +112,19 @@ def test_a_missing_file_is_written_again_and_only_that(local_ray, masks, tmp_pat
     assert {name for name in before if before[name] != after[name]} == {"summary.json"}
 
 
+def test_a_summary_of_what_was_missing_before_is_written_anew(local_ray, masks, tmp_path):
+    export(settings(masks, tmp_path))
+    before = contents(tmp_path)
+    summary = json.loads(before["summary.json"])
+    summary["lost"] = [{"file": "masks.pmtiles", "error": "it killed its process"}]  # written by a run that was killed
+    (tmp_path / "summary.json").write_text(json.dumps(summary))
+    (tmp_path / "collection.json").write_text("{}")
+    assert export(settings(masks, tmp_path))["lost"] == []
+    after = contents(tmp_path)
+    assert json.loads(after["summary.json"])["lost"] == []
+    assert {name for name in before if before[name] != after[name]} == {"summary.json"}
+
+
 def test_another_export_on_the_same_output_is_refused(local_ray, masks, tmp_path):
     other = write_masks(str(tmp_path / "other"), IMAGES[1:], archive=ARCHIVE)
     output = tmp_path / "out"
@@ -159,7 +172,7 @@ def test_a_format_of_one_file_holds_all_scenes_that_lie_somewhere(local_ray, mas
 
 
 def test_masks_without_confidences_are_told_at_once(masks, tmp_path):
-    with pytest.raises(SegrayError, match="has no confidence of pixels; segment with --confidence, or leave it out"):
+    with pytest.raises(SegrayError, match="has no confidence of pixels; segment with --confidence into another OUTPUT"):
         export(settings(masks, tmp_path / "out", format="cog,confidence"))
     assert not (tmp_path / "out").exists()
 

@@ -409,7 +409,9 @@ def test_gdal_without_room_ends_the_export_and_fails_no_scene(tmp_path, monkeypa
         pytest.skip("only root can mount a small disk")
     monkeypatch.setattr(tempfile, "tempdir", str(disk))
     try:
-        masks, scenes = segmented(tmp_path, Image(uri="/a/x.tif", mask=ids(3000, 3000), crs=GEO.crs, transform=UTM))
+        masks, scenes = segmented(
+            tmp_path, Image(uri="/a/x.tif", mask=ids(3000, 3000), crs=GEO.crs, transform=UTM), window=3000
+        )
         settings = ExportSettings(masks="/m", output=str(tmp_path / "out"), format="cog")
         with pytest.raises(OSError, match="No space left") as caught:
             list(Exporter(masks=masks, settings=settings, usual=".tif").outcomes(scenes))

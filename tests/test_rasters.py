@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import random
+import uuid
 import zipfile
 from dataclasses import replace
 from pathlib import Path
@@ -252,6 +253,13 @@ def test_truncated_rasters_are_refused_with_the_same_reason_in_every_run(tmp_pat
             reasons.add(str(caught.value))
         assert len(reasons) == 1
         assert "vsi" not in reasons.pop()
+
+
+def test_the_reason_of_a_damaged_file_has_its_name_whatever_that_is(tmp_path):
+    path = tmp_path / f"{uuid.UUID(int=7)}.tif"
+    path.write_bytes(b"no TIFF")
+    with pytest.raises(ImageError, match=rf"{path.name} cannot be read: '.*{path.name}' not recognized"):
+        read_image(str(path))
 
 
 @pytest.mark.parametrize("name", ["x.tif", "x.jp2"])

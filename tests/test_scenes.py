@@ -15,7 +15,7 @@ from segray.errors import SegrayError
 from segray.grid import Window
 from segray.masks import decode_png
 from segray.scenes import Masks, Scene, SceneReader, forget_shards, open_masks, pieces_of, whole
-from segray.shards import Place, failed_row, shard_uri, write_shard
+from segray.shards import CONFIDENCE, Place, failed_row, shard_uri, write_shard
 from segray.storage import join, publish, remove
 
 BIG = Image(uri="/a/big.tif", mask=ids(230, 190), crs="EPSG:32633", transform=UTM)
@@ -158,6 +158,14 @@ def test_a_damaged_shard_is_named(tmp_path):
     path.unlink()
     with pytest.raises(FileNotFoundError):  # a store's error does not count as damage
         pixels(masks, scene)
+
+
+@pytest.mark.parametrize("formats", ["parquet", "png"])
+def test_a_layer_that_is_not_there_is_named(tmp_path, formats):
+    masks = open_masks(write_masks(str(tmp_path), [BIG], archive="/a", formats=formats))
+    (scene,) = scenes(masks)
+    with pytest.raises(SegrayError, match=r"shard 0 of .* (is damaged|lacks a confidence_map)"):
+        SceneReader(masks, scene, CONFIDENCE).piece(scene.pieces[0])
 
 
 def test_a_mask_of_another_size_is_refused(tmp_path):

@@ -174,7 +174,10 @@ def test_training_defaults_follow_from_other_settings(flags, expected):
     ("flags", "sentence"),
     [
         ([], "--masks and --output must be given"),
-        ([*EXPORT, "--format", "shapefile"], "--format is a list of cog, png, polygons, pmtiles, not shapefile"),
+        (
+            [*EXPORT, "--format", "shapefile"],
+            "--format is a list of cog, png, polygons, pmtiles, confidence, not shapefile",
+        ),
         ([*EXPORT, "--format", ","], "--format is a list of cog"),
         ([*EXPORT, "--min_area", "-1"], "--min_area must be positive, not -1.0"),
         ([*EXPORT, "--simplify", "nan"], "--simplify must be positive, not nan"),

@@ -124,6 +124,7 @@ def test_a_missing_package_is_a_sentence(monkeypatch: pytest.MonkeyPatch) -> Non
 def test_a_folder_of_that_name_is_no_package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "wandb").mkdir()  # where W&B keeps what it logs
     monkeypatch.setattr(sys, "path", [str(tmp_path)])
+    monkeypatch.delitem(sys.modules, "wandb", raising=False)
     importlib.invalidate_caches()
     with pytest.raises(SegrayError, match="--wandb needs the package wandb"):
         check_trackers({"mlflow": None, "wandb": "project"})

@@ -23,7 +23,7 @@ from torch import nn
 
 from segray import inspection, publishing
 from segray.datasets import large, open_dataset
-from segray.errors import SegrayError
+from segray.errors import ModelError, SegrayError
 from segray.inspection import inspect
 from segray.learner import Learner
 from segray.listing import list_files
@@ -303,6 +303,16 @@ def test_the_model_is_the_average_of_the_weights_of_the_best_epoch(job: Job, mon
     assert same(dict(published), dict(load_state(job.settings.output, 2)["average"]))
     assert not any(same(dict(published), dict(state[name])) for name in ("network", "average"))  # the last epoch's
     assert not same(dict(state["network"]), dict(state["average"]))
+
+
+def test_a_model_of_a_later_segray_is_not_taken_for_one_that_is_due(job: Job) -> None:
+    run_job(job)
+    source = Path(job.settings.output, "model", "model.json")
+    later = json.dumps({**json.loads(source.read_text()), "format_version": 99})
+    source.write_text(later)
+    with pytest.raises(ModelError, match="has format version 99.*update segray"):
+        finished(job.settings)
+    assert source.read_text() == later
 
 
 @pytest.mark.parametrize("name", ["weights.safetensors", "model.json"])

@@ -338,6 +338,7 @@ def test_details_of_a_coarse_image_are_on_the_grid_of_the_image(
 ) -> None:
     uri, spec = fine_raster(tmp_path), replace(SPEC, resolution=1.2)
     monkeypatch.setattr(segmenter, "detailed", True)
+    monkeypatch.setattr(segmenter, "sampled", True)
     options = {"blend": "taper", "window": 1000, "explicit_bands": False}
     for enlarge in (False, True):
         readings = walk.read_items([Item(image=uri, etag="")], spec, enlarge=enlarge, **options)

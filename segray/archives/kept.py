@@ -56,5 +56,5 @@ class Kept(Generic[Key, Value]):
             self._taken -= self._size(self._values.pop(key))
         self._values[key] = value
         self._taken += self._size(value)
-        while self._taken > self._most:
+        while self._taken > self._most and len(self._values) > 1:  # one alone may be larger than all may be
             self._taken -= self._size(self._values.popitem(last=False)[1])

@@ -17,8 +17,7 @@ from segray.archives.members import kind_of
 from segray.archives.once import once
 from segray.archives.options import ArchiveOptions
 from segray.errors import SegrayError
-from segray.listing import file_info
-from segray.storage import File, beside, describe, ending, filesystem, is_absolute
+from segray.storage import FINAL_ERRORS, File, beside, describe, ending, filesystem, is_absolute, retry
 from segray.store_errors import at_fault, store_errors
 
 ENDINGS = (".txt", ".csv", ".parquet")
@@ -42,7 +41,7 @@ class ListArchive:
         A folder is no list: Spark and Ray Data give one the name of the table whose parts lie in it.
         """
         kind = ending(uri)
-        return kind in ENDINGS and (kind != ".parquet" or (_is_file(uri) and _lists(uri)))
+        return kind in ENDINGS and (kind != ".parquet" or not _is_folder(uri) and _lists(uri))
 
     def images(self) -> Iterator[File]:
         """The images in the order of the list, each once; SegrayError when it cannot be read or lists none."""
@@ -156,10 +155,13 @@ def _parquet(uri: str) -> Iterator[BinaryIO]:
         raise at_fault(error)(f"{uri} cannot be read as Parquet: {describe(error)}") from error
 
 
-def _is_file(uri: str) -> bool:
+def _is_folder(uri: str) -> bool:
     fs, path = filesystem(uri)
+    fs.invalidate_cache()
     try:
-        return file_info(fs, path) is not None
+        return retry(lambda: fs.info(path))["type"] == "directory"
+    except FINAL_ERRORS:  # whoever opens it says what is wrong
+        return False
     except OSError as error:
         raise at_fault(error)(f"{uri} cannot be looked at: {describe(error)}") from error
 

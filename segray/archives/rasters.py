@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import posixpath
 import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -121,31 +122,33 @@ def driver_of(uri: str) -> str:
 def _in_memory(uri: str, data: bytes, call: Callable[[rasterio.DatasetReader], Result]) -> Result:
     if not data:  # rasterio would take it for a file that is to be written
         raise ImageError(f"{uri} cannot be read: the file is empty")
-    with _one_sentence(uri, None), MemoryFile(data) as memory, memory.open(driver=driver_of(uri)) as source:
+    with MemoryFile(data) as memory, _one_sentence(uri, memory.name), memory.open(driver=driver_of(uri)) as source:
         return call(source)
 
 
 @contextmanager
-def _one_sentence(uri: str, file: str | None) -> Iterator[None]:
+def _one_sentence(uri: str, file: str) -> Iterator[None]:
     """Whatever is wrong with a raster becomes an ImageError; a store's failure passes through.
 
-    file: where its bytes are, None if in memory.
+    file: where its bytes are, for GDAL if they are in memory.
     """
     try:
         yield
     except (RasterioError, CPLE_BaseError, OSError, ValueError) as error:
         of_store = isinstance(error, OSError) and not isinstance(error, (RasterioError, *FINAL_ERRORS))
-        if of_store and file is not None and not is_local(file):
+        if of_store and not is_local(file):
             raise
         missing = isinstance(error, FileNotFoundError)
-        raise ImageError(f"{uri} cannot be read: {'it does not exist' if missing else _reason(error)}") from error
+        raise ImageError(f"{uri} cannot be read: {'it does not exist' if missing else _reason(error, file)}") from error
 
 
-def _reason(error: Exception) -> str:
-    """GDAL's message, without its random name for a stored file, so that equal runs write equal reasons."""
+def _reason(error: Exception, file: str) -> str:
+    """GDAL's message without random names for what is stored or in memory, so that equal runs write equal reasons."""
     said = error.__cause__ if isinstance(error, RasterioError) else None
     text = re.sub(r"/vsiriopener_[0-9a-f]+/[0-9]+/", "", describe(said or error))
-    return re.sub(r"(/vsimem/[0-9a-f-]{36}/)?[0-9a-f-]{36}\.tif", "the member", text)  # of bytes in memory
+    if file.startswith("/vsimem/"):
+        text = text.replace(file, "the member").replace(posixpath.basename(file), "the member")
+    return text
 
 
 def _header(uri: str, source: rasterio.DatasetReader) -> Header:

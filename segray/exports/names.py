@@ -50,6 +50,8 @@ def distinct(name: str, image: str, usual: str) -> str:
     """
     own = ending_of(image)
     stem, new = posixpath.splitext(name)
+    if stem.endswith(CONFIDENCE_STEM):
+        stem, new = stem.removesuffix(CONFIDENCE_STEM), CONFIDENCE_STEM + new
     if own == usual and not ending_of(_without_ending(_last_name(image))):
         return name
     return f"{stem}{own or '-' + _hash(image)}{new}"
