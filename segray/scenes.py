@@ -204,7 +204,7 @@ def _decoded(masks: Masks, layer: str, piece: Piece) -> np.ndarray:
 
 def _read_shard(masks: Masks, shard: int, layer: str) -> _Shard:
     with _damage_told(masks.output, shard):
-        rows = read_masks(masks.output, shard, masks.fmt, layer)
+        rows = read_masks(masks.output, shard, masks.fmt, layer, alone=len(masks.layers) > 1)
         return _scenes((row for row, _ in rows), shard), [mask for _, mask in rows]
 
 

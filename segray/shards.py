@@ -6,7 +6,7 @@ import io
 import json
 import re
 import tarfile
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 
 import numpy as np
@@ -160,7 +160,7 @@ def read_statistics(output: str, shard: int, fmt: str) -> list[dict]:
     """The rows of a published shard without masks and geometries, as dicts of the schema's columns."""
     uri = shard_uri(output, shard, fmt)
     if fmt == "parquet":
-        return pq.read_table(io.BytesIO(_without_masks(uri)), columns=STATISTICS).to_pylist()
+        return pq.read_table(io.BytesIO(_partial(uri, STATISTICS)), columns=STATISTICS).to_pylist()
     with tarfile.open(fileobj=io.BytesIO(read_bytes(uri))) as tar:
         texts = [tar.extractfile(member).read() for member in tar if member.name.endswith(".json")]
     return [{name: value for name, value in json.loads(text).items() if name in STATISTICS} for text in texts]
@@ -170,17 +170,23 @@ def read_metadata(output: str, shard: int, fmt: str) -> dict:
     """What a published shard says about its job: classes, ignore index, model digest, settings."""
     uri = shard_uri(output, shard, fmt)
     if fmt == "parquet":
-        return json.loads(pq.read_schema(io.BytesIO(_without_masks(uri))).metadata[b"segray"])
+        return json.loads(pq.read_schema(io.BytesIO(_partial(uri, STATISTICS))).metadata[b"segray"])
     with tarfile.open(fileobj=io.BytesIO(read_bytes(uri))) as tar:
         first = next(member for member in tar if member.name.endswith(".json"))
         return json.loads(tar.extractfile(first).read())["segray"]
 
 
-def read_masks(output: str, shard: int, fmt: str, layer: str = MASK) -> list[tuple[dict, bytes | None]]:
-    """(row, PNG bytes or None) of every row of a published shard. layer: MASK, or another of `layers_of`."""
-    data = read_bytes(shard_uri(output, shard, fmt))
+def read_masks(
+    output: str, shard: int, fmt: str, layer: str = MASK, *, alone: bool = False
+) -> list[tuple[dict, bytes | None]]:
+    """(row, PNG bytes or None) of every row of a published shard. layer: MASK, or another of `layers_of`.
+
+    alone: other layers of a Parquet shard are not fetched, which takes more requests.
+    """
+    uri, names = shard_uri(output, shard, fmt), [*STATISTICS, "geometry", layer]
+    data = _partial(uri, names) if alone and fmt == "parquet" else read_bytes(uri)
     if fmt == "parquet":
-        rows = pq.read_table(io.BytesIO(data), columns=[*STATISTICS, "geometry", layer]).to_pylist()
+        rows = pq.read_table(io.BytesIO(data), columns=names).to_pylist()
         return [(row, row[layer]) for row in rows]
     with tarfile.open(fileobj=io.BytesIO(data)) as tar:
         members = {member.name: tar.extractfile(member).read() for member in tar}
@@ -235,11 +241,11 @@ def _key(number: int, row: MaskRow) -> str:
     return f"{number:05d}-{stem}-{row.row_off}-{row.col_off}"
 
 
-def _without_masks(uri: str) -> bytes:
-    """A Parquet shard with zeros in place of the masks, from three requests: its size, its end, and its start.
+def _partial(uri: str, names: Sequence[str]) -> bytes:
+    """A Parquet shard with zeros in place of other columns, from few requests: its size, its end, and what is missing.
 
-    The columns of `STATISTICS` are all there: columns lie in the schema's order, with the masks in between. Measured:
-    70 of the 8,900 kB of a shard of 32 masks are read.
+    Columns lie in the schema's order, so those of `STATISTICS`, with the masks in between, are one request and the end.
+    Measured: 70 of the 8,900 kB of a shard of 32 masks are read.
     """
     fs, path = filesystem(uri)
     fs.invalidate_cache()  # else the size may be from a listing made before the shard was rewritten
@@ -253,14 +259,21 @@ def _without_masks(uri: str) -> bytes:
     metadata = pq.read_metadata(io.BytesIO(tail))
     groups = (metadata.row_group(number) for number in range(metadata.num_row_groups))
     columns = [group.column(number) for group in groups for number in range(group.num_columns)]
-    spans = [_span(column) for column in columns if column.path_in_schema.split(".")[0] in STATISTICS]
+    spans = sorted(_span(column) for column in columns if column.path_in_schema.split(".")[0] in names)
     content = bytearray(stored)
     content[tail_start:] = tail
-    missing = [(start, stop) for start, stop in spans if start < tail_start]
-    if missing:
-        first, last = min(start for start, _ in missing), max(stop for _, stop in missing)
-        content[first:last] = retry(lambda: fs.cat_file(path, start=first, end=last))
+    for first, last in _joined(span for span in spans if span[0] < tail_start):
+        content[first:last] = retry(lambda first=first, last=last: fs.cat_file(path, start=first, end=last))
     return bytes(content)
+
+
+def _joined(spans: Iterable[tuple[int, int]]) -> list[tuple[int, int]]:
+    """Spans in order, those near the one before as one with it: a request costs more than a few bytes."""
+    found: list[tuple[int, int]] = []
+    for start, stop in spans:
+        near = found and start - found[-1][1] < TAIL_BYTES
+        found.append((found.pop()[0] if near else start, stop))
+    return found
 
 
 def _span(column: pq.ColumnChunkMetaData) -> tuple[int, int]:

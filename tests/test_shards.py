@@ -25,6 +25,7 @@ from segray.regions import WindowMask
 from segray.shards import (
     CONFIDENCE,
     FAILED,
+    MASK,
     NODATA,
     OK,
     SCHEMA,
@@ -263,6 +264,29 @@ def test_statistics_leave_the_masks_where_they_are(tmp_path, monkeypatch, tail):
     assert read_statistics(str(tmp_path), 0, "parquet") == fresh
 
 
+@pytest.mark.parametrize("tail", [10, 5000, 6000, 7000, 10_000, 2**20])
+def test_a_layer_is_read_without_the_others(tmp_path, monkeypatch, tail):
+    monkeypatch.setattr("segray.shards.TAIL_BYTES", tail)
+    found = result(Window(200, 150, 200, 150), seed=1)
+    steps = np.random.default_rng(0).integers(1, 65536, (200, 150)).astype(np.uint16)
+    place = Place(image="s3://b/a.tif", etag="t1", height=400, width=300)
+    rows = [mask_row(place, dataclasses.replace(found, confidences=steps), CLASSES), *all_kinds()]
+    metadata = {**METADATA, "settings": {"confidence": True}}
+    write_shard(str(tmp_path), 0, rows=rows, formats=("parquet",), metadata=metadata)
+    read, plain = [], filesystem(str(tmp_path))[0].cat_file
+    monkeypatch.setattr(
+        "fsspec.implementations.local.LocalFileSystem.cat_file",
+        lambda self, path, start=None, end=None: read.append((start or 0, end)) or plain(path, start, end),
+    )
+    for layer in (MASK, CONFIDENCE):
+        read.clear()
+        layers = [data for _, data in read_masks(str(tmp_path), 0, "parquet", layer, alone=True)]
+        assert layers == [getattr(row, layer) for row in rows]
+        size = filesystem(str(tmp_path))[0].size(shard_uri(str(tmp_path), 0, "parquet"))
+        if tail == 7000:
+            assert sum(end - start for start, end in read) < 0.8 * size
+
+
 class StrictFileSystem(MemoryFileSystem):
     """Files in memory that want ranges with a start and an end, as Azure does."""
 
@@ -310,7 +334,9 @@ def test_jobs_that_ask_for_confidences_write_them_in_percent(store):
         assert (percent == decode_png(layers[0], GREY)).all()
         assert ((percent == 255) == (found.mask == 255)).all()
         assert np.abs(percent / 100 - steps / 65535)[found.mask != 255].max() <= 0.005 + 1e-6
-        assert [mask for _, mask in read_masks(store, 3, fmt)] == [row.mask for row in rows]
+        for alone in (False, True):
+            assert [mask for _, mask in read_masks(store, 3, fmt, alone=alone)] == [row.mask for row in rows]
+            assert [found for _, found in read_masks(store, 3, fmt, CONFIDENCE, alone=alone)] == layers
         assert len(read_statistics(store, 3, fmt)) == len(rows)
     names = pq.read_schema(io.BytesIO(read_bytes(shard_uri(store, 3, "parquet")))).names
     assert names == [*SCHEMA.names[:8], "confidence_map", *SCHEMA.names[8:]]
