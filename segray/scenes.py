@@ -24,6 +24,7 @@ from segray.masks import GREY, IGNORE, PALETTE, Classes, decode_png
 from segray.shards import EXTENSIONS, MASK, OK, layers_of, read_masks, read_metadata, read_statistics, window_of
 from segray.storage import describe, exists, join, read_text
 
+PIECE_BYTES = 2**11  # of what is known of a window, about
 KEPT_BYTES = 2**27  # of shards in a process, some 32 of 64 megapixels if they hold masks alone
 LISTS_KEPT = 4096  # lists of what a shard holds of each scene, for scenes of several shards: some kB each
 WINDOWS_KEPT = 16  # decoded, 4 MB each
@@ -265,6 +266,8 @@ def _begins(part: Scene) -> bool:
 
 _Shard = tuple[list[Scene], list[bytes | None]]  # what it holds of each scene, and the layer of each row
 _shards: Kept[tuple[Masks, int, str], _Shard] = Kept(
-    lambda key: _read_shard(*key), most=KEPT_BYTES, size=lambda shard: sum(len(png or b"") for png in shard[1])
+    lambda key: _read_shard(*key),
+    most=KEPT_BYTES,
+    size=lambda shard: sum(PIECE_BYTES + len(png or b"") for png in shard[1]),
 )
 _lists: Kept[tuple[Masks, int], list[Scene]] = Kept(lambda key: pieces_of(*key), most=LISTS_KEPT)

@@ -79,7 +79,7 @@ def test_every_format_gives_the_picture_that_was_cut(store, kind):
 @pytest.mark.parametrize("kind", KINDS)
 def test_nothing_is_listed_to_read_a_window(store, kind, monkeypatch):
     file = level(kind, write_set(kind, join(store, "set"), TILES))
-    mosaic._sets._values.clear()  # as on another machine
+    mosaic._sets.forget()  # as on another machine
     for name in ("files", "tiles", "zooms"):
         if hasattr(mosaic.TILESETS[kind], name):
             monkeypatch.setattr(mosaic.TILESETS[kind], name, None)
@@ -242,7 +242,7 @@ def test_a_set_that_is_gone_is_a_failed_image(store, kind):
     uri = write_set(kind, join(store, "set"), TILES)
     file = level(kind, uri)
     remove(uri)
-    mosaic._sets._values.clear()
+    mosaic._sets.forget()
     if kind in ("xyz", "tms"):
         assert not read(file.uri, file.part, None).valid.any()  # this cannot be told from holes
     else:
@@ -331,7 +331,7 @@ def test_another_version_than_was_planned_is_refused(store, kind):
     write_set(kind, join(store, "set"), TILES | {(ZOOM, X + 1, Y + 1): encoded(noise(9))})
     if "://" not in uri:
         check(file, Window(300, 300, 100, 100))  # while the file is open, it is read as it was
-    mosaic._sets._values.clear()
+    mosaic._sets.forget()
     with pytest.raises(ImageError, match=rf"set\.{kind} changed since it was listed.*--overwrite"):
         read(file.uri, file.part, None)
 

@@ -132,30 +132,21 @@ def test_validators_validate_beside_the_training_and_may_die(
     wait_for(lambda: not processes_of("_Validator"))  # Ray ends them soon after
 
 
-def test_a_validator_that_dies_for_good_is_one_sentence(cluster: str, labelled_folder: str, tmp_path: Path) -> None:
-    job = make_job(labelled_folder, str(tmp_path / "trained"), validators=1, max_failures=0, epochs=50)
-
-    def kill_validator() -> None:
-        wait_for(lambda: newest_state(job.settings.output)[0] >= 1)
-        for process in processes_of("_Validator"):
-            os.kill(process, signal.SIGKILL)
-
-    killer = threading.Thread(target=kill_validator)
-    killer.start()
-    with pytest.raises(SegrayError, match=r"^a validator died more often than --max_failures 0 allows"):
-        train(job.settings)
-    killer.join()
-    assert 0 < newest_state(job.settings.output)[0] < 50
-
-
-def test_what_a_validator_meets_is_one_sentence(cluster: str, labelled_folder: str, tmp_path: Path) -> None:
+def test_what_a_validator_meets_and_its_death_for_good_are_one_sentence(
+    cluster: str, labelled_folder: str, tmp_path: Path
+) -> None:
+    """What a training makes of them is in test_trainer.py."""
     job = make_job(labelled_folder, str(tmp_path / "trained"), validators=1, max_failures=0)
-    mask = job.val[0].mask
-    Path(mask).write_bytes(png(np.full((96, 96), 77, np.uint8)))
-    write_run(job.settings, fingerprint_of(job), asdict(job.inspection))
-    with pytest.raises(SegrayError, match=rf"^{mask} holds the id 77"):
-        train(job.settings)
-    assert newest_state(job.settings.output)[0] == 0
+    Path(job.val[0].mask).write_bytes(png(np.full((96, 96), 77, np.uint8)))
+    validators = Validators.start(ray.put(job), 1, gpu=False, cores=1, max_failures=0)
+    weights = job.network().state_dict()
+    with pytest.raises(SegrayError, match=rf"^{job.val[0].mask} holds the id 77"):
+        validators.begin(job, weights, "fp32")()
+    for process in processes_of("_Validator"):
+        os.kill(process, signal.SIGKILL)
+    with pytest.raises(SegrayError, match=r"^a validator died more often than --max_failures 0 allows"):
+        validators.begin(job, weights, "fp32")()
+    validators.close()
 
 
 def test_an_error_of_one_worker_ends_all_with_its_sentence(cluster: str, labelled_folder: str, tmp_path: Path) -> None:
