@@ -17,7 +17,7 @@ from segray.shards import CONFIDENCE
 PER_SCENE = True
 LAYER = CONFIDENCE
 MEDIA_TYPE = cog.MEDIA_TYPE
-OPTIONS = {**cog.OPTIONS, "overview_resampling": "AVERAGE", "predictor": "STANDARD"}
+OPTIONS = {**cog.OPTIONS, "overview_resampling": "AVERAGE"}
 
 
 def name(scene: Scene, archive: str) -> str:
