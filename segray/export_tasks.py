@@ -103,7 +103,8 @@ class Exporter:
                 error = describe(found)
                 continue
             of_tiles = path.endswith(".json")
-            assets[fmt] = (path, "application/json" if of_tiles else EXPORTS[fmt].MEDIA_TYPE)
+            media_type = "application/json" if of_tiles else EXPORTS[fmt].MEDIA_TYPE
+            assets[fmt] = (path, media_type, EXPORTS[fmt].LAYER)
             written = written or new is not None
             for key, value in (new or {}).items():  # its pixels are the same in every format
                 facts[key] = value if key == "pixels" else facts.get(key, 0) + value

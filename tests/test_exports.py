@@ -20,7 +20,7 @@ from rio_cogeo.cogeo import cog_validate
 
 from segray.errors import ImageError
 from segray.export_tasks import Exporter
-from segray.exports import EXPORTS, cog, png, stac
+from segray.exports import EXPORTS, png, stac
 from segray.scenes import Masks, Scene, forget_shards, open_masks, pieces_of, whole
 from segray.settings import EXPORT_FORMATS, ExportSettings
 
@@ -322,9 +322,11 @@ def test_a_path_too_long_for_the_file_system_is_wrong_with_one_scene(tmp_path):
 
 
 def item_of(folder: Path, image: Image) -> dict:
-    """The STAC item of an image as a COG, as its JSON says."""
+    """The STAC item of an image as a COG, and as one of its confidences, as its JSON says."""
     masks, (scene,) = segmented(folder, image)
-    return json.loads(json.dumps(stac.item(masks, scene, "scene", {"cog": (cog.name(scene, "/a"), cog.MEDIA_TYPE)})))
+    modules = {name: EXPORTS[name] for name in ("cog", "confidence")}
+    assets = {name: (it.name(scene, "/a"), it.MEDIA_TYPE, it.LAYER) for name, it in modules.items()}
+    return json.loads(json.dumps(stac.item(masks, scene, "scene", assets)))
 
 
 def test_an_item_says_where_the_scene_lies_and_what_its_classes_are(tmp_path):
@@ -334,6 +336,8 @@ def test_an_item_says_where_the_scene_lies_and_what_its_classes_are(tmp_path):
     assert found.properties["proj:code"] == "EPSG:32633"
     assert found.properties["proj:shape"] == [300, 420]
     assert tuple(found.properties["proj:transform"]) == UTM
+    percent = found.assets["confidence"].extra_fields["bands"]
+    assert percent == [{"name": "confidence", "data_type": "uint8", "nodata": 255, "unit": "percent"}]
     asset = found.assets["cog"]
     assert (asset.href, asset.roles, asset.media_type) == ("./d/geo.tif", ["data"], pystac.MediaType.COG)
     band = asset.extra_fields["bands"][0]

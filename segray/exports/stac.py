@@ -14,19 +14,19 @@ from segray.footprints import outline, rings
 from segray.grid import Window
 from segray.masks import IGNORE, Classes
 from segray.scenes import Masks, Scene
+from segray.shards import CONFIDENCE, MASK
 
 EXTENSIONS = [
     "https://stac-extensions.github.io/projection/v2.0.0/schema.json",
     "https://stac-extensions.github.io/classification/v2.0.0/schema.json",
 ]
-PERCENT = {"name": "confidence", "data_type": "uint8", "nodata": IGNORE, "unit": "percent"}
 # STAC requires a time. Masks have none, and the time of the export would differ from run to run: hence an interval
 # that says nothing, within the range of 64-bit nanoseconds (tables of items use them).
 TIMES = {"datetime": None, "start_datetime": "1900-01-01T00:00:00Z", "end_datetime": "2199-12-31T23:59:59Z"}
 
 
-def item(masks: Masks, scene: Scene, name: str, assets: dict[str, tuple[str, str]]) -> dict:
-    """The item of a scene. name: its id. assets: format -> (path from the collection, media type).
+def item(masks: Masks, scene: Scene, name: str, assets: dict[str, tuple[str, str, str]]) -> dict:
+    """The item of a scene. name: its id. assets: format -> (path from the collection, media type, layer).
 
     geometry and bbox: longitude and latitude in degrees; where these are unknown, null and absent.
     """
@@ -34,7 +34,11 @@ def item(masks: Masks, scene: Scene, name: str, assets: dict[str, tuple[str, str
     facts = {"title": scene.image, "proj:shape": [scene.height, scene.width]}
     if scene.transform is not None:
         facts["proj:transform"] = list(scene.transform)
-    band = {"name": "class", "data_type": "uint8", "nodata": IGNORE, "classification:classes": classes(masks.classes)}
+    kind = {"data_type": "uint8", "nodata": IGNORE}
+    bands = {
+        MASK: {"name": "class", **kind, "classification:classes": classes(masks.classes)},
+        CONFIDENCE: {"name": "confidence", **kind, "unit": "percent"},
+    }
     return {
         "type": "Feature",
         "stac_version": "1.1.0",
@@ -49,9 +53,9 @@ def item(masks: Masks, scene: Scene, name: str, assets: dict[str, tuple[str, str
                 "href": f"./{quote(path)}",
                 "type": media_type,
                 "roles": ["data"],
-                **({"bands": [PERCENT if fmt == "confidence" else band]} if media_type.startswith("image/") else {}),
+                **({"bands": [bands[layer]]} if media_type.startswith("image/") else {}),
             }
-            for fmt, (path, media_type) in sorted(assets.items())
+            for fmt, (path, media_type, layer) in sorted(assets.items())
         },
     }
 
