@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import re
 import sys
 from graphlib import TopologicalSorter
 from pathlib import Path
@@ -112,6 +113,12 @@ def test_no_import_is_circular() -> None:
         graph[module] = {name if name in MODULES else name.rpartition(".")[0] for name in names} & MODULES.keys()
     order = list(TopologicalSorter(graph).static_order())  # CycleError names the cycle
     assert sorted(order) == sorted(MODULES)
+
+
+def test_readme_names_every_file_once() -> None:
+    table = (ROOT / "README.md").read_text().partition("| subject | files in `segray/` |")[2].partition("\n\n")[0]
+    files = {name.split(".")[1] for name in MODULES if name.startswith("segray.")}
+    assert sorted(re.findall(r"`(\w+)`", table)) == sorted(files)
 
 
 def test_the_files_are_found() -> None:
