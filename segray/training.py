@@ -36,7 +36,6 @@ from segray.settings import TrainSettings
 from segray.storage import absolute, join, remove_leftovers
 from segray.tasks import in_tasks
 from segray.tracking import Tracking, check_trackers
-from segray.trainer import run
 from segray.training_console import Console
 from segray.training_job import Job, initial_network
 from segray.training_remote import Board, weights_fit
@@ -198,6 +197,8 @@ def _worker(config: dict) -> None:
     board, context = config["board"], ray.train.get_context()
     if ray.get(board.begin.remote()):
         return
+    from segray.trainer import run  # takes as long to import as torch, and the driver does not need it
+
     device = ray.train.torch.get_device()
     place = Place(
         rank=context.get_world_rank(),

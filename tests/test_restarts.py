@@ -24,7 +24,7 @@ def undisturbed(tmp_path_factory, small_model) -> tuple[Path, Path]:
         Image.fromarray(scene(number, 96, 96)[0]).save(images / f"i{number:03d}.png")
     for name in ("i030-broken.png", "i060-broken.png"):
         (images / name).write_bytes(b"")
-    status, out, err = run("segment", model=small_model, archive=images, output=output, shard_mpx=0.01, actors=2)
+    status, out, err = run("segment", model=small_model, archive=images, output=output, shard_mpx=0.01, actors=1)
     assert status == 3, err
     assert "120 images segmented, 0 without data, 2 failed" in out
     assert "1.6% of the images failed" in err
@@ -64,7 +64,7 @@ def test_killed_anywhere_and_run_again_the_masks_are_those_of_an_undisturbed_run
 
 def test_a_full_disk_is_one_sentence_and_with_more_room_the_job_goes_on(undisturbed, small_model, tmp_path):
     images, whole_output = undisturbed
-    settings = {"model": small_model, "archive": images, "output": tmp_path, "shard_mpx": 0.01, "actors": 2}
+    settings = {"model": small_model, "archive": images, "output": tmp_path, "shard_mpx": 0.01, "actors": 1}
     size = "size={}k,mode=777"
     if subprocess.run(["mount", "-t", "tmpfs", "-o", size.format(256), "none", tmp_path], check=False).returncode:
         pytest.skip("only root can mount a small disk")
