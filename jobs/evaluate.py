@@ -1,10 +1,10 @@
-"""Evaluate a model on labelled images, by the same code path as segmentation.
+r"""Evaluate a model on labelled images, by the same code path as segmentation.
 
 On this machine:
     python jobs/evaluate.py --model OUT/model --data LABELLED --split val --output SCORES
 
 On a Ray cluster (with the RAY_AUTH_MODE that it was started with):
-    ray job submit --working-dir . -- python jobs/evaluate.py \\
+    ray job submit --working-dir . -- python jobs/evaluate.py \
         --model s3://bucket/OUT/model --data s3://bucket/LABELLED --split val --output s3://bucket/SCORES
 
 With --calibrate the temperature that fits the split is written into the model; keep another split to test on.

@@ -1,10 +1,10 @@
-"""Export the masks of a segmentation as files that GIS programs open.
+r"""Export the masks of a segmentation as files that GIS programs open.
 
 On this machine:
     python jobs/export.py --masks MASKS --output FILES --format cog
 
 On a Ray cluster (with the RAY_AUTH_MODE that it was started with):
-    ray job submit --working-dir . -- python jobs/export.py \\
+    ray job submit --working-dir . -- python jobs/export.py \
         --masks s3://bucket/MASKS --output s3://bucket/FILES --format cog,polygons
 
 The same command again continues. Exit status: 0 done; 1 failed; 2 bad usage or input; 3 done, but more than

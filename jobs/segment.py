@@ -1,10 +1,10 @@
-"""Segment an archive of imagery into mask shards.
+r"""Segment an archive of imagery into mask shards.
 
 On this machine:
     python jobs/segment.py --model OUT/model --archive IMAGES --output MASKS
 
 On a Ray cluster (with the RAY_AUTH_MODE that it was started with):
-    ray job submit --working-dir . -- python jobs/segment.py \\
+    ray job submit --working-dir . -- python jobs/segment.py \
         --model s3://bucket/OUT/model --archive s3://bucket/IMAGES --output s3://bucket/MASKS
 
 The same command again continues. Exit status: 0 done; 1 failed; 2 bad usage or input; 3 done, but more than

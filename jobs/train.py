@@ -1,12 +1,14 @@
-"""Train a segmentation network on labelled imagery.
+r"""Train a segmentation network on labelled imagery.
 
-On a laptop, with nothing but the package (Ray starts by itself):
-    python jobs/train.py --data ./labelled --output ./trained
-On a Ray cluster, from the root of this repository:
-    ray job submit --address http://HEAD:8265 --working-dir . -- \
-        python jobs/train.py --data s3://bucket/labelled --output s3://bucket/trained --network unet --epochs 100
+On this machine:
+    python jobs/train.py --data LABELLED --output OUT
 
-The same command again continues where it was interrupted. All settings: python jobs/train.py --help
+On a Ray cluster (with the RAY_AUTH_MODE that it was started with):
+    ray job submit --working-dir . -- python jobs/train.py \
+        --data s3://bucket/LABELLED --output s3://bucket/OUT --network unet --epochs 100
+
+The same command again continues where it was interrupted. The model is in OUT/model.
+
 Exit status: 0 done; 1 failed; 2 bad usage or input.
 """
 

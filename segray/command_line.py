@@ -23,9 +23,13 @@ STORE_FAILURES = (StoreError, BotoCoreError)
 DONE, FAILED, BAD_INPUT, TOO_MANY_FAILED = 0, 1, 2, 3  # exit statuses
 
 
-def parse(settings_class: type[Settings], argv: Sequence[str]) -> Settings:
-    """The settings from flags and --config (flags win); ValueError in one sentence. --print_config prints and exits."""
-    parser = _Parser(prog=None, allow_abbrev=False, argument_default=argparse.SUPPRESS)
+def parse(settings_class: type[Settings], argv: Sequence[str], *, about: str | None = None) -> Settings:
+    """The settings from flags and --config (flags win); ValueError in one sentence. --print_config prints and exits.
+
+    about: what --help says before it lists the flags.
+    """
+    shown = {"description": about, "formatter_class": argparse.RawDescriptionHelpFormatter}
+    parser = _Parser(allow_abbrev=False, argument_default=argparse.SUPPRESS, **shown)
     parser.add_argument("--config", help="YAML file (any URI) with settings by the names of the flags")
     parser.add_argument("--print_config", action="store_true", help="print the settings as YAML and exit")
     hints = get_type_hints(settings_class)
@@ -55,7 +59,10 @@ def parse(settings_class: type[Settings], argv: Sequence[str]) -> Settings:
 
 
 def run_job(main: Callable[[Settings], int], settings_class: type[Settings]) -> int:
-    """The exit status of a job: parse the command line, run, and report bad input in one sentence on stderr."""
+    """The exit status of a job: parse the command line, run, and report bad input in one sentence on stderr.
+
+    main: a function of the job's script, whose docstring --help shows.
+    """
     log = logging.getLogger("segray")
     log.setLevel(logging.INFO)
     handler = logging.StreamHandler(sys.stdout)
@@ -68,7 +75,7 @@ def run_job(main: Callable[[Settings], int], settings_class: type[Settings]) -> 
 
 def _run(main: Callable[[Settings], int], settings_class: type[Settings]) -> int:
     try:
-        settings = parse(settings_class, sys.argv[1:])
+        settings = parse(settings_class, sys.argv[1:], about=main.__globals__["__doc__"])
     except (ValueError, SegrayError) as error:
         sys.stderr.write(f"{sys.argv[0]}: {error}\n")
         return BAD_INPUT
@@ -135,7 +142,8 @@ class _Parser(argparse.ArgumentParser):
 
 def _add_flag(parser: argparse.ArgumentParser, item: Field, hint: Any) -> None:
     kind, default = _plain(hint), item.default
-    text = item.metadata["help"] + ("" if default in (MISSING, None) else f" (default: {default})")
+    note = "required" if default is MISSING else None if default is None else f"default: {default}"
+    text = item.metadata["help"] + (f" ({note})" if note else "")
     text = text.replace("%", "%%")
     if kind is bool:
         parser.add_argument(f"--{item.name}", action=argparse.BooleanOptionalAction, help=text)

@@ -48,9 +48,11 @@ class PathSettings:
     output: str = option("where the results go")
     tile: int | None = option("side of the tiles that the network sees, pixels (default: the model's)", None)
     overlap: int | None = option("overlap of neighbouring tiles, pixels (default: the model's)", None)
-    blend: str = option("how overlapping tiles are joined: each up to the middle, or blended", "crop", BLENDS)
+    blend: str = option("how overlapping tiles are joined: crop: each up to the middle; taper: blended", "crop", BLENDS)
     bands: tuple[int | str, ...] | None = option(
-        "image bands fed to the network: 0-based numbers or names, as in 0,1,2 or red,green,blue", None
+        "bands of the images fed to the network: 0-based numbers or names, as in 0,1,2 or red,green,blue (default: the "
+        "model's)",
+        None,
     )
     resolution: float | None = option("metres per pixel that the network sees (default: the model's)", None)
     scale: float | None = option("factor that converts pixel values to the model's unit (default: the model's)", None)
@@ -104,7 +106,11 @@ class SegmentSettings(PathSettings):
     """Settings of jobs/segment.py."""
 
     archive: str = option("imagery to segment: a prefix, tar, zip, Parquet, tile set, list or STAC items, on any store")
-    tiles: str = option("what a tree of z/x/y files is; auto: by its names", "auto", ("auto", "xyz", "tms", "none"))
+    tiles: str = option(
+        "what a tree of z/x/y files is; auto: TMS if a tilemapresource.xml is there, else XYZ; none: single images",
+        "auto",
+        ("auto", "xyz", "tms", "none"),
+    )
     zoom: int | None = option("zoom level of tile sets (default: their highest)", None)
     column: str | None = option("column of a Parquet or CSV archive with the images or their URIs", None)
     asset: str | None = option("asset of STAC items (default: by its role)", None)
@@ -114,7 +120,9 @@ class SegmentSettings(PathSettings):
         "megapixels per shard, the unit of work, retry and commit (default: 64 on GPUs, 4 on CPUs)", None
     )
     grid: str = option(
-        "grid of the masks of images that the network sees at lower resolution", "source", ("source", "model")
+        "grid of the masks of images that are finer than --resolution: their own (source), or the coarser one (model)",
+        "source",
+        ("source", "model"),
     )
     confidence: bool = option("also write the confidence of each pixel, in percent", False)
     max_failed: float = option("share of images that may fail before the exit status is 3", 0.01)
@@ -150,10 +158,12 @@ class ExportSettings:
     masks: str = option("OUTPUT of a finished segmentation")
     output: str = option("where the files go")
     format: str = option(f"formats to write, comma-separated: {', '.join(EXPORT_FORMATS)}", "cog")
-    min_area: float | None = option("polygons: leave out those smaller than this, square metres", None)
+    min_area: float | None = option(
+        "polygons: leave out those smaller than this, square metres (pixels without a CRS)", None
+    )
     simplify: float | None = option(
-        "polygons: drop corners whose triangle is smaller than the square of this, metres; borders stay shared "
-        "(default: keep every corner)",
+        "polygons: drop corners whose triangle is smaller than the square of this, metres (pixels without a CRS); "
+        "borders stay shared (default: keep every corner)",
         None,
     )
     max_zoom: int | None = option("pmtiles: the deepest zoom level (default: that of the scenes' pixels)", None)

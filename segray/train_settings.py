@@ -62,7 +62,8 @@ class TrainSettings:
     )
     compile: bool = option("compile the network: takes a worker a minute, then is faster; on CPUs needs g++", False)
     augment: str = option(
-        "zoom and mirror crops (street), turn them too (nadir); auto: street for Cityscapes, else nadir",
+        "zoom and mirror crops (street), turn them too (nadir), none of it (none); auto: street for Cityscapes, else "
+        "nadir",
         "auto",
         ("auto", "nadir", "street", "none"),
     )
@@ -93,7 +94,7 @@ class TrainSettings:
     max_failures: int = option("how often to restart from the newest state after a worker died", 3)
     mlflow: str | None = option("MLflow tracking URI to log the training to as well", None)
     wandb: str | None = option("Weights & Biases PROJECT or ENTITY/PROJECT to log the training to as well", None)
-    overwrite: bool = option("start afresh, discarding what OUTPUT holds", False)
+    overwrite: bool = option("start afresh, discarding what an earlier training left in OUTPUT", False)
 
     def __post_init__(self) -> None:
         self._settle()

@@ -3,13 +3,22 @@
 from __future__ import annotations
 
 import importlib.util
+import re
+from dataclasses import MISSING, fields
 from types import ModuleType
 
 import pytest
 from running import ROOT
 
-from segray.command_line import DONE, TOO_MANY_FAILED, parse
-from segray.settings import DemoSettings, EvaluateSettings, ExportSettings
+from segray.command_line import DONE, TOO_MANY_FAILED, parse, run_job
+from segray.settings import (
+    BenchmarkSettings,
+    DemoSettings,
+    EvaluateSettings,
+    ExportSettings,
+    SegmentSettings,
+    TrainSettings,
+)
 
 METRICS = {
     "classes": ["water", "land"], "iou": [1.0, None], "miou": 1.0, "classes_in_mean": 1, "pixel_accuracy": 1.0,
@@ -64,3 +73,21 @@ def test_the_demo_hands_on_what_it_is_told_to_overwrite(overwrite, monkeypatch, 
     assert demo.main(parse(DemoSettings, flags)) == DONE
     assert given["train"].epochs == 3
     assert all(given[name].overwrite == overwrite for name in ("train", "segment", "export"))
+
+
+JOBS = {
+    "benchmark": BenchmarkSettings, "demo": DemoSettings, "evaluate": EvaluateSettings, "export": ExportSettings,
+    "segment": SegmentSettings, "train": TrainSettings,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", JOBS)
+def test_help_shows_commands_as_they_are_typed_and_which_flags_must_be_given(name, monkeypatch, capsys) -> None:
+    monkeypatch.setattr("sys.argv", [f"{name}.py", "--help"])
+    with pytest.raises(SystemExit):
+        run_job(job(name).main, JOBS[name])
+    commands, _, flags = capsys.readouterr().out.partition("\noptions:\n")
+    assert commands.count(f"python jobs/{name}.py") >= 2  # on a machine and on a cluster
+    assert not re.search(r"\\\\$", commands, re.MULTILINE)  # one backslash continues a line
+    required = [item.name for item in fields(JOBS[name]) if item.default is MISSING]
+    assert [flag.split()[0] for flag in flags.split("\n  --") if flag.rstrip().endswith("(required)")] == required
