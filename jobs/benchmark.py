@@ -5,6 +5,7 @@
     python jobs/benchmark.py --what memory,growth
     python jobs/benchmark.py --what lattice --model OUT/model --data LABELLED
     python jobs/benchmark.py --what loading --data LABELLED
+    python jobs/benchmark.py --what cluster,planning
 
 Imagery and model are made up unless --archive and --model are given. Submitted to a Ray cluster, the job measures
 that cluster; the stages need a cluster of one machine:
