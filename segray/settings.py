@@ -204,7 +204,7 @@ class BenchmarkSettings(SegmentSettings):
     count: int = option("how many JPEG tiles are made up", 2000)
     network: str | None = option("network of the made-up model (default: unet; memory encoder_decoder?width=8)", None)
     data: str | None = option("labelled data for loading, and for lattice, which also needs --model", None)
-    split: str = option("split of the labelled data", "test")
+    split: str = option("split of the labelled data that lattice evaluates", "test")
 
     def __post_init__(self) -> None:
         super().__post_init__()
