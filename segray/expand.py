@@ -69,19 +69,12 @@ def expand(files: tuple[File, ...], cutting: Cutting) -> Iterator[Found]:
             level = mosaic.level(kind, file.uri, etag=file.etag, zoom=cutting.options.zoom)
             yield Found(items=_measured([level], cutting))
         else:
-            yield from _members(file, kind, cutting)
+            members = CONTAINERS[kind].members(file, cutting.options.column)
+            while chunk := list(islice(members, MEMBERS_AT_A_TIME)):
+                images = [member for member in chunk if member is not None]
+                yield Found(items=_measured(images, cutting), skipped=len(chunk) - len(images))
     except SegrayError as error:
         yield Found(items=[failed(files[0], str(error))])
-
-
-def _members(file: File, kind: str, cutting: Cutting) -> Iterator[Found]:
-    listing = CONTAINERS[kind].members(file, cutting.options.column)
-    chunk: list[File] | None = None
-    skipped = 0
-    while chunk != []:  # the last chunk may have no images, but skipped members
-        chunk = list(islice(listing, MEMBERS_AT_A_TIME))
-        yield Found(items=_measured(chunk, cutting), skipped=listing.skipped - skipped)
-        skipped = listing.skipped
 
 
 def _measured(files: Iterable[File], cutting: Cutting) -> list[Item]:

@@ -38,14 +38,14 @@ def test_members_are_listed_in_order_and_read_back(store, ending):
     is_table = ending == ".parquet"
     file = put(join(store, f"a b{ending}"), WRITERS[ending](BODIES if is_table else BODIES | WITHOUT))
     container = container_of(file.uri)
-    listing = container.members(file)
-    found = list(listing)
+    members = list(container.members(file))
+    found = [member for member in members if member is not None]
     scheme = next(name for name, format_ in CONTAINERS.items() if format_ is container)
     names = [f"{row:08d}" for row in range(len(BODIES))] if is_table else list(BODIES)
     assert [member.uri for member in found] == [f"{scheme}://{name}::{file.uri}" for name in names]
     assert [container.read(file.uri, member.part) for member in found] == list(BODIES.values())
     assert {(member.etag, member.error) for member in found} == {(file.etag, None)}
-    assert listing.skipped == (0 if is_table else len(WITHOUT))
+    assert members.count(None) == (0 if is_table else len(WITHOUT))
     if not is_table:
         assert [member.size for member in found] == [len(data) for data in BODIES.values()]
     with ThreadPoolExecutor(8) as pool:
@@ -167,7 +167,7 @@ def test_whatever_is_damaged_is_an_error_of_its_own_or_a_row(tmp_path, ending):
         except SegrayError:  # a table whose column no longer holds bytes
             continue
         for member in found:
-            if member.error is None:
+            if member and member.error is None:
                 try:
                     body(file, member)
                 except ImageError as error:

@@ -36,10 +36,9 @@ def test_long_names_links_folders_and_devices(tmp_path, kind):
         info.size = 3
         tar.addfile(info, io.BytesIO(b"abc"))
     file = next(list_files(str(path)))
-    listing = tars.members(file)
-    (member,) = listing
+    *skipped, member = tars.members(file)
     assert (member.uri, body(file, member)) == (f"tar://{long}::{path}", b"abc")
-    assert listing.skipped == 5
+    assert skipped == [None] * 5
 
 
 def test_names_in_other_encodings_are_listed_and_read(tmp_path):
@@ -51,9 +50,9 @@ def test_names_in_other_encodings_are_listed_and_read(tmp_path):
 def test_a_webdataset_lists_its_images_alone(store):
     samples = {f"{k:05d}.{ending}": f"{k}{ending}".encode() for k in range(50) for ending in ("cls", "jpg", "json")}
     file = put(join(store, "shard-000000.tar"), tar_of(samples))
-    listing = tars.members(file)
-    assert [body(file, member) for member in listing] == [f"{k}jpg".encode() for k in range(50)]
-    assert listing.skipped == 100
+    found = list(tars.members(file))
+    assert [body(file, member) for member in found if member] == [f"{k}jpg".encode() for k in range(50)]
+    assert found.count(None) == 100
 
 
 def test_a_sparse_member_is_a_row_with_the_reason(tmp_path):

@@ -1,10 +1,9 @@
-"""What the container formats share: which members are images, which names are refused, how a listing counts."""
+"""What the container formats share: which members are images, which names are refused, how damage is listed."""
 
 from __future__ import annotations
 
 import posixpath
 import re
-from collections.abc import Iterator
 
 from segray.archives import pictures, rasters
 from segray.archives.ranges import read_range
@@ -13,25 +12,6 @@ from segray.storage import FINAL_ERRORS, File, reason_of
 
 MAX_MEMBER_BYTES = 2**30  # of a member that is read whole: a larger one is a bomb or not worth its memory
 SEPARATOR = re.compile(r"[/\\]")  # archives made on Windows use either
-
-
-class Listing(Iterator[File]):
-    """The images of a container in stored order; skipped: how many other members came so far.
-
-    A member that is known to be unreadable is listed with its error. Where a container is damaged, what can be listed
-    comes first, and the last File is the container itself with the reason as its error.
-    """
-
-    def __init__(self, found: Iterator[File | None]) -> None:
-        """found: the images, and None for each member that is not one."""
-        self.skipped, self._found = 0, found
-
-    def __next__(self) -> File:
-        for file in self._found:
-            if file is not None:
-                return file
-            self.skipped += 1
-        raise StopIteration
 
 
 def is_wanted(name: str) -> bool:

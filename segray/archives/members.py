@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Protocol
 
 from segray.archives import tables, tars, zips
-from segray.archives.entries import Listing
 from segray.storage import File, bare, ending, is_chain
 
 
@@ -15,10 +15,12 @@ class Container(Protocol):
     ENDINGS: tuple[str, ...]
     """How the names of such files end, in lower case."""
 
-    def members(self, file: File, column: str | None = None) -> Listing:
+    def members(self, file: File, column: str | None = None) -> Iterator[File | None]:
         """The images in a container, found without reading them; `column` chooses the column of a table.
 
-        Members without an image format's ending, hidden ones, folders, links and devices are counted as skipped.
+        None stands for each member that is skipped: one without an image format's ending, hidden, a folder, link or
+        device. A member that is known to be unreadable is listed with its error. Where a container is damaged, what can
+        be listed comes first, and the last File is the container itself with the reason as its error.
         """
 
     def span(self, part: str) -> tuple[int, int] | None:

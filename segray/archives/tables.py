@@ -12,7 +12,7 @@ from hashlib import sha256
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from segray.archives.entries import Listing, damaged
+from segray.archives.entries import damaged
 from segray.archives.seekable import Seekable
 from segray.errors import ImageError, SegrayError
 from segray.storage import FINAL_ERRORS, File, reason_of
@@ -25,13 +25,34 @@ KEPT = 2  # columns of row groups kept per process: a shard may begin in one and
 DAMAGE = (pa.ArrowException, OSError, ValueError)  # Arrow's own error for a file that is not Parquet is an OSError
 
 
-def members(file: File, column: str | None = None) -> Listing:
+def members(file: File, column: str | None = None) -> Iterator[File | None]:
     """One image per row, named by its number; size: the bytes of its row group divided by the number of rows.
 
     A table without a column of bytes counts as one skipped member. SegrayError when it has several, none of a usual
     name, and none is chosen, or when it lacks the chosen one. A store's own error passes through.
     """
-    return Listing(_images(file, column))
+    try:
+        with _opened(file.uri, limit=MAX_FOOTER_BYTES) as table:
+            metadata, columns = table.metadata, candidates(table.schema_arrow)
+            rows = _rows(metadata, file) if columns else []  # columns of equal numbers take no bytes a row
+    except (ImageError, *FINAL_ERRORS) as error:
+        yield damaged(file, error)
+        return
+    if not columns:
+        yield None
+        return
+    leaf = _chosen(columns, column, file.uri)
+    place, version, number = _place(metadata, leaf), sha256(file.etag.encode()).hexdigest()[:12], 0
+    if place is None:
+        yield damaged(file, ImageError(f"{file.uri} is damaged: its two schemas differ in column {leaf}"))
+        return
+    for group, count in enumerate(rows):
+        size, error = metadata.row_group(group).total_byte_size // max(1, count), _too_large(metadata, group, place)
+        for row in range(count):
+            uri = f"parquet://{number:08d}::{file.uri}"
+            reason = f"{uri} cannot be read: {error}" if error else None
+            yield File(uri, size, file.etag, part=f"{group} {row} {version} {leaf}", error=reason)
+            number += 1
 
 
 def span(part: str) -> tuple[int, int] | None:
@@ -120,31 +141,6 @@ def _opened(uri: str, *, limit: int, dictionary: list[str] | None = None) -> Ite
             if stream.error is not None:
                 raise stream.error from None
             raise ImageError(f"{uri} is damaged or no Parquet file: {reason_of(error)}") from error
-
-
-def _images(file: File, column: str | None) -> Iterator[File | None]:
-    try:
-        with _opened(file.uri, limit=MAX_FOOTER_BYTES) as table:
-            metadata, columns = table.metadata, candidates(table.schema_arrow)
-            rows = _rows(metadata, file) if columns else []  # columns of equal numbers take no bytes a row
-    except (ImageError, *FINAL_ERRORS) as error:
-        yield damaged(file, error)
-        return
-    if not columns:
-        yield None
-        return
-    leaf = _chosen(columns, column, file.uri)
-    place, version, number = _place(metadata, leaf), sha256(file.etag.encode()).hexdigest()[:12], 0
-    if place is None:
-        yield damaged(file, ImageError(f"{file.uri} is damaged: its two schemas differ in column {leaf}"))
-        return
-    for group, count in enumerate(rows):
-        size, error = metadata.row_group(group).total_byte_size // max(1, count), _too_large(metadata, group, place)
-        for row in range(count):
-            uri = f"parquet://{number:08d}::{file.uri}"
-            reason = f"{uri} cannot be read: {error}" if error else None
-            yield File(uri, size, file.etag, part=f"{group} {row} {version} {leaf}", error=reason)
-            number += 1
 
 
 def _rows(metadata: pq.FileMetaData, file: File) -> list[int]:

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 
 from segray.archives import entries
 from segray.archives.copies import local_copy
-from segray.archives.entries import Listing, damaged, is_wanted, stored_range, too_large
+from segray.archives.entries import damaged, is_wanted, stored_range, too_large
 from segray.archives.seekable import Seekable
 from segray.errors import ImageError
 from segray.storage import FINAL_ERRORS, File, bare
@@ -20,13 +20,30 @@ MAX_HEADER_BYTES = 2**20  # of a pax header or a long name; a header may claim a
 DAMAGE = (tarfile.TarError, OSError, ValueError, OverflowError, EOFError, RecursionError)
 
 
-def members(file: File, column: str | None = None) -> Listing:
+def members(file: File, column: str | None = None) -> Iterator[File | None]:
     """The images of a tar; of members with the same name, the last counts, as when a tar is unpacked.
 
     `column` is for other formats. Bodies are not read, except short ones between headers. A store's own error passes
     through.
     """
-    return Listing(_images(file))
+    packed = not bare(file.uri).endswith(".tar")
+    found: dict[str, File] = {}
+    broken: BaseException | None = None
+    try:
+        path = local_copy(file.uri, file.etag, gunzip=True) if packed else file.uri
+        with Seekable(path, limit=MAX_HEADER_BYTES) as stream:
+            for info in _headers(stream, file.uri):
+                name = posixpath.normpath(info.name)
+                found.pop(name, None)
+                if is_wanted(info.name) and info.isreg():
+                    found[name] = _file(file, info, end=stream.size, packed=packed)
+                else:
+                    yield None
+    except (ImageError, *FINAL_ERRORS) as error:
+        broken = error
+    yield from found.values()
+    if broken is not None:
+        yield damaged(file, broken)
 
 
 def span(part: str) -> tuple[int, int] | None:
@@ -57,27 +74,6 @@ def _heads(block: bytes, size: int) -> bool:
         return tarfile.TarInfo.frombuf(block, "utf-8", "backslashreplace").size in (size, 0)
     except tarfile.HeaderError:
         return False
-
-
-def _images(file: File) -> Iterator[File | None]:
-    packed = not bare(file.uri).endswith(".tar")
-    found: dict[str, File] = {}
-    broken: BaseException | None = None
-    try:
-        path = local_copy(file.uri, file.etag, gunzip=True) if packed else file.uri
-        with Seekable(path, limit=MAX_HEADER_BYTES) as stream:
-            for info in _headers(stream, file.uri):
-                name = posixpath.normpath(info.name)
-                found.pop(name, None)
-                if is_wanted(info.name) and info.isreg():
-                    found[name] = _file(file, info, end=stream.size, packed=packed)
-                else:
-                    yield None
-    except (ImageError, *FINAL_ERRORS) as error:
-        broken = error
-    yield from found.values()
-    if broken is not None:
-        yield damaged(file, broken)
 
 
 def _file(file: File, info: tarfile.TarInfo, *, end: int, packed: bool) -> File:

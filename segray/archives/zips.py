@@ -9,7 +9,7 @@ import zlib
 from collections.abc import Iterator
 
 from segray.archives import entries
-from segray.archives.entries import Listing, damaged, is_wanted, stored_range, too_large
+from segray.archives.entries import damaged, is_wanted, stored_range, too_large
 from segray.archives.seekable import Seekable
 from segray.errors import ImageError
 from segray.storage import FINAL_ERRORS, File
@@ -25,12 +25,23 @@ ENCRYPTED = 1
 DAMAGE = (zipfile.BadZipFile, OSError, ValueError, OverflowError, EOFError, struct.error, NotImplementedError)
 
 
-def members(file: File, column: str | None = None) -> Listing:
+def members(file: File, column: str | None = None) -> Iterator[File | None]:
     """The images of a zip in the order of its directory; of members with the same name, the last counts.
 
     `column` is for other formats. No member is read. A store's own error passes through.
     """
-    return Listing(_images(file))
+    try:
+        with Seekable(file.uri, limit=MAX_DIRECTORY_BYTES) as stream:
+            infos = _directory(stream, file.uri)
+    except (ImageError, *FINAL_ERRORS) as error:
+        yield damaged(file, error)
+        return
+    last = {info.orig_filename: info for info in infos}
+    for info in infos:
+        if not is_wanted(info.orig_filename) or not _is_file(info):
+            yield None
+        elif last[info.orig_filename] is info:
+            yield _file(file, info)
 
 
 def span(part: str) -> tuple[int, int] | None:
@@ -75,21 +86,6 @@ def _inflate(body: bytes, size: int) -> bytes | None:
     except zlib.error:
         return None
     return data if inflater.eof else None
-
-
-def _images(file: File) -> Iterator[File | None]:
-    try:
-        with Seekable(file.uri, limit=MAX_DIRECTORY_BYTES) as stream:
-            infos = _directory(stream, file.uri)
-    except (ImageError, *FINAL_ERRORS) as error:
-        yield damaged(file, error)
-        return
-    last = {info.orig_filename: info for info in infos}
-    for info in infos:
-        if not is_wanted(info.orig_filename) or not _is_file(info):
-            yield None
-        elif last[info.orig_filename] is info:
-            yield _file(file, info)
 
 
 def _directory(stream: Seekable, uri: str) -> list[zipfile.ZipInfo]:
