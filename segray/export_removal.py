@@ -13,6 +13,7 @@ from urllib.parse import unquote
 
 from segray.export_tasks import Exporter
 from segray.exports import EXPORTS
+from segray.ordered import in_order
 from segray.scenes import Scene
 from segray.storage import exists, filesystem, join, remove_file
 from segray.tasks import in_tasks
@@ -67,6 +68,5 @@ def _remove(output: str, files: Iterable[File]) -> None:
         for fmt, path in dict.fromkeys(files):
             uri = join(output, path)
             remove_file(uri)  # first: its existence says that all of it is there
-            others = iter(EXPORTS[fmt].beside(uri))
-            while chunk := list(islice(others, FILES_A_TASK)):
-                list(pool.map(remove_file, chunk))
+            for _ in in_order(remove_file, EXPORTS[fmt].beside(uri), pool=pool, ahead=THREADS):
+                pass

@@ -9,7 +9,6 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from itertools import islice
 from pathlib import Path
 
 from rasterio._err import CPLE_BaseError
@@ -19,13 +18,14 @@ from segray.errors import SegrayError
 from segray.exports import EXPORTS
 from segray.exports.names import distinct, mirror
 from segray.exports.stac import item
+from segray.ordered import in_order
 from segray.scenes import Masks, Scene, forget_shards
 from segray.scratch import remove_abandoned, scratch
 from segray.settings import ExportSettings
 from segray.storage import describe, exists, join, publish_file
 from segray.store_errors import full_disk_named
 
-FILES_AT_ONCE, THREADS = 256, 16  # stores have latency
+THREADS = 16  # stores have latency
 # Errors of a single scene; any other (a full disk, a store that fails) ends the job, which can be run again.
 SCENE_ERRORS = (SegrayError, RasterioError, CRSError, CPLE_BaseError, IsADirectoryError, NotADirectoryError)
 
@@ -158,8 +158,8 @@ def _publish_all(names: Iterator[str], folder: str, output: str) -> None:
         publish_file(join(output, name), os.path.join(folder, name))
 
     with ThreadPoolExecutor(THREADS) as pool:
-        while chunk := list(islice(names, FILES_AT_ONCE)):  # on a full disk no more than these are tried
-            list(pool.map(put, chunk))
+        for _ in in_order(put, names, pool=pool, ahead=THREADS):  # on a full disk no more than these are tried
+            pass
 
 
 @contextmanager

@@ -205,12 +205,9 @@ def _collect(outcomes: Iterable[Outcome], counts: _Counts, file: TextIO) -> None
             separator = ",\n"
         if time.monotonic() - noted > NOTE_EVERY_S:
             noted = time.monotonic()
-            log.info("%d scenes: %d written, %d there before, %d failed", *_numbers(counts))
+            numbers = counts.scenes, counts.written, counts.there, counts.failed
+            log.info("%d scenes: %d written, %d there before, %d failed", *numbers)
     file.write("\n]}\n")
-
-
-def _numbers(counts: _Counts) -> tuple[int, int, int, int]:
-    return counts.scenes, counts.written, counts.there, counts.failed
 
 
 def _usual_ending(masks: Masks) -> str:

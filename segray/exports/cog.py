@@ -44,7 +44,7 @@ def name(scene: Scene, archive: str) -> str:
 
 
 def beside(uri: str) -> list[str]:
-    """The URI of a file's sidecar."""
+    """The URI of a file's sidecar, in which GDAL also keeps what GeoTIFF cannot hold, like a rare CRS."""
     return [f"{uri}{SIDECAR}"]
 
 
@@ -55,12 +55,18 @@ def write(masks: Masks, scene: Scene, path: str, options: ExportSettings) -> dic
     names: GDAL keeps them in the file beside it, and band tags CLASS_0, CLASS_1, ... repeat them in the GeoTIFF. A CRS
     that has no GeoTIFF keys is only in the file beside it.
     """
+    facts = write_cog(SceneReader(masks, scene), path, partial(_describe, masks.classes), OPTIONS)
+    _name_classes(f"{path}{SIDECAR}", masks.classes)
+    return facts
+
+
+def write_cog(reader: SceneReader, path: str, describe: Callable[[DatasetWriter], None], options: dict) -> dict:
+    """Write what a reader reads to a local path, window by window; describe: writes what the one band is."""
     with scratch() as folder:
         plain = os.path.join(folder, "plain.tif")
-        write_plain(SceneReader(masks, scene), plain, partial(_describe, masks.classes))
-        copy(plain, path, **OPTIONS)
-    _name_classes(f"{path}{SIDECAR}", masks.classes)
-    return {"pixels": scene.height * scene.width}
+        _write_plain(reader, plain, describe)
+        copy(plain, path, **options)
+    return {"pixels": reader.scene.height * reader.scene.width}
 
 
 def sidecar(classes: Classes) -> str:
@@ -103,11 +109,8 @@ def _name_classes(path: str, classes: Classes) -> None:
         file.write(text)
 
 
-def write_plain(reader: SceneReader, path: str, describe: Callable[[DatasetWriter], None]) -> None:
-    """A scene as an uncompressed tiled GeoTIFF, of which only blocks with data take up disk space.
-
-    describe: writes what the one band is.
-    """
+def _write_plain(reader: SceneReader, path: str, describe: Callable[[DatasetWriter], None]) -> None:
+    """A scene as an uncompressed tiled GeoTIFF, of which only blocks with data take up disk space."""
     scene = reader.scene
     profile = {"driver": "GTiff", "count": 1, "dtype": "uint8", "nodata": IGNORE, "height": scene.height}
     profile |= {"width": scene.width, "crs": scene.crs, "tiled": True, "blockxsize": BLOCK, "blockysize": BLOCK}

@@ -2,15 +2,11 @@
 
 from __future__ import annotations
 
-import os
-
 from rasterio.io import DatasetWriter
-from rasterio.shutil import copy
 
 from segray.exports import cog
 from segray.exports.names import CONFIDENCE_STEM, mirror
 from segray.scenes import Masks, Scene, SceneReader
-from segray.scratch import scratch
 from segray.settings import ExportSettings
 from segray.shards import CONFIDENCE
 
@@ -18,6 +14,7 @@ PER_SCENE = True
 LAYER = CONFIDENCE
 MEDIA_TYPE = cog.MEDIA_TYPE
 OPTIONS = {**cog.OPTIONS, "overview_resampling": "AVERAGE"}
+beside = cog.beside
 
 
 def name(scene: Scene, archive: str) -> str:
@@ -25,21 +22,12 @@ def name(scene: Scene, archive: str) -> str:
     return mirror(scene.image, archive, f"{CONFIDENCE_STEM}.tif")
 
 
-def beside(uri: str) -> list[str]:
-    """The URI of the file in which GDAL keeps what GeoTIFF cannot hold, like a rare CRS."""
-    return [f"{uri}{cog.SIDECAR}"]
-
-
 def write(masks: Masks, scene: Scene, path: str, options: ExportSettings) -> dict:
     """Write the scene to a local path, window by window.
 
     uint8, the top-1 probability of each pixel in percent, 255 where there is no data; overviews hold means.
     """
-    with scratch() as folder:
-        plain = os.path.join(folder, "plain.tif")
-        cog.write_plain(SceneReader(masks, scene, CONFIDENCE), plain, _describe)
-        copy(plain, path, **OPTIONS)
-    return {"pixels": scene.height * scene.width}
+    return cog.write_cog(SceneReader(masks, scene, CONFIDENCE), path, _describe, OPTIONS)
 
 
 def _describe(file: DatasetWriter) -> None:

@@ -13,7 +13,6 @@ from rasterio.errors import CRSError, RasterioError
 from rasterio.transform import Affine
 from rasterio.warp import reproject, transform, transform_bounds
 
-from segray.archives.raster import Affine6
 from segray.footprints import EDGE, MERCATOR, SEMI_MAJOR_M, half_turn, inverse, point, window_transform
 from segray.grid import Window
 from segray.masks import IGNORE
@@ -84,7 +83,7 @@ def places_of(scene: Scene) -> list[Place]:
         return []
     try:
         crs = CRS.from_string(scene.crs)
-        if not _area(scene.transform):
+        if not Affine(*scene.transform).determinant:  # pixels without area
             return []
         zoom = _zoom(scene, crs)
         turns = [(turn, _boxes(turn, crs)) for turn in _turns(scene, crs)]
@@ -135,12 +134,6 @@ def warped(mask_HW: np.ndarray, window: Window, *, where: Place, tile: Tile) -> 
 
 def _latitude(y: float) -> float:
     return math.degrees(math.atan(math.sinh(y / SEMI_MAJOR_M)))
-
-
-def _area(transform_6: Affine6) -> float:
-    """The signed area of a pixel; 0 where the transform has no inverse."""
-    a, b, _, d, e, _ = transform_6
-    return a * e - b * d
 
 
 def _transformed(source: CRS, target: CRS, xs: np.ndarray, ys: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -10,16 +10,10 @@ from segray.archives import pictures, rasters
 from segray.storage import TEMPORARY_BYTES, is_chain
 
 UNSAFE = re.compile(r'[\x00-\x1f\x7f\\:*?"<>|\[\]]')  # not allowed in some file systems, or patterns of fsspec
-TILE_SET = re.compile(r"(xyz|tms|mbtiles|pmtiles)://")
 CONFIDENCE_STEM = ".confidence"  # what the stems of confidence's files end with, and those of no others
 ADDED = "-0123456789" * 2 + CONFIDENCE_STEM + ".tif.aux.xml"  # the most added to a name
 MAX_NAME_BYTES = 255 - len(ADDED) - TEMPORARY_BYTES  # file systems allow 255
 WEB = re.compile(r"(^|::)(https?://)(?:[^/?#]*@)?([^?#]*).*", re.DOTALL)  # groups: what holds no credential
-
-
-def is_tile_set(image: str) -> bool:
-    """Whether an image is a zoom level of a tile set."""
-    return TILE_SET.match(image) is not None
 
 
 def mirror(image: str, archive: str, ending: str) -> str:

@@ -10,9 +10,10 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 
+from segray.archives.levels import is_level
 from segray.errors import ImageError
 from segray.exports.mercator import EDGE
-from segray.exports.names import is_tile_set, mirror
+from segray.exports.names import mirror
 from segray.grid import Window
 from segray.listing import files_if_any
 from segray.masks import IGNORE, encode_png
@@ -31,7 +32,7 @@ TILE_JSON = re.compile(r"tiles(-\w+)?\.json")  # TILES, or what `distinct` makes
 
 def name(scene: Scene, archive: str) -> str:
     """The path of the scene's file in the output; of a tile set, that of the TileJSON in its zoom level's folder."""
-    if not is_tile_set(scene.image):
+    if not is_level(scene.image):
         return mirror(scene.image, archive, ".png")
     *folders, level = mirror(scene.image, archive, "").split("/")
     if not level.isdecimal():  # it carries a hash, by which it differs from another set's
@@ -50,7 +51,7 @@ def beside(uri: str) -> Iterator[str]:
 
 def write(masks: Masks, scene: Scene, path: str, options: ExportSettings) -> dict:
     """Write the image's PNG; of a tile set, x/y.png beside `path` for every tile with data, and its TileJSON there."""
-    if is_tile_set(scene.image):
+    if is_level(scene.image):
         return _write_tiles(masks, scene, path)
     if scene.height * scene.width > MAX_PIXELS:
         raise ImageError(

@@ -79,14 +79,12 @@ def _projection(crs: str | None) -> dict:
     if crs is None:
         return {}
     try:
-        authority = CRS.from_user_input(crs).to_authority()
-        return {"proj:code": ":".join(authority)} if authority else {"proj:code": None, "proj:wkt2": _wkt2(crs)}
+        parsed = CRS.from_user_input(crs)
+        if authority := parsed.to_authority():
+            return {"proj:code": ":".join(authority)}
+        return {"proj:code": None, "proj:wkt2": parsed.to_wkt(version="WKT2_2019")}
     except (CRSError, CPLE_BaseError):
         return {"proj:code": None}
-
-
-def _wkt2(crs: str) -> str:
-    return CRS.from_user_input(crs).to_wkt(version="WKT2_2019")
 
 
 def _parts(scene: Scene) -> list[list[list[float]]]:
