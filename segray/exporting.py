@@ -24,6 +24,7 @@ from segray.exports import EXPORTS
 from segray.exports.names import ending_of
 from segray.listing import files_if_any
 from segray.places import EXPORT, check_unclaimed, lies_in
+from segray.plan import group
 from segray.scenes import Masks, Scene, open_masks, pieces_of, whole
 from segray.scratch import scratch
 from segray.settings import ExportSettings
@@ -144,12 +145,12 @@ def _export_all(exporter: Exporter, name: str) -> Outcome:
 def outcomes_of(exporter: Exporter) -> Iterator[Outcome]:
     """What became of every scene, in the order of the plan, and of the formats that put all scenes in one file."""
     running: deque[tuple[list[Scene], ray.ObjectRef]] = deque()
-    for group in _groups(scenes_of(exporter.masks)):
-        running.append((group, _export.remote(exporter, group)))
+    for scenes in _groups(exporter.masks):
+        running.append((scenes, _export.remote(exporter, scenes)))
         if len(running) > 2 * cluster.cpus():
             yield from _got(exporter, *running.popleft())
-    for group, task in running:
-        yield from _got(exporter, group, task)
+    for scenes, task in running:
+        yield from _got(exporter, scenes, task)
     for name in exporter.formats(per_scene=False):
         yield _got_all(exporter, name)
 
@@ -180,18 +181,9 @@ def _line(error: Exception) -> str:
     return " ".join(str(error).split())[:200]
 
 
-def _groups(scenes: Iterable[Scene]) -> Iterator[list[Scene]]:
-    group: list[Scene] = []
-    pixels = 0
-    for scene in scenes:
-        size = scene.height * scene.width
-        if group and (pixels + size > GROUP_PIXELS or len(group) == GROUP_SCENES):
-            yield group
-            group, pixels = [], 0
-        group.append(scene)
-        pixels += size
-    if group:
-        yield group
+def _groups(masks: Masks) -> Iterator[list[Scene]]:
+    """The scenes in groups, each for a task."""
+    return group(scenes_of(masks), GROUP_PIXELS, size=lambda scene: scene.height * scene.width, most=GROUP_SCENES)
 
 
 def _collect(outcomes: Iterable[Outcome], counts: _Counts, file: TextIO) -> None:
@@ -240,8 +232,7 @@ def _claim(settings: ExportSettings, masks: Masks, exporter: Exporter) -> None:
         )
     if had is not None and settings.overwrite:
         remove(join(settings.output, SUMMARY))
-        groups, collection = _groups(scenes_of(masks)), join(settings.output, COLLECTION)
-        remove_former(exporter, groups, former=had, collection=collection)
+        remove_former(exporter, _groups(masks), former=had, collection=join(settings.output, COLLECTION))
     publish(uri, json.dumps(wanted, indent=1, sort_keys=True).encode())
 
 

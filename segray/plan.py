@@ -9,9 +9,10 @@ from __future__ import annotations
 import hashlib
 import io
 import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass, replace
 from itertools import chain, islice
+from typing import TypeVar
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -23,6 +24,7 @@ from segray.grid import Lattice, Window
 from segray.resample import Scaling
 from segray.storage import File, ending, exists, filesystem, join, publish, read_bytes, read_text, retry
 
+Part = TypeVar("Part")
 SHARDS_A_FILE = 1024
 # In a row group: if each held one shard, a worker would parse the metadata of 1024 to find its own; the limit on items
 # bounds the driver's memory.
@@ -134,18 +136,18 @@ def cut(
         yield replace(base, **asdict(block), estimate=block.pixels)
 
 
-def group(items: Iterable[Item], shard_pixels: int) -> Iterator[list[Item]]:
-    """Consecutive items in shards of about `shard_pixels`; an item is never cut here."""
-    shard: list[Item] = []
-    pixels = 0
+def group(items: Iterable[Part], limit: int, *, size: Callable[[Part], int], most: int) -> Iterator[list[Part]]:
+    """Consecutive items in groups of at most `most`, whose sizes add up to at most `limit`; one item may exceed it."""
+    found: list[Part] = []
+    total = 0
     for item in items:
-        if shard and (pixels + item.estimate > shard_pixels or len(shard) == IMAGES_A_SHARD):
-            yield shard
-            shard, pixels = [], 0
-        shard.append(item)
-        pixels += item.estimate
-    if shard:
-        yield shard
+        if found and (total + size(item) > limit or len(found) == most):
+            yield found
+            found, total = [], 0
+        found.append(item)
+        total += size(item)
+    if found:
+        yield found
 
 
 def write_files(uri: str, shards: Iterable[list[Item]]) -> tuple[int, ...]:
@@ -154,7 +156,8 @@ def write_files(uri: str, shards: Iterable[list[Item]]) -> tuple[int, ...]:
     stream = enumerate(shards)
     while first := next(stream, None):
         of_file = chain([first], islice(stream, SHARDS_A_FILE - 1))
-        files.append(_write_file(uri, len(files), _row_groups(of_file)))
+        groups = group(of_file, ITEMS_A_GROUP, size=lambda numbered: len(numbered[1]), most=SHARDS_A_GROUP)
+        files.append(_write_file(uri, len(files), groups))
     return tuple(files)
 
 
@@ -253,20 +256,6 @@ def _group_of(metadata: pq.FileMetaData, shard: int) -> int:
     """The row group that holds a shard; shards ascend through a file."""
     last = (metadata.row_group(number).column(0).statistics.max for number in range(metadata.num_row_groups))
     return next(number for number, most in enumerate(last) if shard <= most)
-
-
-def _row_groups(shards: Iterable[tuple[int, list[Item]]]) -> Iterator[list[tuple[int, list[Item]]]]:
-    """Numbered shards in small groups, each to be a row group."""
-    rows: list[tuple[int, list[Item]]] = []
-    items = 0
-    for number, shard in shards:
-        rows.append((number, shard))
-        items += len(shard)
-        if len(rows) == SHARDS_A_GROUP or items >= ITEMS_A_GROUP:
-            yield rows
-            rows, items = [], 0
-    if rows:
-        yield rows
 
 
 def _write_file(uri: str, number: int, groups: Iterable[list[tuple[int, list[Item]]]]) -> int:

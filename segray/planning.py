@@ -6,13 +6,14 @@ from collections import deque
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from itertools import chain
+from operator import attrgetter
 
 import ray
 
 from segray.archives.members import CONTAINERS, kind_of
 from segray.errors import SegrayError
 from segray.expand import Cutting, Found, expand, failed, is_small
-from segray.plan import Item, ListingDigest, Plan, group, save, whole, write_files
+from segray.plan import IMAGES_A_SHARD, Item, ListingDigest, Plan, group, save, whole, write_files
 from segray.storage import File
 from segray.tasks import DEATHS, result_of
 
@@ -29,7 +30,8 @@ def make_plan(uri: str, files: Iterable[File], cutting: Cutting) -> tuple[Plan, 
     """
     digest, seen = ListingDigest(), _Seen()
     items = seen.watch(_items(digest.watch(files), cutting, seen))
-    counts = write_files(uri, group(items, cutting.shard_pixels))
+    shards = group(items, cutting.shard_pixels, size=attrgetter("estimate"), most=IMAGES_A_SHARD)
+    counts = write_files(uri, shards)
     if not seen.usable:
         reason = f"the first: {seen.error}" if seen.error else "it holds files for images, but no image in them"
         raise SegrayError(f"none of the {seen.images} images can be segmented; {reason}")

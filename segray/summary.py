@@ -6,6 +6,7 @@ import math
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass, field
+from itertools import zip_longest
 
 from segray.footprints import area_m2, outline
 from segray.grid import Window
@@ -50,8 +51,7 @@ class Totals:
             self._add_part(image, *part)
         self.pixels += other.pixels
         self.valid_pixels += other.valid_pixels
-        width = max(len(self.class_pixels), len(other.class_pixels))
-        self.class_pixels = [a + b for a, b in zip(_pad(self.class_pixels, width), _pad(other.class_pixels, width))]
+        self.class_pixels = _sums(self.class_pixels, other.class_pixels)
         self.area_m2 += other.area_m2
         self.confidence_sum += other.confidence_sum
         self.seam_sum += other.seam_sum
@@ -119,9 +119,7 @@ def _add_row(totals: Totals, row: dict) -> None:
     totals.windows += 1
     totals.pixels += row["height"] * row["width"]
     totals.valid_pixels += row["valid_pixels"]
-    counts = row["pixel_counts"] or []
-    width = max(len(totals.class_pixels), len(counts))
-    totals.class_pixels = [a + b for a, b in zip(_pad(totals.class_pixels, width), _pad(counts, width))]
+    totals.class_pixels = _sums(totals.class_pixels, row["pixel_counts"] or [])
     if row["confidence"] is not None:
         totals.confidence_sum += row["confidence"] * row["valid_pixels"]
     if row["seam_disagreement"] is not None:
@@ -137,5 +135,5 @@ def _worst(statuses: list[str]) -> str:
     return next(status for status in (FAILED, OK, NODATA) if status in statuses)
 
 
-def _pad(counts: list[int], width: int) -> list[int]:
-    return counts + [0] * (width - len(counts))
+def _sums(counts: list[int], others: list[int]) -> list[int]:
+    return [a + b for a, b in zip_longest(counts, others, fillvalue=0)]

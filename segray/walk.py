@@ -86,9 +86,8 @@ def read_items(
 
     enlarge: masks of images that are segmented on a coarser grid are to be on the images' own grid.
     """
-    options = {"blend": blend, "window": window, "explicit_bands": explicit_bands, "enlarge": enlarge}
-    read = partial(_timed, spec=spec, **options)
-    yield from in_order(read, items, pool=_readers, ahead=ahead)
+    read = partial(_timed, spec=spec, blend=blend, window=window, explicit_bands=explicit_bands, enlarge=enlarge)
+    return in_order(read, items, pool=_readers, ahead=ahead)
 
 
 def read_item(item: Item, *, spec: InputSpec, blend: str, window: int, explicit_bands: bool, enlarge: bool) -> Reading:
@@ -115,7 +114,7 @@ def segment(readings: Iterable[Reading], segmenter: Segmenter) -> Iterator[Segme
     def regions() -> Iterator[Region]:
         for reading in readings:
             region = reading.region
-            behind.append(_without_pixels(reading))
+            behind.append(replace(reading, region=None))
             if region is not None:
                 yield region
 
@@ -231,10 +230,6 @@ def _region(item: Item, raster: Raster, window: int, *, enlarge: bool) -> Readin
 def _windows(block: Window, window: int, scaling: Scaling | None) -> tuple[Window, ...]:
     """The windows of a block, so small on a coarse grid that they are at most `window` long when they are enlarged."""
     return tuple(split(block, max(1, int(window / max(scaling.factors))) if scaling else window))
-
-
-def _without_pixels(reading: Reading) -> Reading:
-    return replace(reading, region=None)
 
 
 def _failed(reading: Reading) -> Segmented:

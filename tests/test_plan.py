@@ -11,7 +11,6 @@ from segray.errors import SegrayError
 from segray.grid import Lattice, Window
 from segray.listing import list_files
 from segray.plan import (
-    IMAGES_A_SHARD,
     SHARDS_A_FILE,
     Item,
     ListingDigest,
@@ -68,12 +67,12 @@ def test_a_picture_planned_by_its_size_has_no_block_and_some_work():
         ([5] * 6, 10, [2, 2, 2]),
         ([50, 1, 1], 10, [1, 2]),
         ([1, 50, 1], 10, [1, 1, 1]),
-        ([0] * (IMAGES_A_SHARD + 1), 10, [IMAGES_A_SHARD, 1]),
+        ([0] * 10, 10, [9, 1]),
     ],
 )
-def test_consecutive_items_share_a_shard_up_to_its_pixels(estimates, limit, shards):
+def test_consecutive_items_share_a_group_up_to_its_size_and_their_number(estimates, limit, shards):
     items = [Item(image=f"{number}", etag="", estimate=estimate) for number, estimate in enumerate(estimates)]
-    groups = list(group(iter(items), limit))
+    groups = list(group(iter(items), limit, size=lambda item: item.estimate, most=9))
     assert [len(shard) for shard in groups] == shards
     assert [item for shard in groups for item in shard] == items
 
@@ -96,7 +95,7 @@ def test_row_groups_hold_few_items_however_full_the_shards_are(tmp_path, monkeyp
     shards = [[Item(image=f"{number}-{k}.png", etag="") for k in range(4)] for number in range(8)]
     assert write_files(str(tmp_path), shards) == (8,)
     metadata = pq.read_metadata(tmp_path / "plan-00000.parquet")
-    assert [metadata.row_group(k).num_rows for k in range(metadata.num_row_groups)] == [12, 12, 8]
+    assert [metadata.row_group(k).num_rows for k in range(metadata.num_row_groups)] == [8, 8, 8, 8]
     assert [read_shard(str(tmp_path), number) for number in range(8)] == shards
 
 

@@ -16,6 +16,7 @@ import zlib
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
+from pathlib import Path
 
 from segray.archives.entries import stored_range
 from segray.errors import ImageError, SegrayError
@@ -56,7 +57,7 @@ def local_copy(uri: str, etag: str, *, gunzip: bool = False) -> str:
             _check_version(uri, etag)
             os.replace(temporary, copy)
         except BaseException:
-            _unlink(temporary)
+            Path(temporary).unlink(missing_ok=True)
             raise
     _prune(folder)
     return copy
@@ -159,7 +160,7 @@ def _prune(folder: str) -> None:
         except FileNotFoundError:  # another process removed it
             continue
         if entry.name.endswith(".tmp") and age > ABANDONED_S:
-            _unlink(entry.path)
+            Path(entry.path).unlink(missing_ok=True)
         elif "." not in entry.name:
             copies.append((age, entry.path))
     for age, path in sorted(copies)[MAX_COPIES:]:
@@ -173,10 +174,3 @@ def _unlink_unused(path: str) -> None:
     with suppress(FileNotFoundError, BlockingIOError), _lock(folder, name[:2], wait=False):
         if time.time() - os.stat(path).st_mtime > GRACE_S:
             os.unlink(path)
-
-
-def _unlink(path: str) -> None:
-    try:
-        os.unlink(path)
-    except FileNotFoundError:
-        return
