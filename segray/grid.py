@@ -8,8 +8,10 @@ the mask depend on the image's size and the model alone, never on windows or sha
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import lru_cache
+from itertools import product
 
 import numpy as np
 
@@ -57,6 +59,12 @@ class Window:
         bottom = min(self.row_off + self.height, other.row_off + other.height)
         right = min(self.col_off + self.width, other.col_off + other.width)
         return Window(top, left, bottom - top, right - left)
+
+    def squares(self, size: int) -> Iterator[tuple[int, int]]:
+        """(row, column) of each square of `size` pixels that the window touches, in scan order; (0, 0) is the first."""
+        rows = range(self.row_off // size, -(-(self.row_off + self.height) // size))
+        cols = range(self.col_off // size, -(-(self.col_off + self.width) // size))
+        return product(rows, cols)
 
 
 @dataclass(frozen=True)

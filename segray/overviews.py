@@ -16,7 +16,6 @@ import ray
 
 from segray.archives.raster import Header
 from segray.archives.reduced import read_reduced
-from segray.footprints import window_transform
 from segray.grid import Window
 from segray.inputs import InputSpec
 from segray.masks import IGNORE, decode_png
@@ -25,6 +24,7 @@ from segray.reduction import cells, window_majority
 from segray.report import Overview, for_eyes
 from segray.report.overview import LONGEST, factor_of
 from segray.report.pictures import LONGEST as PICTURE_SIDE
+from segray.scenes import Scene, scene_of
 from segray.shards import OK, read_masks, read_statistics, window_of
 from segray.storage import filesystem, join, retry
 from segray.store_errors import UNREADABLE
@@ -46,17 +46,6 @@ class _Candidate:
     part: str
     pixels: int
     shards: tuple[int, ...]
-
-
-@dataclass(frozen=True, kw_only=True, eq=False)
-class _Part:
-    """What a shard holds of a scene. pieces: (rows and columns of the overview, their class ids)."""
-
-    height: int
-    width: int
-    crs: str | None
-    transform: tuple[float, ...] | None
-    pieces: list[tuple[Window, np.ndarray]]
 
 
 def overviews(output: str, fmt: str, plan: Plan, *, spec: InputSpec) -> list[Overview]:
@@ -95,17 +84,17 @@ def _overview(output: str, fmt: str, candidate: _Candidate, picture: ray.ObjectR
     """The overview of a scene, whose image is being read; None if it has no mask or is no larger than the pictures."""
     step = -(-candidate.pixels // MOST_PIXELS)
     shards = ((shard, number % step == 0) for number, shard in enumerate(candidate.shards))
-    first, mask, seen = None, None, False
+    first, mask = None, None
     for part in in_tasks(partial(_part, output, fmt, candidate.image), shards, in_flight=TASKS_IN_FLIGHT):
         if part is None:
             continue
-        if mask is None:
-            first, factor = part, factor_of(part.height, part.width)
-            mask = np.full((-(-part.height // factor), -(-part.width // factor)), IGNORE, np.uint8)
-        for window, ids in part.pieces:
+        scene, pieces = part
+        if first is None:
+            first, factor = scene, factor_of(scene.height, scene.width)
+            mask = np.full((-(-scene.height // factor), -(-scene.width // factor)), IGNORE, np.uint8)
+        for window, ids in pieces:
             mask[window.rows, window.cols] = ids
-            seen = True
-    if not seen or max(first.height, first.width) <= PICTURE_SIDE:
+    if first is None or max(first.height, first.width) <= PICTURE_SIDE:
         return None
     note = f"Of {candidate.image}, one shard in {step} is shown in detail, all others by window." if step > 1 else ""
     return Overview(
@@ -151,18 +140,20 @@ def _largest_in_file(uri: str, number: int) -> list[_Candidate]:
     ]
 
 
-def _part(output: str, fmt: str, image: str, part: tuple[int, bool]) -> _Part | None:
-    """What a shard holds of a scene, at the resolution of its overview; None if nothing was segmented.
+def _part(
+    output: str, fmt: str, image: str, part: tuple[int, bool]
+) -> tuple[Scene, list[tuple[Window, np.ndarray]]] | None:
+    """What a shard says of a scene, and its class ids in windows of the overview; None if nothing was segmented.
 
     part: the shard, and whether its masks are read, or only its statistics.
     """
     shard, detailed = part
     read = read_masks if detailed else _without_masks
-    first, pieces = None, []
-    for row, data in read(output, shard, fmt):
+    scene, pieces = None, []
+    for number, (row, data) in enumerate(read(output, shard, fmt)):
         if row["image"] != image or row["status"] != OK:
             continue
-        first = first or row
+        scene = scene or scene_of(row, shard, number)
         window, factor = window_of(row), factor_of(row["image_height"], row["image_width"])
         owned = cells(window, factor)
         if data is None:
@@ -170,13 +161,7 @@ def _part(output: str, fmt: str, image: str, part: tuple[int, bool]) -> _Part | 
         else:
             ids = window_majority(decode_png(data), window, factor)
         pieces.append((owned, ids))
-    if first is None:
-        return None
-    window, transform = window_of(first), first["transform"]
-    if transform:
-        transform = window_transform(tuple(transform), Window(-window.row_off, -window.col_off, 0, 0))
-    size = {"height": first["image_height"], "width": first["image_width"]}
-    return _Part(**size, crs=first["crs"], transform=transform or None, pieces=pieces)
+    return None if scene is None else (scene, pieces)
 
 
 @ray.remote(num_cpus=1)

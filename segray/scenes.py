@@ -10,7 +10,7 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import lru_cache, partial
-from itertools import chain, groupby, product
+from itertools import chain, groupby
 
 import numpy as np
 import pyarrow as pa
@@ -154,7 +154,7 @@ class SceneReader:
         self._mask = lru_cache(max(WINDOWS_KEPT, _row(scene) + 1))(partial(_decoded, masks, layer))
         self._cells: dict[tuple[int, int], list[Piece]] = {}
         for piece in scene.pieces:
-            for cell in _cells(piece.window) if piece.status == OK else ():
+            for cell in piece.window.squares(CELL) if piece.status == OK else ():
                 self._cells.setdefault(cell, []).append(piece)
 
     def piece(self, piece: Piece) -> np.ndarray:
@@ -165,7 +165,7 @@ class SceneReader:
 
     def pieces(self, window: Window) -> list[Piece]:
         """The pieces with a mask that intersect a window, in the plan's order."""
-        near = {piece: None for cell in _cells(window) for piece in self._cells.get(cell, ())}
+        near = {piece: None for cell in window.squares(CELL) for piece in self._cells.get(cell, ())}
         met = (piece for piece in near if piece.window.meets(window))
         return sorted(met, key=lambda piece: (piece.shard, piece.number))
 
@@ -224,17 +224,12 @@ def _damage_told(output: str, shard: int) -> Iterator[None]:
         ) from error
 
 
-def _cells(window: Window) -> Iterator[tuple[int, int]]:
-    rows = range(window.row_off // CELL, -(-(window.row_off + window.height) // CELL))
-    cols = range(window.col_off // CELL, -(-(window.col_off + window.width) // CELL))
-    return product(rows, cols)
-
-
 def _scenes(rows: Iterable[dict], shard: int) -> list[Scene]:
-    return list(whole(_scene_of(row, shard, number) for number, row in enumerate(rows)))
+    return list(whole(scene_of(row, shard, number) for number, row in enumerate(rows)))
 
 
-def _scene_of(row: dict, shard: int, number: int) -> Scene:
+def scene_of(row: dict, shard: int, number: int) -> Scene:
+    """What a row of a shard says of its scene."""
     window = window_of(row)
     piece = Piece(shard=shard, number=number, window=window, status=row["status"])
     transform = tuple(row["transform"]) if row["transform"] else None

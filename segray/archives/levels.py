@@ -66,9 +66,7 @@ class Level:
 
     def tiles(self, window: Window) -> Iterator[tuple[int, int]]:
         """(x, y) of the tiles that a window touches, row by row."""
-        rows = range(window.row_off // self.tile_size, -(-(window.row_off + window.height) // self.tile_size))
-        cols = range(window.col_off // self.tile_size, -(-(window.col_off + window.width) // self.tile_size))
-        return ((self.x0 + col, self.y0 + row) for row in rows for col in cols)
+        return ((self.x0 + col, self.y0 + row) for row, col in window.squares(self.tile_size))
 
     def window_of(self, x: int, y: int) -> Window:
         """The pixels of a tile."""

@@ -8,13 +8,14 @@ import os
 import posixpath
 import re
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 from segray.archives.levels import is_level
 from segray.errors import ImageError
 from segray.exports.mercator import EDGE
 from segray.exports.names import mirror
-from segray.grid import Window
+from segray.grid import Window, windows
 from segray.listing import files_if_any
 from segray.masks import IGNORE, encode_png
 from segray.scenes import CELL, Masks, Scene, SceneReader
@@ -69,14 +70,13 @@ def _write_tiles(masks: Masks, scene: Scene, path: str) -> dict:
     left, top = _origin(scene)
     for block in _blocks(scene, left, top):
         pixels = reader.read(block)
-        for row in range(0, block.height, TILE):
-            for col in range(0, block.width, TILE):
-                tile = pixels[row : row + TILE, col : col + TILE]
-                if (tile != IGNORE).any():
-                    x, y = (left + block.col_off + col) // TILE, (top + block.row_off + row) // TILE
-                    os.makedirs(folder / str(x), exist_ok=True)
-                    (folder / str(x) / f"{y}.png").write_bytes(encode_png(tile, masks.classes))
-                    tiles += 1
+        for part in windows(block.height, block.width, TILE):
+            tile = pixels[part.rows, part.cols]
+            if (tile != IGNORE).any():
+                x, y = (left + block.col_off + part.col_off) // TILE, (top + block.row_off + part.row_off) // TILE
+                os.makedirs(folder / str(x), exist_ok=True)
+                (folder / str(x) / f"{y}.png").write_bytes(encode_png(tile, masks.classes))
+                tiles += 1
     document = {"tilejson": "3.0.0", "tiles": ["../{z}/{x}/{y}.png"], "minzoom": zoom, "maxzoom": zoom, "scheme": "xyz"}
     Path(path).write_text(json.dumps({**document, "tile_count": tiles}), encoding="utf-8")
     return {"pixels": scene.height * scene.width, "tiles": tiles}
@@ -84,14 +84,9 @@ def _write_tiles(masks: Masks, scene: Scene, path: str) -> dict:
 
 def _blocks(scene: Scene, left: int, top: int) -> Iterator[Window]:
     """Windows of whole tiles, CELL pixels a side, that may hold data; in the pixels of the scene."""
-    cells = set()
-    for piece in scene.pieces:
-        window = piece.window
-        if piece.status == OK:
-            rows = range((top + window.row_off) // CELL, -(-(top + window.row_off + window.height) // CELL))
-            cols = range((left + window.col_off) // CELL, -(-(left + window.col_off + window.width) // CELL))
-            cells |= {(row, col) for row in rows for col in cols}
-    for row, col in sorted(cells):
+    held = (piece.window for piece in scene.pieces if piece.status == OK)
+    shifted = (replace(window, row_off=top + window.row_off, col_off=left + window.col_off) for window in held)
+    for row, col in sorted({cell for window in shifted for cell in window.squares(CELL)}):
         yield Window(row * CELL - top, col * CELL - left, CELL, CELL)
 
 
