@@ -6,9 +6,9 @@ import posixpath
 import re
 
 from segray.archives import pictures, rasters
-from segray.archives.ranges import read_range
+from segray.archives.ranges import read_range, unreadable_told
 from segray.errors import ImageError
-from segray.storage import FINAL_ERRORS, File, reason_of
+from segray.storage import File, reason_of
 
 MAX_MEMBER_BYTES = 2**30  # of a member that is read whole: a larger one is a bomb or not worth its memory
 SEPARATOR = re.compile(r"[/\\]")  # archives made on Windows use either
@@ -44,10 +44,8 @@ def too_large(size: int) -> str | None:
 
 def stored_range(uri: str, start: int, size: int) -> bytes:
     """Up to `size` bytes of a container; ImageError when it is gone or forbidden, the store's own error otherwise."""
-    try:
+    with unreadable_told(uri):
         return read_range(uri, start, size)
-    except FINAL_ERRORS as error:
-        raise ImageError(f"{uri} cannot be read: {reason_of(error)}") from error
 
 
 def _fault(name: str) -> str | None:

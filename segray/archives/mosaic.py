@@ -20,6 +20,7 @@ import numpy as np
 from segray.archives import pictures
 from segray.archives.kept import Kept
 from segray.archives.levels import CRS, Level, is_level
+from segray.archives.ranges import unreadable_told
 from segray.archives.raster import Header, Raster
 from segray.archives.tilesets import TILESETS, TileSet
 from segray.archives.xyz import XYZ
@@ -233,11 +234,10 @@ def _open(key: tuple[str, str, str, tuple[str, ...]]) -> TileSet:
 def _set_of(found: Level) -> TileSet:
     """The tile set of a level, kept open between uses; ImageError when it is damaged or gone."""
     try:
-        return _sets.get((found.kind, found.source, found.etag, found.endings))
+        with unreadable_told(found.source):
+            return _sets.get((found.kind, found.source, found.etag, found.endings))
     except SegrayError as error:
         raise ImageError(str(error)) from error
-    except FINAL_ERRORS as error:
-        raise ImageError(f"{found.source} cannot be read: {pictures.reason(error)}") from error
 
 
 def _fetch(tiles: TileSet, found: Level, x: int, y: int) -> bytes | None:

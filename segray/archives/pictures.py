@@ -12,12 +12,12 @@ from typing import IO, TypeVar
 import numpy as np
 from PIL import ExifTags, Image
 
-from segray.archives.ranges import read_range
+from segray.archives.ranges import read_range, unreadable_told
 from segray.archives.raster import Header, Raster
 from segray.errors import ImageError
 from segray.grid import Window
 from segray.masks import PNG_SIGNATURE
-from segray.storage import FINAL_ERRORS, describe, read_bytes, reason_of
+from segray.storage import describe, read_bytes, reason_of
 
 Source, Result = TypeVar("Source"), TypeVar("Result")
 ENDINGS = {".png", ".jpg", ".jpeg", ".webp", ".bmp"}
@@ -39,13 +39,14 @@ SIDEWAYS = (5, 6, 7, 8)  # EXIF orientations that swap height and width
 
 def read_header(uri: str) -> Header:
     """Size and bands from a picture's first bytes; ImageError when it is not one. A store's error passes through."""
-    head = _bytes(uri, lambda: read_range(uri, 0, HEADER_BYTES))
+    with unreadable_told(uri):
+        head = read_range(uri, 0, HEADER_BYTES)
     if not head:
         raise ImageError(f"{uri} cannot be read: the file is empty")
     try:
         return header_of(io.BytesIO(head))
     except BROKEN:  # what comes before the size may be long: a colour profile, a preview
-        data = head if len(head) < HEADER_BYTES else _bytes(uri, lambda: read_bytes(uri))
+        data = head if len(head) < HEADER_BYTES else _whole(uri)
         return of_bytes(uri, header_of, io.BytesIO(data))
 
 
@@ -65,7 +66,7 @@ def read(uri: str) -> Raster:
 
     ImageError when it is missing, damaged, truncated, or larger than Pillow's limit against decompression bombs.
     """
-    return of_bytes(uri, decode, _bytes(uri, lambda: read_bytes(uri)))
+    return of_bytes(uri, decode, _whole(uri))
 
 
 def of_bytes(uri: str, call: Callable[[Source], Result], data: Source) -> Result:
@@ -96,12 +97,9 @@ def decode(data: bytes) -> Raster:
     return Raster(pixels=pixels, valid=valid, window=Window(0, 0, height, width), height=height, width=width)
 
 
-def _bytes(uri: str, ask: Callable[[], bytes]) -> bytes:
-    """What a store answers; ImageError when the picture is missing or refused; the store's own errors pass through."""
-    try:
-        return ask()
-    except FINAL_ERRORS as error:
-        raise ImageError(f"{uri} cannot be read: {reason(error)}") from error
+def _whole(uri: str) -> bytes:
+    with unreadable_told(uri):
+        return read_bytes(uri)
 
 
 def _open(file: IO[bytes]) -> Image.Image:

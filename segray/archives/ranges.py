@@ -6,14 +6,15 @@ import errno
 import sys
 import threading
 from collections import deque
+from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import nullcontext
+from contextlib import contextmanager, nullcontext
 from functools import partial
 
 from fsspec import AbstractFileSystem
 
 from segray.errors import ImageError
-from segray.storage import filesystem, local_path, retry
+from segray.storage import FINAL_ERRORS, filesystem, local_path, reason_of, retry
 from segray.store_errors import BEYOND_THE_END, code_of, store_errors, with_reason
 
 WHOLE_BYTES = 2**22  # a smaller file is fetched with the first request; a larger one wastes that many bytes once
@@ -25,6 +26,15 @@ GAP_BYTES = 2**15  # a gap between two ranges that is fetched with them, rather 
 FETCHERS = 16  # concurrent requests of a process; s3fs holds 10 connections
 _pool = ThreadPoolExecutor(FETCHERS, thread_name_prefix="ranges")
 _one_reader = threading.Lock()  # members of one archive share its file's position
+
+
+@contextmanager
+def unreadable_told(uri: str) -> Iterator[None]:
+    """In the block, that a file is missing or refused becomes an ImageError; a store's other errors pass through."""
+    try:
+        yield
+    except FINAL_ERRORS as error:
+        raise ImageError(f"{uri} cannot be read: {reason_of(error)}") from error
 
 
 def read_range(uri: str, start: int, size: int) -> bytes:

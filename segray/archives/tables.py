@@ -13,6 +13,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from segray.archives.entries import damaged
+from segray.archives.ranges import unreadable_told
 from segray.archives.seekable import Seekable
 from segray.errors import ImageError, SegrayError
 from segray.storage import FINAL_ERRORS, File, reason_of
@@ -119,16 +120,14 @@ _columns = _Columns()
 
 def _load(uri: str, group: int, column: str) -> pa.ChunkedArray:
     """The values of a column of bytes, equal ones held once, so that repeating one makes no decompression bomb."""
-    try:
-        with _opened(uri, limit=MAX_FOOTER_BYTES + MAX_COLUMN_BYTES, dictionary=[column]) as table:
-            place = _place(table.metadata, column)
-            if place is None or group >= table.num_row_groups:
-                raise ImageError(f"{uri} has no column {column} in row group {group}; run again with --overwrite")
-            if error := _too_large(table.metadata, group, place):
-                raise ImageError(f"{uri} cannot be read: {error}")
-            return table.read_row_group(group, columns=[column]).column(0)
-    except FINAL_ERRORS as error:
-        raise ImageError(f"{uri} cannot be read: {reason_of(error)}") from error
+    limit = MAX_FOOTER_BYTES + MAX_COLUMN_BYTES
+    with unreadable_told(uri), _opened(uri, limit=limit, dictionary=[column]) as table:
+        place = _place(table.metadata, column)
+        if place is None or group >= table.num_row_groups:
+            raise ImageError(f"{uri} has no column {column} in row group {group}; run again with --overwrite")
+        if error := _too_large(table.metadata, group, place):
+            raise ImageError(f"{uri} cannot be read: {error}")
+        return table.read_row_group(group, columns=[column]).column(0)
 
 
 @contextmanager
