@@ -123,7 +123,7 @@ class Exporter:
         module = EXPORTS[fmt]
         path = module.name(scene, self.masks.archive)
         if path is None:
-            raise SegrayError(_refusal(fmt, scene.image))
+            raise SegrayError(f"{scene.image} cannot be exported as {fmt}: {module.REFUSED}")
         return distinct(path, scene.image, self.usual) if module.PER_SCENE else path
 
     def _id(self, scene: Scene) -> str:
@@ -171,8 +171,3 @@ def _long_names_told(uri: str) -> Iterator[None]:
         if error.errno != errno.ENAMETOOLONG:
             raise
         raise SegrayError(f"{uri} is too long a path; give a shorter --output, or rename the image") from error
-
-
-def _refusal(fmt: str, image: str) -> str:
-    reason = getattr(EXPORTS[fmt], "REFUSED", "it has no place there")
-    return f"{image} cannot be exported as {fmt}: {reason}"

@@ -22,7 +22,7 @@ class Export(Protocol):
     MEDIA_TYPE: str
 
     def name(self, scene: Scene, archive: str) -> str | None:
-        """The path of a scene's file in the output, None where the format cannot hold the scene (see `REFUSED`)."""
+        """The path of a scene's file in the output, None where the format cannot hold the scene; REFUSED says why."""
 
     def beside(self, uri: str) -> Iterable[str]:
         """The URIs of other files that may have been published with this one, so that all can be removed."""
