@@ -133,17 +133,40 @@ def become(s3: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[str, 
 
 
 @pytest.fixture
-def no_credentials(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+def no_pause(monkeypatch: pytest.MonkeyPatch) -> list[float]:
+    """Retries without the pauses between them; the pauses that would have been, in seconds."""
+    pauses: list[float] = []
+    monkeypatch.setattr("segray.storage.time.sleep", pauses.append)
+    return pauses
+
+
+@pytest.fixture
+def code_sent_along(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Ray's workers get the code of the test's module, which they cannot import."""
+    from ray import cloudpickle
+
+    cloudpickle.register_pickle_by_value(request.module)
+    yield
+    cloudpickle.unregister_pickle_by_value(request.module)
+
+
+@pytest.fixture
+def no_credentials(monkeypatch: pytest.MonkeyPatch, no_pause: list[float]) -> Iterator[None]:
     """A process without S3 credentials, whose retries do not pause."""
     for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_PROFILE"):
         monkeypatch.delenv(name, raising=False)
     for name in ("AWS_SHARED_CREDENTIALS_FILE", "AWS_CONFIG_FILE"):
         monkeypatch.setenv(name, os.devnull)
     monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
-    monkeypatch.setattr("segray.storage.time.sleep", lambda seconds: None)
     s3fs.S3FileSystem.clear_instance_cache()
     yield
     s3fs.S3FileSystem.clear_instance_cache()
+
+
+@pytest.fixture
+def own_copies(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Copies of stored files are kept in the folder of the test."""
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
 
 
 @pytest.fixture(params=["local", "memory", "s3"])

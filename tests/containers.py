@@ -40,13 +40,18 @@ def zip_of(bodies: dict[str, bytes], method: int = zipfile.ZIP_DEFLATED) -> byte
     return out.getvalue()
 
 
+def parquet_of(row_group_size: int | None = None, **columns: object) -> bytes:
+    """A Parquet file of those columns."""
+    out = io.BytesIO()
+    pq.write_table(pa.table(columns), out, row_group_size=row_group_size)
+    return out.getvalue()
+
+
 def table_of(bodies: dict[str, bytes]) -> bytes:
     """A table of images in row groups of two, as Hugging Face writes them."""
     kind = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
     images = pa.array([{"bytes": body, "path": name} for name, body in bodies.items()], kind)
-    out = io.BytesIO()
-    pq.write_table(pa.table({"image": images, "label": pa.array(range(len(bodies)))}), out, row_group_size=2)
-    return out.getvalue()
+    return parquet_of(2, image=images, label=range(len(bodies)))
 
 
 WRITERS: dict[str, Callable[[dict[str, bytes]], bytes]] = {

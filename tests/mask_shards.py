@@ -13,6 +13,7 @@ from segray.archives.raster import Affine6
 from segray.grid import Window, windows
 from segray.masks import IGNORE, Classes
 from segray.regions import WindowMask
+from segray.scenes import Masks, Scene, pieces_of, whole
 from segray.shards import MaskRow, Place, failed_row, mask_row, write_shard
 from segray.storage import join, publish
 
@@ -79,6 +80,11 @@ def write_masks(
     }
     publish(join(uri, "summary.json"), json.dumps(summary).encode())
     return uri
+
+
+def scenes_of(masks: Masks) -> list[Scene]:
+    """All scenes of a segmentation."""
+    return list(whole(part for shard in range(masks.shards) for part in pieces_of(masks, shard)))
 
 
 def _rows(image: Image, size: int, confidence: bool) -> Iterator[MaskRow]:

@@ -13,13 +13,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from containers import put
 from fsspec.implementations.memory import MemoryFileSystem
 
 from segray.archives import copies
 from segray.archives.copies import local_copy
 from segray.errors import ImageError, SegrayError
 from segray.listing import list_files
-from segray.storage import File, join, publish
+from segray.storage import join, publish
 
 DATA = np.random.default_rng(0).bytes(100_000)
 
@@ -30,12 +31,6 @@ def folder(monkeypatch, tmp_path) -> Path:
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "temporary"))
     (tmp_path / "temporary").mkdir()
     return tmp_path / "temporary" / f"segray-{os.getuid()}"
-
-
-def put(uri: str, data: bytes) -> File:
-    """The file as it is listed once it holds the data."""
-    publish(uri, data)
-    return next(list_files(uri))
 
 
 def kept(folder: Path) -> list[str]:

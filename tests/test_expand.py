@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import io
-import tarfile
 import threading
 import time
-import zipfile
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
-import rasterio
+from containers import WRITERS
+from scene_sets import raster
 
 from segray import expand
 from segray.archives.options import ArchiveOptions
@@ -24,31 +22,15 @@ from segray.listing import list_files
 COUNT = 8
 MORE = set(range(3, COUNT + 1))
 SPEC = InputSpec(bands=(0, 1, 2), scale=1 / 255, mean=(0.5,) * 3, std=(0.2,) * 3)
+GEOTIFF = raster(np.ones((3, 20, 30), np.uint8))
 CUTTING = Cutting(
     spec=SPEC, explicit_bands=False, lattice=Lattice(512, 64), shard_pixels=2**22, options=ArchiveOptions()
 )
 
 
-def geotiff() -> bytes:
-    with rasterio.MemoryFile() as memory:
-        with memory.open(driver="GTiff", height=20, width=30, count=3, dtype="uint8") as target:
-            target.write(np.ones((3, 20, 30), np.uint8))
-        return memory.read()
-
-
 def packed(path: Path) -> str:
     """A tar or a zip of some rasters."""
-    data = geotiff()
-    if path.suffix == ".zip":
-        with zipfile.ZipFile(path, "w") as file:
-            for number in range(COUNT):
-                file.writestr(f"{number}.tif", data)
-        return str(path)
-    with tarfile.open(path, "w:gz" if path.suffix == ".gz" else "w") as file:
-        for number in range(COUNT):
-            info = tarfile.TarInfo(f"{number}.tif")
-            info.size = len(data)
-            file.addfile(info, io.BytesIO(data))
+    path.write_bytes(WRITERS["".join(path.suffixes)]({f"{number}.tif": GEOTIFF for number in range(COUNT)}))
     return str(path)
 
 
@@ -56,9 +38,7 @@ def packed(path: Path) -> str:
 def test_a_block_is_as_large_as_the_bands_that_are_read_allow(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, bands: tuple[int, ...], blocks: int
 ) -> None:
-    profile = {"driver": "GTiff", "height": 64, "width": 32, "count": 20, "dtype": "uint8"}
-    with rasterio.open(tmp_path / "a.tif", "w", **profile) as target:
-        target.write(np.ones((20, 64, 32), np.uint8))
+    (tmp_path / "a.tif").write_bytes(raster(np.ones((20, 64, 32), np.uint8)))
     monkeypatch.setattr(expand, "MAX_BLOCK_BYTES", 3 * 64 * 32)
     spec = replace(SPEC, bands=bands, mean=(0.5,) * len(bands), std=(0.2,) * len(bands), tile=32, overlap=8)
     cutting = replace(CUTTING, spec=spec, explicit_bands=True, lattice=spec.lattice("taper"))

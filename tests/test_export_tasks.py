@@ -7,11 +7,11 @@ import threading
 from pathlib import Path
 
 import pytest
-from mask_shards import UTM, Image, ids, write_masks
+from mask_shards import UTM, Image, ids, scenes_of, write_masks
 from running import contents
 
 from segray.export_tasks import Exporter
-from segray.scenes import open_masks, pieces_of, whole
+from segray.scenes import open_masks
 from segray.settings import ExportSettings
 from segray.storage import publish_file
 
@@ -45,5 +45,5 @@ def test_the_pixels_of_a_scene_count_once_and_its_files_by_format(tmp_path: Path
     image = Image(uri="/a/x.tif", mask=ids(50, 40), crs="EPSG:32633", transform=UTM)
     masks = open_masks(write_masks(str(tmp_path / "masks"), [image], archive="/a"))
     settings = ExportSettings(masks=masks.output, output=str(tmp_path / "out"), format="cog,png")
-    (outcome,) = Exporter(masks=masks, settings=settings, usual=".tif").outcomes(list(whole(pieces_of(masks, 0))))
+    (outcome,) = Exporter(masks=masks, settings=settings, usual=".tif").outcomes(scenes_of(masks))
     assert (outcome.facts["pixels"], outcome.facts["files"]) == (50 * 40, 3)  # a world file beside the PNG

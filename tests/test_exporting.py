@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import sys
 import threading
 import uuid
 from collections.abc import Iterator
@@ -15,7 +14,6 @@ import numpy as np
 import pystac
 import pytest
 import rasterio
-import ray
 from mask_shards import UTM, Image, ids, write_masks
 from PIL import Image as Picture
 from running import contents, kill, run, start, wait_for
@@ -251,13 +249,10 @@ class Deadly(Exporter):
             yield from super().outcomes([scene])
 
 
-def test_a_scene_that_kills_its_process_has_failed_and_no_other(local_ray, masks, tmp_path):
+@pytest.mark.usefixtures("local_ray", "code_sent_along")
+def test_a_scene_that_kills_its_process_has_failed_and_no_other(masks, tmp_path):
     exporter = Deadly(masks=open_masks(masks), settings=settings(masks, tmp_path), usual=".tif")
-    ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])  # workers cannot import it
-    try:
-        outcomes = list(outcomes_of(exporter))
-    finally:
-        ray.cloudpickle.unregister_pickle_by_value(sys.modules[__name__])
+    outcomes = list(outcomes_of(exporter))
     assert [outcome.image for outcome in outcomes] == [image.uri for image in IMAGES]
     failed = {outcome.image: outcome.error for outcome in outcomes if outcome.error}
     assert set(failed) == {f"{ARCHIVE}/t1.tif", f"{ARCHIVE}/torn.tif"}
@@ -275,15 +270,12 @@ class DeadlyAtAll(Exporter):
         os.abort()
 
 
-def test_a_file_of_all_scenes_that_kills_its_process_has_failed_and_no_other(local_ray, masks, tmp_path, caplog):
+@pytest.mark.usefixtures("local_ray", "code_sent_along")
+def test_a_file_of_all_scenes_that_kills_its_process_has_failed_and_no_other(masks, tmp_path, caplog):
     caplog.set_level("INFO", "segray")
     chosen = settings(masks, tmp_path, format="cog,pmtiles")
     exporter = DeadlyAtAll(masks=open_masks(masks), settings=chosen, usual=".tif")
-    ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])  # workers cannot import it
-    try:
-        *others, last = outcomes_of(exporter)
-    finally:
-        ray.cloudpickle.unregister_pickle_by_value(sys.modules[__name__])
+    *others, last = outcomes_of(exporter)
     assert [outcome.image for outcome in others] == [image.uri for image in IMAGES]
     assert [outcome.image for outcome in others if outcome.written] == [
         image.uri for image in IMAGES if not image.uri.endswith("torn.tif")

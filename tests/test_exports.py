@@ -14,17 +14,18 @@ import numpy as np
 import pystac
 import pytest
 import rasterio
-from mask_shards import CLASSES, UTM, Image, confidences_of, ids, write_masks
+from mask_shards import CLASSES, UTM, Image, confidences_of, ids, scenes_of, write_masks
 from PIL import Image as Picture
 from rio_cogeo.cogeo import cog_validate
 
 from segray.errors import ImageError
 from segray.export_tasks import Exporter
 from segray.exports import EXPORTS, png, stac
-from segray.scenes import Masks, Scene, forget_shards, open_masks, pieces_of, whole
+from segray.scenes import Masks, Scene, forget_shards, open_masks
 from segray.settings import EXPORT_FORMATS, ExportSettings
 
 ROTATED = (0.3, 0.1, 389000.1, 0.1, -0.3, 5820000.7)
+OPTIONS = ExportSettings(masks="/m", output="/o")
 EQUATOR_M = 2 * math.pi * 6378137.0
 GEO = Image(uri="/a/d/geo.tif", mask=ids(300, 420), crs="EPSG:32633", transform=UTM)
 
@@ -42,21 +43,16 @@ def segmented(folder: Path, *images: Image, archive: str = "/a", window: int = 1
     """The masks of those images, with confidences, and their scenes."""
     where = {"archive": archive, "window": window, "confidence": True}
     masks = open_masks(write_masks(str(folder / "masks"), list(images), **where))
-    return masks, list(whole(part for shard in range(masks.shards) for part in pieces_of(masks, shard)))
-
-
-def options(**changes: object) -> ExportSettings:
-    """Settings of an export."""
-    return ExportSettings(masks="/m", output="/o", **changes)
+    return masks, scenes_of(masks)
 
 
 def written(folder: Path, fmt: str, image: Image, **where: object) -> tuple[Path, dict]:
-    """(the file of an image in a format, in a folder of its own; what the format says of it)."""
+    """(the file of an image in an output of its own, what the format says of it)."""
     masks, (scene,) = segmented(folder, image, **where)
     module = EXPORTS[fmt]
-    (folder / "out").mkdir()
-    path = folder / "out" / module.name(scene, masks.archive).rsplit("/", 1)[-1]
-    return path, module.write(masks, scene, str(path), options())
+    path = folder / "out" / module.name(scene, masks.archive)
+    path.parent.mkdir(parents=True)
+    return path, module.write(masks, scene, str(path), OPTIONS)
 
 
 def test_the_formats_are_those_of_the_settings():
@@ -77,9 +73,9 @@ def test_every_export_names_and_writes_a_georeferenced_scene(tmp_path, fmt):
         folder.mkdir()
         path = str(folder / names[0].rsplit("/", 1)[-1])
         facts = (
-            module.write(masks, scenes[0], path, options())
+            module.write(masks, scenes[0], path, OPTIONS)
             if module.PER_SCENE
-            else module.write_all(masks, scenes, path, options())
+            else module.write_all(masks, scenes, path, OPTIONS)
         )
         assert all(isinstance(value, int | float) for value in facts.values())
         contents.append({file.name: file.read_bytes() for file in folder.rglob("*") if file.is_file()})
@@ -264,9 +260,8 @@ def test_a_tile_set_becomes_a_tile_tree_again(tmp_path, uri, archive, name, *, f
     mask[300:700, 200:900] = ids(400, 700)
     mask[-1, -1] = 2
     image = tile_set(uri, 17, x=x, y=y, mask=mask)
-    masks, (scene,) = segmented(tmp_path, image, archive=archive, window=700)
-    assert png.name(scene, archive) == name
-    path, facts = written_tiles(tmp_path, masks, scene)
+    path, facts = written(tmp_path, "png", image, archive=archive, window=700)
+    assert path == tmp_path / "out" / name
     tiles = sorted(file for file in path.parent.rglob("*.png"))
     expected = {
         (x + col, y + row): part
@@ -281,13 +276,6 @@ def test_a_tile_set_becomes_a_tile_tree_again(tmp_path, uri, archive, name, *, f
     document = json.loads(path.read_text())
     assert (document["tilejson"], document["minzoom"], document["maxzoom"]) == ("3.0.0", 17, 17)
     assert facts == {"pixels": mask.size, "tiles": len(expected)}
-
-
-def written_tiles(folder: Path, masks: Masks, scene: Scene) -> tuple[Path, dict]:
-    """(tiles.json in a folder of its own, what the format says of it)."""
-    (folder / "out").mkdir()
-    path = folder / "out" / "tiles.json"
-    return path, png.write(masks, scene, str(path), options())
 
 
 def test_tiles_of_512_pixels_are_written_a_level_deeper(tmp_path):
@@ -381,7 +369,7 @@ def test_a_scene_on_the_antimeridian_is_in_two_parts(tmp_path, crs, transform):
     assert 179 < west < 180
     assert -180 < east < -179
     assert south < 10 < north + 0.1
-    for ((ring,),) in zip(found["geometry"]["coordinates"]):
+    for (ring,) in found["geometry"]["coordinates"]:
         assert all(abs(x) <= 180 for x, _ in ring)
 
 

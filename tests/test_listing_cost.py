@@ -24,11 +24,7 @@ from segray.inputs import InputSpec
 from segray.listing import list_files
 from segray.storage import File, join, publish
 
-
-@pytest.fixture(autouse=True)
-def own_copies(monkeypatch, tmp_path):
-    """Unpacked copies in the folder of the test."""
-    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+pytestmark = pytest.mark.usefixtures("own_copies")
 
 
 class CountingFileSystem(AbstractFileSystem):
@@ -52,12 +48,11 @@ class CountingFileSystem(AbstractFileSystem):
 
 
 @pytest.fixture
-def counting(monkeypatch):
+def counting(monkeypatch, no_pause):
     """The sizes of the requests made so far."""
     register_implementation("counting", CountingFileSystem, clobber=True)
     requests: list[int] = []
     monkeypatch.setattr(CountingFileSystem, "requests", requests)
-    monkeypatch.setattr("segray.storage.time.sleep", lambda seconds: None)
     return requests
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import json
 import tracemalloc
 from pathlib import Path
@@ -10,6 +9,7 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from containers import parquet_of
 from web import served
 
 from segray.archives import open_archive
@@ -18,14 +18,6 @@ from segray.errors import SegrayError
 from segray.storage import File, join, publish, stat
 
 NAMES = ["s3://b/a 1.tif", "sub/ü.png", "/data/c.jpg", "d::e.png"]
-
-
-def parquet(**columns: list) -> bytes:
-    buffer = io.BytesIO()
-    pq.write_table(pa.table(columns), buffer)
-    return buffer.getvalue()
-
-
 HREF = b'{"type": "Feature", "id": "x", "assets": {"a": {"href": %s}}}'
 LISTS = {
     "l.txt": "# a comment\n\n" + "\n".join(f" {name} " for name in NAMES) + "\n",
@@ -35,7 +27,7 @@ LISTS = {
     "marks.csv": "uri;size\n" + "\n".join(f"{name};1,5" for name in NAMES),
     "tabs.csv": "id\tPath\r\n" + "\r\n".join(f"1\t{name}" for name in NAMES),
     "l.csv": 'id,Path\n1,s3://b/a 1.tif\n2,"sub/ü.png"\n3,/data/c.jpg\n\n4,d::e.png\n',
-    "l.parquet": parquet(id=[1, 2, 3, 4], uri=NAMES),
+    "l.parquet": parquet_of(id=[1, 2, 3, 4], uri=NAMES),
 }
 
 
@@ -103,7 +95,7 @@ def test_a_cell_may_hold_a_long_footprint(tmp_path: Path) -> None:
 
 
 def test_a_damaged_list_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    data = parquet(uri=[f"{k}.tif" for k in range(10_000)])
+    data = parquet_of(uri=[f"{k}.tif" for k in range(10_000)])
     (tmp_path / "l.parquet").write_bytes(data[:4] + bytes(1000) + data[1004:])
     with pytest.raises(SegrayError, match=r"l\.parquet cannot be read as Parquet: "):
         list(open_archive(str(tmp_path / "l.parquet")).images())
@@ -118,7 +110,7 @@ def test_a_folder_may_be_named_as_a_table(store: str) -> None:
     folder = join(store, "t.parquet")
     publish(join(folder, "_SUCCESS"), b"")
     for name in ("part-0.parquet", "part-1.parquet"):
-        publish(join(folder, name), parquet(bytes=[b"1"]))
+        publish(join(folder, name), parquet_of(bytes=[b"1"]))
     names = [file.uri.partition("t.parquet/")[2] for file in open_archive(folder).images()]
     assert names == ["part-0.parquet", "part-1.parquet"]
 
@@ -126,7 +118,7 @@ def test_a_folder_may_be_named_as_a_table(store: str) -> None:
 def test_a_column_can_be_named(tmp_path: Path) -> None:
     (tmp_path / "l.csv").write_text("a,left,right\n1,x.png,y.png\n")
     (tmp_path / "marks.csv").write_text("a;Left;Right\n1,5;x.png;y.png\n")
-    publish(str(tmp_path / "l.parquet"), parquet(left=["x.png"], right=["y.png"]))
+    publish(str(tmp_path / "l.parquet"), parquet_of(left=["x.png"], right=["y.png"]))
     for name in ("l.csv", "marks.csv", "l.parquet"):
         images = open_archive(str(tmp_path / name), ArchiveOptions(column="right")).images()
         assert [file.uri for file in images] == [str(tmp_path / "y.png")]

@@ -20,11 +20,7 @@ from segray.errors import ImageError, SegrayError
 from segray.listing import list_files
 from segray.storage import File, join, publish, stat
 
-
-@pytest.fixture(autouse=True)
-def own_copies(monkeypatch, tmp_path):
-    """Unpacked copies in the folder of the test."""
-    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+pytestmark = pytest.mark.usefixtures("own_copies")
 
 
 def test_every_format_is_written_here():

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import io
 import os
-import tarfile
 import threading
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
@@ -13,13 +11,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 import rasterio
+from containers import put, tar_of
 
 from segray.archives import opened, ranges, tars
 from segray.archives.images import read_header, read_image
 from segray.archives.rasters import read
 from segray.errors import ImageError
 from segray.grid import Window, windows
-from segray.listing import list_files
 from segray.storage import join, publish
 
 PIXELS = np.random.default_rng(0).integers(1, 256, (3, 300, 400), dtype=np.uint8)
@@ -91,12 +89,8 @@ def test_few_rasters_are_kept_open_and_threads_share_them(tmp_path, store, large
 
 def test_members_of_one_file_are_rasters_of_their_own_and_read_where_they_lie(tmp_path, large, monkeypatch):
     images = (PIXELS, 255 - PIXELS)
-    with tarfile.open(tmp_path / "t.tar", "w") as tar:
-        for name, pixels in zip(("a.tif", "b.tif"), images):
-            member, data = tarfile.TarInfo(name), make(tmp_path, pixels)
-            member.size = len(data)
-            tar.addfile(member, io.BytesIO(data))
-    files = list(tars.members(next(list_files(str(tmp_path / "t.tar")))))
+    rasters = {name: make(tmp_path, pixels) for name, pixels in zip(("a.tif", "b.tif"), images)}
+    files = list(tars.members(put(str(tmp_path / "t.tar"), tar_of(rasters))))
     monkeypatch.setattr(tars, "read", None)
     for file, pixels in [*zip(files, images)] * 2:
         found = read_image(file.uri, part=file.part, window=PARTS[3])
@@ -138,16 +132,14 @@ def test_stripes_do_not_change_a_window(tmp_path, store, large, monkeypatch, str
         assert all(same(uri, part) for part in (*PARTS[:4], Window(63, 65, 66, 300), Window(0, 0, 300, 400)))
 
 
-def test_damage_is_told_from_a_store_that_fails(tmp_path, store, monkeypatch):
+def test_damage_is_told_from_a_store_that_fails(tmp_path, store, no_pause, monkeypatch):
     """Damage is reported at once; a failing store raises its own error after the retries."""
-    pauses: list[float] = []
-    monkeypatch.setattr("segray.storage.time.sleep", pauses.append)
     data = make(tmp_path, compress="deflate")
     for content in (data[: len(data) // 2], data[:50], b"", b"no raster" * 99):
         publish(join(store, "damaged.tif"), content)
         with pytest.raises(ImageError, match="cannot be read"):
             read_image(join(store, "damaged.tif"))
-    assert not pauses
+    assert not no_pause
     if "://" in store:
         publish(join(store, "x.tif"), data)
 
@@ -158,11 +150,10 @@ def test_damage_is_told_from_a_store_that_fails(tmp_path, store, monkeypatch):
         monkeypatch.setattr(ranges, "WHOLE_BYTES", 1000)
         with pytest.raises(OSError, match="the store is down"):
             read_image(join(store, "x.tif"))
-        assert pauses
+        assert no_pause
 
 
-def test_a_store_that_failed_once_is_asked_again(tmp_path, large, monkeypatch):
-    monkeypatch.setattr("segray.storage.time.sleep", lambda seconds: None)
+def test_a_store_that_failed_once_is_asked_again(tmp_path, large, no_pause, monkeypatch):
     uri = "memory://asked-again/x.tif"
     publish(uri, make(tmp_path, compress="deflate"))
     assert same(uri, PARTS[0])

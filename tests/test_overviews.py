@@ -11,9 +11,11 @@ import numpy as np
 import pytest
 import rasterio
 import ray
+from mask_shards import scenes_of
 from models import write_small_model
 from PIL import Image
 from rasterio.transform import from_origin
+from scene_sets import raster
 
 from segray import overviews as module
 from segray.grid import Window
@@ -22,7 +24,7 @@ from segray.overviews import overviews
 from segray.plan import load
 from segray.reduction import majority
 from segray.report.overview import factor_of
-from segray.scenes import SceneReader, open_masks, pieces_of, whole
+from segray.scenes import SceneReader, open_masks
 from segray.segmentation import segment
 from segray.settings import SegmentSettings
 from segray.synthetic import scene
@@ -37,10 +39,8 @@ def segmented(local_ray, tmp_path_factory) -> Path:
     (folder / "images").mkdir()
     for name, (height, width) in {"long.tif": (300, 2200), "high.tif": (900, 400), "small.tif": (80, 90)}.items():
         image, _ = scene(len(name), height, width)
-        options = {"driver": "GTiff", "height": height, "width": width, "count": 3, "dtype": "uint8"}
-        path = folder / "images" / name
-        with rasterio.open(path, "w", crs="EPSG:32618", transform=TRANSFORM, **options) as file:
-            file.write(image.transpose(2, 0, 1))
+        data = raster(image.transpose(2, 0, 1), crs="EPSG:32618", transform=TRANSFORM)
+        (folder / "images" / name).write_bytes(data)
     for number in range(3):
         Image.fromarray(scene(number, 64, 64)[0]).save(folder / "images" / f"t{number}.png")
     model = write_small_model(str(folder / "model"))
@@ -65,7 +65,7 @@ def test_the_large_scenes_are_there_the_largest_first(segmented):
 
 def test_the_mask_is_the_most_frequent_class_of_the_scenes_own(segmented):
     masks = open_masks(str(segmented / "out"))
-    scenes = {s.image: s for s in whole(part for shard in range(masks.shards) for part in pieces_of(masks, shard))}
+    scenes = {scene.image: scene for scene in scenes_of(masks)}
     assert masks.shards > 8
     for each in gather(segmented):
         mask = SceneReader(masks, scenes[each.title]).read(Window(0, 0, each.height, each.width))

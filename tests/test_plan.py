@@ -175,7 +175,7 @@ def test_another_job_is_refused_saying_what_differs(changes, sentences):
     assert ("--archive" in str(caught.value)) == ("archive" in changes)
 
 
-def test_listing_digests_tell_every_change(store):
+def test_listing_digests_tell_every_change():
     files = [File("a.png", 1, "x"), File("b.png", 2, "y")]
     variants = [
         files, files[::-1], files[:1], [files[0], File("b.png", 2, "z")], [files[0], File("b.png", 3, "y")],

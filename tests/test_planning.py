@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import io
 import json
 import subprocess
 import sys
-import tarfile
-import zipfile
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +12,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from conftest import png
+from containers import tar_of, zip_of
 
 from segray.errors import SegrayError
 from segray.segmentation import segment
@@ -32,16 +30,10 @@ def image(number: int) -> bytes:
 def packed(path: Path) -> str:
     """A folder with a tar, a zip, a picture, a broken zip, a text file, and a tree of tiles that is no tile set."""
     path.mkdir()
-    with tarfile.open(path / "a.tar", "w") as tar:
-        for number in range(COUNT):
-            for name, data in ((f"{number:03d}.png", image(number)), (f"{number:03d}.cls", b"1")):
-                info = tarfile.TarInfo(name)
-                info.size = len(data)
-                tar.addfile(info, io.BytesIO(data))
-    with zipfile.ZipFile(path / "b.zip", "w") as file:
-        file.writestr("deep/x.png", image(20))
-        file.writestr("../../x.png", image(21))
-        file.writestr("note.txt", "no image")
+    samples = ({f"{number:03d}.png": image(number), f"{number:03d}.cls": b"1"} for number in range(COUNT))
+    (path / "a.tar").write_bytes(tar_of({name: data for sample in samples for name, data in sample.items()}))
+    members = {"deep/x.png": image(20), "../../x.png": image(21), "note.txt": b"no image"}
+    (path / "b.zip").write_bytes(zip_of(members))
     (path / "c.png").write_bytes(image(30))
     (path / "d.zip").write_bytes(b"PK no zip at all")
     (path / "e.txt").write_text("no image")
@@ -83,8 +75,7 @@ def test_members_are_images_and_what_is_wrong_is_a_row(local_ray, small_model: s
 
 def test_an_archive_without_a_usable_member_is_refused(local_ray, small_model: str, tmp_path: Path) -> None:
     (tmp_path / "a.zip").write_bytes(b"PK no zip at all")
-    with zipfile.ZipFile(tmp_path / "b.zip", "w") as file:
-        file.writestr("note.txt", "no image")
+    (tmp_path / "b.zip").write_bytes(zip_of({"note.txt": b"no image"}))
     for name, sentence in (("a.zip", r"a\.zip"), ("b.zip", "no image in them")):
         settings = SegmentSettings(model=small_model, archive=str(tmp_path / name), output=str(tmp_path / "out"))
         with pytest.raises(SegrayError, match=sentence):

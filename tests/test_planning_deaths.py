@@ -4,18 +4,18 @@ from __future__ import annotations
 
 import os
 import signal
-import sys
 import time
 from pathlib import Path
 
 import pytest
 import ray
-from test_expand import COUNT, CUTTING, geotiff, packed
+from test_expand import COUNT, CUTTING, GEOTIFF, packed
 
 from segray import expand, planning
 from segray.listing import list_files
 from segray.plan import Item
 
+pytestmark = pytest.mark.usefixtures("local_ray", "code_sent_along")
 NAMES = ("0.tif", "1-poison.tif", "2.tar", "3-poison.tar", "4-late.tif", "5.tif")
 
 
@@ -48,17 +48,13 @@ def crowded(files, cutting):
 
 
 def planned(folder: Path, monkeypatch: pytest.MonkeyPatch, task: object) -> list[Item]:
-    """The items of a folder, planned by that task, whose code is sent along."""
+    """The items of a folder, planned by that task."""
     monkeypatch.setattr(planning, "_expand", task)
-    ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])
-    try:
-        return list(planning._items(list_files(str(folder)), CUTTING, planning._Seen()))
-    finally:
-        ray.cloudpickle.unregister_pickle_by_value(sys.modules[__name__])
+    return list(planning._items(list_files(str(folder)), CUTTING, planning._Seen()))
 
 
 def test_a_file_that_kills_its_task_is_one_failed_item_and_no_other_is_lost(
-    local_ray, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     folder = tmp_path / "archive"
     folder.mkdir()
@@ -66,7 +62,7 @@ def test_a_file_that_kills_its_task_is_one_failed_item_and_no_other_is_lost(
         if name.endswith(".tar"):
             packed(folder / name)
         else:
-            (folder / name).write_bytes(geotiff())
+            (folder / name).write_bytes(GEOTIFF)
     found = [(item.image.replace(f"{folder}/", ""), item.error) for item in planned(folder, monkeypatch, dying)]
     members = [f"tar://{number}.tif::" for number in range(COUNT)]
     killed = f": {planning.KILLED}"
@@ -82,9 +78,9 @@ def test_a_file_that_kills_its_task_is_one_failed_item_and_no_other_is_lost(
 
 
 def test_files_that_are_too_much_together_are_planned_one_by_one(
-    local_ray, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for number in range(3):
-        (tmp_path / f"{number}.tif").write_bytes(geotiff())
+        (tmp_path / f"{number}.tif").write_bytes(GEOTIFF)
     found = [(Path(item.image).name, item.error) for item in planned(tmp_path, monkeypatch, crowded)]
     assert found == [(f"{number}.tif", None) for number in range(3)]

@@ -9,7 +9,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from PIL import Image
+from mask_shards import CLASSES, Image, scenes_of, write_masks
+from PIL import Image as Picture
 from pmtiles.reader import MemorySource, Reader, all_tiles
 from pmtiles.tile import TileType
 from rasterio.warp import transform
@@ -18,20 +19,11 @@ from segray.errors import SegrayError
 from segray.export_tasks import Exporter, Outcome
 from segray.exports.mercator import EDGE, Tile, places_of
 from segray.exports.pmtiles import write_all
-from segray.footprints import window_transform
-from segray.grid import Window, windows
-from segray.masks import IGNORE, Classes, decode_png, encode_png
+from segray.grid import Window
+from segray.masks import IGNORE, decode_png
 from segray.reduction import majority
-from segray.scenes import Masks, Scene, SceneReader, pieces_of, whole
+from segray.scenes import Masks, Scene, SceneReader, open_masks
 from segray.settings import ExportSettings
-from segray.shards import MaskRow, write_shard
-
-CLASSES = Classes(names=("a", "b", "c"), colors=((200, 0, 0), (0, 200, 0), (0, 0, 200)))
-
-
-@dataclass(frozen=True)
-class Settings:
-    max_zoom: int | None = None
 
 
 @dataclass(frozen=True)
@@ -44,30 +36,11 @@ class Made:
     transform: tuple[float, ...] | None
 
 
-def rows_of(made: Made, window: int) -> list[MaskRow]:
-    height, width = made.mask.shape
-    rows = []
-    for part in windows(height, width, window):
-        mask = made.mask[part.rows, part.cols]
-        has_data = bool((mask != IGNORE).any())
-        rows.append(MaskRow(
-            image=made.name, etag="1", row_off=part.row_off, col_off=part.col_off, height=part.height, width=part.width,
-            image_height=height, image_width=width, status="ok" if has_data else "nodata",
-            mask=encode_png(mask, CLASSES) if has_data else None, crs=made.crs,
-            transform=list(window_transform(made.transform, part)) if made.transform else None,
-        ))  # fmt: skip
-    return rows
-
-
 def masks_of(folder: Path, scenes: list[Made], *, window: int = 64) -> tuple[Masks, list[Scene]]:
-    """The output of a segmentation with one shard a scene, and its scenes as the export finds them."""
-    metadata = {"classes": CLASSES.to_json()}
-    for shard, made in enumerate(scenes):
-        write_shard(str(folder), shard, rows=rows_of(made, window), formats=["parquet"], metadata=metadata)
-    masks = Masks(
-        output=str(folder), fmt="parquet", shards=len(scenes), archive="x", classes=CLASSES, metadata=metadata
-    )
-    return masks, list(whole(part for shard in range(masks.shards) for part in pieces_of(masks, shard)))
+    """The output of a segmentation, and its scenes as the export finds them."""
+    images = [Image(uri=made.name, mask=made.mask, crs=made.crs, transform=made.transform) for made in scenes]
+    masks = open_masks(write_masks(str(folder), images, archive="x", window=window))
+    return masks, scenes_of(masks)
 
 
 def blobs(height: int, width: int, seed: int, *, hole: bool = True) -> np.ndarray:
@@ -84,7 +57,7 @@ def export(
 ) -> tuple[dict, dict[Tile, np.ndarray], Reader]:
     masks, found = masks_of(folder, scenes)
     path = folder / "masks.pmtiles"
-    result = write_all(masks, iter(found), str(path), Settings(max_zoom))
+    result = write_all(masks, iter(found), str(path), ExportSettings(masks="m", output="o", max_zoom=max_zoom))
     source = MemorySource(path.read_bytes())
     return result, {Tile(*zxy): decode_png(data) for zxy, data in all_tiles(source)}, Reader(source)
 
@@ -224,7 +197,7 @@ def test_the_header_and_the_legend(tmp_path):
     assert found == pytest.approx([min(x), min(y), max(x), max(y)], abs=2e-7)
     assert min(x) < header["center_lon_e7"] / 1e7 < max(x) and 0 < header["center_zoom"] <= header["max_zoom"]
     assert reader.metadata()["classes"] == CLASSES.to_json()
-    picture = Image.open(io.BytesIO(reader.get(0, 0, 0)))
+    picture = Picture.open(io.BytesIO(reader.get(0, 0, 0)))
     assert (picture.mode, picture.size) == ("P", (256, 256))
     shown = np.asarray(picture.convert("RGBA"))
     assert set(map(tuple, shown[shown[..., 3] > 0][:, :3].tolist())) <= set(CLASSES.colors)
@@ -270,9 +243,9 @@ def test_errors_say_what_to_do(tmp_path):
 
 def test_a_scene_across_the_antimeridian_lies_on_both_sides(tmp_path):
     made = Made("fiji.tif", blobs(200, 300, 10), "EPSG:3832", (10.0, 0.0, 3338000.0, 0.0, -10.0, -1900000.0))
-    masks, (scene,) = masks_of(tmp_path, [made])
+    _, (scene,) = masks_of(tmp_path, [made])
     (place,) = places_of(scene)
-    assert masks.shards == 1 and len(place.boxes) == 2
+    assert len(place.boxes) == 2
     (tmp_path / "again").mkdir()
     _, tiles, _ = export(tmp_path / "again", [made])
     deepest = max(tile.z for tile in tiles)
@@ -343,5 +316,5 @@ def test_memory_holds_few_pixels_of_a_scene(tmp_path, monkeypatch):
     asked: list[Window] = []
     read = SceneReader.read
     monkeypatch.setattr(SceneReader, "read", lambda self, window: asked.append(window) or read(self, window))
-    write_all(masks, scenes, str(tmp_path / "x.pmtiles"), Settings())
+    write_all(masks, scenes, str(tmp_path / "x.pmtiles"), ExportSettings(masks="m", output="o"))
     assert len(asked) >= 20 and max(window.pixels for window in asked) < 310**2

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
 from pathlib import Path
 
 import geopandas
@@ -14,6 +13,7 @@ import pytest
 import shapely
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from mask_shards import scenes_of
 from rasterio.features import shapes
 from rasterio.transform import Affine
 from traced import MASKS
@@ -23,7 +23,8 @@ from segray.exports import features, polygons
 from segray.footprints import window_transform
 from segray.grid import Window
 from segray.masks import Classes, encode_png
-from segray.scenes import Masks, Scene, pieces_of, whole
+from segray.scenes import Masks, Scene
+from segray.settings import ExportSettings
 from segray.shards import FAILED, NODATA, OK, MaskRow, write_shard
 
 CLASSES = Classes(names=("ground", "house", "road"), colors=((0, 0, 0), (255, 0, 0), (9, 9, 9)))
@@ -31,14 +32,6 @@ METADATA = {"classes": CLASSES.to_json(), "model": "abc"}
 UTM = (0.5, 0.0, 389000.0, 0.0, -0.5, 5820000.0)
 TURNED = (0.3, 0.4, 389000.0, 0.4, -0.3, 5820000.0)
 LONLAT = (0.0001, 0.0, 13.0, 0.0, -0.0001, 52.0)
-
-
-@dataclass(frozen=True, kw_only=True)
-class Options:
-    """What the caller of the export chooses."""
-
-    min_area: float | None = None
-    simplify: float | None = None
 
 
 def row_of(mask: np.ndarray, window: Window, *, crs: str | None, transform: tuple | None, status: str) -> MaskRow:
@@ -67,13 +60,16 @@ def scene_of(
     masks = Masks(
         output=str(folder), fmt="parquet", shards=len(shards), archive="s3://bucket", classes=CLASSES, metadata=METADATA
     )
-    (scene,) = whole(part for number in range(len(shards)) for part in pieces_of(masks, number))
+    (scene,) = scenes_of(masks)
     return masks, scene
 
 
-def export(folder: Path, mask: np.ndarray, options: Options = Options(), **how: object) -> geopandas.GeoDataFrame:
+def export(
+    folder: Path, mask: np.ndarray, *, min_area: float | None = None, simplify: float | None = None, **how: object
+) -> geopandas.GeoDataFrame:
     """The features of a mask, read as others read them."""
     path = folder / "regions.parquet"
+    options = ExportSettings(masks="m", output="o", min_area=min_area, simplify=simplify)
     counts = polygons.write(*scene_of(folder, mask, **how), str(path), options)
     frame = geopandas.read_parquet(path)
     assert counts["features"] == len(frame)
@@ -216,7 +212,7 @@ def test_row_groups_are_written_as_they_come(tmp_path: Path, monkeypatch: pytest
 def test_small_regions_are_left_out(tmp_path: Path, crs: str | None, min_area: float) -> None:
     mask = blobs(100, 120)
     everything = export(tmp_path / "a", mask, crs=crs)
-    large = export(tmp_path / "b", mask, Options(min_area=min_area), crs=crs)  # 20 pixels, in either unit
+    large = export(tmp_path / "b", mask, min_area=min_area, crs=crs)  # 20 pixels, in either unit
     kept = everything[everything.pixels >= 20].reset_index(drop=True)
     assert 0 < len(kept) < len(everything)
     assert large.equals(kept)
@@ -227,7 +223,7 @@ def test_small_regions_are_left_out(tmp_path: Path, crs: str | None, min_area: f
 def test_simplified_regions_share_their_borders(tmp_path: Path, tolerance: float) -> None:
     mask = blobs(120, 150, none=False)
     exact = export(tmp_path / "a", mask)
-    simple = export(tmp_path / "b", mask, Options(simplify=tolerance), cuts=((50,), (70,)))
+    simple = export(tmp_path / "b", mask, simplify=tolerance, cuts=((50,), (70,)))
     assert simple.is_valid.all()
     assert simple[["class_id", "pixels", "area_m2"]].equals(exact[["class_id", "pixels", "area_m2"]])
     assert shapely.coverage_is_valid(simple.geometry.values)
@@ -245,8 +241,7 @@ def test_simplified_regions_share_their_borders(tmp_path: Path, tolerance: float
 def test_whatever_is_simplified_stays_valid(
     tmp_path_factory: pytest.TempPathFactory, mask: np.ndarray, tolerance: float, min_area: float | None
 ) -> None:
-    options = Options(simplify=tolerance, min_area=min_area)
-    frame = export(tmp_path_factory.mktemp("a"), mask, options)
+    frame = export(tmp_path_factory.mktemp("a"), mask, simplify=tolerance, min_area=min_area)
     assert frame.is_valid.all()
     assert (frame.area > 0).all()
     assert not len(frame) or shapely.coverage_is_valid(frame.geometry.values)
@@ -255,7 +250,7 @@ def test_whatever_is_simplified_stays_valid(
 def test_straight_stairs_become_straight(tmp_path: Path) -> None:
     rows, columns = np.indices((100, 200))
     mask = (columns > 50 + rows // 2).astype(np.uint8)
-    frame = export(tmp_path, mask, Options(simplify=1.0))
+    frame = export(tmp_path, mask, simplify=1.0)
     assert shapely.get_num_coordinates(frame.geometry.values).max() < 12
     assert (abs(frame.area - frame.area_m2) < 0.02 * frame.area_m2).all()
 
@@ -263,7 +258,7 @@ def test_straight_stairs_become_straight(tmp_path: Path) -> None:
 def test_more_than_can_be_simplified_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(polygons, "MAX_SIMPLIFIED", 50)
     with pytest.raises(SegrayError, match=r"scene\.tif has more than 50 vertices .* --min_area"):
-        export(tmp_path, blobs(50, 50), Options(simplify=1.0))
+        export(tmp_path, blobs(50, 50), simplify=1.0)
 
 
 def test_a_region_too_large_for_parquet_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

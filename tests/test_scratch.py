@@ -9,10 +9,10 @@ import sys
 from pathlib import Path
 
 import pytest
-from mask_shards import Image, ids, write_masks
+from mask_shards import Image, ids, scenes_of, write_masks
 
 from segray.export_tasks import Exporter
-from segray.scenes import open_masks, pieces_of, whole
+from segray.scenes import open_masks
 from segray.scratch import GRACE_S, PREFIX, remove_abandoned, scratch
 from segray.settings import ExportSettings
 
@@ -86,7 +86,7 @@ def test_a_task_of_an_export_removes_what_killed_ones_left(folder: Path) -> None
     masks = open_masks(write_masks(str(folder / "masks"), [image], archive="s3://b/in"))
     settings = ExportSettings(masks=str(folder / "masks"), output=str(folder / "out"))
     exporter = Exporter(masks=masks, settings=settings, usual=".tif")
-    (outcome,) = exporter.outcomes(list(whole(iter(pieces_of(masks, 0)))))
+    (outcome,) = exporter.outcomes(scenes_of(masks))
     assert outcome.written
     assert not left.parent.exists()
     assert list(folder.glob("segray-*")) == []

@@ -26,15 +26,8 @@ from segray.listing import files_if_any, list_files, names
 from segray.storage import File, exists, join, publish, read_bytes, stat
 from segray.store_errors import StoreError, store_errors
 
+pytestmark = pytest.mark.usefixtures("no_pause")
 PICTURE = png(np.zeros((4, 5, 3), np.uint8))
-
-
-@pytest.fixture(autouse=True)
-def no_pause(monkeypatch):
-    """Retries without the pauses between them; the pauses that would have been."""
-    pauses = []
-    monkeypatch.setattr(storage.time, "sleep", pauses.append)
-    return pauses
 
 
 class Handler(BaseHTTPRequestHandler):

@@ -16,11 +16,7 @@ from segray.errors import ImageError
 from segray.listing import list_files
 from segray.storage import join, publish
 
-
-@pytest.fixture(autouse=True)
-def own_copies(monkeypatch, tmp_path):
-    """Unpacked copies in the folder of the test."""
-    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+pytestmark = pytest.mark.usefixtures("own_copies")
 
 
 @pytest.mark.parametrize("kind", [tarfile.GNU_FORMAT, tarfile.PAX_FORMAT])

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import gc
-import io
 import weakref
 from dataclasses import replace
 from pathlib import Path
@@ -12,6 +11,7 @@ import numpy as np
 import pytest
 import rasterio
 import torch
+from conftest import png
 from PIL import Image
 from rasterio.enums import Resampling
 from rasterio.transform import Affine
@@ -63,9 +63,7 @@ def raster(folder: Path, name: str = "r.tif", height: int = 100, width: int = 13
 
 
 def picture(uri: str, height: int, width: int) -> str:
-    file = io.BytesIO()
-    Image.fromarray(RNG.integers(0, 256, (height, width, 3), dtype=np.uint8)).save(file, "PNG")
-    publish(uri, file.getvalue())
+    publish(uri, png(RNG.integers(0, 256, (height, width, 3), dtype=np.uint8)))
     return uri
 
 
@@ -74,8 +72,11 @@ def items(uri: str, *, height: int, width: int, shard_pixels: int) -> list[Item]
     return list(cut(File(uri, 1, "tag"), height=height, width=width, lattice=lattice, shard_pixels=shard_pixels))
 
 
-def rows_of(work: list[Item], segmenter: Segmenter, window: int, *, explicit_bands: bool = False) -> list[MaskRow]:
-    readings = walk.read_items(work, SPEC, blend="taper", window=window, explicit_bands=explicit_bands)
+def rows_of(
+    work: list[Item], segmenter: Segmenter, window: int, *, spec: InputSpec = SPEC, **changes: bool
+) -> list[MaskRow]:
+    options = {"blend": "taper", "window": window, "explicit_bands": False, **changes}
+    readings = walk.read_items(work, spec, **options)
     return list(walk.rows(walk.segment(readings, segmenter), CLASSES))
 
 
@@ -109,14 +110,12 @@ def test_a_raster_has_the_same_mask_however_it_is_cut(tmp_path, segmenter, windo
 def test_a_picture_of_unknown_size_is_cut_into_windows_too(store, segmenter):
     uri = picture(join(store, "p.png"), 70, 50)
     rows = rows_of([whole(File(uri, 100, "t"))], segmenter, 32)
-    assert [(row.row_off, row.col_off) for row in rows] == [(w.row_off, w.col_off) for w in split(rows_box(70, 50), 32)]
+    assert [(row.row_off, row.col_off) for row in rows] == [
+        (w.row_off, w.col_off) for w in split(Window(0, 0, 70, 50), 32)
+    ]
     image = read_image(uri)
     assert (joined(rows, 70, 50) == segmenter.mask_image(image.pixels, image.valid)).all()
     assert {(row.crs, row.transform, row.status) for row in rows} == {(None, None, OK)}
-
-
-def rows_box(height: int, width: int) -> Window:
-    return Window(0, 0, height, width)
 
 
 def test_failures_are_rows_in_their_place_and_stop_nothing(tmp_path, segmenter):
@@ -292,9 +291,8 @@ def test_a_coarse_model_sees_a_coarse_image(
     masks = {}
     for enlarge, shard_pixels, window in [(True, 10**9, 1000), (True, 900, 40), (False, 10**9, 1000), (False, 900, 9)]:
         items = coarse_items(uri, resolution, shard_pixels)
-        options = {"blend": "taper", "window": window, "explicit_bands": False, "enlarge": enlarge}
-        rows = list(walk.rows(walk.segment(walk.read_items(items, spec, **options), segmenter), CLASSES))
-        masks[enlarge, shard_pixels] = join_rows(rows)
+        rows = rows_of(items, segmenter, window, spec=spec, enlarge=enlarge)
+        masks[enlarge, shard_pixels] = joined(rows, *((197, 291) if enlarge else size))
         assert all(row.status in (OK, NODATA) and max(row.height, row.width) <= window for row in rows)
         masks_of_rows = [mask_of(vars(row), row.mask) for row in rows]
         counts = [np.bincount(mask[mask != IGNORE], minlength=3).tolist() for mask in masks_of_rows]
@@ -324,9 +322,8 @@ def test_a_coarse_model_sees_a_coarse_image(
 def test_windows_of_an_image_that_nobody_has_measured_are_no_larger_than_asked(tmp_path, segmenter):
     """As those in rows of tables."""
     uri, spec = fine_raster(tmp_path), replace(SPEC, resolution=1.2)
-    options = {"blend": "taper", "window": 40, "explicit_bands": False}
     rows, measured = (
-        list(walk.rows(walk.segment(walk.read_items(work, spec, **options), segmenter), CLASSES))
+        rows_of(work, segmenter, 40, spec=spec)
         for work in ([Item(image=uri, etag="tag")], coarse_items(uri, 1.2, 10**9))
     )
     assert max(max(row.height, row.width) for row in rows) <= 40
@@ -364,8 +361,7 @@ def test_a_failed_window_says_where_it_lies(tmp_path, segmenter, resolution, enl
     uri = fine_raster(tmp_path)
     Path(uri).write_bytes(Path(uri).read_bytes()[:-110_000])  # cuts some blocks of it and of its overviews
     spec, work = replace(SPEC, resolution=resolution), coarse_items(uri, resolution, 900)
-    options = {"blend": "taper", "window": 64, "explicit_bands": False, "enlarge": enlarge}
-    rows = list(walk.rows(walk.segment(walk.read_items(work, spec, **options), segmenter), CLASSES))
+    rows = rows_of(work, segmenter, 64, spec=spec, enlarge=enlarge)
     failed = [row for row in rows if row.status == FAILED]
     assert len(failed) > 1
     for row in failed:
@@ -386,17 +382,6 @@ def test_a_failed_coarse_image_has_the_windows_of_its_own_grid(tmp_path: Path, s
     items = coarse_items(uri, 2.0, 900)
     Path(uri).unlink()
     spec = replace(SPEC, resolution=2.0)
-    options = {"blend": "taper", "window": 64, "explicit_bands": False}
-    rows = list(walk.rows(walk.segment(walk.read_items(items, spec, **options), segmenter), CLASSES))
+    rows = rows_of(items, segmenter, 64, spec=spec)
     assert {row.status for row in rows} == {FAILED}
     joined(rows, 197, 291)
-
-
-def join_rows(rows: list[MaskRow]) -> np.ndarray:
-    """The mask of the one image of the rows."""
-    mask = np.full((rows[0].image_height, rows[0].image_width), 77, np.uint8)
-    for row in rows:
-        place = np.s_[row.row_off : row.row_off + row.height, row.col_off : row.col_off + row.width]
-        mask[place] = decode_png(row.mask) if row.mask else IGNORE
-    assert not (mask == 77).any()
-    return mask
