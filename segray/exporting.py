@@ -220,19 +220,19 @@ def _claim(settings: ExportSettings, masks: Masks, exporter: Exporter) -> None:
     """Record in the output which export it holds; SegrayError when it holds another, unless --overwrite."""
     uri, wanted = join(settings.output, EXPORT), _record(settings, masks)
     had = _read_record(uri) if exists(uri) else None
-    if had == wanted and not settings.overwrite:
-        return
     if had is None:
         _check_empty(settings.output)
-    if had is not None and not settings.overwrite:
+    elif settings.overwrite:
+        remove(join(settings.output, SUMMARY))
+        remove_former(exporter, _groups(masks), former=had, collection=join(settings.output, COLLECTION))
+    elif had == wanted:
+        return
+    else:
         differing = next((key for key in wanted if had.get(key) != wanted[key]), "format_version")
         raise SegrayError(
             f"{settings.output} holds another export: its {differing} was {had.get(differing)} and is now "
             f"{wanted.get(differing)}; give another --output, or --overwrite"
         )
-    if had is not None and settings.overwrite:
-        remove(join(settings.output, SUMMARY))
-        remove_former(exporter, _groups(masks), former=had, collection=join(settings.output, COLLECTION))
     publish(uri, json.dumps(wanted, indent=1, sort_keys=True).encode())
 
 

@@ -92,8 +92,7 @@ def _found(results: ray.ObjectRefGenerator, files: tuple[File, ...], cutting: Cu
     """
     given = 0
     try:
-        for ref in results:
-            found = result_of(ref)
+        for found in map(result_of, results):
             given += 1
             yield found
         return
@@ -104,9 +103,7 @@ def _found(results: ray.ObjectRefGenerator, files: tuple[File, ...], cutting: Cu
     for file, again in [(file, _expand.remote((file,), cutting)) for file in files]:
         now = 0
         try:
-            for ref in again:
-                found = result_of(ref)
-                now += 1
+            for now, found in enumerate(map(result_of, again), 1):
                 if now > given:
                     yield found
         except DEATHS:
