@@ -22,15 +22,18 @@ from segray.listing import list_files
 COUNT = 8
 MORE = set(range(3, COUNT + 1))
 SPEC = InputSpec(bands=(0, 1, 2), scale=1 / 255, mean=(0.5,) * 3, std=(0.2,) * 3)
-GEOTIFF = raster(np.ones((3, 20, 30), np.uint8))
 CUTTING = Cutting(
     spec=SPEC, explicit_bands=False, lattice=Lattice(512, 64), shard_pixels=2**22, options=ArchiveOptions()
 )
 
 
+def geotiff() -> bytes:
+    return raster(np.ones((3, 20, 30), np.uint8))
+
+
 def packed(path: Path) -> str:
     """A tar or a zip of some rasters."""
-    path.write_bytes(WRITERS["".join(path.suffixes)]({f"{number}.tif": GEOTIFF for number in range(COUNT)}))
+    path.write_bytes(WRITERS["".join(path.suffixes)]({f"{number}.tif": geotiff() for number in range(COUNT)}))
     return str(path)
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 import ray
-from test_expand import COUNT, CUTTING, GEOTIFF, packed
+from test_expand import COUNT, CUTTING, geotiff, packed
 
 from segray import expand, planning
 from segray.listing import list_files
@@ -62,7 +62,7 @@ def test_a_file_that_kills_its_task_is_one_failed_item_and_no_other_is_lost(
         if name.endswith(".tar"):
             packed(folder / name)
         else:
-            (folder / name).write_bytes(GEOTIFF)
+            (folder / name).write_bytes(geotiff())
     found = [(item.image.replace(f"{folder}/", ""), item.error) for item in planned(folder, monkeypatch, dying)]
     members = [f"tar://{number}.tif::" for number in range(COUNT)]
     killed = f": {planning.KILLED}"
@@ -81,6 +81,6 @@ def test_files_that_are_too_much_together_are_planned_one_by_one(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for number in range(3):
-        (tmp_path / f"{number}.tif").write_bytes(GEOTIFF)
+        (tmp_path / f"{number}.tif").write_bytes(geotiff())
     found = [(Path(item.image).name, item.error) for item in planned(tmp_path, monkeypatch, crowded)]
     assert found == [(f"{number}.tif", None) for number in range(3)]
