@@ -150,7 +150,7 @@ class SceneReader:
     """
 
     def __init__(self, masks: Masks, scene: Scene, layer: str = MASK) -> None:
-        self.masks, self.scene = masks, scene
+        self.scene = scene
         self._mask = lru_cache(max(WINDOWS_KEPT, _row(scene) + 1))(partial(_decoded, masks, layer))
         self._cells: dict[tuple[int, int], list[Piece]] = {}
         for piece in scene.pieces:
