@@ -158,9 +158,7 @@ class SceneReader:
                 self._cells.setdefault(cell, []).append(piece)
 
     def piece(self, piece: Piece) -> np.ndarray:
-        """(h, w) uint8 of a piece, 255 where it has no data."""
-        if piece.status != OK:
-            return np.full((piece.window.height, piece.window.width), IGNORE, np.uint8)
+        """(h, w) uint8 of a piece with a mask, 255 where it has no data."""
         return self._mask(piece)
 
     def pieces(self, window: Window) -> list[Piece]:

@@ -48,7 +48,7 @@ def test_scenes_are_those_that_were_cut(tmp_path, window, rows, formats):
         assert scene.is_usable
         assert (pixels(masks, scene) == image.mask).all()
         reader = SceneReader(masks, scene)
-        for piece in scene.pieces:
+        for piece in (piece for piece in scene.pieces if piece.status == "ok"):
             assert (reader.piece(piece) == image.mask[piece.window.rows, piece.window.cols]).all()
 
 

@@ -79,8 +79,6 @@ def of_bytes(uri: str, call: Callable[[Source], Result], data: Source) -> Result
 
 def size_of(data: bytes) -> tuple[int, int]:
     """(height, width) of a picture from its bytes, without decoding it; one of `BROKEN` when they are not a picture."""
-    if not data:
-        raise ValueError("the file is empty")
     with _open(io.BytesIO(data)) as picture:
         return picture.height, picture.width
 

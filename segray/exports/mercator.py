@@ -79,7 +79,7 @@ def places_of(scene: Scene) -> list[Place]:
     In degrees or in metres of the map a scene may go on beyond the antimeridian, as grids from 0 to 360 degrees do. It
     then has one place for each turn around the Earth, and the map shows what of it lies between -180 and 180 degrees.
     """
-    if scene.crs is None or scene.transform is None or not scene.is_usable or not scene.height * scene.width:
+    if scene.crs is None or scene.transform is None or not scene.is_usable:
         return []
     try:
         crs = CRS.from_string(scene.crs)

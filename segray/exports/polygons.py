@@ -75,8 +75,6 @@ def write(masks: Masks, scene: Scene, path: str, settings: ExportSettings) -> di
 
 def _regions(masks: Masks, scene: Scene, ground: Ground, *, nodes: bool) -> Iterator[Regions]:
     """The regions of a scene, strip by strip, as they close."""
-    if not scene.height or not scene.width:
-        return
     reader, tracer = SceneReader(masks, scene), Tracer(scene.width, measure=ground.run_m2, nodes=nodes)
     rows = max(1, min(STRIP_ROWS, STRIP_PIXELS // scene.width))
     for top in range(0, scene.height, rows):
