@@ -2,28 +2,30 @@
 
 from __future__ import annotations
 
+import io
 import random
 import uuid
+import zipfile
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import rasterio
-from conftest import png
-from containers import put, zip_of
 from PIL import Image
 from rasterio.control import GroundControlPoint
 from rasterio.enums import ColorInterp, Resampling
 from rasterio.transform import Affine
 
-from segray.archives import open_archive, rasters, zips
+from segray.archives import open_archive, rasters
 from segray.archives.images import read_for, read_header, read_image
+from segray.archives.members import CONTAINERS
 from segray.archives.rasters import read
 from segray.archives.reduced import read_reduced
 from segray.errors import ImageError, MismatchError
 from segray.grid import Window
 from segray.inputs import InputSpec
+from segray.listing import list_files
 from segray.storage import join, publish
 
 RNG = np.random.default_rng(0)
@@ -57,6 +59,12 @@ def tiff(
         if mask is not None:
             target.write_mask(mask)
     return str(folder / "made.tif")
+
+
+def png(array: np.ndarray) -> bytes:
+    file = io.BytesIO()
+    Image.fromarray(array).save(file, "PNG")
+    return file.getvalue()
 
 
 WINDOWS = [Window(0, 0, 70, 90), Window(0, 0, 1, 1), Window(69, 89, 1, 1), Window(13, 5, 40, 61), Window(64, 80, 6, 10)]
@@ -255,7 +263,9 @@ def test_the_reason_of_a_damaged_file_has_its_name_whatever_that_is(tmp_path):
 
 @pytest.mark.parametrize("name", ["x.tif", "x.jp2"])
 def test_an_empty_member_is_refused_as_an_empty_file(tmp_path, name):
-    (member,) = zips.members(put(str(tmp_path / "a.zip"), zip_of({name: b""})))
+    with zipfile.ZipFile(tmp_path / "a.zip", "w") as archive:
+        archive.writestr(name, b"")
+    (member,) = CONTAINERS["zip"].members(next(list_files(str(tmp_path / "a.zip"))))
     for read_it in (read_header, read_image):
         with pytest.raises(ImageError, match=rf"{name}.* cannot be read: the file is empty"):
             read_it(member.uri, part=member.part)
