@@ -82,6 +82,17 @@ def small_model(tmp_path_factory: pytest.TempPathFactory) -> str:
     return write_small_model(str(tmp_path_factory.mktemp("small") / "model"))
 
 
+@pytest.fixture(scope="module")
+def one_thread() -> Iterator[None]:
+    """Torch on one thread: tensors of tests are small, and on busy cores threads wait for each other."""
+    import torch
+
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
 @pytest.fixture(scope="session")
 def s3(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """The URI of a bucket on a real S3 server (SeaweedFS); its settings are in os.environ for the session."""

@@ -32,20 +32,13 @@ from segray.model_dir import (
 from segray.networks import build_network
 from segray.storage import join, publish, read_bytes
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 SPEC = InputSpec(
     bands=(3, 0, 1), scale=1 / 255, mean=(0.1, 0.2, 0.3), std=(0.4, 0.5, 0.6), tile=64, overlap=16, resolution=0.5
 )
 CLASSES = Classes(names=("ground", "Straße"), colors=((0, 0, 0), (255, 0, 9)))
 X = torch.rand(2, 3, 64, 64, generator=torch.Generator().manual_seed(0))
-
-
-@pytest.fixture(autouse=True, scope="module")
-def one_thread():
-    """Busy cores make two threads wait for each other."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 def network(seed: int = 0) -> nn.Module:

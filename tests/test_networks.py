@@ -18,6 +18,8 @@ from segray.networks import NETWORKS, build_network, load_backbone, parse_networ
 from segray.networks.any_size import pad_to_multiple
 from segray.networks.pretrained import bare_name
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 CLASSES = 5
 BATCH_OF_ONE = {"encoder_decoder", "unet", "nano"}  # these train even on a single image of a single pixel
 has_smp = importlib.util.find_spec("segmentation_models_pytorch") is not None
@@ -32,15 +34,6 @@ OPTIONS = {
 each_network = pytest.mark.parametrize(
     "name", [pytest.param(name, marks=needs_smp if name == "smp" else ()) for name in NETWORKS]
 )
-
-
-@pytest.fixture(scope="module", autouse=True)
-def one_thread():
-    """The tensors are small: on busy cores, threads that wait for each other cost more than they save."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 @pytest.fixture(scope="module")

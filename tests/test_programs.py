@@ -21,6 +21,8 @@ from segray.model_dir import load_network, read_description
 from segray.programs import load_program
 from segray.storage import join, publish
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 X = torch.rand(2, 3, 16, 24, generator=torch.Generator().manual_seed(0))
 
 
@@ -38,15 +40,6 @@ class Network(nn.Module):
         down = nn.functional.interpolate(self.mix(x), size=(x.shape[2] // 2, x.shape[3] // 2), mode="bilinear")
         up = nn.functional.interpolate(down, size=x.shape[2:], mode="nearest")
         return up + self.bias[:, None, None] + self.constant
-
-
-@pytest.fixture(autouse=True, scope="module")
-def one_thread():
-    """Busy cores make two threads wait for each other."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="module")

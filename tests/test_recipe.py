@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib.util
-from collections.abc import Iterator
 
 import numpy as np
 import pytest
@@ -17,6 +16,8 @@ from segray.networks import NETWORKS, build_network
 from segray.optimizer import make_optimizer
 from segray.schedules import learning_rate
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 CLASSES = 4
 SMALL = {"encoder_decoder": {"width": 16}, "unet": {"width": 8, "depth": 2}, "nano": {"width": 16}}
 OPTIONS = {"smp": {"architecture": "unet", "encoder": "resnet18"}}
@@ -27,14 +28,6 @@ heavy = [
     for name in NETWORKS
     if name not in SMALL
 ]
-
-
-@pytest.fixture(scope="module", autouse=True)
-def one_thread() -> Iterator[None]:
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 def four_images(side: int) -> tuple[Tensor, Tensor]:

@@ -19,18 +19,11 @@ from segray.networks import build_network
 from segray.regions import CONFIDENCE_UNIT, Region, unless_all, whole_image
 from segray.segmenter import Segmenter
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 HEIGHT, WIDTH = 203, 157
 K = 4
 LATTICE = Lattice(32, 8)
-
-
-@pytest.fixture(autouse=True, scope="module")
-def one_thread():
-    """Busy cores make two threads wait for each other."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 def spec(tile: int = 32, overlap: int = 8) -> InputSpec:

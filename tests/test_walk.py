@@ -28,19 +28,12 @@ from segray.segmenter import Segmenter
 from segray.shards import FAILED, NODATA, OK, MaskRow, mask_of
 from segray.storage import File, join, publish
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 SPEC = InputSpec(bands=(0, 1, 2), scale=1 / 255, mean=(0.5,) * 3, std=(0.2,) * 3, tile=32, overlap=8)
 CLASSES = Classes(names=("a", "b", "c"), colors=((0, 0, 0), (9, 0, 0), (0, 9, 0)))
 TRANSFORM = Affine(0.5, 0, 400000.25, 0, -0.5, 5800000.75)
 RNG = np.random.default_rng(0)
-
-
-@pytest.fixture(autouse=True, scope="module")
-def one_thread():
-    """Busy cores make two threads wait for each other."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="module")
