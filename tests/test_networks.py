@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import io
 import re
 import subprocess
@@ -22,8 +21,6 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 
 CLASSES = 5
 BATCH_OF_ONE = {"encoder_decoder", "unet", "nano"}  # these train even on a single image of a single pixel
-has_smp = importlib.util.find_spec("segmentation_models_pytorch") is not None
-needs_smp = pytest.mark.skipif(not has_smp, reason="the extra smp is not installed")
 # small ones, so that the contracts run in seconds
 OPTIONS = {
     "encoder_decoder": {"width": 8},
@@ -31,9 +28,7 @@ OPTIONS = {
     "nano": {"width": 8},
     "smp": {"architecture": "unet", "encoder": "resnet18"},
 }
-each_network = pytest.mark.parametrize(
-    "name", [pytest.param(name, marks=needs_smp if name == "smp" else ()) for name in NETWORKS]
-)
+each_network = pytest.mark.parametrize("name", NETWORKS)
 
 
 @pytest.fixture(scope="module")
@@ -247,7 +242,7 @@ def test_padding_repeats_the_last_row_and_column(size, multiple, least, padded):
     assert torch.equal(result_NCHW, image_NCHW[..., rows[:, None], columns])
 
 
-@pytest.mark.parametrize("name", ["deeplabv3_mobilenet_v3_large", pytest.param("smp", marks=needs_smp)])
+@pytest.mark.parametrize("name", ["deeplabv3_mobilenet_v3_large", "smp"])
 def test_a_batch_too_small_for_batchnorm_says_what_to_do(network):
     with pytest.raises(ValueError, match="at least 2 images a step"):
         network.train()(pixels(1, 3, 32, 32))
@@ -346,7 +341,6 @@ def test_build_network_needs_classes_and_bands(num_classes, in_channels):
     ],
 )
 def test_a_model_names_no_file_and_no_place_that_timm_would_read(options, sentence):
-    pytest.importorskip("segmentation_models_pytorch")
     with pytest.raises(ValueError, match=re.escape(sentence)):
         build_network("smp", options, num_classes=CLASSES, in_channels=3)
 
@@ -357,7 +351,6 @@ def test_encoders_under_restricted_terms_are_refused(encoder, terms):
         build_network("smp", {"encoder": encoder}, num_classes=CLASSES, in_channels=3)
 
 
-@needs_smp
 def test_an_encoder_under_restricted_terms_is_built_when_they_are_accepted():
     _, options = parse_network("smp/segformer/mit_b0?allow_noncommercial=true&decoder_segmentation_channels=32")
     network = build_network("smp", options, num_classes=CLASSES, in_channels=3).eval()
@@ -371,7 +364,6 @@ def test_a_missing_library_is_named_with_its_extra(monkeypatch):
         build_network("smp", {}, num_classes=CLASSES, in_channels=3)
 
 
-@needs_smp
 @pytest.mark.parametrize(
     ("options", "sentence"),
     [
@@ -388,7 +380,6 @@ def test_smp_names_what_is_wrong(options, sentence):
     assert sentence in str(caught.value)
 
 
-@needs_smp
 @pytest.mark.parametrize("architecture", ["pan", "pspnet", "fpn"])
 def test_architectures_with_demands_on_size_take_any(architecture):
     options = {"architecture": architecture, "encoder": "resnet18"}
@@ -399,7 +390,6 @@ def test_architectures_with_demands_on_size_take_any(architecture):
         assert network(pixels(1, 1, 1, 1)).shape == (1, CLASSES, 1, 1)
 
 
-@needs_smp
 def test_parameters_that_no_logit_depends_on_are_frozen():
     """pspnet leaves the last two stages of its encoder out; data-parallel training would wait for their gradients."""
     network = build_network("smp", {"architecture": "pspnet", "encoder": "resnet18"}, num_classes=2, in_channels=3)
@@ -437,7 +427,6 @@ def classifier_state(classifier) -> dict[str, Tensor]:
     return {key: torch.full(shape, 0.25) for key, shape in shapes.items()}
 
 
-@needs_smp
 def test_an_imagenet_classifier_fills_an_smp_encoder():
     network = build("smp")
     state = from_file(classifier_state(torchvision.models.resnet18))
@@ -445,7 +434,6 @@ def test_an_imagenet_classifier_fills_an_smp_encoder():
     assert load_backbone(network, state) == expected
 
 
-@needs_smp
 def test_a_timm_classifier_fills_the_smp_encoder_that_flattens_its_names():
     import timm
 
