@@ -9,7 +9,6 @@ import shutil
 import socket
 import subprocess
 import sys
-import tempfile
 import time
 import uuid
 from collections.abc import Callable, Iterator
@@ -20,6 +19,7 @@ import pytest
 import s3fs
 from botocore.exceptions import BotoCoreError
 from PIL import Image
+from running import small_ray
 
 from segray.masks import encode_png
 from segray.storage import join, publish
@@ -229,13 +229,7 @@ def _is_free(port: int) -> bool:
 
 
 @pytest.fixture(scope="module")
-def local_ray():
-    """A Ray of two cores in this process."""
-    import ray
-
-    with pytest.MonkeyPatch.context() as environment:
-        environment.setenv("RAY_AUTH_MODE", "disabled")
-        options = {"num_cpus": 2, "include_dashboard": False, "log_to_driver": False}
-        ray.init(address="local", _temp_dir=tempfile.mkdtemp(prefix="sr", dir="/tmp"), **options)
-        yield
-        ray.shutdown()
+def local_ray() -> Iterator[str]:
+    """The address of a Ray of two cores, started by this process."""
+    with small_ray() as address:
+        yield address

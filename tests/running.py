@@ -3,15 +3,33 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
+import pytest
+
 ROOT = Path(__file__).parents[1]
+
+
+@contextmanager
+def small_ray(**options: object) -> Iterator[str]:
+    """A Ray of two cores in this process; its address."""
+    import ray
+
+    folder = tempfile.mkdtemp(prefix="sr", dir="/tmp")  # the paths of Ray's sockets must stay under 108 characters
+    options = {"num_cpus": 2, "include_dashboard": False, "log_to_driver": False, **options}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("RAY_AUTH_MODE", "disabled")
+        yield ray.init(address="local", _temp_dir=folder, **options).address_info["address"]
+        ray.shutdown()
+    shutil.rmtree(folder, ignore_errors=True)
 
 
 def environment() -> dict[str, str]:

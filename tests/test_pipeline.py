@@ -8,7 +8,6 @@ import os
 import shutil
 import signal
 import sys
-import tempfile
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -19,6 +18,7 @@ import pytest
 import ray
 from models import write_model
 from PIL import Image
+from running import small_ray
 
 from segray import cluster, pipeline
 from segray import plan as plans
@@ -142,16 +142,10 @@ class FullDiskWork(ConstantWork):
 @pytest.fixture(scope="module", autouse=True)
 def local_ray():
     """A Ray of two cores with the stages of a GPU cluster, whose workers get the code of the classes above."""
-    os.environ["RAY_AUTH_MODE"] = "disabled"
-    folder = tempfile.mkdtemp(prefix="sr", dir="/tmp")
-    stages = {STAGES: 1}
-    ray.init(
-        address="local", num_cpus=2, resources=stages, include_dashboard=False, _temp_dir=folder, log_to_driver=False
-    )
-    ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])
-    yield
-    ray.cloudpickle.unregister_pickle_by_value(sys.modules[__name__])
-    ray.shutdown()
+    with small_ray(resources={STAGES: 1}):
+        ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])
+        yield
+        ray.cloudpickle.unregister_pickle_by_value(sys.modules[__name__])
 
 
 @pytest.fixture(scope="module")

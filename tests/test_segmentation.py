@@ -4,19 +4,16 @@ from __future__ import annotations
 
 import io
 import json
-import os
-import tempfile
 from pathlib import Path
 
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import rasterio
-import ray
 from models import write_model
 from PIL import Image
 from rasterio.transform import from_origin
-from running import contents
+from running import contents, small_ray
 
 from segray import walk
 from segray.archives import open_archive
@@ -40,13 +37,8 @@ from segray.synthetic import scene
 @pytest.fixture(scope="module")
 def local_ray():
     """A Ray of two cores in this process, with the resource that keeps the stages of a GPU cluster apart."""
-    os.environ["RAY_AUTH_MODE"] = "disabled"
-    ray.init(
-        address="local", num_cpus=2, resources={"segray_stages": 1}, include_dashboard=False,
-        _temp_dir=tempfile.mkdtemp(prefix="sr", dir="/tmp"), log_to_driver=False,
-    )  # fmt: skip
-    yield
-    ray.shutdown()
+    with small_ray(resources={"segray_stages": 1}):
+        yield
 
 
 @pytest.fixture(scope="module")

@@ -9,10 +9,7 @@ import shutil
 import signal
 import subprocess
 import sys
-import tempfile
 import threading
-import time
-from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -23,6 +20,7 @@ import ray
 import torch
 from conftest import png
 from ray.train.v2._internal.exceptions import WorkerHealthCheckFailedError
+from running import ROOT, wait_for
 from test_trainer import make_job, run_job, same
 
 import segray.cluster
@@ -43,31 +41,6 @@ from segray.training_remote import Board
 from segray.training_state import finished, load_state, newest_state, read_history, write_run
 from segray.validators import Validators
 
-ROOT = Path(__file__).parents[1]
-PATIENCE_S = 120.0
-
-
-@pytest.fixture(scope="module")
-def cluster() -> Iterator[str]:
-    """The address of a local Ray of two cores."""
-    folder = tempfile.mkdtemp(prefix="sr-", dir="/tmp")  # paths of sockets have at most 107 characters
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("RAY_AUTH_MODE", "disabled")
-        patch.setenv("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")  # one process less to start
-        context = ray.init(num_cpus=2, include_dashboard=False, _temp_dir=folder, log_to_driver=False)
-        yield context.address_info["address"]
-        ray.shutdown()
-    shutil.rmtree(folder, ignore_errors=True)
-
-
-def wait_for(condition: Callable[[], bool]) -> None:
-    """Return as soon as the condition holds; TimeoutError if it takes too long."""
-    deadline = time.monotonic() + PATIENCE_S
-    while not condition():
-        if time.monotonic() > deadline:
-            raise TimeoutError("waited in vain")
-        time.sleep(0.02)
-
 
 def training_workers() -> list[int]:
     """The process ids in this test's Ray that train."""
@@ -86,7 +59,7 @@ def processes_of(actor: str) -> list[int]:
     return found
 
 
-def test_two_workers_take_the_steps_of_one(cluster: str, labelled_folder: str, tmp_path: Path) -> None:
+def test_two_workers_take_the_steps_of_one(local_ray: str, labelled_folder: str, tmp_path: Path) -> None:
     first = open_dataset(labelled_folder).samples("train")[0]
     Path(first.mask).write_bytes(png(np.full((96, 96), 255, np.uint8)))  # workers see unequal shares of void pixels
     for kind in ("images", "masks"):
@@ -107,7 +80,7 @@ def test_two_workers_take_the_steps_of_one(cluster: str, labelled_folder: str, t
 
 
 def test_validators_validate_beside_the_training_and_may_die(
-    cluster: str, labelled_folder: str, tmp_path: Path
+    local_ray: str, labelled_folder: str, tmp_path: Path
 ) -> None:
     job = make_job(labelled_folder, str(tmp_path / "one"), epochs=6)
     undisturbed = run_job(job)
@@ -115,7 +88,7 @@ def test_validators_validate_beside_the_training_and_may_die(
     killed = []
 
     def kill_validator() -> None:
-        wait_for(lambda: newest_state(settings.output)[0] >= 2)
+        assert wait_for(lambda: newest_state(settings.output)[0] >= 2)
         for process in processes_of("_Validator"):
             os.kill(process, signal.SIGKILL)
             killed.append(process)
@@ -129,11 +102,11 @@ def test_validators_validate_beside_the_training_and_may_die(
     rows = [read_history(output) for output in (job.settings.output, settings.output)]
     for name in ("epoch", "step", "loss", "val_miou", "val_iou", "pixel_accuracy"):
         assert [row[name] for row in rows[0]] == [row[name] for row in rows[1]], name
-    wait_for(lambda: not processes_of("_Validator"))  # Ray ends them soon after
+    assert wait_for(lambda: not processes_of("_Validator"))  # Ray ends them soon after
 
 
 def test_what_a_validator_meets_and_its_death_for_good_are_one_sentence(
-    cluster: str, labelled_folder: str, tmp_path: Path
+    local_ray: str, labelled_folder: str, tmp_path: Path
 ) -> None:
     """What a training makes of them is in test_trainer.py."""
     job = make_job(labelled_folder, str(tmp_path / "trained"), validators=1, max_failures=0)
@@ -149,7 +122,9 @@ def test_what_a_validator_meets_and_its_death_for_good_are_one_sentence(
     validators.close()
 
 
-def test_an_error_of_one_worker_ends_all_with_its_sentence(cluster: str, labelled_folder: str, tmp_path: Path) -> None:
+def test_an_error_of_one_worker_ends_all_with_its_sentence(
+    local_ray: str, labelled_folder: str, tmp_path: Path
+) -> None:
     job = make_job(labelled_folder, str(tmp_path / "trained"), num_workers="2", max_failures=0, batch_size=2)
     mask = job.train[-1].mask
     Path(mask).write_bytes(png(np.full((96, 96), 77, np.uint8)))
@@ -161,7 +136,7 @@ def test_an_error_of_one_worker_ends_all_with_its_sentence(cluster: str, labelle
 
 
 def test_an_output_that_workers_cannot_write_is_an_error_of_the_disk(
-    cluster: str, labelled_folder: str, tmp_path: Path
+    local_ray: str, labelled_folder: str, tmp_path: Path
 ) -> None:
     job = make_job(labelled_folder, str(tmp_path / "trained"), max_failures=0)
     write_run(job.settings, fingerprint_of(job), asdict(job.inspection))
@@ -175,7 +150,7 @@ def fingerprint_of(job: Job) -> str:
 
 
 def test_an_error_of_the_inspection_is_one_sentence(
-    cluster: str, labelled_folder: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+    local_ray: str, labelled_folder: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
 ) -> None:
     mask = open_dataset(labelled_folder).samples("train")[2].mask
     Path(mask).write_bytes(png(np.full((96, 96), 77, np.uint8)))
@@ -205,7 +180,7 @@ def test_bad_settings_are_refused_before_ray_starts(
         train(settings)
 
 
-def test_a_worker_knows_its_share_of_its_node(cluster: str) -> None:
+def test_a_worker_knows_its_share_of_its_node(local_ray: str) -> None:
     assert ray.get(ray.remote(share_of_node).remote()) == 2
 
 
@@ -228,7 +203,7 @@ def test_nothing_is_concluded_from_a_cluster_that_is_not_there_yet(
     ],
 )
 def test_more_workers_than_the_machine_has_cores_are_refused(
-    cluster: str, labelled_folder: str, tmp_path: Path, changes: dict, sentence: str
+    local_ray: str, labelled_folder: str, tmp_path: Path, changes: dict, sentence: str
 ) -> None:
     settings = TrainSettings(data=labelled_folder, output=str(tmp_path), batch_size=4, **changes)
     with pytest.raises(SegrayError, match=sentence):
@@ -259,7 +234,7 @@ def test_workers_get_all_cores_that_they_all_can_have(nodes: list[dict], workers
 
 
 def test_a_wait_for_workers_is_told_and_told_again_when_they_died(
-    cluster: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    local_ray: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setattr(segray.cluster, "NO_ROOM_S", 0.1)
     monkeypatch.setattr(segray.training, "POLL_S", 0.05)
@@ -273,19 +248,19 @@ def test_a_wait_for_workers_is_told_and_told_again_when_they_died(
         Tracking({}, settings={}, output="") as tracking,
         _shown(board, Validators(None, [], []), console, tracking),
     ):
-        wait_for(lambda: caplog.messages == expected[:1])
+        assert wait_for(lambda: caplog.messages == expected[:1])
         died = WorkerHealthCheckFailedError("a health check failed", RuntimeError())
         for count, errors in ((3, {0: OSError("the other one hung up"), 1: died}), (5, {0: OSError(5, "a\ndisk")})):
             assert ray.get(board.begin.remote()) is None
             callback.after_exception(None, errors)
-            wait_for(lambda count=count: caplog.messages == expected[:count])
+            assert wait_for(lambda count=count: caplog.messages == expected[:count])
     assert caplog.messages == expected
 
 
 # The last of the file: for minutes after its driver is killed, Ray keeps a run's reservations, and a training with
 # "1:2" workers waits for their release.
 def test_killing_driver_and_worker_changes_nothing(
-    cluster: str, labelled_folder: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+    local_ray: str, labelled_folder: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     job = make_job(labelled_folder, str(tmp_path / "trained"), epochs=12)
     undisturbed = run_job(replace(job, settings=replace(job.settings, output=str(tmp_path / "other"))))
@@ -295,19 +270,19 @@ def test_killing_driver_and_worker_changes_nothing(
     driver = subprocess.Popen(
         [sys.executable, "jobs/train.py", *flags, "--crop=32", "--precision=fp32"],
         cwd=ROOT,
-        env={**os.environ, "RAY_ADDRESS": cluster, "PYTHONPATH": str(ROOT)},
+        env={**os.environ, "RAY_ADDRESS": local_ray, "PYTHONPATH": str(ROOT)},
     )
-    wait_for(lambda: newest_state(settings.output)[0] >= 1)
+    assert wait_for(lambda: newest_state(settings.output)[0] >= 1)
     driver.send_signal(signal.SIGKILL)
     driver.wait()
     assert not finished(settings)
-    wait_for(lambda: not training_workers())
+    assert wait_for(lambda: not training_workers())
 
     killed_at = []
 
     def kill_worker() -> None:
         start = newest_state(settings.output)[0]
-        wait_for(lambda: newest_state(settings.output)[0] >= start + 2)
+        assert wait_for(lambda: newest_state(settings.output)[0] >= start + 2)
         for process in training_workers():
             os.kill(process, signal.SIGKILL)
             killed_at.append(newest_state(settings.output)[0])
