@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 from itertools import chain, product
 from multiprocessing import get_context
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -22,19 +22,19 @@ from segray import walk
 from segray.archives import Archive
 from segray.archives.images import read_for
 from segray.grid import Window, reflect, windows
-from segray.inputs import InputSpec, prepare
-from segray.masks import Classes
+from segray.inputs import prepare
 from segray.ordered import in_order
 from segray.plan import Item, read_shard
 from segray.regions import Region, WindowMask
 from segray.shards import Place, mask_of, read_masks, window_of, write_shard
 from segray.storage import File, filesystem
-from segray.walk import READ_THREADS, Reading, Segmented
+from segray.walk import READ_THREADS, Segmented
 
 if TYPE_CHECKING:
     import torch
 
     from segray.segmenter import Segmenter
+    from segray.work import Work
 
 PIECE_BYTES = 8 * 2**20
 NETWORK_S = 4.0  # how long the network runs in one measurement
@@ -42,26 +42,7 @@ WARM_UP = 3  # batches
 TOGETHER_S = 600.0  # patience for the slowest process to start
 ALIGNED = 2048  # side of decoded windows, pixels: chosen so that no block of a common raster is decoded twice
 
-
 Decoding = tuple[str, str, Window | None]  # an image, its part of a file, and a window of it
-
-
-class Work(Protocol):
-    """What the stages need to know of the job; `work.Work` has it."""
-
-    plan: str
-    blend: str
-    spec: InputSpec
-    explicit_bands: bool
-    formats: tuple[str, ...]
-    classes: Classes
-    metadata: dict
-
-    def readings(self, items: list[Item]) -> Iterator[Reading]:
-        """Read the items of a shard, in order."""
-
-    def segmenter(self) -> Segmenter:
-        """The segmenter on this process's device."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -23,12 +23,12 @@ LAYERS = {
     "storage": (
         "storage model_dir shards plan archives datasets exports export_tasks report settings command_line walk "
         "summary reading loading expand inspection validation trainer training_job training_state training_remote "
-        "training_console training_validation made_up stages peers tally showcase train_settings learner feeding "
+        "training_console training_validation made_up peers tally showcase train_settings learner feeding "
         "scalars tracking publishing listing footprints places scenes split_rows store_errors scratch explaining"
     ),
     "ray": (
         "cluster planning work pipeline outputs overviews segmentation evaluation exporting training throughput "
-        "scaling simulation benchmark tasks export_removal validators"
+        "scaling simulation benchmark stages tasks export_removal validators"
     ),
 }
 ORDER = [*LAYERS, "jobs"]
