@@ -48,11 +48,12 @@ def plain_loop(
     import torch
 
     torch.set_num_threads(os.cpu_count() or 1)
-    network = load_network(read_description(model)).to(device)
+    description = read_description(model)
+    network = load_network(description).to(device)
     start = time.perf_counter()
     for image, mask in zip(images, masks):
         os.makedirs(os.path.dirname(mask), exist_ok=True)
-        _segment(image, mask, network=network, spec=spec, lattice=spec.lattice(blend))
+        _segment(image, mask, network=network, classes=len(description.classes), spec=spec, lattice=spec.lattice(blend))
     seconds = time.perf_counter() - start
     return {"seconds": seconds, "peak_memory": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024}
 
@@ -70,21 +71,18 @@ def agreement(output: str, shards: int, *, fmt: str, masks: dict[str, str]) -> f
     return same / total
 
 
-def _segment(image: str, mask: str, *, network: nn.Module, spec: InputSpec, lattice: Lattice) -> None:
+def _segment(image: str, mask: str, *, network: nn.Module, classes: int, spec: InputSpec, lattice: Lattice) -> None:
     import torch
 
     device = next(network.parameters()).device
     with rasterio.open(image) as source, torch.inference_mode():
         height, width = source.height, source.width
-        classes = None
+        sums = np.zeros((classes, height, width), np.float32)
+        weight = np.zeros((height, width), np.float32)
+        has_data = np.zeros((height, width), bool)
         for rows, cols, weights in _tiles(height, width, lattice):
             x, valid = _read(source, rows, cols, spec)
             probability = network(x.to(device)).softmax(dim=1)[0].cpu().numpy()
-            if classes is None:
-                sums = np.zeros((len(probability), height, width), np.float32)
-                weight = np.zeros((height, width), np.float32)
-                has_data = np.zeros((height, width), bool)
-                classes = len(probability)
             down, across = min(lattice.tile, height - rows[0]), min(lattice.tile, width - cols[0])
             part = np.s_[rows[0] : rows[0] + down, cols[0] : cols[0] + across]
             sums[(slice(None), *part)] += (probability * weights)[:, :down, :across]

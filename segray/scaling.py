@@ -5,9 +5,7 @@ from __future__ import annotations
 import logging
 import posixpath
 from collections.abc import Sequence
-from concurrent.futures import ProcessPoolExecutor
 from dataclasses import fields
-from multiprocessing import get_context
 from statistics import median
 
 from segray import cluster
@@ -18,6 +16,7 @@ from segray.evaluation import evaluate
 from segray.grid import BLENDS
 from segray.made_up import archive_of, model_of
 from segray.settings import BenchmarkSettings, EvaluateSettings, PathSettings, SegmentSettings
+from segray.stages import alone
 from segray.storage import join
 from segray.throughput import SPANS, run_job
 
@@ -43,10 +42,8 @@ def memory_table(settings: BenchmarkSettings) -> dict:
     found = []
     for times in (1, MEMORY_TIMES):
         archive = archive_of(settings, side=side * times, times=times**2, flat=True)
-        output = join(settings.output, "memory")
-        job = settings.job(archive=archive, model=model, output=output)
-        with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
-            found.append(pool.submit(_sizes, job).result())
+        job = settings.job(archive=archive, model=model, output=join(settings.output, "memory"))
+        found.append(alone(_sizes, job))
     small, large = found
     rows = [
         {

@@ -7,11 +7,8 @@ import tempfile
 import time
 from collections import Counter
 from collections.abc import Iterable, Iterator
-from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from itertools import product
-from multiprocessing import get_context
-from typing import Any
 
 import numpy as np
 import ray
@@ -28,6 +25,7 @@ from segray.planning import make_plan
 from segray.regions import Region, WindowMask, whole_image
 from segray.settings import BenchmarkSettings
 from segray.shards import OK, Place
+from segray.stages import alone
 from segray.stopwatch import peak_memory
 from segray.storage import File, join
 from segray.summary import Totals
@@ -46,7 +44,7 @@ CONTROL = ("driver", "raylet", "gcs_server", "ray_actors")  # what steers the wo
 def cluster_table(settings: BenchmarkSettings) -> dict:
     """How near stand-in GPUs come to the ideal rate, and the CPU time that steering them takes."""
     cases = [{"gpus": gpus, "seconds": seconds} for gpus, seconds in product(GPUS, SECONDS_A_SHARD)]
-    rows = [_alone(simulate, **case, shards=case["gpus"] * SHARDS_A_GPU) for case in cases]
+    rows = [alone(simulate, **case, shards=case["gpus"] * SHARDS_A_GPU) for case in cases]
     fastest = 1000 / min(row["driver_cpu_ms"] for row in rows)
     notes = [
         f"a driver that does nothing else steers at most {fastest:.0f} shards a second on a core like this one",
@@ -58,7 +56,7 @@ def cluster_table(settings: BenchmarkSettings) -> dict:
 def planning_table(settings: BenchmarkSettings) -> dict:
     """Planning made-up listings of small pictures: time, memory of the driver, size of the plan."""
     pixels = int((settings.shard_mpx or 64) * 1e6)
-    rows = [_alone(plan_listing, images=images, shard_pixels=pixels) for images in IMAGES]
+    rows = [alone(plan_listing, images=images, shard_pixels=pixels) for images in IMAGES]
     return {"rows": rows, "notes": ["without the time that a store takes to list them"]}
 
 
@@ -109,9 +107,9 @@ def plan_listing(*, images: int, shard_pixels: int) -> dict:
     with tempfile.TemporaryDirectory(prefix="segray-") as folder:
         start = time.process_time()
         options = {"lattice": Lattice(512, 64), "shard_pixels": shard_pixels, "options": ArchiveOptions()}
-        plan, _ = make_plan(folder, MadeUpListing(images).images(), Cutting(spec=SPEC, explicit_bands=False, **options))
+        plan, _ = make_plan(folder, made_up_listing(images), Cutting(spec=SPEC, explicit_bands=False, **options))
         planned = time.process_time()
-        for _ in ListingDigest().watch(MadeUpListing(images).images()):
+        for _ in ListingDigest().watch(made_up_listing(images)):
             pass
         digested = time.process_time()
         for shard in range(0, plan.shards, -(-plan.shards // 20)):
@@ -129,19 +127,11 @@ def plan_listing(*, images: int, shard_pixels: int) -> dict:
     }
 
 
-class MadeUpListing:
-    """An archive of small pictures that do not exist, listed in no time."""
-
-    skipped = 0
-
-    def __init__(self, count: int) -> None:
-        self.count = count
-
-    def images(self) -> Iterator[File]:
-        """Names, sizes and tags as an object store gives them."""
-        for number in range(self.count):
-            name = f"s3://bucket/imagery/strip-{number // 1000:05d}/frame-{number:08d}.jpg"
-            yield File(name, 150_000 + number * 7919 % 100_000, f"{number * 2654435761 % 2**64:032x}")
+def made_up_listing(count: int) -> Iterator[File]:
+    """Small pictures that do not exist, listed in no time: names, sizes and tags as an object store gives them."""
+    for number in range(count):
+        name = f"s3://bucket/imagery/strip-{number // 1000:05d}/frame-{number:08d}.jpg"
+        yield File(name, 150_000 + number * 7919 % 100_000, f"{number * 2654435761 % 2**64:032x}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -187,12 +177,6 @@ class Waiting:
         for _ in regions:
             time.sleep(self.seconds)
             yield []
-
-
-def _alone(function: Any, **arguments: Any) -> dict:
-    """The result of a function run in a new process, so that CPU time and peak memory are its alone."""
-    with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
-        return pool.submit(function, **arguments).result()
 
 
 def _work(folder: str, *, seconds: float, threads: int) -> SimulatedWork:

@@ -5,10 +5,8 @@ from __future__ import annotations
 import logging
 import time
 from collections import Counter
-from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, replace
 from functools import partial
-from multiprocessing import get_context
 from statistics import median
 
 from segray import cluster, stages
@@ -18,6 +16,7 @@ from segray.errors import SegrayError
 from segray.made_up import archive_of, model_of
 from segray.model_dir import read_description
 from segray.peers import agreement, check_local, plain_loop
+from segray.report import stage_shares
 from segray.segmentation import segment, segment_work, with_devices
 from segray.settings import BenchmarkSettings, SegmentSettings
 from segray.stages import Cost, Workers
@@ -160,7 +159,8 @@ def _table(rounds: list[dict], subject: Subject, tiles: dict) -> dict:
         ratios = [rate / best for rate, (best, _) in zip(rates, ideals)]
         whole.append({"span": span, "mpx_per_s": median(rates), "ratio": median(ratios), "ratios": ratios})
     table = {"mpx": subject.mpx, "rows": rows, "ideal_mpx_per_s": best, "limit": limit, "whole_job": whole}
-    notes = [*_notes(table, tiles, subject), _time_of_workers([found["job"]["stage_seconds"] for found in rounds])]
+    seconds = sum((Counter(found["job"]["stage_seconds"]) for found in rounds), Counter())
+    notes = [*_notes(table, tiles, subject), f"time of the job's workers: {stage_shares(seconds)}"]
     jobs = [{name: found["job"].get(name) for name in JOB_DETAILS} for found in rounds]
     return {**table, "tiles": tiles, "jobs": jobs, "settings": rounds[0]["job"]["settings"], "notes": notes}
 
@@ -182,21 +182,11 @@ def _notes(table: dict, tiles: dict, subject: Subject) -> list[str]:
     ]
 
 
-def _time_of_workers(rounds: list[dict[str, float]]) -> str:
-    """How the job's workers spent their time in all rounds, without reading, which goes on in threads of its own."""
-    total = sum((Counter(seconds) for seconds in rounds), Counter())
-    del total["reading"]
-    whole = total.total()
-    shares = (f"{name} {seconds / whole:.1%}" for name, seconds in total.most_common())
-    return f"time of the job's workers: {', '.join(shares)}"
-
-
 def _plain_loop(subject: Subject, masks: dict[str, str]) -> dict:
     """The plain loop in a process of its own, on all cores."""
     device = "cuda" if subject.work.on_gpu else "cpu"
     arguments = {"model": subject.job.model, "spec": subject.work.spec, "blend": subject.work.blend, "device": device}
-    with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
-        return pool.submit(plain_loop, list(masks), list(masks.values()), **arguments).result()
+    return stages.alone(plain_loop, list(masks), list(masks.values()), **arguments)
 
 
 def _comparison(rounds: list[dict], subject: Subject, masks: dict[str, str]) -> dict:

@@ -69,13 +69,13 @@ def test_every_device_of_a_process_works_on_a_shard_at_a_time():
 def test_listings_are_planned_whole(tiny):
     rows = simulation.planning_table(BenchmarkSettings(shard_mpx=32.0))["rows"]
     assert [row["images"] for row in rows] == [50, 3000]
-    pixels = 4 * sum(file.size for file in simulation.MadeUpListing(3000).images())
+    pixels = 4 * sum(file.size for file in simulation.made_up_listing(3000))
     assert rows[1]["shards"] == pytest.approx(pixels / 32e6, rel=0.05)  # shards are closed before they exceed it
     assert rows[0]["plan_mb"] < rows[1]["plan_mb"]
     assert all(row["cpu_s"] > 0 and row["driver_mb"] > 1 for row in rows)
 
 
 def test_a_made_up_listing_is_in_order_and_unique():
-    names = [file.uri for file in simulation.MadeUpListing(2500).images()]
+    names = [file.uri for file in simulation.made_up_listing(2500)]
     assert names == sorted(set(names))
     assert len(names) == 2500
