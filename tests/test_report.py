@@ -202,14 +202,13 @@ PAGES = {
     "training of one epoch": (2, lambda c: training(c, history(1), [])),
     "training by epoch": (2, lambda c: training(c, staged(5), [picture(truth=True)], earlier={1: masks(), 3: masks()})),
     "training of 254 classes": (254, lambda c: training(c, wide(254), [])),
-    "no training": (2, lambda c: training(c, [], [])),
     "blown up": (2, lambda c: training(c, BLOWN_UP, [])),
 }
 
 
 def training(classes: Classes, rows: list[dict], pictures: list[Picture], **more: object) -> bytes:
     given = {"history": rows, "settings": SETTINGS, "pictures": pictures, "title": "Run " + NASTY}
-    return training_page(classes=classes, **given, **more)
+    return training_page(classes=classes, **{**given, "about": {}, "earlier": {}, **more})
 
 
 def staged(count: int) -> list[dict]:
@@ -300,7 +299,7 @@ def test_a_page_tells_what_is_of_the_last_run_alone_and_when_it_was_written():
 
 def test_a_training_that_is_not_at_its_end_and_a_mean_of_fewer_classes_say_so():
     rows = [{**row, "classes_in_mean": 1} for row in history(4)]
-    text = Page(training_page(classes=legend(2), history=rows, settings={"epochs": 40}, pictures=[], title="x")).text
+    text = Page(training(legend(2), rows, [], settings={"epochs": 40})).text
     assert "of 40, 4,000 steps" in text and "epoch 1, over 1 of 2 classes" in text
 
 

@@ -15,21 +15,27 @@ SIDE, SHARES, BETWEEN = WIDTH - LEFT - RIGHT, 56, 16  # of a reliability diagram
 
 
 @dataclass(frozen=True, kw_only=True)
-class Chart:
-    """A curve. path: its points as SVG writes them; dots, best: (x, y, hint); ticks: (place, label), in SVG units."""
+class Frame:
+    """What is around a chart. ticks: (place, label), in SVG units."""
 
     title: str
-    path: str
-    dots: list[tuple[float, float, str]]
     x_ticks: list[tuple[float, str]]
     y_ticks: list[tuple[float, str]]
-    best: tuple[float, float, str] | None
     right: int = WIDTH - RIGHT
     left: int = LEFT
     top: int = TOP
     bottom: int = HEIGHT - BOTTOM
     width: int = WIDTH
     height: int = HEIGHT
+
+
+@dataclass(frozen=True, kw_only=True)
+class Chart(Frame):
+    """A curve. path: its points as SVG writes them; dots, best: (x, y, hint), in SVG units."""
+
+    path: str
+    dots: list[tuple[float, float, str]]
+    best: tuple[float, float, str] | None
 
 
 def line_chart(title: str, values: Iterable[tuple[int, float | None]], *, best: int | None) -> Chart | None:
@@ -88,22 +94,16 @@ def labels(values: list[float]) -> list[str]:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Reliability:
+class Reliability(Frame):
     """A reliability diagram, in SVG units.
 
     bars: (x, y, width, height, hint) for the accuracy in each bin of confidence; shares: the same for its share of the
-    pixels, drawn below. dots: (x, y) of mean confidence and accuracy. ticks: (place, label), the same on both axes.
+    pixels, drawn below. dots: (x, y) of mean confidence and accuracy. ticks: the same on both axes.
     """
 
-    title: str
     bars: list[tuple[float, float, float, float, str]]
     shares: list[tuple[float, float, float, float, str]]
     dots: list[tuple[float, float]]
-    x_ticks: list[tuple[float, str]]
-    y_ticks: list[tuple[float, str]]
-    left: int = LEFT
-    right: int = LEFT + SIDE
-    top: int = TOP
     bottom: int = TOP + SIDE
     floor: int = TOP + SIDE + BETWEEN + SHARES
     width: int = WIDTH + 8  # the last label is wider than the margin

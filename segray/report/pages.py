@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime
-from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -130,8 +129,8 @@ def training_page(
     settings: dict,
     pictures: list[Picture],
     title: str,
-    about: dict | None = None,
-    earlier: Mapping[int, Mapping[str, np.ndarray]] = MappingProxyType({}),
+    about: dict,
+    earlier: Mapping[int, Mapping[str, np.ndarray]],
 ) -> bytes:
     """The page of a training, UTF-8 HTML.
 
@@ -142,7 +141,7 @@ def training_page(
     """
     validated = [row for row in history if is_number(row.get("val_miou"))]
     best = max(validated, key=lambda row: row["val_miou"], default={})
-    last = history[-1] if history else {}
+    last = history[-1]
     curves = (("Loss", "loss"), ("Validation mean IoU", "val_miou"), ("Learning rate", "lr"))
     charts = [
         line_chart(name, [(row["epoch"], row.get(key)) for row in history], best=best.get("epoch"))
@@ -160,17 +159,16 @@ def training_page(
     ]
     return _render(
         title=title,
-        lead="" if history else "No epoch has finished yet.",
         cards=cards,
         charts=[chart for chart in charts if chart],
         plots=[plot for plot in (class_plot(classes, history), stage_plot(history)) if plot],
         scores=score_rows(classes, [best["val_iou"]]) if best.get("val_iou") else None,
         score_names=["IoU"],
         score_title=f"Classes at the best epoch, {best.get('epoch')}",
-        pictures=progress_rows(pictures, earlier, classes, epoch=last.get("epoch", 0)),
+        pictures=progress_rows(pictures, earlier, classes, epoch=last["epoch"]),
         legend=legend_entries(classes),
         error_legend=[("right", color_of_right(classes))],
-        tables=[("Run", rows(about or {})), ("Settings", rows(settings))],
+        tables=[("Run", rows(about)), ("Settings", rows(settings))],
     )
 
 

@@ -136,12 +136,11 @@ def _photograph(label: str, image: np.ndarray) -> Pane:
     buffer = io.BytesIO()
     # 4:4:4, so that the class colours of an overlay do not bleed over their edges
     Image.fromarray(image).save(buffer, "JPEG", quality=85, subsampling=0)
-    return _pane(label, image, f"data:image/jpeg;base64,{base64.b64encode(buffer.getvalue()).decode()}")
+    return _pane(label, image, "jpeg", buffer.getvalue())
 
 
 def _ids(label: str, mask: np.ndarray, classes: Classes) -> Pane:
-    data = base64.b64encode(encode_png(mask, classes)).decode()
-    return _pane(label, mask, f"data:image/png;base64,{data}", ids=True)
+    return _pane(label, mask, "png", encode_png(mask, classes), ids=True)
 
 
 def color_of_right(classes: Classes) -> tuple[int, int, int]:
@@ -157,10 +156,9 @@ def _errors(truth: np.ndarray, mask: np.ndarray, classes: Classes) -> Pane:
     alpha = np.where(truth == IGNORE, 0, 255).astype(np.uint8)
     buffer = io.BytesIO()
     Image.fromarray(np.dstack([colors, alpha])).save(buffer, "PNG")
-    data = base64.b64encode(buffer.getvalue()).decode()
-    return _pane("Errors", mask, f"data:image/png;base64,{data}", ids=True)
+    return _pane("Errors", mask, "png", buffer.getvalue(), ids=True)
 
 
-def _pane(label: str, array: np.ndarray, uri: str, *, ids: bool = False) -> Pane:
-    height, width = array.shape[:2]
+def _pane(label: str, array: np.ndarray, kind: str, data: bytes, *, ids: bool = False) -> Pane:
+    (height, width), uri = array.shape[:2], f"data:image/{kind};base64,{base64.b64encode(data).decode()}"
     return Pane(label=label, uri=uri, width=width, height=height, ids=ids)

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from segray.masks import Classes
-from segray.report.charts import BOTTOM, HEIGHT, LEFT, RIGHT, TOP, WIDTH, ticks
+from segray.report.charts import BOTTOM, HEIGHT, LEFT, RIGHT, TOP, WIDTH, Frame, ticks
 from segray.report.wording import duration, is_number, number, percent
 
 MOST_LINES = 30  # classes in one chart; more could not be told apart
@@ -29,7 +29,7 @@ PROGRESS = """
 <figure>
 <figcaption>{{ chart.title }}</figcaption>
 <svg viewBox="0 0 {{ chart.width }} {{ chart.height }}" role="img" aria-label="{{ chart.title }} by epoch">
-{{ axes(chart) }}
+{{ axes(chart, chart.bottom) }}
 {% for points, color, hint in chart.areas %}
 <polygon points="{{ points }}" style="fill: {{ rgb(color) }}"><title>{{ hint }}</title></polygon>
 {% endfor %}
@@ -49,20 +49,11 @@ PROGRESS = """
 
 
 @dataclass(frozen=True, kw_only=True)
-class Plot:
-    """Lines or areas of several colours: (points in SVG units, colour, what it is). ticks: (place, label)."""
+class Plot(Frame):
+    """Lines or areas of several colours: (points in SVG units, colour, what it is)."""
 
-    title: str
-    x_ticks: list[tuple[float, str]]
-    y_ticks: list[tuple[float, str]]
     lines: Sequence[tuple[str, tuple[int, int, int], str]] = ()
     areas: Sequence[tuple[str, tuple[int, int, int], str]] = ()
-    right: int = WIDTH - RIGHT
-    left: int = LEFT
-    top: int = TOP
-    bottom: int = HEIGHT - BOTTOM
-    width: int = WIDTH
-    height: int = HEIGHT
 
 
 def class_plot(classes: Classes, history: Rows) -> Plot | None:

@@ -76,13 +76,7 @@ line over all pixels. Confidences come from logits divided by the temperature T.
 <figcaption>{{ chart.title }}</figcaption>
 <svg class="square" viewBox="0 0 {{ chart.width }} {{ chart.height }}" role="img"
  aria-label="Accuracy by confidence, {{ chart.title }}">
-{% for y, label in chart.y_ticks %}
-<line class="grid" x1="{{ chart.left }}" x2="{{ chart.right }}" y1="{{ y }}" y2="{{ y }}"></line>
-<text x="{{ chart.left - 8 }}" y="{{ y + 4 }}" text-anchor="end">{{ label }}</text>
-{% endfor %}
-{% for x, label in chart.x_ticks %}
-<text x="{{ x }}" y="{{ chart.floor + 16 }}" text-anchor="middle">{{ label }}</text>
-{% endfor %}
+{{ axes(chart, chart.floor) }}
 {% for x, y, width, height, hint in chart.bars + chart.shares %}
 <rect class="reliable" x="{{ x }}" y="{{ y }}" width="{{ width }}" height="{{ height }}">
 <title>{{ hint }}</title></rect>

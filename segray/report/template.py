@@ -85,13 +85,13 @@ PAGE = (
 <span class="bar"><i{% if not length %} class="none"{% endif %}
  style="width: {{ "%.2f" | format(100 * length) }}%; background: {{ rgb(color) }}"></i></span>
 {% endmacro %}
-{% macro axes(chart) %}
+{% macro axes(chart, floor) %}
 {% for y, label in chart.y_ticks %}
 <line class="grid" x1="{{ chart.left }}" x2="{{ chart.right }}" y1="{{ y }}" y2="{{ y }}"></line>
 <text x="{{ chart.left - 8 }}" y="{{ y + 4 }}" text-anchor="end">{{ label }}</text>
 {% endfor %}
 {% for x, label in chart.x_ticks %}
-<text x="{{ x }}" y="{{ chart.bottom + 18 }}" text-anchor="middle">{{ label }}</text>
+<text x="{{ x }}" y="{{ floor + 18 }}" text-anchor="middle">{{ label }}</text>
 {% endfor %}
 {% endmacro %}
 {% macro legend_of(entries) %}
@@ -156,7 +156,7 @@ PAGE = (
 <figure>
 <figcaption>{{ chart.title }}</figcaption>
 <svg viewBox="0 0 {{ chart.width }} {{ chart.height }}" role="img" aria-label="{{ chart.title }} by epoch">
-{{ axes(chart) }}
+{{ axes(chart, chart.bottom) }}
 {% if chart.best %}
 <line class="best" x1="{{ chart.best[0] }}" x2="{{ chart.best[0] }}"
  y1="{{ chart.top }}" y2="{{ chart.bottom }}"></line>
