@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from segray.networks.any_size import pad_to_multiple
+from segray.networks.convolutions import initialise, unit
 
 STRIDE = 16  # of the deepest features
 DILATIONS = (1, 2, 4)  # of the blocks at that stride: Yu & Koltun 2016
@@ -32,7 +33,7 @@ class Nano(nn.Module):
         super().__init__()
         self.reduce = reduce
         half, deep = width // 2, 3 * width
-        self.stem = nn.Sequential(_unit(in_channels, half, stride=2), _unit(half, half))
+        self.stem = nn.Sequential(unit(in_channels, half, stride=2), unit(half, half))
         self.stage4 = nn.Sequential(Block(half, width, stride=2), Block(width, width))
         self.stage8 = nn.Sequential(Block(width, 2 * width, stride=2), Block(2 * width, 2 * width))
         self.stage16 = nn.Sequential(
@@ -41,10 +42,13 @@ class Nano(nn.Module):
         self.pooled = nn.Conv2d(deep, deep, 1) if pooled else None  # no norm: one value per image and channel
         sizes = [(deep, 2 * width), (2 * width, width), (width, half)]
         self.up = nn.ModuleList(nn.ConvTranspose2d(below, skip, 2, stride=2) for below, skip in sizes)
-        self.decoder = nn.ModuleList(_unit(2 * skip, skip) for _, skip in sizes)
+        self.decoder = nn.ModuleList(unit(2 * skip, skip) for _, skip in sizes)
         self.head = nn.ConvTranspose2d(half, num_classes, 2, stride=2)
         self.aux_head = nn.Conv2d(deep, num_classes, 1)
-        self.apply(_initialise)
+        self.apply(initialise)
+        for block in self.modules():
+            if isinstance(block, Block):  # it starts as its shortcut (Goyal et al. 2017)
+                nn.init.zeros_(block.second[1].weight)
 
     def forward(self, x_NCHW: Tensor) -> Tensor | dict[str, Tensor]:
         """Logits of the input's H and W, any size >= 1 px."""
@@ -58,14 +62,14 @@ class Nano(nn.Module):
             skips.append(x := stage(x))
         deep = skips.pop()
         x = deep + F.relu(self.pooled(deep.mean(dim=(2, 3), keepdim=True))) if self.pooled is not None else deep
-        for up, unit in zip(self.up, self.decoder, strict=True):
-            x = unit(torch.cat([skips.pop(), up(x)], dim=1))
+        for up, merge in zip(self.up, self.decoder, strict=True):
+            x = merge(torch.cat([skips.pop(), up(x)], dim=1))
         logits_NKHW = self.head(x)
         if not self.training:
             if self.reduce > 1:
                 logits_NKHW = self._enlarged(logits_NKHW)
             return logits_NKHW[..., :height, :width]
-        aux_NKHW = _enlarge(self.aux_head(deep), STRIDE)
+        aux_NKHW = F.interpolate(self.aux_head(deep), scale_factor=STRIDE, mode="bilinear", align_corners=False)
         rows, cols = ((side + self.reduce - 1 - self.reduce // 2) // self.reduce for side in (height, width))
         return {"out": logits_NKHW[..., :rows, :cols], "aux": aux_NKHW[..., :rows, :cols]}
 
@@ -84,7 +88,7 @@ class Block(nn.Module):
 
     def __init__(self, in_channels: int, out_channels: int, *, stride: int = 1, dilation: int = 1) -> None:
         super().__init__()
-        self.first = _unit(in_channels, out_channels, stride=stride, dilation=dilation)
+        self.first = unit(in_channels, out_channels, stride=stride, dilation=dilation)
         self.second = nn.Sequential(
             nn.Conv2d(out_channels, out_channels, 3, padding=dilation, dilation=dilation, bias=False),
             nn.BatchNorm2d(out_channels),
@@ -113,26 +117,3 @@ def build(*, num_classes: int, in_channels: int, width: int = 64, reduce: int = 
     if width < 2 or width % 2:
         raise ValueError(f"option width of network nano must be even and at least 2, but is {width}")
     return Nano(num_classes=num_classes, in_channels=in_channels, width=width, reduce=reduce, pooled=pooled)
-
-
-def _enlarge(x_NCHW: Tensor, times: int) -> Tensor:
-    return F.interpolate(x_NCHW, scale_factor=times, mode="bilinear", align_corners=False)
-
-
-def _unit(in_channels: int, out_channels: int, *, stride: int = 1, dilation: int = 1) -> nn.Sequential:
-    # convolution, normalisation, ReLU in this order: in eval mode the normalisation folds into the convolution
-    return nn.Sequential(
-        nn.Conv2d(in_channels, out_channels, 3, stride, padding=dilation, dilation=dilation, bias=False),
-        nn.BatchNorm2d(out_channels),
-        nn.ReLU(inplace=True),
-    )
-
-
-def _initialise(module: nn.Module) -> None:
-    """He et al. 2015; zero biases, so that no class is preferred; blocks start as shortcuts (Goyal et al. 2017)."""
-    if isinstance(module, nn.Conv2d | nn.ConvTranspose2d):
-        nn.init.kaiming_normal_(module.weight, nonlinearity="relu")
-        if module.bias is not None:
-            nn.init.zeros_(module.bias)
-    if isinstance(module, Block):
-        nn.init.zeros_(module.second[1].weight)

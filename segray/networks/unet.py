@@ -7,6 +7,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from segray.networks.any_size import pad_to_multiple
+from segray.networks.convolutions import initialise, unit
 
 
 class UNet(nn.Module):
@@ -23,7 +24,7 @@ class UNet(nn.Module):
         self.up = nn.ModuleList(nn.ConvTranspose2d(deep, shallow, 2, stride=2) for deep, shallow in falling)
         self.decoder = nn.ModuleList(_block(2 * shallow, shallow) for _, shallow in falling)
         self.head = nn.Conv2d(width, num_classes, 1)
-        self.apply(_initialise)
+        self.apply(initialise)
 
     def forward(self, x_NCHW: Tensor) -> Tensor:
         """Logits (N, K, H, W) of the input's H and W, any size >= 1 px."""
@@ -47,20 +48,4 @@ def build(*, num_classes: int, in_channels: int, width: int = 16, depth: int = 4
 
 
 def _block(in_channels: int, out_channels: int) -> nn.Sequential:
-    # convolution, normalisation, ReLU in this order: in eval mode the normalisation folds into the convolution
-    return nn.Sequential(
-        nn.Conv2d(in_channels, out_channels, 3, padding=1, bias=False),
-        nn.BatchNorm2d(out_channels),
-        nn.ReLU(inplace=True),
-        nn.Conv2d(out_channels, out_channels, 3, padding=1, bias=False),
-        nn.BatchNorm2d(out_channels),
-        nn.ReLU(inplace=True),
-    )
-
-
-def _initialise(module: nn.Module) -> None:
-    """He et al. 2015 for every convolution; zero biases, so that no class is preferred before the first step."""
-    if isinstance(module, nn.Conv2d | nn.ConvTranspose2d):
-        nn.init.kaiming_normal_(module.weight, nonlinearity="relu")
-        if module.bias is not None:
-            nn.init.zeros_(module.bias)
+    return nn.Sequential(*unit(in_channels, out_channels), *unit(out_channels, out_channels))
