@@ -30,12 +30,6 @@ class Augment:
     mirror: bool = True
     turn: bool = True
 
-    def __post_init__(self) -> None:
-        if self.crop < 1:
-            raise ValueError(f"crop must be at least 1 pixel, not {self.crop}")
-        if not 0 < self.scale_range[0] <= self.scale_range[1] < math.inf:
-            raise ValueError(f"scale_range must be two positive numbers, the least first, not {self.scale_range}")
-
     @classmethod
     def named(cls, name: str, *, crop: int, scale_range: tuple[float, float], nadir: bool) -> Augment:
         """Random crops and scales only ("none"), mirrored too ("street"), turned too ("nadir"), or "auto".
