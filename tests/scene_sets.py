@@ -31,19 +31,27 @@ def moved(*affines: rasterio.Affine) -> rasterio.Affine:
 
 
 def raster(
-    pixels: np.ndarray, *, crs: str | None = UTM, transform: rasterio.Affine | None = GRID, **options: object
+    pixels: np.ndarray,
+    *,
+    crs: str | None = UTM,
+    transform: rasterio.Affine | None = GRID,
+    mask: np.ndarray | None = None,
+    **options: object,
 ) -> bytes:
-    """The bytes of a GeoTIFF of (C, H, W) or (H, W) pixels."""
+    """The bytes of a GeoTIFF, or a raster of another driver, of (C, H, W) or (H, W) pixels; mask: written into it."""
     pixels = pixels if pixels.ndim == 3 else pixels[None]
     count, height, width = pixels.shape
-    profile = {"count": count, "height": height, "width": width, "dtype": pixels.dtype, "crs": crs, **options}
+    profile = {"count": count, "height": height, "width": width, "dtype": pixels.dtype, "crs": crs}
+    profile |= {"driver": "GTiff", "photometric": "MINISBLACK", **options}
     if transform is not None:
         profile["transform"] = transform
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", NotGeoreferencedWarning)
         with rasterio.MemoryFile() as file:
-            with file.open(driver="GTiff", photometric="MINISBLACK", **profile) as target:
+            with file.open(**profile) as target, rasterio.Env(GDAL_TIFF_INTERNAL_MASK=True):
                 target.write(pixels)
+                if mask is not None:
+                    target.write_mask(mask)
             return file.read()
 
 

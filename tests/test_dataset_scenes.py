@@ -175,13 +175,6 @@ def test_a_coarser_raster_beside_the_image_is_regridded(store):
     assert np.array_equal(mask_of(labelled(store, content, "labels/a.tif")), expected)
 
 
-def test_the_mask_is_ignored_where_the_image_has_no_data(tmp_path):
-    pixels = np.ones((3, 40, 50), np.uint8)
-    pixels[:, :7] = 0
-    uri = labelled(str(tmp_path), raster(np.ones((40, 50), np.uint8)), "labels/a.tif", image=raster(pixels, nodata=0))
-    assert np.array_equal(mask_of(uri), np.where(np.arange(40)[:, None] < 7, IGNORE, 1) * np.ones((1, 50), int))
-
-
 def test_stripes_of_a_large_scene_join(tmp_path):
     size = 1100  # more than a stripe
     assert size**2 > STRIPE_PIXELS
@@ -193,9 +186,7 @@ def test_stripes_of_a_large_scene_join(tmp_path):
     assert np.array_equal(mask, label.repeat(22, 0).repeat(22, 1))
 
 
-COLORS = np.array(
-    [entry["color"] for entry in json.loads('[{"color": [200, 180, 90]}, {"color": [0, 0, 255]}]')], np.uint8
-)
+COLORS = np.array([entry["color"] for entry in CLASSES], np.uint8)
 PLAIN = np.random.default_rng(1).integers(0, 2, (40, 50)).astype(np.uint8)
 
 

@@ -9,8 +9,8 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
-import rasterio
 from conftest import png
+from scene_sets import raster
 from torch import nn
 
 from segray import inspection
@@ -25,15 +25,9 @@ from segray.settings import TrainSettings
 CLASSES = [{"id": 0, "name": "land", "color": [0, 99, 0]}, {"id": 1, "name": "water", "color": [0, 0, 255]}]
 
 
-def write_raster(path: Path, pixels: np.ndarray, nodata: float | None = None, **options: object) -> None:
-    """A GeoTIFF of (C, H, W) pixels."""
-    count, height, width = pixels.shape
-    profile = {"count": count, "height": height, "width": width, "dtype": pixels.dtype, "nodata": nodata}
-    place = {"crs": "EPSG:32632", "transform": rasterio.Affine(2, 0, 500, 0, -2, 900)}
-    # the fourth of four bands of bytes would be written as alpha
-    options = {"photometric": "MINISBLACK", "alpha": "NO", **options}
-    with rasterio.open(path, "w", driver="GTiff", **options, **profile, **place) as file:
-        file.write(pixels)
+def write_raster(path: Path, pixels: np.ndarray, **options: object) -> None:
+    """A GeoTIFF of (C, H, W) pixels; by default the fourth of four bands of bytes would be written as alpha."""
+    path.write_bytes(raster(pixels, **{"alpha": "NO", **options}))
 
 
 def write_data(root: Path, images: list[np.ndarray], masks: list[np.ndarray] | None = None, **options: object) -> str:

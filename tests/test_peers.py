@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import rasterio
 from models import write_model
+from scene_sets import raster
 
 from segray import peers, walk
 from segray.errors import SegrayError
@@ -20,20 +21,18 @@ from segray.shards import write_shard
 from segray.synthetic import scene
 
 
-def raster(path: Path, height: int, width: int) -> str:
+def scene_of(path: Path, height: int, width: int) -> str:
     """A GeoTIFF with a corner without data."""
     image = np.maximum(scene(height, height, width)[0], 1)
     image[: height // 3, : width // 3] = 0
-    options = {"height": height, "width": width, "count": 3, "dtype": "uint8", "nodata": 0}
-    with rasterio.open(path, "w", driver="GTiff", **options) as file:
-        file.write(image.transpose(2, 0, 1))
+    path.write_bytes(raster(image.transpose(2, 0, 1), nodata=0))
     return str(path)
 
 
 @pytest.mark.parametrize("blend", ["taper", "crop"])
 @pytest.mark.parametrize(("height", "width"), [(100, 130), (32, 200), (20, 7), (33, 57)])
 def test_same_masks_as_segray(tmp_path, *, height, width, blend):
-    image, target = raster(tmp_path / "a.tif", height, width), str(tmp_path / "masks" / "a.tif")
+    image, target = scene_of(tmp_path / "a.tif", height, width), str(tmp_path / "masks" / "a.tif")
     model = write_model(str(tmp_path / "model"))
     description = read_description(model)
     found = peers.plain_loop([image], [target], model=model, spec=description.spec, blend=blend)

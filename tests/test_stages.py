@@ -6,9 +6,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import rasterio
 from models import write_model
 from PIL import Image
+from scene_sets import raster
 
 from segray import stages, walk
 from segray.archives import open_archive
@@ -35,9 +35,8 @@ def archive(tmp_path_factory) -> Path:
             Image.fromarray(image).save(folder / name)
             continue
         image[40:, : 170 if name == "a.tif" else 0] = 0
-        options = {"height": height, "width": width, "count": 3, "dtype": "uint8", "nodata": 0, "tiled": True}
-        with rasterio.open(folder / name, "w", driver="GTiff", blockxsize=64, blockysize=64, **options) as file:
-            file.write(image.transpose(2, 0, 1))
+        content = raster(image.transpose(2, 0, 1), nodata=0, tiled=True, blockxsize=64, blockysize=64)
+        (folder / name).write_bytes(content)
     return folder
 
 
