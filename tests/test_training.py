@@ -21,7 +21,7 @@ import torch
 from conftest import png
 from ray.train.v2._internal.exceptions import WorkerHealthCheckFailedError
 from running import ROOT, wait_for
-from test_trainer import make_job, run_job, same
+from test_trainer import history_of, make_job, run_job, same
 
 import segray.cluster
 import segray.training
@@ -99,9 +99,7 @@ def test_validators_validate_beside_the_training_and_may_die(
     killer.join()
     assert len(killed) == 1
     assert same(load_state(settings.output, settings.epochs), undisturbed)
-    rows = [read_history(output) for output in (job.settings.output, settings.output)]
-    for name in ("epoch", "step", "loss", "val_miou", "val_iou", "pixel_accuracy"):
-        assert [row[name] for row in rows[0]] == [row[name] for row in rows[1]], name
+    assert history_of(settings.output) == history_of(job.settings.output)
     assert wait_for(lambda: not processes_of("_Validator"))  # Ray ends them soon after
 
 
