@@ -8,7 +8,7 @@ import time
 
 from segray.datasets import open_dataset
 from segray.inspection import inspect
-from segray.loading import CropLoader, ImageCache, reader_count, reading_threads
+from segray.loading import reader_count, reading_threads
 from segray.settings import BenchmarkSettings, TrainSettings
 from segray.training_job import Job
 
@@ -68,19 +68,10 @@ def _job(settings: BenchmarkSettings) -> Job:
 
 def _run(job: Job, threads: int) -> dict[str, float | None]:
     """Seconds to the first batch; share of time waited overall, in the first epoch and later; CPU ms per crop."""
-    settings, steps = job.settings, _steps(job)
+    steps = _steps(job)
     with reading_threads(threads) as pool:
-        loader = CropLoader(
-            cache=ImageCache(lambda index: job.read(job.train[index])),
-            augment=job.augment(),
-            pool=pool,
-            batch_size=settings.batch_size,
-            rank=0,
-            world_size=1,
-            seed=settings.seed,
-        )
         waited, cpu = [], time.process_time()
-        batches = loader.batches(job.order, steps=range(steps), per_epoch=job.steps)
+        batches = job.batches(pool, steps=range(steps))
         for _ in range(steps):
             start = time.perf_counter()
             next(batches)
@@ -92,7 +83,7 @@ def _run(job: Job, threads: int) -> dict[str, float | None]:
         "wait": _share(waited[1:]),
         "wait_in_first_epoch": _share(waited[1 : job.steps]),
         "wait_later": _share(waited[job.steps :]),
-        "cpu_ms_a_crop": 1000 * cpu / (steps * settings.batch_size),
+        "cpu_ms_a_crop": 1000 * cpu / (steps * job.settings.batch_size),
     }
 
 

@@ -14,7 +14,7 @@ import torch
 from segray.errors import SegrayError
 from segray.heap import keep_memory
 from segray.learner import Learner
-from segray.loading import Batch, CropLoader, ImageCache, reader_count, reading_threads, void_batch
+from segray.loading import Batch, reader_count, reading_threads, void_batch
 from segray.publishing import Finished, Publisher, Record, copied, restore_model, weights_of
 from segray.sampling import share, worker_seed
 from segray.scalars import Point
@@ -83,24 +83,14 @@ class Trainer:
         """report, elsewhere: see `run`."""
         self.job, self.place, self.pool, self.publisher = job, place, pool, publisher
         self.report, self.elsewhere = report, elsewhere
-        settings = job.settings
         with place.together():
-            newest = newest_state(settings.output) if place.rank == 0 else (0, 0)
+            newest = newest_state(job.settings.output) if place.rank == 0 else (0, 0)
         self.newest = place.gather(newest)[0]  # as rank 0 sees it
         self.learner = Learner(job, place, pretrained=self.newest == (0, 0))
         self.epoch, self.record, self.progress = 0, Record(), Progress()
         self.watch = Stopwatch()
         self.page_at = self.saved_at = time.monotonic()
         self.met: SegrayError | None = None
-        self.loader = CropLoader(
-            cache=ImageCache(lambda index: job.read(job.train[index])),
-            augment=job.augment(),
-            pool=pool,
-            batch_size=settings.batch_size,
-            rank=place.rank,
-            world_size=place.world_size,
-            seed=settings.seed,
-        )
 
     def resume(self) -> bool:
         """Load the newest state found at the start; whether there was one."""
@@ -118,9 +108,9 @@ class Trainer:
 
     def batches(self) -> Iterator[Batch]:
         """This worker's batches for all steps from here to the end of the training."""
-        job, done = self.job, self.epoch * self.job.steps + self.progress.steps
-        steps = range(done, job.settings.epochs * job.steps)
-        return self.loader.batches(job.order, steps=steps, per_epoch=job.steps)
+        job, place = self.job, self.place
+        steps = range(self.epoch * job.steps + self.progress.steps, job.settings.epochs * job.steps)
+        return job.batches(self.pool, steps=steps, rank=place.rank, world_size=place.world_size)
 
     def run_epoch(self, batches: Iterator[Batch]) -> None:
         """Train one epoch, validate it or have it validated, and commit it while the next one is trained."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -13,6 +15,7 @@ from segray.datasets import Dataset, Labelled, Sample
 from segray.errors import SegrayError
 from segray.inputs import InputSpec
 from segray.inspection import Inspection, counted_units
+from segray.loading import Batch, CropLoader, ImageCache
 from segray.loss_terms import class_weights
 from segray.model_dir import Description, earlier_model, load_state
 from segray.networks import build_network, load_backbone, parse_network
@@ -78,6 +81,19 @@ class Job:
         return Augment.named(
             settings.augment, crop=settings.crop, scale_range=settings.scales, nadir=self.dataset.nadir
         )
+
+    def batches(self, pool: ThreadPoolExecutor, *, steps: range, rank: int = 0, world_size: int = 1) -> Iterator[Batch]:
+        """A worker's crops of some steps, numbered from the start of the training; see `CropLoader.batches`."""
+        loader = CropLoader(
+            cache=ImageCache(lambda index: self.read(self.train[index])),
+            augment=self.augment(),
+            pool=pool,
+            batch_size=self.settings.batch_size,
+            rank=rank,
+            world_size=world_size,
+            seed=self.settings.seed,
+        )
+        return loader.batches(self.order, steps=steps, per_epoch=self.steps)
 
     def class_weights(self) -> tuple[float, ...] | None:
         """The weight of each class in the loss, from its labelled pixels; None if all weigh the same."""
