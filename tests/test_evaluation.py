@@ -21,7 +21,7 @@ from torchmetrics.classification import MulticlassJaccardIndex
 
 from segray import evaluation, pipeline
 from segray.calibration import TEMPERATURES
-from segray.datasets import Labelled, open_dataset, read
+from segray.datasets import Dataset, Labelled, open_dataset, read
 from segray.errors import SegrayError
 from segray.evaluation import EvaluateActor, Part, evaluate, items_of
 from segray.inputs import InputSpec
@@ -36,6 +36,7 @@ from segray.split_rows import Split, ranges_of
 from segray.storage import exists, join, publish, read_bytes
 from segray.synthetic import CLASSES, scene
 from segray.tally import Measures, Tally, image_row
+from segray.work import Work
 
 IMAGES = 9  # in three ranges
 SIZES = [(48, 48), (70, 41), (32, 32)]
@@ -207,6 +208,12 @@ def test_scores_go_neither_into_the_data_nor_into_the_model(flag, given, tmp_pat
     assert not exists(join(given[flag], "report.html"))
 
 
+def work_on(model: str, data: str, **options: object) -> tuple[Work, Dataset]:
+    """An evaluation's work, and the labelled data."""
+    settings = EvaluateSettings(model=model, data=data, output="none", **OPTIONS, **options)
+    return replace(make_work(settings, read_description(model)), detailed=True, sampled=True), open_dataset(data)
+
+
 def counted(actor: EvaluateActor, row: dict) -> Part:
     """What an actor counts in a row."""
     result = actor({name: np.array([value], object) for name, value in row.items()})
@@ -216,9 +223,7 @@ def counted(actor: EvaluateActor, row: dict) -> Part:
 
 def test_rows_of_any_length_have_the_same_counts_and_actors_list_nothing(given, tmp_path):
     data = shutil.copytree(given["data"], tmp_path / "labelled")
-    settings = EvaluateSettings(model=given["model"], data=str(data), output=str(tmp_path / "out"), **OPTIONS)
-    work = replace(make_work(settings, read_description(settings.model)), detailed=True, sampled=True)
-    dataset = open_dataset(settings.data)
+    work, dataset = work_on(given["model"], str(data))
     split = Split.of(dataset, dataset.samples("val"), map)
     (data / "classes.json").unlink()
     found = []
@@ -237,11 +242,9 @@ def test_rows_of_any_length_have_the_same_counts_and_actors_list_nothing(given, 
     assert len(found[0][1]) == IMAGES and found[0] == found[1] == found[2]
 
 
-def test_an_actor_hands_over_only_what_the_page_may_show(given, tmp_path):
+def test_an_actor_hands_over_only_what_the_page_may_show(given):
     """In a split of thousands, only a few are kept as candidates for the median."""
-    settings = EvaluateSettings(**given, output=str(tmp_path), **OPTIONS)
-    work = replace(make_work(settings, read_description(settings.model)), detailed=True, sampled=True)
-    dataset = open_dataset(settings.data)
+    work, dataset = work_on(given["model"], given["data"])
     split = Split.of(dataset, dataset.samples("val"), map)
     actor = EvaluateActor(work, dataset, Measures(num_classes=len(CLASSES)), 10_000)
     candidates = counted(actor, split.row(1, IMAGES)).candidates
@@ -265,10 +268,8 @@ def geotiff_split(uri: str) -> str:
 def test_a_scene_in_blocks_has_the_counts_of_the_whole(options, given, tmp_path, monkeypatch):
     monkeypatch.setattr(evaluation, "BLOCK_PIXELS", 64 * 50)
     data = geotiff_split(str(tmp_path / "scenes"))
-    settings = EvaluateSettings(model=given["model"], data=data, output=str(tmp_path / "out"), **OPTIONS, **options)
-    work = replace(make_work(settings, read_description(settings.model)), detailed=True, sampled=True)
+    work, dataset = work_on(given["model"], data, **options)
     measures = Measures(num_classes=len(CLASSES), temperatures=(1.0, 2.0))
-    dataset = open_dataset(data)
     samples, parts = dataset.samples("val"), []
     for large in (False, True):
         split = Split(dataset=dataset, samples=samples, large=frozenset([0, 1] * large), pixels=0, actor_bytes=0)

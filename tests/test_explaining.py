@@ -63,12 +63,18 @@ def labelled(folder: Path) -> str:
     return str(folder)
 
 
-def test_an_answer_shows_the_window_and_its_most_frequent_error(tmp_path: Path):
+def model_at(uri: str) -> Description:
+    """A model with random weights."""
     torch.manual_seed(0)
-    network = build_network("unet", {"width": 4}, num_classes=3, in_channels=3)
-    described = {"name": "unet", "options": {"width": 4}}
-    save_model(Description(uri=str(tmp_path / "model"), network=described, classes=CLASSES, spec=SPEC), network)
-    description, dataset = read_description(str(tmp_path / "model")), open_dataset(labelled(tmp_path / "data"))
+    options = {"width": 4}
+    network = build_network("unet", options, num_classes=3, in_channels=3)
+    described = {"name": "unet", "options": options}
+    save_model(Description(uri=uri, network=described, classes=CLASSES, spec=SPEC), network)
+    return read_description(uri)
+
+
+def test_an_answer_shows_the_window_and_its_most_frequent_error(tmp_path: Path):
+    description, dataset = model_at(str(tmp_path / "model")), open_dataset(labelled(tmp_path / "data"))
     (sample,) = dataset.samples("val")
     question = Question(sample=sample, window=Window(26, 56, 64, 64), note="worst: mIoU 0.100")
     (picture,) = explain(description, dataset, [question], explicit_bands=False)
@@ -93,10 +99,7 @@ def test_what_has_no_error_and_what_is_a_program_have_no_answer(tmp_path: Path):
     dataset = open_dataset(labelled(tmp_path / "data"))
     (sample,) = dataset.samples("val")
     unlabelled = Question(sample=sample, window=Window(0, 0, 30, 64), note="")
-    network = build_network("unet", {"width": 4}, num_classes=3, in_channels=3)
-    described = {"name": "unet", "options": {"width": 4}}
-    save_model(Description(uri=str(tmp_path / "model"), network=described, classes=CLASSES, spec=SPEC), network)
-    assert explain(read_description(str(tmp_path / "model")), dataset, [unlabelled], explicit_bands=False) == []
+    assert explain(model_at(str(tmp_path / "model")), dataset, [unlabelled], explicit_bands=False) == []
     program = read_description(write_model(str(tmp_path / "program")))
     wrong = Question(sample=sample, window=Window(30, 0, 32, 32), note="")
     assert explain(program, dataset, [wrong], explicit_bands=False) == []

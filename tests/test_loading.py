@@ -124,6 +124,13 @@ def test_two_that_read_the_same_image_count_its_bytes_once() -> None:
     assert cache._taken == 192 * len(cache._values) == 192
 
 
+def loader_of(cache: ImageCache, pool: ThreadPoolExecutor, **changes: object) -> CropLoader:
+    """The loader of one worker that takes one plain crop a step."""
+    augment = Augment.named("none", crop=4, scale_range=(1, 1), nadir=True)
+    values = {"augment": augment, "batch_size": 1, "rank": 0, "world_size": 1, "seed": 1, **changes}
+    return CropLoader(cache=cache, pool=pool, **values)
+
+
 def batches_of(loader: CropLoader, order: np.ndarray) -> Iterator[Batch]:
     """The batches of one epoch."""
     steps = len(order) // loader.batch_size
@@ -147,15 +154,8 @@ def test_workers_together_see_the_crops_that_one_would(world_size: int, part: fl
     order = balanced(order, counts, part=part, span=6, crops=1, seed=7, epoch=2)
 
     def crops(rank: int, world_size: int, pool: ThreadPoolExecutor) -> list[list[bytes]]:
-        loader = CropLoader(
-            cache=ImageCache(images.__getitem__),
-            augment=Augment(crop=16),
-            pool=pool,
-            batch_size=4,
-            rank=rank,
-            world_size=world_size,
-            seed=7,
-        )
+        cache, place = ImageCache(images.__getitem__), {"rank": rank, "world_size": world_size}
+        loader = loader_of(cache, pool, augment=Augment(crop=16), batch_size=4, seed=7, **place)
         return [
             [pixels.numpy().tobytes() + mask.numpy().tobytes() for pixels, mask in zip(batch.pixels, batch.mask)]
             for batch in loader.batches(lambda _: order, steps=range(3, 6), per_epoch=3)
@@ -178,15 +178,8 @@ def test_crops_that_are_drawn_by_class_hold_it() -> None:
     counts = np.stack([np.bincount(mask.ravel(), minlength=3) for mask in masks])
     order = balanced(rng.integers(0, 4, 40), counts, part=0.6, span=40, crops=1, seed=1, epoch=1)
     with reading_threads(2) as pool:
-        loader = CropLoader(
-            cache=ImageCache(images.__getitem__),
-            augment=Augment.named("none", crop=8, scale_range=(1, 1), nadir=True),
-            pool=pool,
-            batch_size=4,
-            rank=0,
-            world_size=1,
-            seed=1,
-        )
+        augment = Augment.named("none", crop=8, scale_range=(1, 1), nadir=True)
+        loader = loader_of(ImageCache(images.__getitem__), pool, augment=augment, batch_size=4)
         crops = [mask.numpy() for batch in batches_of(loader, order) for mask in batch.mask]
     held = [[label in crop for label in (1, 2)] for crop in crops]
     for (_, label), (one, two) in zip(order.tolist(), held, strict=True):
@@ -199,22 +192,9 @@ def test_crops_that_are_drawn_by_class_hold_it() -> None:
 def test_a_class_that_the_image_has_no_data_of_is_no_error() -> None:
     """The histogram counted a mask without its image's no-data pixels."""
     with reading_threads(1) as pool:
-        loader = CropLoader(
-            cache=ImageCache(lambda _: labelled()),
-            augment=Augment(crop=8),
-            pool=pool,
-            batch_size=1,
-            rank=0,
-            world_size=1,
-            seed=1,
-        )
+        loader = loader_of(ImageCache(lambda _: labelled()), pool, augment=Augment(crop=8))
         (batch,) = batches_of(loader, np.array([[0, 3]]))
     assert batch.mask.shape == (1, 8, 8)
-
-
-def loader_of(cache: ImageCache, pool: ThreadPoolExecutor) -> CropLoader:
-    augment = Augment.named("none", crop=4, scale_range=(1, 1), nadir=True)
-    return CropLoader(cache=cache, augment=augment, pool=pool, batch_size=1, rank=0, world_size=1, seed=1)
 
 
 def ordered(*images: int) -> np.ndarray:
