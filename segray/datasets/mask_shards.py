@@ -51,7 +51,7 @@ class MaskShardsDataset:
 
     def samples(self, split: str) -> list[Sample]:
         """The samples of a split, sorted by key; SegrayError when no image with a mask belongs to it."""
-        found = self._found()
+        found = _splits.get(self.masks)
         if not found.get(split):
             there = ", ".join(f"{len(samples)} in {name}" for name, samples in found.items())
             raise SegrayError(
@@ -66,9 +66,6 @@ class MaskShardsDataset:
         scene = scene_in(self.masks, sample.image, range(first, last + 1))
         return SceneReader(self.masks, scene).read(sample.window or Window(0, 0, *sample.size))
 
-    def _found(self) -> dict[str, list[Sample]]:
-        return _splits.get(self.masks)
-
 
 def place_of(image: str) -> float:
     """An image's place on the scale from 0 to 1 that `SHARES` divides, evenly spread: from the sha256 of its URI."""
@@ -80,7 +77,8 @@ def _read_splits(masks: Masks) -> dict[str, list[Sample]]:
     parts = plans.parts(join(masks.output, "plan"))
     with ThreadPoolExecutor(THREADS) as pool:
         pieces = pool.map(lambda shard: pieces_of(masks, shard), range(masks.shards))
-        scenes = [scene for scene in whole(chain.from_iterable(pieces)) if _has_mask(scene)]
+        scenes = whole(chain.from_iterable(pieces))
+        scenes = [scene for scene in scenes if any(piece.status == OK for piece in scene.pieces)]
     samples = [_sample(masks, scene, parts.get(scene.image, "")) for scene in scenes]
     return _shared_out(sorted(samples, key=lambda sample: (place_of(sample.image), sample.key)))
 
@@ -95,10 +93,6 @@ def _shared_out(samples: list[Sample]) -> dict[str, list[Sample]]:
     val = max(ends[1], train + 1)
     cuts = (0, train, val, len(samples))
     return {split: sorted(samples[start:end]) for split, start, end in zip(SHARES, cuts, cuts[1:])}
-
-
-def _has_mask(scene: Scene) -> bool:
-    return any(piece.status == OK for piece in scene.pieces)
 
 
 def _sample(masks: Masks, scene: Scene, part: str) -> Sample:
