@@ -75,11 +75,8 @@ class MLflow:
 
     def log(self, values: dict[str, float], step: int) -> None:
         """See Tracker. MLflow allows only some characters in names."""
-        now, named = (
-            int(1000 * time.time()),
-            {re.sub(r"[^\w\-. /]", "_", name): value for name, value in values.items()},
-        )
-        self.client.log_batch(self.run, [self.metric(name, value, now, step) for name, value in named.items()])
+        now, named = int(1000 * time.time()), ((re.sub(r"[^\w\-. /]", "_", name), values[name]) for name in values)
+        self.client.log_batch(self.run, [self.metric(name, value, now, step) for name, value in named])
 
     def finish(self, *, failed: bool) -> None:
         """See Tracker."""

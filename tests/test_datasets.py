@@ -16,6 +16,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import rasterio
+import scene_sets
 from PIL import Image
 from scene_sets import raster, write_scenes
 from test_dataset_mask_shards import images_at, segmented, split_samples
@@ -29,15 +30,7 @@ from segray.synthetic import CLASSES, scene
 
 pytestmark = pytest.mark.filterwarnings("ignore::rasterio.errors.NotGeoreferencedWarning")
 
-LEGEND = {
-    "classes": [
-        {"id": 0, "name": "land", "color": [200, 180, 90]},
-        {"id": 1, "name": "water", "color": [0, 0, 255]},
-        {"id": 2, "name": "road", "color": [90, 90, 90]},
-        {"id": 255, "name": "unknown", "color": [0, 0, 0]},
-    ],
-    "ignore_index": 255,
-}
+LEGEND = {"classes": scene_sets.CLASSES, "ignore_index": 255}
 IDS = np.array([[0, 1, 2, 255], [2, 2, 1, 0], [0, 0, 255, 1]], np.uint8)
 COLORS = np.array([[200, 180, 90], [0, 0, 255], [90, 90, 90], [0, 0, 0]], np.uint8)[np.where(IDS == 255, 3, IDS)]
 CLASS_IDS = np.where(IDS == 255, np.uint8(0), IDS)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import re
 import subprocess
 import sys
@@ -53,14 +52,6 @@ def pixels(*shape: int) -> Tensor:
     return torch.randn(shape, generator=torch.Generator().manual_seed(1))
 
 
-def from_file(state: dict[str, Tensor]) -> dict[str, Tensor]:
-    """The state, saved to a file and loaded."""
-    file = io.BytesIO()
-    torch.save(state, file)
-    file.seek(0)
-    return torch.load(file, weights_only=True)
-
-
 # --- contracts
 
 
@@ -106,7 +97,7 @@ def test_state_goes_into_a_fresh_network(network, name):
     with torch.no_grad():
         for parameter in fresh.parameters():
             parameter.zero_()
-        fresh.load_state_dict(from_file(network.state_dict()))
+        fresh.load_state_dict(network.state_dict())
         assert torch.equal(fresh(pixels(1, 3, 40, 40)), network(pixels(1, 3, 40, 40)))
 
 
@@ -410,7 +401,7 @@ def test_parameters_that_no_logit_depends_on_are_frozen():
 @pytest.mark.parametrize("prefix", ["", "module.", "module.backbone."])
 def test_an_imagenet_classifier_fills_the_backbone(network, classifier, prefix):
     before = {key: tensor.clone() for key, tensor in network.state_dict().items()}
-    state = from_file({prefix + key: tensor for key, tensor in classifier_state(classifier).items()})
+    state = {prefix + key: tensor for key, tensor in classifier_state(classifier).items()}
     taken = load_backbone(network, state)
     after = network.state_dict()
     filled = {key for key in after if key.startswith("backbone.") and not key.endswith("num_batches_tracked")}
@@ -429,7 +420,7 @@ def classifier_state(classifier) -> dict[str, Tensor]:
 
 def test_an_imagenet_classifier_fills_an_smp_encoder():
     network = build("smp")
-    state = from_file(classifier_state(torchvision.models.resnet18))
+    state = classifier_state(torchvision.models.resnet18)
     expected = sum(not key.startswith("fc.") and not key.endswith("num_batches_tracked") for key in state)
     assert load_backbone(network, state) == expected
 
@@ -438,7 +429,7 @@ def test_a_timm_classifier_fills_the_smp_encoder_that_flattens_its_names():
     import timm
 
     network = build_network("smp", {"architecture": "fpn", "encoder": "tu-convnext_atto"}, num_classes=2, in_channels=3)
-    state = from_file(classifier_state(lambda weights: timm.create_model("convnext_atto", pretrained=False)))
+    state = classifier_state(lambda weights: timm.create_model("convnext_atto", pretrained=False))
     encoder = {key for key in network.state_dict() if "encoder" in key}
     assert load_backbone(network, state) == len(encoder)
     assert all((tensor == 0.25).all() for key, tensor in network.state_dict().items() if key in encoder)
@@ -448,7 +439,7 @@ def test_a_timm_classifier_fills_the_smp_encoder_that_flattens_its_names():
 def test_a_whole_network_of_other_classes_gives_all_but_its_head(network, name):
     other = build(name, num_classes=CLASSES + 2)
     state = {key: torch.full_like(tensor, 0.5) for key, tensor in network.state_dict().items()}
-    taken = load_backbone(other, from_file(state))
+    taken = load_backbone(other, state)
     kept = {key for key, tensor in other.state_dict().items() if (tensor != 0.5).any() and "num_batches" not in key}
     assert kept
     assert all("head" in key or key.startswith("classifier") for key in kept)

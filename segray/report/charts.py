@@ -38,6 +38,30 @@ class Chart(Frame):
     best: tuple[float, float, str] | None
 
 
+class Axes:
+    """Epochs from left to right, values from the bottom up, in SVG units."""
+
+    def __init__(self, first: float, last: float, lowest: float, highest: float) -> None:
+        self.first, self.span = first, last - first
+        y_ticks = ticks(lowest, highest, count=4)
+        self.low, self.height = y_ticks[0], y_ticks[-1] - y_ticks[0]
+        whole = ticks(math.ceil(first), math.floor(last), count=6, whole=True)
+        self.x_ticks = [(self.x(x), number(x)) for x in whole if first <= x <= last]
+        self.y_ticks = [(self.y(y), label) for y, label in zip(y_ticks, labels(y_ticks))]
+
+    def x(self, epoch: float) -> float:
+        """The place of an epoch."""
+        return round(LEFT + (epoch - self.first) / self.span * (WIDTH - LEFT - RIGHT), 1)
+
+    def y(self, value: float) -> float:
+        """The place of a value."""
+        return round(HEIGHT - BOTTOM - (value - self.low) / self.height * (HEIGHT - TOP - BOTTOM), 1)
+
+    def points(self, values: Iterable[tuple[float, float]]) -> str:
+        """(epoch, value) pairs as the points of a line."""
+        return " ".join(f"{self.x(x)},{self.y(y)}" for x, y in values)
+
+
 def line_chart(title: str, values: Iterable[tuple[int, float | None]], *, best: int | None) -> Chart | None:
     """The curve of (epoch, value) pairs, missing values left out; None when there is nothing to draw.
 
@@ -46,26 +70,17 @@ def line_chart(title: str, values: Iterable[tuple[int, float | None]], *, best: 
     points = sorted(((epoch, value) for epoch, value in values if is_number(value)), key=lambda point: point[0])
     if not points:
         return None
-    y_ticks = ticks(min(y for _, y in points), max(y for _, y in points), count=4)
-    x_first, x_last = points[0][0], points[-1][0]
-    x_low, x_high = (x_first, x_last) if x_first < x_last else (x_first - 1, x_first + 1)
-    x_ticks = ticks(x_low, x_high, count=6, whole=True)
-    y_low, y_high = y_ticks[0], y_ticks[-1]
-
-    def x_at(x: float) -> float:
-        return round(LEFT + (x - x_low) / (x_high - x_low) * (WIDTH - LEFT - RIGHT), 1)
-
-    def y_at(y: float) -> float:
-        return round(HEIGHT - BOTTOM - (y - y_low) / (y_high - y_low) * (HEIGHT - TOP - BOTTOM), 1)
-
-    dots = [(x_at(x), y_at(y), f"epoch {x}: {number(y)}") for x, y in points]
+    first, last, values = points[0][0], points[-1][0], [y for _, y in points]
+    alone = 0.5 * (first == last)  # a single epoch lies in the middle
+    axes = Axes(first - alone, last + alone, min(values), max(values))
+    dots = [(axes.x(x), axes.y(y), f"epoch {x}: {number(y)}") for x, y in points]
     marked = [dot for dot, (epoch, _) in zip(dots, points) if epoch == best]
     return Chart(
         title=title,
-        path=" ".join(f"{x},{y}" for x, y, _ in dots),
+        path=axes.points(points),
         dots=dots if len(dots) <= MOST_DOTS else [],
-        x_ticks=[(x_at(x), number(x)) for x in x_ticks if x_first <= x <= x_last],
-        y_ticks=[(y_at(y), label) for y, label in zip(y_ticks, labels(y_ticks))],
+        x_ticks=axes.x_ticks,
+        y_ticks=axes.y_ticks,
         best=marked[-1] if marked else None,
     )
 

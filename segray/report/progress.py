@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from segray.masks import Classes
-from segray.report.charts import BOTTOM, HEIGHT, LEFT, RIGHT, TOP, WIDTH, Frame, ticks
-from segray.report.wording import duration, is_number, number, percent
+from segray.report.charts import Axes, Frame
+from segray.report.wording import duration, is_number, percent
 
 MOST_LINES = 30  # classes in one chart; more could not be told apart
 COLORS = {  # of the stages, the largest first in most trainings
@@ -67,7 +67,8 @@ def class_plot(classes: Classes, history: Rows) -> Plot | None:
     if longest < 2 or len(names) > MOST_LINES:
         return None
     epochs = [epoch for points in series for epoch, _ in points]
-    axes = _Axes(min(epochs), max(epochs), max(value for points in series for _, value in points))
+    highest = max(value for points in series for _, value in points)
+    axes = Axes(min(epochs), max(epochs), 0.0, highest or 1.0)
     lines = [
         (axes.points(points), color, f"{name} {percent(points[-1][1])}")
         for (name, color), points in zip(names, series)
@@ -81,10 +82,8 @@ def stage_plot(history: Rows) -> Plot | None:
     rows = [row for row in history if row.get("stage_seconds")]
     if not rows:
         return None
-    axes = _Axes(
-        rows[0]["epoch"] - 0.5, rows[-1]["epoch"] + 0.5, max(sum(row["stage_seconds"].values()) for row in rows)
-    )
-    total = sum(sum(row["stage_seconds"].values()) for row in rows)
+    totals = [sum(row["stage_seconds"].values()) for row in rows]
+    axes, total = Axes(rows[0]["epoch"] - 0.5, rows[-1]["epoch"] + 0.5, 0.0, max(totals) or 1.0), sum(totals)
     below, areas = [0.0] * len(rows), []
     for stage, color in COLORS.items():
         seconds = [row["stage_seconds"].get(stage, 0.0) for row in rows]
@@ -95,25 +94,3 @@ def stage_plot(history: Rows) -> Plot | None:
         areas.append((axes.points(outline), color, f"{stage} {share}, {duration(sum(seconds))}"))
     # each area reaches down to 0, where those drawn later cover it
     return Plot(title="Seconds per epoch", x_ticks=axes.x_ticks, y_ticks=axes.y_ticks, areas=areas[::-1])
-
-
-class _Axes:
-    """Epochs from left to right, values from 0 up, in SVG units."""
-
-    def __init__(self, first: float, last: float, highest: float) -> None:
-        self.first, self.span = first, last - first
-        y_ticks = ticks(0.0, highest or 1.0, count=4)
-        self.top = y_ticks[-1]
-        whole = ticks(round(first + 0.25), round(last - 0.25), count=6, whole=True)
-        self.x_ticks = [(self._x(x), number(x)) for x in whole if first <= x <= last]
-        self.y_ticks = [(self._y(y), number(y)) for y in y_ticks]
-
-    def points(self, values: Rows) -> str:
-        """(epoch, value) pairs as the points of a line."""
-        return " ".join(f"{self._x(x)},{self._y(y)}" for x, y in values)
-
-    def _x(self, x: float) -> float:
-        return round(LEFT + (x - self.first) / self.span * (WIDTH - LEFT - RIGHT), 1)
-
-    def _y(self, y: float) -> float:
-        return round(HEIGHT - BOTTOM - y / self.top * (HEIGHT - TOP - BOTTOM), 1)
