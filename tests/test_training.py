@@ -42,11 +42,6 @@ from segray.training_state import finished, load_state, newest_state, read_histo
 from segray.validators import Validators
 
 
-def training_workers() -> list[int]:
-    """The process ids in this test's Ray that train."""
-    return processes_of("RayTrainWorker")
-
-
 def processes_of(actor: str) -> list[int]:
     """The process ids in this test's Ray of actors of that class."""
     import psutil  # comes with Ray, and can be imported once Ray is
@@ -274,14 +269,14 @@ def test_killing_driver_and_worker_changes_nothing(
     driver.send_signal(signal.SIGKILL)
     driver.wait()
     assert not finished(settings)
-    assert wait_for(lambda: not training_workers())
+    assert wait_for(lambda: not processes_of("RayTrainWorker"))
 
     killed_at = []
 
     def kill_worker() -> None:
         start = newest_state(settings.output)[0]
         assert wait_for(lambda: newest_state(settings.output)[0] >= start + 2)
-        for process in training_workers():
+        for process in processes_of("RayTrainWorker"):
             os.kill(process, signal.SIGKILL)
             killed_at.append(newest_state(settings.output)[0])
 
