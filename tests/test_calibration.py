@@ -24,7 +24,6 @@ from segray.calibration import (
     nll_counts,
     reliability,
 )
-from segray.grid import windows
 
 HEIGHT, WIDTH, K = 23, 31, 5
 SIZE = (HEIGHT, WIDTH)
@@ -85,14 +84,6 @@ def test_bins_are_brute_force(seed: int) -> None:
     assert json.loads(json.dumps(scores, allow_nan=False)) == scores
 
 
-@settings(deadline=None, max_examples=20)
-@given(seed=st.integers(0, 2**32 - 1), size=st.integers(1, 40))
-def test_any_cutting_gives_the_same_bins(seed: int, size: int) -> None:
-    case = random_case(seed)
-    parts = [reliability(*(array[w.rows, w.cols] for array in case)) for w in windows(*SIZE, size)]
-    assert np.array_equal(sum(parts), reliability(*case))
-
-
 def test_chunks_add_up(monkeypatch: pytest.MonkeyPatch) -> None:
     case, (truth, logits) = random_case(0), made_logits(0, 500, 1.0)
     whole, nll = reliability(*case), nll_counts(truth, logits, (1.0, 2.0))
@@ -119,15 +110,6 @@ def test_nll_is_the_cross_entropy_of_torch() -> None:
         values, classes = torch.from_numpy(logits).double() / temperature, torch.from_numpy(truth).long()
         expected = cross_entropy(values, classes, ignore_index=255).item()
         assert mean_nll(counts, number) == pytest.approx(expected, abs=1e-6)
-
-
-def test_any_order_and_any_parts_give_the_same_nll() -> None:
-    truth, logits = made_logits(2, 3000, 1.0)
-    whole = nll_counts(truth, logits, TEMPERATURES)
-    order = np.random.default_rng(0).permutation(len(truth))
-    for parts in (2, 5, 40):
-        pieces = np.array_split(order, parts)
-        assert np.array_equal(sum(nll_counts(truth[p], logits[p], TEMPERATURES) for p in pieces), whole)
 
 
 def test_hopeless_logits_do_not_overflow() -> None:

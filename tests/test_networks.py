@@ -208,18 +208,6 @@ def test_default_sizes():
     assert counts == {"encoder_decoder": 111_564, "unet": 1_942_764, "nano": 3_807_064}
 
 
-@pytest.mark.parametrize("name", ["encoder_decoder"])
-def test_two_halves_of_a_batch_give_the_gradient_of_the_whole(network):
-    """Without batch statistics, N workers sum up to what one worker computes."""
-    image_NCHW = pixels(4, 3, 16, 16)
-    gradients = []
-    for parts in ([image_NCHW], image_NCHW.split(2)):
-        network.train().zero_grad()
-        sum(network(part).square().sum() for part in parts).backward()
-        gradients.append(torch.cat([parameter.grad.flatten() for parameter in network.parameters()]))
-    assert torch.allclose(*gradients, rtol=1e-5, atol=1e-5)
-
-
 @pytest.mark.parametrize(
     ("size", "multiple", "least", "padded"),
     [((1, 1), 4, 1, (4, 4)), ((4, 8), 4, 1, (4, 8)), ((5, 4), 4, 1, (8, 4)), ((1, 40), 16, 32, (32, 48))],

@@ -170,8 +170,7 @@ def work(model, tmp_path) -> dict:
     return {
         "plan": str(tmp_path / "plan"), "output": str(tmp_path), "model": model, "digest": description.digest,
         "classes": description.classes, "spec": description.spec, "explicit_bands": False, "window": 2048,
-        "formats": ("parquet",), "metadata": {}, "precision": "fp32", "blend": "taper", "batch_size": 1,
-        "on_gpu": False, "threads": 1,
+        "formats": ("parquet",), "precision": "fp32", "blend": "taper",
     }  # fmt: skip
 
 

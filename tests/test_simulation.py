@@ -73,9 +73,3 @@ def test_listings_are_planned_whole(tiny):
     assert rows[1]["shards"] == pytest.approx(pixels / 32e6, rel=0.05)  # shards are closed before they exceed it
     assert rows[0]["plan_mb"] < rows[1]["plan_mb"]
     assert all(row["cpu_s"] > 0 and row["driver_mb"] > 1 for row in rows)
-
-
-def test_a_made_up_listing_is_in_order_and_unique():
-    names = [file.uri for file in simulation.made_up_listing(2500)]
-    assert names == sorted(set(names))
-    assert len(names) == 2500

@@ -60,7 +60,7 @@ def work_of(archive: Path, model: str, folder: Path, *, shard_pixels: int, blend
     work = Work(
         plan=str(folder / "plan"), output=str(folder / "done"), model=model, digest=description.digest,
         classes=description.classes, spec=description.spec, explicit_bands=False, window=100, formats=("parquet",),
-        metadata={}, precision="fp32", blend=blend, batch_size=3, on_gpu=False, threads=1,
+        precision="fp32", blend=blend, batch_size=3,
     )  # fmt: skip
     return work, shards
 

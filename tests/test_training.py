@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 import os
 import runpy
-import shutil
 import signal
 import subprocess
 import sys
@@ -201,13 +200,6 @@ def test_more_workers_than_the_machine_has_cores_are_refused(
     settings = TrainSettings(data=labelled_folder, output=str(tmp_path), batch_size=4, **changes)
     with pytest.raises(SegrayError, match=sentence):
         train(settings)
-
-
-@pytest.mark.parametrize("split", ["train", "val"])
-def test_a_split_that_is_missing_is_named(labelled_folder: str, tmp_path: Path, split: str) -> None:
-    shutil.rmtree(Path(labelled_folder, split))
-    with pytest.raises(SegrayError, match=f"'{split}'"):
-        train(TrainSettings(data=labelled_folder, output=str(tmp_path)))
 
 
 @pytest.mark.parametrize(
