@@ -84,36 +84,36 @@ def evaluation_page(
 ) -> bytes:
     """The page of an evaluation, UTF-8 HTML.
 
-    metrics: what `metrics.json` holds; what `metrics.scores` returns and `confusion_matrix` (K x K+1 nested lists of
-    pixel counts, rows truth, last column predicted nothing) must be there, anything else is shown if it is. reasons:
-    see `explaining.explain`.
+    metrics: what `metrics.json` holds; `confusion_matrix`: K x K+1 nested lists of pixel counts, rows truth, last
+    column predicted nothing. reasons: see `explaining.explain`.
     """
     matrix = metrics["confusion_matrix"]
     truth = [sum(row) for row in matrix]
     named = {"IoU": "iou", "Boundary IoU": "boundary_iou", "Dice": "dice", "Precision": "precision", "Recall": "recall"}
-    names = [name for name, key in named.items() if key in metrics]
-    columns = [metrics[named[name]] for name in names]
-    width = f"within {percent(metrics.get('boundary_share'))} of the diagonal"
+    columns = [metrics[key] for key in named.values()]
+    width = f"within {percent(metrics['boundary_share'])} of the diagonal"
+    confidence = f"at a mean confidence of {percent(metrics['mean_confidence'])}"
     cards = [
         ("Mean IoU", percent(metrics["miou"]), f"over {metrics['classes_in_mean']} of {len(classes)} classes"),
         *_cards(metrics, "boundary_miou", "Mean boundary IoU", percent, width),
         ("Pixel accuracy", percent(metrics["pixel_accuracy"]), f"of {pixels(sum(truth))} with truth"),
         *_cards(metrics, "frequency_weighted_iou", "Frequency-weighted IoU", percent),
-        *_cards(metrics, "ece", "Calibration error (ECE)", percent, _confidence(metrics)),
+        *_cards(metrics, "ece", "Calibration error (ECE)", percent, confidence),
         *_cards(metrics, "images", "Images", number),
         *_cards(metrics, "seconds", "Time", duration),
     ]
+    augmented = "" if metrics["tta"] == "none" else f", with test-time augmentation ({metrics['tta']})"
     readable = len(classes) <= MATRIX_CLASSES
     return _render(
         title="Evaluation report",
-        lead=f"Split {metrics['split']}{_augmented(metrics)}" if metrics.get("split") else None,
+        lead=f"Split {metrics['split']}{augmented}",
         cards=cards,
         scores=score_rows(classes, columns, extra=[[number(count)] for count in truth]),
-        score_names=[*names, "Truth pixels"],
+        score_names=[*named, "Truth pixels"],
         matrix=matrix_table(classes, matrix) if readable else None,
         confusions=None if readable else largest_confusions(classes, matrix),
         reliability=_reliability(metrics),
-        bins=bin_rows(metrics.get("reliability", ())),
+        bins=bin_rows(metrics["reliability"]),
         pictures=picture_rows(pictures, classes, compare=True),
         reasons=picture_rows(reasons, classes, compare=True),
         legend=legend_entries(classes),
@@ -189,21 +189,12 @@ def _counted(row: dict, classes: Classes) -> str:
     return f", over {count} of {len(classes)} classes" if count < len(classes) else ""
 
 
-def _confidence(metrics: dict) -> str:
-    return f"at a mean confidence of {percent(metrics.get('mean_confidence'))}"
-
-
-def _augmented(metrics: dict) -> str:
-    tta = metrics.get("tta", "none")
-    return "" if tta == "none" else f", with test-time augmentation ({tta})"
-
-
 def _reliability(metrics: dict) -> list[Reliability]:
     """The reliability diagram of an evaluation; if there was a calibration, the one from before it comes first."""
-    if metrics.get("ece") is None:
+    if metrics["ece"] is None:
         return []
-    calibration, temperature = metrics.get("calibration"), metrics["model"].get("temperature", 1.0)
-    diagrams = [(temperature, *(metrics.get(name) for name in ("ece", "nll", "reliability")))]
+    calibration = metrics.get("calibration")
+    diagrams = [(metrics["model"]["temperature"], *(metrics[name] for name in ("ece", "nll", "reliability")))]
     if calibration:
         names = ("temperature_before", "ece_before", "nll_before", "reliability_before")
         diagrams.insert(0, tuple(calibration[name] for name in names))
