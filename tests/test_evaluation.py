@@ -182,7 +182,7 @@ def test_an_image_that_kills_the_actors_is_one_sentence_and_no_image_may_be_left
     assert not context.enable_progress_bars
 
 
-def test_nothing_labelled_is_nothing_to_calibrate_on(given, tmp_path, monkeypatch):
+def test_nothing_labelled_is_nothing_to_calibrate_on(local_ray, given, tmp_path, monkeypatch):
     empty = Tally.empty(Measures(num_classes=len(CLASSES), temperatures=(1.0, *TEMPERATURES)))
     (sample, *_) = open_dataset(given["data"]).samples("val")
     empty.images.append((0, image_row(sample, empty.scores(), CLASSES)))
