@@ -14,11 +14,10 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import rasterio
-from rasterio.windows import Window as RasterioWindow
 
 from segray.blend import axis_weights
 from segray.errors import SegrayError
-from segray.grid import Lattice, Window, reflect
+from segray.grid import Lattice, reflect
 from segray.inputs import InputSpec
 from segray.masks import IGNORE
 from segray.model_dir import load_network, read_description
@@ -64,8 +63,9 @@ def agreement(output: str, shards: int, *, fmt: str, masks: dict[str, str]) -> f
     for shard in range(shards):
         for row, png in read_masks(output, shard, fmt):
             ours = mask_of(row, png)
+            window = window_of(row)
             with rasterio.open(masks[row["image"]]) as source:
-                theirs = source.read(1, window=_rasterio(window_of(row)))
+                theirs = source.read(1, window=(window.rows, window.cols))
             same += int((ours == theirs).sum())
             total += ours.size
     return same / total
@@ -115,14 +115,10 @@ def _read(
     """The (1, C, P, P) input of the network and the (P, P) validity of a tile, reflected beyond the image's edges."""
     import torch
 
-    window = Window(rows.min(), cols.min(), np.ptp(rows) + 1, np.ptp(cols) + 1)
+    window = slice(rows.min(), rows.max() + 1), slice(cols.min(), cols.max() + 1)
     part = np.s_[(rows - rows.min())[:, None], cols - cols.min()]
-    pixels = source.read([band + 1 for band in spec.bands], window=_rasterio(window))[(slice(None), *part)]
-    valid = (source.dataset_mask(window=_rasterio(window)) > 0)[part]
+    pixels = source.read([band + 1 for band in spec.bands], window=window)[(slice(None), *part)]
+    valid = (source.dataset_mask(window=window) > 0)[part]
     mean, std = (np.float32(values).reshape(-1, 1, 1) for values in (spec.mean, spec.std))
     x = np.where(valid, (pixels * np.float32(spec.scale) - mean) / std, np.float32(0))
     return torch.from_numpy(x[None]), valid
-
-
-def _rasterio(window: Window) -> RasterioWindow:
-    return RasterioWindow(window.col_off, window.row_off, window.width, window.height)

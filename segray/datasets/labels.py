@@ -14,7 +14,6 @@ from PIL import Image
 from rasterio._err import CPLE_BaseError  # some damage raises this, not one of rasterio.errors
 from rasterio.enums import ColorInterp, MaskFlags
 from rasterio.errors import NotGeoreferencedWarning, RasterioError
-from rasterio.windows import Window as RasterioWindow
 
 from segray.archives.opened import borrow
 from segray.archives.pictures import BROKEN
@@ -193,7 +192,7 @@ def _raster(uri: str, source: rasterio.DatasetReader, window: Window | None, siz
         raise LabelError(f"{uri} would be read in a piece of more than {MAX_PIXELS} pixels; make its pixels larger")
     if "jpeg" in str(source.profile.get("compress", "")).lower():
         raise LabelError(f"{uri} is compressed as JPEG, which changes ids; save masks with LZW or DEFLATE")
-    part = RasterioWindow(window.col_off, window.row_off, window.width, window.height)
+    part = window.rows, window.cols
     values, nodata = source.read(window=part), source.nodatavals
     alpha = ColorInterp.alpha in source.colorinterp
     if values.dtype.kind not in "iu" or values.shape[0] - alpha not in (1, 3):
