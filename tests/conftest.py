@@ -19,7 +19,7 @@ import pytest
 import s3fs
 from botocore.exceptions import BotoCoreError
 from PIL import Image
-from running import small_ray
+from running import small_ray, wait_for
 
 from segray.masks import encode_png
 from segray.storage import join, publish
@@ -122,7 +122,8 @@ def s3(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
         environment.setenv("AWS_DEFAULT_REGION", "us-east-1")
         s3fs.S3FileSystem.clear_instance_cache()  # cached instances point at another server
         try:
-            _wait_for(port[0], server, timeout_s=60)
+            wait_for(lambda: server.poll() is not None or not _is_free(port[0]), timeout_s=60)
+            assert server.poll() is None, f"the S3 server did not start: {' '.join(command)}"
             _make_bucket("segray-test", timeout_s=60)
             yield "s3://segray-test"
         finally:
@@ -186,14 +187,6 @@ def store(request: pytest.FixtureRequest, tmp_path: Path) -> str:
     if request.param == "local":
         return str(tmp_path / "store")
     return f"{request.getfixturevalue('s3') if request.param == 's3' else 'memory:/'}/{uuid.uuid4().hex}"
-
-
-def _wait_for(port: int, server: subprocess.Popen, timeout_s: float) -> None:
-    deadline = time.monotonic() + timeout_s
-    while _is_free(port):
-        if server.poll() is not None or time.monotonic() > deadline:
-            pytest.fail(f"the S3 server did not start: {' '.join(map(str, server.args))}")
-        time.sleep(0.1)
 
 
 def _make_bucket(name: str, timeout_s: float) -> None:
