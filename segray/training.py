@@ -121,6 +121,11 @@ def _inspect(dataset: Dataset, train: list[Sample], val: list[Sample], settings:
     """Inspect the data in Ray tasks, and check that the pretrained weights fit the network."""
     log.info("inspecting %s: %d training images", settings.data, len(train))
     inspection = inspect(dataset, train, settings, val=val, run=in_tasks)
+    if unseen := [name for name, pixels in zip(dataset.classes.names, inspection.class_pixels) if not pixels]:
+        log.warning(  # as when polygons in a wrong CRS lie beside their images
+            "no training label has a pixel of %s; if there should be some, check ids, CRS and place of the labels",
+            ", ".join(unseen),
+        )
     if settings.weights:
         sizes = {"bands": len(inspection.bands), "classes": len(dataset.classes)}
         list(in_tasks(partial(weights_fit, **sizes), [settings]))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import os
 import runpy
@@ -170,6 +171,20 @@ def test_bad_settings_are_refused_before_ray_starts(
     settings = TrainSettings(**{"data": labelled_folder, "output": str(tmp_path), **changes})
     with pytest.raises(SegrayError, match=sentence):
         train(settings)
+
+
+def test_classes_without_a_training_pixel_are_named(
+    labelled_folder: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(segray.training, "in_tasks", map)
+    legend = Path(labelled_folder, "classes.json")
+    known = json.loads(legend.read_text())
+    more = [{"id": len(known["classes"]) + k, "name": f"rare {k}", "color": [k, 1, 2]} for k in range(2)]
+    legend.write_text(json.dumps({**known, "classes": known["classes"] + more}))
+    dataset, settings = open_dataset(labelled_folder), TrainSettings(data=labelled_folder, output="/nowhere")
+    segray.training._inspect(dataset, dataset.samples("train"), dataset.samples("val"), settings)
+    (warning,) = (record.getMessage() for record in caplog.records if record.levelno == logging.WARNING)
+    assert warning.startswith("no training label has a pixel of rare 0, rare 1;")
 
 
 def test_a_worker_knows_its_share_of_its_node(local_ray: str) -> None:
