@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import pickle
+import sqlite3
 import sys
 import time
+from contextlib import closing
 
 import numpy as np
 import pytest
@@ -357,6 +359,7 @@ def test_polygons_on_a_turned_image_lie_where_they_should(tmp_path):
 
 
 BOX, LINE = box(0, 0, 10, 10), shapely.LineString([(X, Y), (X + 100, Y - 100)])
+NO_CRS = features([BOX], None, "geojson", **{"class": [1]})  # then GDAL takes them for degrees
 REFUSED = {
     "name": (features([BOX], UTM, "geojson", **{"class": ["lake"]}), "a.geojson", "a.geojson holds the class 'lake'"),
     "id": (features([BOX], UTM, "gpkg", **{"class_id": [7]}), "a.gpkg", "a.gpkg holds the class 7"),
@@ -364,6 +367,7 @@ REFUSED = {
     "attribute": (features([BOX], UTM, "gpkg", kind=[1]), "a.gpkg", 'no attribute class or class_id .*"attribute"'),
     "line": (features([LINE], UTM, "geojson", **{"class": [1]}), "a.geojson", "a LineString, which has no area"),
     "no CRS": (features([BOX], None, "parquet", **{"class": [1]}), "a.parquet", "does not say in which CRS"),
+    "no degrees": (NO_CRS, "a.geojson", r"a.geojson holds the coordinates \(500100, 5499900\), which are no longitude"),
     "broken": (b"{", "a.geojson", "a.geojson cannot be read"),
     "no GeoPackage": (b"<OGRVRTDataSource>", "a.gpkg", "its content is not what its ending says"),
     "no Parquet": (b"PAR1", "a.parquet", "a.parquet cannot be read"),
@@ -401,6 +405,16 @@ def test_a_geopackage_of_two_layers_is_refused(tmp_path):
         mask_of(str(tmp_path))
 
 
+def test_a_geopackage_that_lacks_what_is_being_edited_is_refused(tmp_path):
+    uri = labelled(str(tmp_path), features([BOX], UTM, "gpkg", **{"class": [1]}), "labels/a.gpkg")
+    with closing(sqlite3.connect(tmp_path / "train/labels/a.gpkg")) as database:
+        database.execute("PRAGMA journal_mode=WAL")
+        database.execute("CREATE TABLE more (a)")
+        with pytest.raises(LabelError, match="a.gpkg-wal holds changes that .*a.gpkg lacks; close the program"):
+            mask_of(uri)
+    assert (mask_of(uri) == 1).sum() == 100
+
+
 def test_without_geopandas_the_sentence_says_what_to_install(tmp_path, monkeypatch):
     uri = labelled(str(tmp_path), features([BOX], UTM, "geojson", **{"class": [1]}), "labels/a.geojson")
     monkeypatch.setitem(sys.modules, "geopandas", None)
@@ -431,6 +445,7 @@ def test_one_file_labels_all_scenes_of_a_split(tmp_path):
     ("files", "sentence"),
     [
         ({"train/images/b.tif": IMAGE}, r"images/b.tif has no label: .*train/labels holds no b\.\*"),
+        ({"train/images/b.tif": IMAGE, "train/labels/b.shp": b""}, "labels holds b.shp, in no format that is read"),
         ({"train/labels.gpkg": b""}, "labels more than once, as labels and as labels.gpkg"),
         ({"train/labels/a.tif": b""}, "the same stem; remove one"),
         ({"train/masks/a.png": png(PLAIN)}, "holds the layouts folder and scenes at once"),

@@ -392,8 +392,10 @@ def test_an_unknown_split_names_those_that_exist(labelled_folder: str) -> None:
         open_dataset(labelled_folder).samples("valid")
 
 
-def test_no_layout_names_the_layouts(place: str) -> None:
-    publish(join(place, "readme.txt"), b"nothing here")
+@pytest.mark.parametrize("files", [["readme.txt"], ["classes.json", "train/images/a.tif", "train/labels.shp"]])
+def test_no_layout_names_the_layouts(place: str, files: list[str]) -> None:
+    for name in files:
+        publish(join(place, name), b"nothing here")
     with pytest.raises(SegrayError, match="holds no labelled data.*classes.json.*labels.*leftImg8bit.*plan/"):
         open_dataset(place)
 

@@ -25,8 +25,8 @@ class FolderDataset:
 
     @classmethod
     def recognises(cls, uri: str) -> bool:
-        """Whether a legend lies there, and the splits do not have `labels` only."""
-        return exists(join(uri, LEGEND)) and kinds_of_labels(uri) != {"labels"}
+        """Whether a legend lies there, and a split has `masks`."""
+        return exists(join(uri, LEGEND)) and "masks" in kinds_of_labels(uri)
 
     @classmethod
     def open(cls, uri: str) -> FolderDataset:

@@ -43,10 +43,17 @@ def pairs(folder: str, labels: str, wanted: Callable[[str], bool]) -> Iterator[t
     found = images_of(folder), by_stem(join(folder, labels), wanted)
     for stem in sorted(found[0].keys() ^ found[1].keys()):
         there, lacking = (found[0], labels) if stem in found[0] else (found[1], "images")
-        raise SegrayError(
-            f"{there[stem].uri} has no {lacking.removesuffix('s')}: {join(folder, lacking)} holds no {stem}.*"
-        )
+        raise SegrayError(f"{there[stem].uri} has no {lacking.removesuffix('s')}: {_lack(join(folder, lacking), stem)}")
     return ((stem, image, found[1][stem]) for stem, image in found[0].items())
+
+
+def _lack(folder: str, stem: str) -> str:
+    """Why a folder has no partner of that stem: there may be one in a format that is not read, such as a shapefile."""
+    parent, name = posixpath.split(stem)
+    others = sorted(other for other in names(join(folder, parent)) if posixpath.splitext(other)[0] == name)
+    if others:
+        return f"{folder} holds {' and '.join(others)}, in no format that is read there; convert it"
+    return f"{folder} holds no {stem}.*"
 
 
 def images_of(folder: str) -> dict[str, File]:

@@ -24,10 +24,12 @@ from segray.datasets.regrid import half_turn_of, same_crs, transformed
 from segray.errors import ImageError, LabelError, SegrayError
 from segray.footprints import coordinates, inverse
 from segray.grid import Window
+from segray.listing import files_if_any
 from segray.storage import describe, ending, read_bytes
 
 if TYPE_CHECKING:
     from geopandas import GeoDataFrame
+    from pyproj import CRS
 
 ATTRIBUTES = ("class", "class_id", "class_name")  # tried in this order, where the legend names none
 POLYGONS = (shapely.GeometryType.POLYGON, shapely.GeometryType.MULTIPOLYGON)
@@ -192,9 +194,33 @@ def _read(file: VectorFile) -> Features:
             f"{file.uri} holds a feature (number {number}, from 0) with a coordinate that is not finite; correct it or "
             "leave it out"
         )
+    _check_degrees(file, frame.crs, points)
     # a file without features may have no columns either
     ids = _ids(file, frame[_attribute(file, frame.columns)][there]) if there.any() else np.zeros(0, np.uint8)
     return Features(crs=frame.crs.to_wkt(), geometries=geometries, ids=ids, tree=shapely.STRtree(geometries))
+
+
+def _check_degrees(file: VectorFile, crs: CRS, points: np.ndarray) -> None:
+    """LabelError on coordinates that a geographic CRS cannot have: their features would lie nowhere, and be left out.
+
+    A GeoJSON without a CRS counts as one in degrees, whatever it holds.
+    """
+    if not crs.is_geographic:
+        return
+    half = half_turn_of(crs.to_wkt())
+    beyond = (np.abs(points) > (3 * half, half)).any(axis=1)  # longitudes may go on past a turn, boxes past a pole
+    if beyond.any():
+        x, y = points[beyond][0]
+        raise LabelError(
+            f"{file.uri} holds the coordinates ({x:.10g}, {y:.10g}), which are no longitude and latitude as in its CRS "
+            f"{crs.name}; set the CRS that they are in"
+        )
+
+
+def _check_complete(uri: str) -> None:
+    """LabelError if a GeoPackage is being edited: SQLite keeps changes beside it until its last user closes it."""
+    if ending(uri) == ".gpkg" and any(file.size for file in files_if_any(f"{uri}-wal")):
+        raise LabelError(f"{uri}-wal holds changes that {uri} lacks; close the program that edits it, such as QGIS")
 
 
 def _frame(uri: str) -> GeoDataFrame:
@@ -204,6 +230,7 @@ def _frame(uri: str) -> GeoDataFrame:
         import pyogrio
     except ImportError as error:
         raise SegrayError(f"{uri} holds vector labels, which geopandas reads: pip install 'segray[vector]'") from error
+    _check_complete(uri)
     errors = (pyogrio.errors.DataSourceError, pyogrio.errors.DataLayerError)
     with _one_sentence(uri, *errors), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # warnings that bytes have no ending, and that texts are not JSON
