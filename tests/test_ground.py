@@ -103,6 +103,15 @@ def test_areas_of_a_plane_are_in_square_metres(crs: str, transform: tuple, pixel
     assert ground.pixel_size_m(100, 100) == pytest.approx(math.sqrt(pixel_m2))
 
 
+@pytest.mark.parametrize(("crs", "latitude"), [("EPSG:3034", 50.0), ("EPSG:3031", -89.5), ("EPSG:3347", 60.0)])
+def test_pixels_of_a_map_of_a_continent_have_their_area_on_the_ground(crs: str, latitude: float) -> None:
+    x, y = pyproj.Transformer.from_crs("EPSG:4326", crs, always_xy=True).transform(10.0, latitude)
+    ground = ground_of("a.tif", crs, (10.0, 0, x - 500, 0, -10.0, y + 500), height=100, width=100)
+    expected = 100 / pyproj.Proj(crs).get_factors(10.0, latitude).areal_scale
+    assert abs(expected / 100 - 1) > 0.05
+    assert ground.areas(np.ones(1), np.zeros(1))[0] == pytest.approx(expected, rel=1e-3)
+
+
 @pytest.mark.parametrize("crs", ["EPSG:4087", "ESRI:54003", "ESRI:54016", "ESRI:54030", "EPSG:4087+5773"])
 @pytest.mark.parametrize("latitude", [1.0, -41.0, 61.7])  # Robinson's table has gaps at every fifth degree
 def test_pixels_of_a_world_map_have_their_area_on_the_ground_in_the_middle(crs: str, latitude: float) -> None:

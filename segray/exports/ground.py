@@ -14,6 +14,9 @@ from segray.archives.raster import Affine6
 from segray.errors import SegrayError
 from segray.footprints import coordinates, true_scale
 
+# Up to this share, areas on the map of a survey are taken for those on the ground, as surveyors do. Conformal maps of
+# whole continents exceed it: 7% in the middle of Europe's EPSG:3034, 5% at the pole of EPSG:3031.
+NEARLY = 0.005
 FARTHEST = 30.0  # radians, of the isometric latitude: pixels as near to a pole have practically no area
 PIXELS: Affine6 = (1.0, 0.0, 0.0, 0.0, 1.0, 0.0)  # of an image without georeference
 
@@ -153,8 +156,10 @@ def ground_of(image: str, crs: str | None, transform: Affine6 | None, *, height:
     projection = parsed.to_dict()
     if ellipsoid and projection.get("proj") in MERCATORS:
         return replace(ground, surface=_mercator(projection, ellipsoid, units))
-    scale = None if projection.get("proj") in TRUE else true_scale(crs, transform, height, width)
-    return replace(ground, pixel_m2=abs(ground.determinant) * (units**2 if scale is None else scale))
+    scale = true_scale(crs, transform, height, width)
+    if scale is None or (projection.get("proj") in TRUE and abs(scale / units**2 - 1) < NEARLY):
+        scale = units**2
+    return replace(ground, pixel_m2=abs(ground.determinant) * scale)
 
 
 def _mercator(projection: dict, ellipsoid: Ellipsoid, unit: float) -> Mercator:
