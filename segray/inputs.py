@@ -112,11 +112,13 @@ def check_pixels(
     """
     marked = f" and band {_listed(range(bands, bands + alpha))}, marked as alpha" if alpha else ""
     if max(spec.bands) >= bands + alpha * explicit_bands:
-        inside = max(spec.bands) < bands + alpha
-        choice = spec.bands if inside else (min(i, bands - 1) for i in range(len(spec.bands)))
+        inside, wanted = max(spec.bands) < bands + alpha, len(spec.bands)
+        choice = spec.bands if inside else (min(i, bands - 1) for i in range(wanted))
+        advice = f"say which to use with --bands, as in --bands {_listed(choice)}"
+        if not inside and 1 < bands < wanted:  # blue in place of infrared would be taken, and give nonsense
+            advice = f"give images with these {wanted}, or train a model with --bands {_listed(range(bands))}"
         raise MismatchError(
-            f"{source} has {bands} band(s){marked}, but the model reads bands {_listed(spec.bands)}; "
-            f"say which to use with --bands, as in --bands {_listed(choice)}"
+            f"{source} has {bands} band(s){marked}, but the model reads bands {_listed(spec.bands)}; {advice}"
         )
     if bands > max(spec.bands) + 1 and not explicit_bands:
         raise MismatchError(

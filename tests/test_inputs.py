@@ -117,14 +117,19 @@ def test_bands_marked_as_alpha_count_where_bands_are_chosen() -> None:
         check_pixels(spec(), explicit_bands=False, **options)
 
 
-@pytest.mark.parametrize("bands", [1, 2])
+@pytest.mark.parametrize(("bands", "reads"), [(1, (0, 1, 2)), (3, (1, 2, 3))])
 @pytest.mark.parametrize("explicit", [True, False])
-def test_fewer_bands_name_a_choice_that_would_be_allowed(bands: int, explicit: bool) -> None:
-    with pytest.raises(MismatchError, match=r"reads bands 0,1,2; .* --bands") as error:
-        check("8 bit", bands=bands, explicit=explicit)
+def test_fewer_bands_name_a_choice_that_would_be_allowed(bands: int, reads: tuple, explicit: bool) -> None:
+    image = {"bands": bands, "dtype": np.dtype("uint8"), "source": "a.tif"}
+    with pytest.raises(MismatchError, match=r"reads bands [0-3,]*; .* --bands") as error:
+        check_pixels(spec(bands=reads), explicit_bands=explicit, **image)
     chosen = tuple(int(band) for band in str(error.value).rsplit(" ", 1)[1].split(","))
-    allowed = spec().with_overrides(bands=chosen)
-    check_pixels(allowed, bands=bands, dtype=np.dtype("uint8"), explicit_bands=True, source="a.tif")
+    check_pixels(spec().with_overrides(bands=chosen), explicit_bands=True, **image)
+
+
+def test_a_band_is_not_advised_in_place_of_one_that_is_missing() -> None:
+    with pytest.raises(MismatchError, match=r"reads bands 0,1,2; give .* with these 3, or train .* --bands 0,1$"):
+        check("8 bit", bands=2)
 
 
 @pytest.mark.parametrize(
