@@ -59,7 +59,8 @@ def segment(settings: SegmentSettings) -> dict:
     if not missing and exists(summary_uri):
         log.info("nothing to do: all %d shards of %d images are there", plan.shards, plan.images)
         return json.loads(read_text(summary_uri))
-    log.info("%d images in %d shards; %d shards to do", plan.images, plan.shards, len(missing))
+    other = f"; files passed over, as their endings are no image format's: {plan.skipped}" if plan.skipped else ""
+    log.info("%d images in %d shards%s; %d shards to do", plan.images, plan.shards, other, len(missing))
     totals = earlier(settings, plan, missing)
     started = time.time()
     this_run, seconds = _run(settings, work, missing, fresh=len(missing) == plan.shards)

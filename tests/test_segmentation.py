@@ -105,11 +105,13 @@ def plain_loop(model: str, archive: Path) -> dict[str, np.ndarray]:
     [(2048, 32, "1"), (37, 0.002, "2"), (32, 0.01, "1:2")],
 )
 @pytest.mark.usefixtures("local_ray")
-def test_same_masks_however_the_job_is_cut(model, archive, tmp_path, *, window, shard_mpx, actors):
+def test_same_masks_however_the_job_is_cut(model, archive, tmp_path, caplog, *, window, shard_mpx, actors):
+    caplog.set_level("INFO", logger="segray")
     summary = segment(SegmentSettings(
         model=model, archive=str(archive), output=str(tmp_path), window=window, shard_mpx=shard_mpx, actors=actors,
         precision="bf16", format="parquet,png",
     ))  # fmt: skip
+    assert "; files passed over, as their endings are no image format's: 1; " in caplog.text
     assert summary["images"] == {"ok": 13, "nodata": 0, "failed": 0}
     assert summary["skipped_files"] == 1
     expected, found = plain_loop(model, archive), masks_of(tmp_path)
