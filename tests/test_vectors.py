@@ -37,6 +37,13 @@ def in_degrees(shape: BaseGeometry) -> BaseGeometry:
 STAR = [(50 + 70 * np.sin(turn), 40 - 70 * np.cos(turn)) for turn in np.arange(5) * 4 * np.pi / 5]
 RINGS = {
     "bow-tie": polygon((-40, 20), (60, 60), (60, 20), (-40, 60)),
+    "bow-tie within": polygon((10, 20), (60, 60), (60, 20), (10, 60)),
+    "star within": polygon(
+        *[(50 + 40 * np.sin(turn), 40 - 40 * np.cos(turn)) for turn in np.arange(5) * 4 * np.pi / 5]
+    ),
+    "overlapping within": shapely.MultiPolygon(
+        [polygon((10, 20), (40, 20), (40, 60), (10, 60)), polygon((20, 40), (80, 40), (80, 80), (20, 80))]
+    ),
     "swapped vertices": polygon((20, 20), (20, 50), (150, 50), (130, 60), (130, 30), (150, 20)),
     "touching": polygon((-40, 20), (60, 20), (60, 60), (20, 60), (20, 40), (30, 50), (20, 60), (-40, 60)),
     "back and forth": polygon((-40, 20), (60, 20), (60, 60), (80, 60), (60, 60), (-40, 60)),

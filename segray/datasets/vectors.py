@@ -155,7 +155,8 @@ def _bendable(shapes: np.ndarray, bounds: tuple[float, ...]) -> np.ndarray:
     """
     low, high = shapely.bounds(shapes)[:, :2], shapely.bounds(shapes)[:, 2:]
     beyond = (low < bounds[:2]).any(axis=1) | (high > bounds[2:]).any(axis=1)
-    shapes[beyond] = _clipped(shapes[beyond], bounds)
+    cut = beyond | ~shapely.is_valid(shapes)  # of polygons that cross themselves, `segmentize` may drop a part
+    shapes[cut] = _clipped(shapes[cut], bounds)
     return shapely.segmentize(shapes, max(bounds[2] - bounds[0], bounds[3] - bounds[1]) / EDGES)
 
 
@@ -201,10 +202,7 @@ def _read(file: VectorFile) -> Features:
 
 
 def _check_degrees(file: VectorFile, crs: CRS, points: np.ndarray) -> None:
-    """LabelError on coordinates that a geographic CRS cannot have: their features would lie nowhere, and be left out.
-
-    A GeoJSON without a CRS counts as one in degrees, whatever it holds.
-    """
+    """LabelError on coordinates that are no degrees, as in a GeoJSON that does not say its CRS: they lie nowhere."""
     if not crs.is_geographic:
         return
     half = half_turn_of(crs.to_wkt())
