@@ -11,6 +11,7 @@ import json
 import math
 import pickle
 import re
+import struct
 from dataclasses import asdict, dataclass, field, replace
 from typing import TYPE_CHECKING
 
@@ -18,14 +19,19 @@ from segray.errors import ModelError, SegrayError, TornModelError
 from segray.inputs import InputSpec
 from segray.masks import IGNORE, Classes
 from segray.storage import describe, exists, filesystem, join, publish, read_bytes, retry
-from segray.store_errors import at_fault
+from segray.store_errors import StoreError, at_fault
 
 if TYPE_CHECKING:
     import torch
     from torch import nn
 
 FORMAT_VERSION = 1
-DAMAGE = (OSError, EOFError, LookupError, RuntimeError, TypeError, ValueError)  # what reading broken files raises
+# what decoding broken bytes raises, torch's unpickler included, and what reading broken files raises
+GARBLED = (
+    EOFError, LookupError, RuntimeError, TypeError, ValueError, AttributeError, AssertionError, struct.error,
+    pickle.UnpicklingError,
+)  # fmt: skip
+DAMAGE = (OSError, *GARBLED)
 STATES = ("state_dict", "model_state_dict", "model", "net", "state")  # where checkpoints keep a network's tensors
 SAVE_TENSORS = "save its tensors alone with torch.save(model.state_dict(), PATH)"
 WEIGHTS, PROGRAM = "weights.safetensors", "program.pt2"
@@ -131,6 +137,8 @@ def write_temperature(description: Description, temperature: float) -> Descripti
     document = {**json.loads(read_bytes(source)), "temperature": temperature}
     try:
         publish(source, json.dumps(document, indent=1).encode())
+    except StoreError:
+        raise
     except OSError as error:
         raise ModelError(f"{source} cannot be written: {describe(error)}; calibrate a copy of the model") from error
     return read_description(description.uri)
@@ -139,7 +147,8 @@ def write_temperature(description: Description, temperature: float) -> Descripti
 def load_network(description: Description) -> nn.Module:
     """The network of a model directory with its weights, in eval mode; ModelError when the two do not match.
 
-    Nothing in the files is executed: weights are safetensors, programs are searched first (see `programs`).
+    Nothing in the files is executed: weights are safetensors, programs are searched first (see `programs`). Errors of a
+    failing store are passed on, as by `load_state` and `write_temperature`.
     """
     if "program" in description.network:
         return _load_program(description)
@@ -157,6 +166,8 @@ def load_network(description: Description) -> nn.Module:
             in_channels=len(description.spec.bands),
         )
         built.load_state_dict(load(read_bytes(description.weights_uri)))
+    except StoreError:
+        raise
     except (SafetensorError, *DAMAGE) as error:
         reason = describe(error)[:300]
         raise ModelError(f"{description.weights_uri} does not fit its model.json: {reason}") from error
@@ -189,7 +200,9 @@ def load_state(uri: str) -> dict[str, torch.Tensor]:
         state = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
         if not isinstance(state, dict):
             raise ValueError(f"it holds a {type(state).__name__}, not tensors by name")
-    except (SafetensorError, SegrayError, pickle.UnpicklingError, *DAMAGE) as error:
+    except StoreError:
+        raise
+    except (SafetensorError, SegrayError, *DAMAGE) as error:
         if isinstance(error, pickle.UnpicklingError):
             reason = _more_than_tensors(error)
         elif isinstance(error, (IsADirectoryError, FileNotFoundError)) and exists(join(uri, "model", "model.json")):

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import io
 import json
-import pickle
 import posixpath
 import re
 from collections.abc import Sequence
@@ -19,7 +18,7 @@ import torch
 
 from segray.errors import SegrayError, TornModelError
 from segray.listing import files_if_any
-from segray.model_dir import read_description
+from segray.model_dir import GARBLED, read_description
 from segray.places import TRAINING
 from segray.settings import TrainSettings
 from segray.storage import exists, join, publish, read_bytes, read_text, remove
@@ -31,7 +30,7 @@ NOT_COMPARED = {
 }  # fmt: skip
 OWN = ("state", "model", "tensorboard", "metrics.jsonl", "report.html")
 STATE_NAME = re.compile(r"epoch-(\d{4,})(?:-step-(\d{6,}))?\.pt")
-BROKEN = (pickle.UnpicklingError, RuntimeError, ValueError, KeyError, EOFError, FileNotFoundError)
+BROKEN = (FileNotFoundError, *GARBLED)
 
 Position = tuple[int, int]  # epochs done, and steps of the next one
 

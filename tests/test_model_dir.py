@@ -31,6 +31,7 @@ from segray.model_dir import (
 )
 from segray.networks import build_network
 from segray.storage import join, publish, read_bytes
+from segray.store_errors import StoreError
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -128,6 +129,20 @@ def test_a_model_that_cannot_be_written(saved, monkeypatch):
     monkeypatch.setattr("segray.model_dir.publish", refuse)
     with pytest.raises(ModelError, match=r"cannot be written: .*; calibrate a copy of the model"):
         write_temperature(read, 1.25)
+
+
+def test_a_store_that_fails_is_no_fault_of_a_model(saved, monkeypatch):
+    def fail(*args: object) -> None:
+        raise StoreError("the store answers 503: Slow Down")
+
+    read = read_description(saved)
+    monkeypatch.setattr("segray.model_dir.publish", fail)
+    with pytest.raises(StoreError, match="503"):
+        write_temperature(read, 1.25)
+    monkeypatch.setattr("segray.model_dir.read_bytes", fail)
+    for load in (lambda: load_network(read), lambda: load_state(read.weights_uri)):
+        with pytest.raises(StoreError, match="503"):
+            load()
 
 
 def write_by_hand(uri: str) -> str:
@@ -281,7 +296,7 @@ def test_wrong_weights_are_refused_and_never_executed(tmp_path, name):
     contents = [
         torch_saved({"a": Evil(str(trap))}), torch_saved({"a": Evil(str(trap))}, _use_new_zipfile_serialization=False),
         b"", b"garbage", good[:100], good[:-100], torch_saved(torch.zeros(2)), torch_saved([1, 2]),
-        b"\x80\x02.", b"PK\x03\x04",
+        b"\x80\x02.", b"\x80\x02X\x05.", b"PK\x03\x04",
     ]  # fmt: skip
     for content in contents:
         publish(str(tmp_path / name), content)

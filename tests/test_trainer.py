@@ -472,8 +472,10 @@ def test_two_workers_take_the_steps_of_one_with_batch_norm(labelled_folder: str,
 def test_a_damaged_state_is_passed_over(job: Job) -> None:
     undisturbed = run_job(job)
     newest = Path(job.settings.output, "state", f"epoch-{EPOCHS:04d}.pt")
-    newest.write_bytes(newest.read_bytes()[:1000])
-    assert newest_state(job.settings.output)[0] == EPOCHS - 1
+    part = newest.read_bytes()[:1000]
+    for damaged in (b"", b"\x80\x02.", b"\x80\x02X\x05.", part):
+        newest.write_bytes(damaged)
+        assert newest_state(job.settings.output)[0] == EPOCHS - 1
     reports = []
     assert same(run_job(job, reports.append), undisturbed)
     assert reports[0] == {"epoch": EPOCHS - 1, "step": (EPOCHS - 1) * job.steps, "resumed": True}
