@@ -19,7 +19,7 @@ import torch
 from segray.errors import SegrayError, TornModelError
 from segray.listing import files_if_any
 from segray.model_dir import GARBLED, read_description
-from segray.places import TRAINING
+from segray.places import TRAINING, lies_in
 from segray.settings import TrainSettings
 from segray.storage import exists, join, publish, read_bytes, read_text, remove
 
@@ -44,9 +44,14 @@ def compared(settings: TrainSettings) -> dict:
 def read_run(settings: TrainSettings, data: str) -> dict | None:
     """The run.json of OUTPUT; None when there is none or it is to be overwritten.
 
-    SegrayError naming what differs when OUTPUT holds another training. data: the fingerprint of the data.
+    SegrayError naming what differs when OUTPUT holds another training, or when overwriting would discard the weights to
+    start from. data: the fingerprint of the data.
     """
     source = _run_uri(settings.output)
+    if settings.overwrite and settings.weights:
+        for name in OWN:
+            if lies_in(settings.weights, join(settings.output, name)):
+                raise SegrayError(f"--overwrite would discard --weights {settings.weights}; give another --output")
     if settings.overwrite or not exists(source):
         return None
     try:

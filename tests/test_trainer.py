@@ -575,6 +575,15 @@ def test_starting_afresh_discards_what_a_training_left_and_nothing_else(job: Job
     ]
 
 
+@pytest.mark.parametrize("name", ["model", "model/weights.safetensors"])
+def test_the_weights_to_start_from_are_not_overwritten(job: Job, name: str) -> None:
+    write_run(job.settings, job.data, asdict(job.inspection))
+    afresh = replace(job.settings, overwrite=True)
+    assert read_run(replace(afresh, weights="ResNet18_Weights.DEFAULT"), job.data) is None
+    with pytest.raises(SegrayError, match=f"--overwrite would discard --weights {job.settings.output}/{name}"):
+        read_run(replace(afresh, weights=f"{job.settings.output}/{name}"), job.data)
+
+
 def test_an_earlier_model_is_trained_further(labelled_folder: str, tmp_path: Path) -> None:
     job = make_job(labelled_folder, str(tmp_path / "first"))
     run_job(job)
