@@ -463,6 +463,21 @@ def test_links_to_folders_are_followed_once(tmp_path):
     assert [name for name in names(str(tmp_path / "near")) if name != "dangling"] == ["a.png", "link/x.png"]
 
 
+def test_a_link_changes_with_the_file_that_it_names(tmp_path):
+    (tmp_path / "far").mkdir()
+    (tmp_path / "near").mkdir()
+    far, near = tmp_path / "far" / "x.tar.gz", tmp_path / "near" / "x.tar.gz"
+    far.write_bytes(b"old")
+    near.symlink_to(far)
+    os.utime(far, (1, 1))
+    (listed,) = list_files(str(tmp_path / "near"))
+    assert listed.etag == next(list_files(str(near))).etag  # whoever unpacks it looks again
+    far.write_bytes(b"new")
+    (changed,) = list_files(str(tmp_path / "near"))
+    assert (changed.size, changed.uri) == (listed.size, listed.uri)
+    assert changed.etag != listed.etag
+
+
 @pytest.mark.parametrize(
     ("uri", "expected"),
     [
