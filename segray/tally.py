@@ -122,7 +122,13 @@ def image_table(rows: Sequence[dict[str, object]], metadata: dict[str, object]) 
     """The rows as Parquet, scores as float64, null if there is none; the metadata as JSON under `segray`."""
     kinds = {"key": pa.string(), "image": pa.string(), "mask": pa.string(), "labelled_pixels": pa.int64()}
     schema = pa.schema([(name, kinds.get(name, pa.float64())) for name in rows[0]])
-    table = pa.Table.from_pylist(list(rows), schema.with_metadata({"segray": json.dumps(metadata)}))
+    rows = [{name: _unicode(value) for name, value in row.items()} for row in rows]
+    table = pa.Table.from_pylist(rows, schema.with_metadata({"segray": json.dumps(metadata)}))
     buffer = io.BytesIO()
     pq.write_table(table, buffer, compression="zstd")
     return buffer.getvalue()
+
+
+def _unicode(value: object) -> object:
+    """A value that Arrow takes: file names may hold bytes that are not UTF-8, written as on the page, as \\udcff."""
+    return value.encode("utf-8", "backslashreplace").decode() if isinstance(value, str) else value

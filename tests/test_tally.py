@@ -112,6 +112,12 @@ def test_the_table_has_a_row_an_image_with_its_own_scores() -> None:
     assert str(table.schema.field("iou_f").type) == "double"
 
 
+def test_a_name_that_is_no_unicode_is_written() -> None:
+    row = image_row(Sample(key="\udcff", image="/b/\udcff.png", mask="m"), Tally.empty(MEASURES).scores(), CLASSES)
+    (found,) = pq.read_table(io.BytesIO(image_table([row], {}))).to_pylist()
+    assert (found["key"], found["image"], found["labelled_pixels"]) == ("\\udcff", "/b/\\udcff.png", 0)
+
+
 def part_of(result: WindowMask, window: Window) -> WindowMask:
     """The result for a window, cut from that of an image that was one window."""
     sampled = result.sampled
