@@ -14,7 +14,7 @@ from segray.report import Picture, training_page
 from segray.scalars import Point, event_file
 from segray.storage import join, publish
 from segray.training_job import Job
-from segray.training_state import compared, improved, model_due, save_state, write_history
+from segray.training_state import compared, improved, model_due, read_history, save_state, write_history
 from segray.training_validation import Validated, Validation
 from segray.versions import versions
 
@@ -146,6 +146,12 @@ class Finished:
             "precision": self.state["precision"],
             "versions": versions(),
         }
+
+
+def restore_metrics(job: Job, state: dict) -> None:
+    """Publish the metrics of a state if metrics.jsonl differs: it was lost, or has an epoch that was not committed."""
+    if read_history(job.settings.output) != state["history"]:
+        write_history(job.settings.output, state["history"])
 
 
 def restore_model(job: Job, state: dict) -> None:

@@ -15,7 +15,7 @@ from segray.errors import SegrayError
 from segray.heap import keep_memory
 from segray.learner import Learner
 from segray.loading import Batch, reader_count, reading_threads, void_batch
-from segray.publishing import Finished, Publisher, Record, copied, restore_model, weights_of
+from segray.publishing import Finished, Publisher, Record, copied, restore_metrics, restore_model, weights_of
 from segray.sampling import share, worker_seed
 from segray.scalars import Point
 from segray.stopwatch import Stopwatch
@@ -99,8 +99,10 @@ class Trainer:
             return False
         with self.place.together():
             state = load_state(self.job.settings.output, epoch, step)
-            if self.place.rank == 0 and step == 0:
-                restore_model(self.job, state)
+            if self.place.rank == 0:
+                restore_metrics(self.job, state)
+                if step == 0:
+                    restore_model(self.job, state)
         self.learner.load(state)
         self.epoch, self.record = epoch, Record(history=state["history"], masks=state["masks"])
         self.progress = Progress(**state["progress"])

@@ -481,6 +481,16 @@ def test_a_damaged_state_is_passed_over(job: Job) -> None:
     assert reports[0] == {"epoch": EPOCHS - 1, "step": (EPOCHS - 1) * job.steps, "resumed": True}
 
 
+def test_metrics_that_were_lost_are_written_again_from_the_state(job: Job) -> None:
+    run_job(job)
+    history = read_history(job.settings.output)
+    Path(job.settings.output, "metrics.jsonl").unlink()
+    assert not finished(job.settings)
+    run_job(job)
+    assert read_history(job.settings.output) == history
+    assert finished(job.settings)
+
+
 def test_a_loss_that_is_no_number_ends_the_training(labelled_folder: str, tmp_path: Path) -> None:
     job = make_job(labelled_folder, str(tmp_path / "trained"), lr=1e30)
     with pytest.raises(SegrayError, match=r"no longer finite at step \d+ .*lower --lr"):
