@@ -10,7 +10,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 from conftest import png
-from scene_sets import raster
+from scene_sets import raster, write_scenes
 from torch import nn
 
 from segray import inspection
@@ -306,6 +306,15 @@ def test_the_fingerprint_notices_every_change(tmp_path: Path) -> None:
     (tmp_path / "classes.json").write_text(json.dumps({"classes": CLASSES, "ignore_index": 99}))
     marks.append(mark())
     assert len(set(marks)) == 4
+
+
+def test_the_fingerprint_notices_what_the_legend_says_of_features(tmp_path: Path) -> None:
+    files, marks = {"train/images/a.tif": b"image", "train/labels/a.geojson": b"label"}, set()
+    for legend in ({}, {"background": "land"}, {"attribute": "use"}):
+        dataset = open_dataset(write_scenes(str(tmp_path), files, **legend))
+        marks.add(fingerprint(dataset, dataset.samples("train")))
+        files = {}  # they stay as they are
+    assert len(marks) == 3
 
 
 @pytest.mark.parametrize(("length", "count"), [(1, 5), (5, 5), (7, 5), (1000, 200), (0, 5)])

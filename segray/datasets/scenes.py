@@ -92,8 +92,9 @@ class ScenesDataset:
             found = ((stem, image, files[0]) for stem, image in images_of(folder).items())
         else:
             found = pairs(folder, "labels", lambda uri: ending(uri) in VECTORS or is_label(uri))
+        meant = f"{self.attribute}\n{self.background}"  # what classes.json says of features changes masks, too
         return [
-            Sample(key=stem, image=image.uri, mask=label.uri, tag=f"{image.etag}\n{label.etag}")
+            Sample(key=stem, image=image.uri, mask=label.uri, tag=f"{image.etag}\n{label.etag}\n{meant}")
             for stem, image, label in found
         ]
 
@@ -102,7 +103,7 @@ class ScenesDataset:
 
         LabelError on an unknown id, colour or class, and when the labels cannot be placed on the image.
         """
-        image_tag, label_tag = sample.tag.split("\n")
+        image_tag, label_tag, *_ = sample.tag.split("\n")
         image = _header(sample.image, image_tag)
         window = sample.window or Window(0, 0, image.height, image.width)
         if ending(sample.mask) in VECTORS:
