@@ -70,11 +70,12 @@ def palette_tiff(ids: np.ndarray, colors: Sequence[Sequence[int]]) -> bytes:
         return file.read()
 
 
-def packed_grey(ids: np.ndarray, bits: int) -> bytes:
-    """A grey PNG of 1, 2 or 4 bits a pixel, written by hand: Pillow writes none of 2 and 4."""
+def packed_grey(ids: np.ndarray, bits: int, *, clear: int | None = None) -> bytes:
+    """A grey PNG of 1, 2 or 4 bits a pixel, written by hand: Pillow writes none of 2 and 4. clear: a transparent id."""
     rows = [b"\0" + np.packbits(np.unpackbits(row[:, None], axis=1)[:, -bits:].ravel()).tobytes() for row in ids]
     header = struct.pack(">IIBBBBB", ids.shape[1], ids.shape[0], bits, 0, 0, 0, 0)
-    chunks = ((b"IHDR", header), (b"IDAT", zlib.compress(b"".join(rows))), (b"IEND", b""))
+    hidden = () if clear is None else ((b"tRNS", struct.pack(">H", clear)),)
+    chunks = ((b"IHDR", header), *hidden, (b"IDAT", zlib.compress(b"".join(rows))), (b"IEND", b""))
     sums = (struct.pack(">I", len(d)) + n + d + struct.pack(">I", zlib.crc32(n + d)) for n, d in chunks)
     return b"\x89PNG\r\n\x1a\n" + b"".join(sums)
 
@@ -302,6 +303,9 @@ REFUSED = {
     "two bands": ("masks/a.tif", tiff(np.stack([IDS, IDS])), LabelError, "2 bands"),
     "nodata is a class": ("masks/a.tif", tiff(IDS[None], nodata=0), LabelError, "'land'"),
     "a class is transparent": ("masks/a.png", picture(IDS, transparency=0), LabelError, "declares 0 .*'land'"),
+    "one of two ids of a bit is transparent": (
+        "masks/a.png", packed_grey(np.minimum(IDS, 1), 1, clear=1), LabelError, "declares 1 .*'water'"
+    ),
     "an index is transparent": ("masks/a.png", palette_png(IDS, transparency=0), LabelError, "declares 0 .*'land'"),
     "a colour is transparent": (
         "masks/a.png", picture(COLORS, transparency=(200, 180, 90)), LabelError, "declares 200 180 90 .* the colour "

@@ -159,7 +159,10 @@ def _picture(uri: str, data: bytes) -> Labels:
     labels = _split_alpha(uri, values) if mode in ("RGBA", "LA", "PA") else _labels(values)
     flat = picture.getpalette() if mode == "P" else []
     labels = replace(labels, palette=tuple(zip(flat[::3], flat[1::3], flat[2::3])))
-    return replace(labels, nodata=_transparent(labels, picture.info.get("transparency")))
+    clear = picture.info.get("transparency")
+    if mode == "1" and clear is not None:
+        clear = int(clear > 0)  # Pillow stretches this, too
+    return replace(labels, nodata=_transparent(labels, clear))
 
 
 def _transparent(labels: Labels, chunk: int | bytes | tuple | None) -> tuple[float | Color, ...]:
