@@ -20,6 +20,7 @@ from segray.archives.images import read_for, read_header
 from segray.archives.rasters import scaling_of
 from segray.archives.reduced import means
 from segray.calibration import TEMPERATURES, best_temperature, mean_nll
+from segray.datasets.labels import size_error
 from segray.errors import LabelError, SegrayError
 from segray.explaining import Question, explain, most_errors
 from segray.faults import ADVICE, guarded
@@ -146,7 +147,8 @@ class EvaluateActor:
             whole = found.window == Window(0, 0, *size)
             truth = self.dataset.read_mask(sample if whole else replace(sample, size=size, window=found.window))
             if truth.shape != found.mask.shape:
-                raise LabelError(f"{sample.mask} is {truth.shape}, but its image is {found.mask.shape} pixels")
+                sizes = {"have": truth.shape, "want": found.mask.shape}
+                raise LabelError(size_error(sample.mask, **sizes, image=sample.image))
             counter.add(truth, found)
         return counter
 

@@ -22,6 +22,7 @@ from torchmetrics.classification import MulticlassJaccardIndex
 from segray import evaluation, pipeline
 from segray.calibration import TEMPERATURES
 from segray.datasets import Dataset, Labelled, open_dataset, read
+from segray.datasets.labels import size_error
 from segray.errors import SegrayError
 from segray.evaluation import EvaluateActor, Part, evaluate, items_of
 from segray.inputs import InputSpec
@@ -240,6 +241,18 @@ def test_rows_of_any_length_have_the_same_counts_and_actors_list_nothing(given, 
             (total.scores(), total.images, [(one.picture.title, one.picture.note, one.errors) for one in shown])
         )
     assert len(found[0][1]) == IMAGES and found[0] == found[1] == found[2]
+
+
+def test_a_mask_of_another_size_is_said_as_in_training(given, tmp_path):
+    data = shutil.copytree(given["data"], tmp_path / "labelled")
+    (data / "val" / "masks" / "s1.png").write_bytes(encode_png(np.zeros((41, 70), np.uint8), CLASSES))
+    work, dataset = work_on(given["model"], str(data))
+    split = Split.of(dataset, dataset.samples("val"), map)
+    actor = EvaluateActor(work, dataset, Measures(num_classes=len(CLASSES)), IMAGES)
+    (error,) = actor({name: np.array([value], object) for name, value in split.row(0, IMAGES).items()})["error"]
+    assert error == size_error(
+        f"{data}/val/masks/s1.png", have=(41, 70), want=(70, 41), image=f"{data}/val/images/s1.png"
+    )
 
 
 def test_an_actor_hands_over_only_what_the_page_may_show(given):
