@@ -40,6 +40,8 @@ class InputSpec:
             raise ValueError(f"bands must be 0-based band numbers, but are {list(self.bands)}")
         if not len(self.bands) == len(self.mean) == len(self.std):
             raise ValueError(f"{len(self.bands)} bands, but {len(self.mean)} means and {len(self.std)} deviations")
+        if not all(map(math.isfinite, (self.scale, *self.mean, *self.std))):
+            raise ValueError(f"scale, mean and std must be finite, but are {self.scale}, {self.mean} and {self.std}")
         if self.scale <= 0 or any(deviation <= 0 for deviation in self.std):
             raise ValueError(f"scale and std must be positive, but are {self.scale} and {list(self.std)}")
 

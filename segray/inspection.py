@@ -126,6 +126,11 @@ def inspect(
     mean, std = _moments(looked, scale)
     if settings.weights:
         mean, std = _moments_of_weights(settings.weights, len(bands), scale) or (mean, std)
+    if not all(map(math.isfinite, (*mean, *std))):
+        raise SegrayError(
+            f"the pixels of {len(looked)} training images of {dataset.uri} have no finite mean and deviation; declare "
+            "their no-data value in the files"
+        )
     inspection = Inspection(
         bands=bands,
         scale=scale,
@@ -226,8 +231,9 @@ def _moments(seen: list[Seen], scale: float) -> tuple[tuple[float, ...], tuple[f
     """(mean, std) of each band over valid pixels; the std of a constant band is 1, so that the band becomes 0."""
     valid = sum(one.valid for one in seen)
     first, second = (reduce(np.add, sums) for sums in zip(*((one.first, one.second) for one in seen)))
-    mean = first / valid
-    variance = np.maximum(second / valid - np.square(mean), 0)
+    with np.errstate(all="ignore"):  # the caller refuses what is not finite
+        mean = first / valid
+        variance = np.maximum(second / valid - np.square(mean), 0)
     constant = variance <= 1e-12 * np.square(mean)
     std = [1.0 if flat else math.sqrt(v) * scale for flat, v in zip(constant, variance)]
     return tuple((mean * scale).tolist()), tuple(std)

@@ -231,7 +231,7 @@ def _parse(uri: str, document: dict) -> Description:
     source = join(uri, "model.json")
     spec = {name: tuple(value) if isinstance(value, list) else value for name, value in document["input"].items()}
     network = document["network"]
-    if network.get("program", PROGRAM) != PROGRAM or not {"name", "program"} & set(network):
+    if network.get("program", PROGRAM) != PROGRAM or not (network.get("name") or "program" in network):
         raise ValueError(f'network should be {{"name", "options"}} or {{"program": "{PROGRAM}"}}, not {network}')
     if not isinstance(network.get("options", {}), dict):
         raise ValueError(f"the options of the network should be values by name, not {network['options']!r}")

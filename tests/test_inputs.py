@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 
 import numpy as np
@@ -141,6 +142,7 @@ def test_a_band_is_not_advised_in_place_of_one_that_is_missing() -> None:
         ({"std": (0.1, 0.1)}, "2 deviations"),
         ({"std": (0.1, 0.0, 0.1)}, "positive"),
         ({"scale": 0.0}, "positive"),
+        ({"mean": (0.1, math.nan, 0.1)}, "finite"),
         ({"overlap": 33}, "overlap"),
         ({"tile": 0}, "tile"),
     ],

@@ -91,6 +91,13 @@ def test_a_constant_band_has_a_deviation_of_1(tmp_path: Path) -> None:
     assert look(write_data(tmp_path, [np.full((1, 20, 20), 7, np.uint8)])).std == (1.0,)
 
 
+def test_values_without_a_finite_deviation_are_a_sentence(tmp_path: Path) -> None:
+    image = np.linspace(0, 1, 3 * 20 * 20).reshape(3, 20, 20)
+    image[:, 0] = -1.7e308  # no data, but undeclared
+    with pytest.raises(SegrayError, match="have no finite mean and deviation; declare their no-data value"):
+        look(write_data(tmp_path, [image]))
+
+
 def test_grey_among_colour_counts_as_colour(tmp_path: Path) -> None:
     rng = np.random.default_rng(0)
     grey, colour = (rng.integers(0, 255, (bands, 20, 20), np.uint8) for bands in (1, 3))
