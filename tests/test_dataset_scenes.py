@@ -376,6 +376,7 @@ REFUSED = {
     "broken": (b"{", "a.geojson", "a.geojson cannot be read"),
     "no GeoPackage": (b"<OGRVRTDataSource>", "a.gpkg", "its content is not what its ending says"),
     "no Parquet": (b"PAR1", "a.parquet", "a.parquet cannot be read"),
+    "footer of a Parquet": (b"PAR1" + b"\xff" * 99 + b"\x50\0\0\0PAR1", "a.parquet", "a.parquet cannot be read"),
     "id in a raster": (raster(PLAIN + np.uint8(7)), "a.tif", "a.tif holds the id"),
     "nodata is a class": (raster(PLAIN, nodata=0, transform=moved(GRID, GRID.scale(2))), "a.tif", "'land'; unset"),
     "raster without CRS": (raster(PLAIN, crs=None), "a.tif", "a.tif has no CRS, so .* cannot be placed"),

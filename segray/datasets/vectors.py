@@ -226,13 +226,16 @@ def _frame(uri: str) -> GeoDataFrame:
     try:
         import geopandas  # lazily: it is an extra, and takes a second
         import pyogrio
+        import pyproj
     except ImportError as error:
         raise SegrayError(f"{uri} holds vector labels, which geopandas reads: pip install 'segray[vector]'") from error
     _check_complete(uri)
-    errors = (pyogrio.errors.DataSourceError, pyogrio.errors.DataLayerError)
+    with _one_sentence(uri):
+        data = io.BytesIO(read_bytes(uri))
+    # once the bytes are here, an OSError is pyarrow's for what it cannot read
+    errors = (pyogrio.errors.DataSourceError, pyogrio.errors.DataLayerError, pyproj.exceptions.CRSError, OSError)
     with _one_sentence(uri, *errors), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # warnings that bytes have no ending, and that texts are not JSON
-        data = io.BytesIO(read_bytes(uri))
         if ending(uri) == ".parquet":
             return geopandas.read_parquet(data)
         _check_content(uri, data.getbuffer())
