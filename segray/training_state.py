@@ -143,11 +143,14 @@ def write_history(output: str, history: Sequence[dict]) -> None:
 
 
 def read_history(output: str) -> list[dict]:
-    """The rows of metrics.jsonl; none before the first epoch is done."""
+    """The rows of metrics.jsonl; none before the first epoch is done. SegrayError when it is damaged."""
     source = join(output, "metrics.jsonl")
     if not exists(source):
         return []
-    return [json.loads(line) for line in read_text(source).splitlines()]
+    try:
+        return [json.loads(line) for line in read_text(source).splitlines()]
+    except ValueError as error:
+        raise SegrayError(f"{source} is damaged: {error}; remove it, and run the same command again") from error
 
 
 def _run_uri(output: str) -> str:

@@ -484,7 +484,11 @@ def test_a_damaged_state_is_passed_over(job: Job) -> None:
 def test_metrics_that_were_lost_are_written_again_from_the_state(job: Job) -> None:
     run_job(job)
     history = read_history(job.settings.output)
-    Path(job.settings.output, "metrics.jsonl").unlink()
+    metrics = Path(job.settings.output, "metrics.jsonl")
+    metrics.write_text(metrics.read_text()[:-9])
+    with pytest.raises(SegrayError, match=r"metrics.jsonl is damaged: .*; remove it, and run the same command again"):
+        finished(job.settings)
+    metrics.unlink()
     assert not finished(job.settings)
     run_job(job)
     assert read_history(job.settings.output) == history
