@@ -216,6 +216,8 @@ class BenchmarkSettings(SegmentSettings):
             raise ValueError("--confidence is not measured: leave it out")
         if "loading" in self.measurements and not self.data:
             raise ValueError("--what loading needs labelled data: give --data")
+        if "loading" in self.measurements and any(isinstance(band, str) for band in self.bands or ()):
+            raise ValueError(f"--what loading trains, which takes --bands as numbers, not {','.join(self.bands)}")
         if "lattice" in self.measurements and not (self.data and self.model):
             raise ValueError("--what lattice needs labelled data and a model for it: give --data and --model")
 

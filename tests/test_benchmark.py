@@ -85,6 +85,7 @@ def test_everything_that_can_be_asked_for_is_measured():
         (["--what", ","], "--what is a list of"),
         (["--what", "lattice"], "give --data and --model"),
         (["--what", "loading"], "give --data"),
+        (["--what", "loading", "--data", "/d", "--bands", "red,nir"], "takes --bands as numbers, not red,nir"),
         (["--runs", "0"], "--runs must be positive"),
         (["--size", "-1"], "--size must be positive"),
         (["--image", "png"], "--image: invalid choice"),
