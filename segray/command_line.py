@@ -49,7 +49,8 @@ def parse(settings_class: type[Settings], argv: Sequence[str], *, about: str | N
         raise SystemExit(DONE)
     names = ("data", "archive", "model", "masks", "output")
     given = {name: path for name in names if (path := getattr(settings, name, None)) is not None}
-    if empty := [f"--{name}" for name, path in given.items() if not path]:  # from a shell variable that is not set
+    # "" or s3://, from a shell variable that is not set
+    if empty := [f"--{name}" for name, path in given.items() if re.fullmatch(r"([a-z]\w*:/+)?", path)]:
         raise ValueError(f"{' and '.join(empty)} must name a file or a folder, not be empty")
     paths = {name: absolute(path) for name, path in given.items()}
     weights = getattr(settings, "weights", None)

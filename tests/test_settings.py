@@ -95,6 +95,10 @@ def test_wrong_flags_are_one_sentence(flags, sentence):
         ([], "--data and --output must be given; --help lists all settings"),
         (["--data", "d"], "--output must be given"),
         (["--data", "", "--output", ""], "--data and --output must name a file or a folder, not be empty"),
+        (
+            ["--data", "s3://", "--output", "memory:///"],
+            "--data and --output must name a file or a folder, not be empty",
+        ),
         ([*TRAIN, "--epochs", "0"], "--epochs must be positive"),
         ([*TRAIN, "--balance", "1.5"], "--balance is 0 to 1, not 1.5"),
         ([*TRAIN, "--lr", "-1"], "--lr must be positive"),
