@@ -93,8 +93,9 @@ def evaluate(settings: EvaluateSettings) -> dict:
         **found,
         "boundary_share": settings.boundary,
         **({} if calibration is None else {"calibration": calibration}),
-        "settings": {"tile": spec.tile, "overlap": spec.overlap, "blend": work.blend, "bands": list(spec.bands)}
-        | {"resolution": spec.resolution, "precision": work.precision, "device": "gpu" if work.on_gpu else "cpu"},
+        "settings": {name: getattr(spec, name) for name in ("tile", "overlap", "scale", "resolution")}
+        | {"blend": work.blend, "bands": list(spec.bands)}
+        | {"precision": work.precision, "device": "gpu" if work.on_gpu else "cpu"},
         "versions": versions(),
         "confusion_matrix": tally.matrix.tolist(),
     }

@@ -109,6 +109,7 @@ def test_scores_are_those_of_the_masks_of_the_segmenter(alone, given):
     )
     assert 0 < metrics["nll_pixels"] < len(truth) / 8
     assert json.loads(read_bytes(join(output, "metrics.json"))) == metrics
+    assert metrics["settings"]["scale"] == read_description(given["model"]).spec.scale
     table = pq.read_table(io.BytesIO(read_bytes(join(output, "images.parquet"))))
     assert table["key"].to_pylist() == [f"s{number}" for number in range(IMAGES)]
     for row, (image, mask) in zip(table.to_pylist(), pairs, strict=True):
