@@ -108,7 +108,8 @@ def inspect(
     """Inspect the training samples; SegrayError if one, or one of val, cannot be used, or none has a labelled pixel."""
     bands, dtype = _bands(spread(samples, HEADERS), settings, run)
     scale = 1.0 / np.iinfo(dtype).max if dtype.kind in "iu" else 1.0
-    raw = InputSpec(bands=bands, scale=scale, mean=(0.0,) * len(bands), std=(1.0,) * len(bands))
+    # such moments are those of fractions: among real numbers no integers are taken
+    raw = InputSpec(bands=bands, scale=scale, mean=(0.0,) * len(bands), std=(0.5,) * len(bands))
     large, large_val = (large_ones(part, measured(part, run)) for part in (samples, val))
     units = list(cut(samples, large, partial(pieces, reach=settings.reach)))
     read, counted = set(spread(range(len(units)), IMAGES)), counted_units(len(units), balance=settings.balance)

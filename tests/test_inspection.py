@@ -180,6 +180,13 @@ def test_data_that_cannot_be_used_are_refused(tmp_path: Path, changes: dict, mas
         look(data, **changes)
 
 
+@pytest.mark.parametrize("dtypes", [("uint8", "float32"), ("float32", "uint8")])
+def test_bytes_and_real_numbers_are_not_mixed(tmp_path: Path, dtypes: tuple[str, str]) -> None:
+    data = write_data(tmp_path, [np.ones((3, 20, 20), dtype) for dtype in dtypes])
+    with pytest.raises(SegrayError, match=r"1.tif holds \w+ values, but others .*; convert one or the other"):
+        look(data)
+
+
 def test_an_inspection_survives_json(tmp_path: Path) -> None:
     found = look(write_data(tmp_path, [np.random.default_rng(0).integers(0, 255, (3, 20, 20), np.uint8)]))
     assert Inspection.from_json(json.loads(json.dumps(vars(found)))) == found
