@@ -302,6 +302,11 @@ def test_names_that_a_matrix_cuts_off_have_their_ids():
     assert matrix_table(legend(3), counts)["columns"][0] == legend(3).names[0]
 
 
+def test_what_is_not_quite_nothing_or_all_is_neither_in_a_matrix():
+    rows = matrix_table(legend(2), [[199, 1, 0], [0, 200, 0]])["rows"]
+    assert [[cell["text"] for cell in row["cells"]] for row in rows] == [[">99", "<1", ""], ["", "100", ""]]
+
+
 def test_what_is_right_is_a_grey_that_no_class_is_like():
     light, dark = (Classes(names=("x",), colors=(color,)) for color in ((226, 214, 160), (40, 50, 60)))
     assert color_of_right(light) == (62, 66, 72) and color_of_right(dark) == (203, 208, 214)

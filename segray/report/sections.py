@@ -109,9 +109,11 @@ def bin_rows(bins: Iterable[dict]) -> list[dict[str, str]]:
 
 
 def _share_in_cell(count: int, total: int) -> str:
+    """Whole percent; as by `percent`, what is not quite nothing or not quite all never reads 0 or 100."""
     if not count:
         return ""
-    return "<1" if count < 0.005 * total else f"{100 * count / total:.0f}"
+    rounded = f"{100 * count / total:.0f}"
+    return {"0": "<1", "100": "100" if count == total else ">99"}.get(rounded, rounded)
 
 
 def largest_confusions(classes: Classes, counts: list[list[int]]) -> list[dict]:
