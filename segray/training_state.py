@@ -18,10 +18,10 @@ import torch
 
 from segray.errors import SegrayError, TornModelError
 from segray.listing import files_if_any
-from segray.model_dir import GARBLED, read_description
+from segray.model_dir import GARBLED, WEIGHTS, read_description
 from segray.places import TRAINING, lies_in
 from segray.settings import TrainSettings
-from segray.storage import exists, join, publish, read_bytes, read_text, remove
+from segray.storage import exists, filesystem, join, publish, read_bytes, read_text, remove
 
 # settings that change no step of the training
 NOT_COMPARED = {
@@ -30,6 +30,9 @@ NOT_COMPARED = {
 }  # fmt: skip
 OWN = ("state", "model", "tensorboard", "metrics.jsonl", "report.html")
 STATE_NAME = re.compile(r"epoch-(\d{4,})(?:-step-(\d{6,}))?\.pt")
+OWN_FILES = re.compile(  # what lies below one of OWN, "" for OWN's files
+    rf"|/(run|tracking)\.json|/{STATE_NAME.pattern}|/model\.json|/{re.escape(WEIGHTS)}|/events\.out\.tfevents.*"
+)
 BROKEN = (FileNotFoundError, *GARBLED)
 
 Position = tuple[int, int]  # epochs done, and steps of the next one
@@ -44,14 +47,12 @@ def compared(settings: TrainSettings) -> dict:
 def read_run(settings: TrainSettings, data: str) -> dict | None:
     """The run.json of OUTPUT; None when there is none or it is to be overwritten.
 
-    SegrayError naming what differs when OUTPUT holds another training, or when overwriting would discard the weights to
-    start from. data: the fingerprint of the data.
+    SegrayError naming what differs when OUTPUT holds another training, or what --overwrite must not discard. data: the
+    fingerprint of the data.
     """
     source = _run_uri(settings.output)
-    if settings.overwrite and settings.weights:
-        for name in OWN:
-            if lies_in(settings.weights, join(settings.output, name)):
-                raise SegrayError(f"--overwrite would discard --weights {settings.weights}; give another --output")
+    if settings.overwrite:
+        _check_overwrite(settings)
     if settings.overwrite or not exists(source):
         return None
     try:
@@ -67,6 +68,17 @@ def read_run(settings: TrainSettings, data: str) -> dict | None:
             "start afresh with --overwrite, or choose another --output"
         )
     return run
+
+
+def _check_overwrite(settings: TrainSettings) -> None:
+    """SegrayError when what a training discards holds the weights to start from, or files that no training wrote."""
+    for name in OWN:
+        place = join(settings.output, name)
+        if settings.weights and lies_in(settings.weights, place):
+            raise SegrayError(f"--overwrite would discard --weights {settings.weights}; give another --output")
+        for file in files_if_any(place):
+            if not OWN_FILES.fullmatch(file.uri.partition(filesystem(place)[1])[2]):
+                raise SegrayError(f"{file.uri} is of no training, so nothing is overwritten; give another --output")
 
 
 def write_run(settings: TrainSettings, data: str, inspection: dict) -> None:

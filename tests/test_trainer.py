@@ -554,6 +554,7 @@ def test_everything_works_on_a_store_without_folders(write_folder: Callable[[str
     run_job(job)
     assert finished(job.settings)
     assert json.loads(json.dumps(asdict(job.inspection))) == read_run(job.settings, job.data)["inspection"]
+    assert read_run(replace(job.settings, overwrite=True), job.data) is None
     assert read_description("memory://trainer/out/model").training["epoch"] == 1
 
 
@@ -596,6 +597,18 @@ def test_the_weights_to_start_from_are_not_overwritten(job: Job, name: str) -> N
     assert read_run(replace(afresh, weights="ResNet18_Weights.DEFAULT"), job.data) is None
     with pytest.raises(SegrayError, match=f"--overwrite would discard --weights {job.settings.output}/{name}"):
         read_run(replace(afresh, weights=f"{job.settings.output}/{name}"), job.data)
+
+
+@pytest.mark.parametrize("name", ["model/net.py", "model/old/model.json", "state/a.csv", "tensorboard/notes.txt"])
+def test_what_no_training_wrote_is_not_overwritten(job: Job, name: str) -> None:
+    afresh = replace(job.settings, overwrite=True)
+    run_job(job)
+    assert read_run(afresh, job.data) is None
+    mine = Path(job.settings.output, name)
+    mine.parent.mkdir(exist_ok=True)
+    mine.write_text("mine")
+    with pytest.raises(SegrayError, match=f"{mine} is of no training, so nothing is overwritten"):
+        read_run(afresh, job.data)
 
 
 def test_an_earlier_model_is_trained_further(labelled_folder: str, tmp_path: Path) -> None:
