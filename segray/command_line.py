@@ -54,7 +54,8 @@ def parse(settings_class: type[Settings], argv: Sequence[str], *, about: str | N
         raise ValueError(f"{' and '.join(empty)} must name a file or a folder, not be empty")
     paths = {name: absolute(path) for name, path in given.items()}
     weights = getattr(settings, "weights", None)
-    if weights and exists(weights):  # else it is a torchvision weights name
+    # a file, though it may be gone when a training continues, or else torchvision's name for weights
+    if weights and (exists(weights) or "Weights." not in weights):
         paths["weights"] = absolute(weights)
     return replace(settings, **paths)
 

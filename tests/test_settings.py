@@ -39,6 +39,17 @@ def test_flags_defaults_and_absolute_paths():
     assert not parse(SegmentSettings, [*SEGMENT, "--overwrite", "--no-overwrite"]).overwrite
 
 
+def test_weights_that_are_gone_are_named_as_they_were(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for there in (False, True):
+        for name in ("b.pth", "a/model"):
+            if there:
+                publish(str(tmp_path / name), b"weights")
+            assert parse(TrainSettings, [*TRAIN, "--weights", name]).weights == str(tmp_path / name)
+    for name in ("ResNet18_Weights.DEFAULT", "ResNet18_QuantizedWeights.DEFAULT"):  # torchvision's
+        assert parse(TrainSettings, [*TRAIN, "--weights", name]).weights == name
+
+
 @pytest.mark.parametrize(
     ("text", "formats"),
     [("parquet", ["parquet"]), ("png", ["png"]), ("parquet,png", ["png", "parquet"]), (" png, png ", ["png"])],
