@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
+
 from segray.errors import SegrayError
-from segray.storage import exists, join, real
+from segray.storage import exists, join, local_path, real
 
 TRAINING, SEGMENTATION, EVALUATION, EXPORT = "state/run.json", "plan/plan.json", "metrics.json", "export.json"
 RECORDS = {TRAINING: "a training", SEGMENTATION: "a segmentation", EVALUATION: "an evaluation", EXPORT: "an export"}
@@ -15,7 +17,7 @@ def lies_in(uri: str, folder: str) -> bool:
 
 
 def check_unclaimed(output: str, own: str) -> None:
-    """SegrayError when another kind of job wrote to an output, and none of this kind did.
+    """SegrayError when another kind of job wrote to an output and none of this kind did, or nobody may write there.
 
     own: the record that this kind of job leaves there, one of RECORDS. Pages and summaries of all kinds have equal
     names.
@@ -25,3 +27,15 @@ def check_unclaimed(output: str, own: str) -> None:
     for record, what in RECORDS.items():
         if record != own and exists(join(output, record)):
             raise SegrayError(f"--output {output} holds {what} ({record}); give a folder of its own")
+    if path := local_path(output):
+        _check_writable(output, path)
+
+
+def _check_writable(output: str, path: str) -> None:
+    """SegrayError when a folder cannot be made or written at a path: an evaluation would find out at its end."""
+    while not os.path.lexists(path):
+        path = os.path.dirname(path)
+    if not os.path.isdir(path):
+        raise SegrayError(f"--output {output} cannot be written: {path} is no folder; give another one")
+    if not os.access(path, os.W_OK | os.X_OK):
+        raise SegrayError(f"--output {output} cannot be written: no right to write to {path}; give another folder")

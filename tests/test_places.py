@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -45,6 +46,19 @@ def test_the_output_of_another_job_keeps_its_page(record, there, jobs, tmp_path,
     with pytest.raises(SegrayError, match=f"^--output {output} holds {RECORDS[there]} .*; give a folder of its own$"):
         jobs[record](str(output))
     assert (output / "report.html").read_text() == "theirs"
+
+
+@pytest.mark.parametrize("record", RECORDS)
+def test_where_nobody_can_write_is_found_before_anything_starts(record, jobs, tmp_path, monkeypatch):
+    write_masks(str(tmp_path / "masks"), [Image(uri="s3://bucket/a.png", mask=ids(20, 20))], archive="s3://bucket")
+    monkeypatch.setattr(cluster, "start", lambda: pytest.fail("it is refused before anything starts"))
+    (tmp_path / "file").write_text("mine")
+    for output in (tmp_path / "file", tmp_path / "file" / "below"):
+        with pytest.raises(SegrayError, match=f"^--output {output} cannot be written: {tmp_path}/file is no folder"):
+            jobs[record](str(output))
+    monkeypatch.setattr(os, "access", lambda path, mode: path != str(tmp_path))
+    with pytest.raises(SegrayError, match=f"cannot be written: no right to write to {tmp_path};"):
+        jobs[record](str(tmp_path / "new" / "output"))
 
 
 def test_an_output_that_one_began_before_is_continued(tmp_path):
