@@ -9,6 +9,7 @@ import ctypes
 import sys
 
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # of glibc's malloc.h
+KEPT, KEPT_BY_OLD = 2**30, 2**25  # bytes: glibc before 2.35 refuses a larger threshold for blocks of their own
 
 # Ray runs its workers in threads, to which malloc gives heaps in pieces of 64 MB, returning each empty one: half of the
 # processes spent 15% of their time on paging, until threads shared the heap of `keep_memory`.
@@ -19,5 +20,8 @@ def keep_memory() -> None:
     """Let this process keep the memory that it frees."""
     if sys.platform == "linux":
         mallopt = getattr(ctypes.CDLL(None), "mallopt", None)  # musl has none
-        for parameter in (M_TRIM_THRESHOLD, M_MMAP_THRESHOLD) if mallopt else ():
-            mallopt(parameter, 2**30)
+        if mallopt:
+            mallopt(M_TRIM_THRESHOLD, KEPT)
+            # refused, it would stay at 128 KB, since the line above has ended its growth by use
+            if not mallopt(M_MMAP_THRESHOLD, KEPT):
+                mallopt(M_MMAP_THRESHOLD, KEPT_BY_OLD)
