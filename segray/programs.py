@@ -19,7 +19,7 @@ import torch
 from torch import nn
 from torch._export.verifier import SpecViolationError
 from torch._ops import OpOverload
-from torch.fx import Graph, GraphModule, Node
+from torch.fx import GraphModule, Node
 from torch.fx.node import map_aggregate
 
 from segray.errors import ModelError
@@ -82,18 +82,25 @@ class Program(nn.Module):
 
 def _loosen(module: GraphModule) -> None:
     """Remove checks that tensors have the type and device they had at the export: others work as well."""
-    for node in list(module.graph.nodes):
-        if node.target is torch.ops.aten._assert_tensor_metadata.default:
-            module.graph.erase_node(node)
+    for part in _parts(module):
+        for node in list(part.graph.nodes):
+            if node.target is torch.ops.aten._assert_tensor_metadata.default:
+                part.graph.erase_node(node)
     halves = torch.float16, torch.bfloat16  # a network exported in one of these makes such tensors; here it is float32
     _replace(module, lambda value: torch.float32 if value in halves else value)
 
 
 def _replace(module: GraphModule, change: Callable[[object], object]) -> None:
-    """Change the arguments of a graph's operators."""
-    for node in module.graph.nodes:
-        node.args, node.kwargs = map_aggregate((node.args, node.kwargs), change)
-    module.recompile()
+    """Change the arguments of the graphs' operators."""
+    for part in _parts(module):
+        for node in part.graph.nodes:
+            node.args, node.kwargs = map_aggregate((node.args, node.kwargs), change)
+        part.recompile()
+
+
+def _parts(module: GraphModule) -> Iterator[GraphModule]:
+    """A program and its parts: what runs without gradients, or under autocast, is a graph of its own."""
+    return (part for part in module.modules() if isinstance(part, GraphModule))
 
 
 def load_program(data: bytes, *, source: str) -> Program:
@@ -107,7 +114,7 @@ def load_program(data: bytes, *, source: str) -> Program:
                 raise ModelError(f"{source} is refused: {problem}; export the network anew with torch.export.save")
             copy = _copy(archive)
         exported = torch.export.load(copy)
-        if any(_trains(node) for graph in _graphs(exported.graph_module) for node in graph.nodes):
+        if any(_trains(node) for part in _parts(exported.graph_module) for node in part.graph.nodes):
             raise ModelError(
                 f"{source} was exported in train mode, so its masks would be random; "
                 "call .eval() on the network before torch.export.export"
@@ -115,11 +122,6 @@ def load_program(data: bytes, *, source: str) -> Program:
         return Program(exported)
     except DAMAGE as error:
         raise ModelError(f"{source} is no program of torch.export: {' '.join(str(error).split())[:200]}") from error
-
-
-def _graphs(module: GraphModule) -> Iterator[Graph]:
-    """The graphs of a program and its parts: what runs without gradients is a graph of its own."""
-    return (part.graph for part in module.modules() if isinstance(part, GraphModule))
 
 
 def _trains(node: Node) -> bool:

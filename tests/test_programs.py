@@ -95,9 +95,21 @@ class Mixed(nn.Module):
         return self.last(x) * torch.arange(1, 5, device=x.device, dtype=x.dtype)[:, None, None]
 
 
-def test_a_program_runs_in_bf16_and_on_other_devices_than_it_was_exported_on():
+class Parted(Mixed):
+    """Its parts, one in bf16 and one without gradients, become graphs of their own."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """(N, 3, H, W) -> (N, 4, H, W)."""
+        with torch.autocast("cpu", torch.bfloat16):
+            x = self.first(x).relu().float()
+        with torch.no_grad():
+            return self.last(x) * torch.arange(1, 5, device=x.device, dtype=x.dtype)[:, None, None]
+
+
+@pytest.mark.parametrize("kind", [Mixed, Parted])
+def test_a_program_runs_in_bf16_and_on_other_devices_than_it_was_exported_on(kind):
     torch.manual_seed(0)
-    network = Mixed().eval()
+    network = kind().eval()
     program = load_program(exported(network), source="p")
     with torch.no_grad():
         expected = network(X)
