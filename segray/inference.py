@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import re
 
 import torch
 from torch import nn
@@ -11,6 +12,7 @@ from segray.folding import fold_batch_norms
 from segray.fusing import fuse_relus
 
 PRECISIONS = {"bf16": torch.bfloat16, "fp32": torch.float32}
+NO_VIEW = re.compile("view size is not compatible|Cannot view a tensor")  # says torch, says its compiler
 
 
 def default_precision(device_type: str) -> str:
@@ -42,27 +44,42 @@ class Inference:
             self.network = torch.compile(self.network, dynamic=False, options={"freezing": True})
         elif device.type == "cuda" and torch.version.cuda:  # cuDNN, not its substitute on GPUs of other makers
             self.network = fuse_relus(self.network)
-        self.tried = self.dtype is torch.float32
+        self.layout = torch.channels_last
+        self.tried = False
 
     @torch.inference_mode()
     def __call__(self, x_NCHW: torch.Tensor) -> torch.Tensor:
-        """The logits. A network that makes float32 tensors of its own can mix them with bf16 only under autocast."""
-        if not self.tried:
-            self._try(x_NCHW)
+        """The logits."""
+        return self._run(x_NCHW) if self.tried else self._try(x_NCHW)
+
+    def _run(self, x_NCHW: torch.Tensor) -> torch.Tensor:
         if self.autocast:
             with torch.autocast(self.device.type, self.dtype):
                 return self.network(x_NCHW)
-        return self.network(self._as_wanted(x_NCHW))
+        # converted in two steps, which take half the time of one
+        return self.network(x_NCHW.to(self.dtype).contiguous(memory_format=self.layout))
 
-    def _as_wanted(self, x_NCHW: torch.Tensor) -> torch.Tensor:
-        """The tensor in the network's type and layout; converted in two steps, which take half the time of one."""
-        return x_NCHW.to(self.dtype).contiguous(memory_format=torch.channels_last)
+    def _try(self, x_NCHW: torch.Tensor) -> torch.Tensor:
+        """The logits of the first input, in the first way in which the network runs, which is kept."""
+        while not self.tried:
+            try:
+                logits = self._run(x_NCHW)
+                self.tried = True
+            except RuntimeError as error:
+                if not self._another_way(str(error)):
+                    raise
+        return logits
 
-    def _try(self, x_NCHW: torch.Tensor) -> None:
-        self.tried = True
-        try:
-            self.network(self._as_wanted(x_NCHW))
-        except RuntimeError as error:
-            if "dtype" not in str(error) and "type" not in str(error):
-                raise
+    def _another_way(self, reason: str) -> bool:
+        """Prepare another way to run a network that failed for some reason; whether there is one."""
+        if NO_VIEW.search(reason) and self.layout is torch.channels_last:
+            # it joins axes that lie apart in this layout, as decomposed programs do
+            self.layout = torch.contiguous_format
+            self.network = self.network.to(memory_format=self.layout)
+            self.fallback = self.fallback.to(memory_format=self.layout)
+            return True
+        if "type" in reason and self.dtype is not torch.float32 and not self.autocast:
+            # it makes float32 tensors of its own, which meet bf16 only under autocast
             self.network, self.autocast = self.fallback, True
+            return True
+        return False

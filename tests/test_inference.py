@@ -49,6 +49,33 @@ def test_a_network_with_tensors_of_its_own_runs_under_autocast():
     assert inference.autocast
 
 
+class Joined(nn.Module):
+    """Sees channels and rows as one axis, which only contiguous tensors allow. own: see OwnTensors."""
+
+    def __init__(self, *, own: bool) -> None:
+        super().__init__()
+        self.first, self.last, self.own = nn.Conv2d(3, 8, 3, padding=1), nn.Conv2d(8, 4, 1), own
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = self.first(x)
+        x = x + x.view(len(x), -1, x.shape[-1]).mean(1)[:, None, None]
+        return self.last(x * torch.linspace(0, 1, x.shape[-1]) if self.own else x)
+
+
+@pytest.mark.parametrize("own", [False, True])
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_a_network_that_joins_axes_runs_on_contiguous_tensors(precision, own):
+    torch.manual_seed(0)
+    network = Joined(own=own).eval()
+    with torch.inference_mode():
+        expected = network(batch())
+    inference = Inference(network, device=CPU, precision=precision)
+    for _ in range(2):
+        assert (inference(batch()) - expected).abs().max() < (1e-5 if precision == "fp32" else 0.05) * expected.std()
+    assert inference.layout is torch.contiguous_format
+    assert inference.autocast is (own and precision == "bf16")
+
+
 def test_an_error_of_the_network_is_raised_as_it_is():
     inference = Inference(nn.Conv2d(5, 4, 1), device=CPU, precision="bf16")
     with pytest.raises(RuntimeError, match="channels"):
@@ -57,6 +84,12 @@ def test_an_error_of_the_network_is_raised_as_it_is():
 
 def test_a_compiled_network_gives_the_same_answers():
     network = nn.Sequential(nn.Conv2d(3, 4, 3, padding=1), nn.BatchNorm2d(4), nn.ReLU(), nn.Conv2d(4, 2, 1)).eval()
+    compiled = Inference(network, device=CPU, precision="fp32", compiled=True)(batch())
+    assert (compiled - Inference(network, device=CPU, precision="fp32")(batch())).abs().max() < 1e-5
+
+
+def test_a_compiled_network_that_joins_axes_runs_on_contiguous_tensors():
+    network = Joined(own=False).eval()
     compiled = Inference(network, device=CPU, precision="fp32", compiled=True)(batch())
     assert (compiled - Inference(network, device=CPU, precision="fp32")(batch())).abs().max() < 1e-5
 
