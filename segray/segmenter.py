@@ -158,7 +158,8 @@ class Segmenter:
                 raise ModelError(f"{count} do not fit into memory; lower --batch_size or --tile") from error
             reason = " ".join(str(error).split())[:200]
             shape = f"{bands} x {size} x {size}"
-            raise ModelError(f"the network takes no tiles of {shape}: {reason}; give another --tile") from error
+            fix = "another --tile" if self.inference.dtype is torch.float32 else "--precision fp32 or another --tile"
+            raise ModelError(f"the network takes no tiles of {shape}: {reason}; give {fix}") from error
 
     def _canvases(self, regions: Iterable[Region]) -> Iterator[Canvas]:
         options = {"num_classes": self.num_classes, "device": self.device, "copies": self.copies}

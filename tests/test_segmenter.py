@@ -267,6 +267,13 @@ def test_what_a_network_cannot_do_is_said_before_it_is_used(network, batch_size,
         Segmenter(network, spec(), num_classes=K, batch_size=batch_size).try_a_tile()
 
 
+def test_a_network_that_does_not_run_in_bf16_is_told_of_fp32():
+    network = nn.Sequential(nn.Conv2d(3, K, 1), nn.LocalResponseNorm(3))  # torch has no bf16 kernel for it
+    with pytest.raises(ModelError, match="BFloat16.*; give --precision fp32 or another --tile"):
+        Segmenter(network, spec(), num_classes=K, precision="bf16").try_a_tile()
+    Segmenter(network, spec(), num_classes=K).try_a_tile()
+
+
 def detailed(
     pixels: np.ndarray, valid: np.ndarray, *, window: int, shard_pixels: int, **options: object
 ) -> tuple[np.ndarray, dict[tuple[int, int], tuple[float, ...]], np.ndarray]:
