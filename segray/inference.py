@@ -16,9 +16,12 @@ NO_VIEW = re.compile("view size is not compatible|Cannot view a tensor")  # says
 
 
 def default_precision(device_type: str) -> str:
-    """bf16 on GPUs and on CPUs with bf16 instructions, where it is 2 to 3.6 times as fast; else fp32."""
+    """bf16 on GPUs and CPUs with bf16 instructions, where it is 2 to 3.6 times as fast; else fp32.
+
+    NVIDIA GPUs before Ampere (V100, T4) have none: torch emulates bf16 there, which is slow.
+    """
     if device_type != "cpu":
-        return "bf16"
+        return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp32"
     capabilities = torch.cpu.get_capabilities()
     return "bf16" if capabilities.get("avx512_bf16") or capabilities.get("amx_bf16") else "fp32"
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 from torch import nn
@@ -98,4 +100,12 @@ def test_wrong_precision_is_refused_and_the_default_is_one_of_both():
     with pytest.raises(ValueError, match="bf16 or fp32"):
         Inference(nn.Conv2d(3, 4, 1), device=CPU, precision="fp16")
     assert default_precision("cpu") in ("bf16", "fp32")
-    assert default_precision("cuda") == "bf16"
+
+
+@pytest.mark.parametrize(("capability", "precision"), [(7, "fp32"), (8, "bf16"), (10, "bf16")])
+def test_bf16_is_the_default_of_gpus_that_do_not_emulate_it(monkeypatch, capability, precision):
+    monkeypatch.setattr(torch.version, "hip", None)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: SimpleNamespace(major=capability))
+    assert default_precision("cuda") == precision
