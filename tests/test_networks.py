@@ -351,6 +351,7 @@ def test_a_missing_library_is_named_with_its_extra(monkeypatch):
         ({"encoder": "resnet18", "decoder_chanels": 3}, "no option 'decoder_chanels'; close: decoder_channels"),
         ({"encoder": "resnet18", "encoder_weights": "imagenet"}, "no option 'encoder_weights'"),
         ({"encoder": "tu-resnet18", "activation": "softmax"}, "no option 'activation'"),
+        ({"encoder": "tu-swin_tiny_patch4_window7_224"}, "cannot be made with no options: Input height"),
     ],
 )
 def test_smp_names_what_is_wrong(options, sentence):

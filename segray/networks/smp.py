@@ -59,8 +59,8 @@ def build(
 ) -> nn.Module:
     """A network of the library with random weights; `options` are keywords of its architecture's class.
 
-    ValueError: the library is missing, a name or an option is unknown, or the encoder is under restricted terms and
-    allow_noncommercial is not set.
+    ValueError: the library is missing, a name or an option is unknown, the encoder takes images of one size only, or it
+    is under restricted terms and allow_noncommercial is not set.
     """
     _check_licence(encoder, allow_noncommercial)
     library = _library()
@@ -71,14 +71,14 @@ def build(
         network = library.create_model(
             architecture, encoder, encoder_weights=None, in_channels=in_channels, classes=num_classes, **options
         )
-    except (RuntimeError, TypeError, KeyError, AssertionError) as error:  # an unknown value or timm encoder
+        stride = int(network.encoder.output_stride)
+        multiple, least = (strides * stride for strides in SIZES.get(architecture, (1, 1)))
+        sized = AnySize(network, multiple=multiple, least=least)
+        _freeze_unused(sized, in_channels=in_channels)
+    except (RuntimeError, TypeError, KeyError, AssertionError) as error:  # unknown value, or takes one size only
         given = ", ".join(f"{name}={value}" for name, value in options.items()) or "no options"
         reason = " ".join(str(error).split())
         raise ValueError(f"smp/{architecture}/{encoder} cannot be made with {given}: {reason}") from error
-    stride = int(network.encoder.output_stride)
-    multiple, least = (strides * stride for strides in SIZES.get(architecture, (1, 1)))
-    sized = AnySize(network, multiple=multiple, least=least)
-    _freeze_unused(sized, in_channels=in_channels)
     return sized
 
 
