@@ -106,7 +106,7 @@ def _parts(module: GraphModule) -> Iterator[GraphModule]:
 def load_program(data: bytes, *, source: str) -> Program:
     """The program in the bytes of a .pt2 archive.
 
-    ModelError when it is damaged, holds anything that could execute, or was exported in train mode.
+    ModelError when it is damaged, holds anything that could execute, was exported in train mode, or mixes images.
     """
     try:
         with zipfile.ZipFile(io.BytesIO(data)) as archive:
@@ -114,10 +114,16 @@ def load_program(data: bytes, *, source: str) -> Program:
                 raise ModelError(f"{source} is refused: {problem}; export the network anew with torch.export.save")
             copy = _copy(archive)
         exported = torch.export.load(copy)
-        if any(_trains(node) for part in _parts(exported.graph_module) for node in part.graph.nodes):
+        nodes = [node for part in _parts(exported.graph_module) for node in part.graph.nodes]
+        if any(map(_trains, nodes)):
             raise ModelError(
                 f"{source} was exported in train mode, so its masks would be random; "
                 "call .eval() on the network before torch.export.export"
+            )
+        if any(map(_mixes, nodes)):
+            raise ModelError(
+                f"{source} has batch norms without stored moments, so a mask would depend on the other tiles of its "
+                "batch; export the network for batches of 1"
             )
         return Program(exported)
     except DAMAGE as error:
@@ -126,12 +132,26 @@ def load_program(data: bytes, *, source: str) -> Program:
 
 def _trains(node: Node) -> bool:
     """Whether an operator drops values at random, or uses a batch's moments though it has those of training."""
-    if not isinstance(node.target, OpOverload):
-        return False
-    given = dict(zip((argument.name for argument in node.target._schema.arguments), node.args)) | node.kwargs
+    given = _given(node)
     if "eps" in given and given.get("running_mean") is None:  # a norm without stored moments, whatever its mode
         return False
     return any(given.get(name) is True for name in TRAINING) or bool(given.get("dropout_p"))
+
+
+def _mixes(node: Node) -> bool:
+    """Whether an operator is a batch norm that uses the moments of a batch of more than 1, as it has no others."""
+    given = _given(node)
+    if not ("eps" in given and given.get("training") is True and given.get("running_mean") is None):
+        return False
+    count = given["input"].meta["val"].shape[0]
+    return not isinstance(count, int) or count > 1  # decomposed instance norms see the batch as one image
+
+
+def _given(node: Node) -> dict[str, object]:
+    """The arguments of an operator by name; none if the node is something else."""
+    if not isinstance(node.target, OpOverload):
+        return {}
+    return dict(zip((argument.name for argument in node.target._schema.arguments), node.args)) | node.kwargs
 
 
 def _problems(archive: zipfile.ZipFile) -> Iterator[str]:

@@ -274,6 +274,16 @@ def test_norms_without_moments_of_a_training_have_no_mode(decomposed):
         assert torch.allclose(found, network(X), atol=1e-5)
 
 
+@pytest.mark.parametrize("decomposed", [False, True])
+def test_batch_norms_that_mix_the_images_of_a_batch_are_refused(decomposed):
+    network = nn.Sequential(nn.Conv2d(3, 3, 1), nn.BatchNorm2d(3, track_running_stats=False)).eval()
+    with pytest.raises(ModelError, match=r"^p has batch norms without stored moments, .* export .* for batches of 1$"):
+        load_program(exported(network, decomposed=decomposed), source="p")
+    alone = load_program(exported(network, example=X[:1], decomposed=decomposed), source="p")
+    with torch.no_grad():
+        assert torch.allclose(alone(X[:1]), network(X[:1]), atol=1e-5)
+
+
 def test_networks_of_another_form_are_refused():
     class Two(nn.Module):
         def forward(self, a: torch.Tensor) -> torch.Tensor:
