@@ -61,8 +61,6 @@ class Segmenter:
         self.inference = Inference(network, device=self.device, precision=precision, compiled=compiled)
         self.spec, self.num_classes, self.lattice = spec, num_classes, spec.lattice(blend)
         self.batch_size = static_batch or batch_size
-        # GPUs and compilers choose kernels by the batch's shape, and kernels differ in the last bit.
-        self.pad_batch = self.device.type != "cpu" or static_batch is not None or compiled
         self.copies = torch.cuda.Stream(self.device) if self.device.type == "cuda" else None
         self.behind = BATCHES_BEHIND if self.device.type == "cuda" else 0
         self.temperature, self.views = temperature, VIEWS[tta]
@@ -173,7 +171,8 @@ class Segmenter:
         if not batch:
             return
         pixels, valid = zip(*(canvas.tile(row, col) for canvas, row, col in batch))
-        missing = self.batch_size - len(batch) if self.pad_batch else 0
+        # filled up: kernels are chosen by the batch's shape, on CPUs (fp32) too, and differ in the last bit
+        missing = self.batch_size - len(batch)
         logits = self.logits(_stack(pixels, missing), self._validity(valid, missing))
         for (canvas, row, col), of_tile in zip(batch, logits if self.sampled else ()):
             canvas.details.sample(row, col, of_tile)

@@ -210,7 +210,7 @@ def test_a_region_with_too_few_pixels_is_refused():
         list(adversary().segment([short]))
 
 
-def test_batches_run_across_small_images():
+def test_batches_run_across_small_images_and_are_always_full():
     sizes = []
 
     class Spy(Positional):
@@ -222,7 +222,7 @@ def test_batches_run_across_small_images():
     whole = Window(0, 0, 32, 32)
     regions = [region_of(pixels, valid, whole, window=64, lattice=LATTICE) for _ in range(10)]
     results = list(Segmenter(Spy(32, classes=K), spec(), num_classes=K, blend="taper", batch_size=4).segment(regions))
-    assert sizes == [4, 4, 2]
+    assert sizes == [4, 4, 4]  # oneDNN computes a convolution of one tile otherwise than one of several
     assert len(results) == 10
 
 
@@ -237,12 +237,6 @@ def test_images_whose_pixels_travel_together_give_what_they_give_alone(monkeypat
     assert len(together) == len(regions)
     for one, other in zip(alone, together):
         assert (one == other).all()
-
-
-def test_a_compiled_network_sees_full_batches_only():
-    options = {"num_classes": K, "batch_size": 4}
-    assert Segmenter(Positional(32, classes=K), spec(), compiled=True, **options).pad_batch
-    assert not Segmenter(Positional(32, classes=K), spec(), **options).pad_batch
 
 
 class Named(nn.Module):
