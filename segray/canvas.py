@@ -24,7 +24,7 @@ COUNTED_TOGETHER = 8  # windows; counting takes a byte per pixel and class
 
 
 class Canvas:
-    """One region on a device. Beside its pixels and mask it takes (K, tile, width of all tile columns) float32.
+    """One region on a device. Beside pixels and mask it takes at most (K, tile, width of all tile columns) float32.
 
     pixels, valid: the region's, on its device; valid is None if all are. detailed: the results include the confidence
     of each pixel, at 2 bytes each, and the logits that `details` is given.
