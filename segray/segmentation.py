@@ -63,7 +63,7 @@ def segment(settings: SegmentSettings) -> dict:
     log.info("%d images in %d shards%s; %d shards to do", plan.images, plan.shards, other, len(missing))
     totals = earlier(settings, plan, missing)
     started = time.time()
-    this_run, seconds = _run(settings, work, missing, fresh=len(missing) == plan.shards)
+    this_run, seconds = _run(settings, work, missing, shards=plan.shards)
     totals.add(this_run)
     remove_leftovers(join(settings.output, "masks"))
     pictures = _pictures(work, plan)
@@ -161,8 +161,8 @@ def with_threads(work: Work, actors: int) -> Work:
     return replace(work, threads=cluster.cores_each(cluster.nodes(), actors))
 
 
-def _run(settings: SegmentSettings, work: Work, missing: list[int], *, fresh: bool) -> tuple[Totals, float]:
-    """Segment the missing shards (all of them when `fresh`); returns their totals and the seconds it took."""
+def _run(settings: SegmentSettings, work: Work, missing: list[int], *, shards: int) -> tuple[Totals, float]:
+    """Segment the missing ones of all shards; returns their totals and the seconds it took."""
     from segray import pipeline  # imports Ray Data, 64 MB that planning does without
 
     totals, start = Totals(), time.monotonic()
@@ -173,9 +173,11 @@ def _run(settings: SegmentSettings, work: Work, missing: list[int], *, fresh: bo
         progress.show(totals)
 
     if missing:
-        actors = actor_range(settings, work, len(missing))
-        work = with_threads(work, actors[1])
-        pipeline.run(work, missing, actors=actors, on_result=on_result, fresh=fresh)
+        # as for all shards, whatever is missing: another number of threads changes the last bits of some networks
+        low, high = actor_range(settings, work, shards)
+        work = with_threads(work, high)
+        actors = min(low, len(missing)), min(high, len(missing))
+        pipeline.run(work, missing, actors=actors, on_result=on_result, fresh=len(missing) == shards)
     progress.close()
     return totals, time.monotonic() - start
 

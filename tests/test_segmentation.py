@@ -26,7 +26,7 @@ from segray.plan import cut, whole, write_files
 from segray.regions import WindowMask, whole_image
 from segray.scenes import SceneReader, open_masks, pieces_of
 from segray.scenes import whole as joined
-from segray.segmentation import _pictures_of, segment, segment_work
+from segray.segmentation import _pictures_of, _run, segment, segment_work
 from segray.segmenter import Segmenter
 from segray.settings import SegmentSettings
 from segray.shards import CONFIDENCE, Place, mask_row, write_shard
@@ -39,6 +39,20 @@ def local_ray():
     """A Ray of two cores in this process, with the resource that keeps the stages of a GPU cluster apart."""
     with small_ray(resources={"segray_stages": 1}):
         yield
+
+
+@pytest.mark.parametrize(("missing", "actors"), [(100, (8, 8)), (3, (3, 3))])
+def test_a_continued_job_computes_with_as_many_threads_as_an_undisturbed_one(monkeypatch, model, missing, actors):
+    settings = SegmentSettings(model=model, archive="a", output="o")
+    seen = []
+    monkeypatch.setattr("segray.cluster.slots", lambda **options: 8)
+    monkeypatch.setattr("segray.cluster.nodes", lambda: [{"CPU": 8.0}])
+    monkeypatch.setattr("segray.pipeline.run", lambda work, numbers, **options: seen.append((work, options)))
+    _run(settings, segment_work(settings, read_description(model)), list(range(missing)), shards=100)
+    [(work, options)] = seen
+    assert work.threads == 1
+    assert options["actors"] == actors
+    assert options["fresh"] is (missing == 100)
 
 
 @pytest.fixture(scope="module")
