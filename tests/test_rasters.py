@@ -299,6 +299,21 @@ def test_damaged_rasters_are_read_or_refused_and_never_more(tmp_path):
     assert refused
 
 
+@pytest.mark.parametrize("kept", [0.3, 0.8, 0.9999])
+def test_a_jpeg_2000_that_is_cut_off_is_refused(tmp_path, kept):
+    """Its driver's own threads would keep the error, and give whatever memory held."""
+    sizes = {"width": 280, "height": 300, "count": 1, "blockxsize": 128, "blockysize": 128}
+    with rasterio.open(tmp_path / "a.jp2", "w", driver="JP2OpenJPEG", dtype="uint8", **sizes) as target:
+        target.write(RNG.integers(0, 256, (1, 300, 280), dtype=np.uint8))
+    data = (tmp_path / "a.jp2").read_bytes()
+    data = data[: int(kept * len(data))]
+    (tmp_path / "a.jp2").write_bytes(data)
+    with pytest.raises(ImageError, match="a.jp2 cannot be read: a.jp2, band 1: IReadBlock failed"):
+        read_image(str(tmp_path / "a.jp2"))
+    with pytest.raises(ImageError, match="a.jp2 cannot be read: the member, band 1: IReadBlock failed"):
+        rasters.read_bytes("a.jp2", data, None)
+
+
 def test_a_raster_of_a_store_is_read_alone(tmp_path, s3):
     """By default GDAL lists the folder and tries dozens of files beside each raster, a request each."""
     uri = join(s3, "alone", "x.tif")

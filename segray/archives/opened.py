@@ -37,8 +37,10 @@ STORE_OPTIONS = {
     "GDAL_DISABLE_READDIR_ON_OPEN": "EMPTY_DIR",
     # Blocks up to this sum are asked for in one call, others one by one; `rasters` reads half as much at a time.
     "GDAL_MAX_RAW_BLOCK_CACHE_SIZE": str(2 * STRIPE_BYTES),
-    "GDAL_NUM_THREADS": "1",  # the JPEG 2000 driver alone would take all cores
 }
+# The JPEG 2000 driver would take all cores and, of a file that is cut off, return other pixels: the errors of its own
+# threads reach nobody.
+set_gdal_config("GDAL_NUM_THREADS", "1")
 if "GDAL_CACHEMAX" not in os.environ:
     # Blocks are decoded once, in file order: a cache of 16 MB is as fast as one of 1 GB. The default is 5% of the
     # machine's memory, in every process.
