@@ -107,6 +107,20 @@ def test_a_value_repeated_ever_so_often_is_held_once(tmp_path):
     assert pa.total_allocated_bytes() - before < 10**8
 
 
+def test_a_row_whose_value_is_missing_fails_alone(tmp_path):
+    """Equal values are stored once and numbered: damage may leave numbers of values that are not there."""
+    values = [bytes([number]) * 99 for number in range(3)]
+    pq.write_table(pa.table({"image": pa.array(values)}), tmp_path / "a.parquet", compression="none")
+    data = bytearray((tmp_path / "a.parquet").read_bytes())
+    place = data.index(b"\2\3\x24", data.index(values[2]))  # 2 bits each, of a multiple of 8, which are 0, 1, 2
+    data[place + 2] = 0b110100  # 0, 1, 3
+    file = put(str(tmp_path / "a.parquet"), bytes(data))
+    *sound, damaged = tables.members(file)
+    assert [body(file, member) for member in sound] == values[:2]
+    with pytest.raises(ImageError, match="a.parquet is damaged in row 2 of row group 0: .*out-of-bounds"):
+        body(file, damaged)
+
+
 def test_a_damaged_row_group_fails_alone_and_a_new_version_is_read_anew(tmp_path):
     images = {str(k): CHANCE.bytes(5000) for k in range(6)}
     data = bytearray(table_of(images))

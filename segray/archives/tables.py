@@ -67,7 +67,10 @@ def read(uri: str, part: str) -> bytes:
     values = _columns.get(uri, version, int(group), column)
     if int(row) >= len(values):
         raise ImageError(f"{uri} has no row {row} in row group {group}; run again with --overwrite")
-    data = values[int(row)].as_py()
+    try:
+        data = values[int(row)].as_py()
+    except pa.ArrowException as error:  # equal values are held once, and the number of the one meant may be damaged
+        raise ImageError(f"{uri} is damaged in row {row} of row group {group}: {reason_of(error)}") from error
     if isinstance(data, dict):  # a struct, of which only the field of bytes was read
         data = next(iter(data.values()))
     if data is None:
