@@ -20,8 +20,9 @@ from segray.archives.rasters import scaling_of
 from segray.errors import ImageError, SegrayError
 from segray.grid import Lattice
 from segray.inputs import InputSpec, check_pixels
+from segray.listing import no_file
 from segray.plan import Item, cut, whole
-from segray.storage import FINAL_ERRORS, File, reason_of, stat
+from segray.storage import FINAL_ERRORS, File, is_local, local_path, reason_of, stat
 
 MAX_BLOCK_BYTES = 2**29  # of a block of many bands or wide types: an actor holds it whole
 # A picture up to this size is planned from its listing alone: no request per object. Larger ones may need cutting.
@@ -59,7 +60,7 @@ def is_small(file: File) -> bool:
 
 def expand(files: tuple[File, ...], cutting: Cutting) -> Iterator[Found]:
     """The items of listed images in their order, or those of one file that holds many, some thousands at a time."""
-    kind = kind_of(files[0].uri) if len(files) == 1 else None
+    kind = kind_of(files[0].uri) if len(files) == 1 and files[0].error is None else None
     if kind is None:
         yield Found(items=_measured(files, cutting))
         return
@@ -113,9 +114,15 @@ def _known(file: File) -> File:
     if file.size >= 0:
         return file
     try:
-        return stat(file)
-    except (ValueError, *FINAL_ERRORS) as error:
+        known = stat(file)
+    except (ValueError, OSError) as error:
+        if isinstance(error, OSError) and not isinstance(error, FINAL_ERRORS) and not is_local(file.uri):
+            raise  # of a store that fails; of a disk it is a name that is too long, or a link to itself
         raise ImageError(f"{file.uri} cannot be read: {reason_of(error)}") from error
+    path = local_path(file.uri)
+    if error := path and no_file(path):
+        raise ImageError(error)
+    return known
 
 
 def _check(file: File, header: Header, cutting: Cutting) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import posixpath
+import stat
 from collections.abc import Iterator
 from functools import partial
 
@@ -13,6 +14,7 @@ from fsspec.core import split_protocol
 from segray.storage import (
     FINAL_ERRORS,
     File,
+    describe,
     etag_of,
     filesystem,
     is_chain,
@@ -27,9 +29,9 @@ from segray.store_errors import with_reason
 def list_files(uri: str) -> Iterator[File]:
     """Every file below a prefix (or the one file that the URI names), in the order of their paths.
 
-    Hidden files and folders (leading dot) are left out. No request is made per object, and an S3 listing is streamed
-    page by page, so that memory does not grow with it. FileNotFoundError when nothing is there, SegrayError when the
-    store refuses to list it.
+    Hidden files and folders (leading dot) are left out; a pipe, a device or a link to itself has an error. No request
+    is made per object, and an S3 listing is streamed page by page, so that memory does not grow with it.
+    FileNotFoundError when nothing is there, SegrayError when the store refuses to list it.
     """
     fs, path = filesystem(uri)
     fs.invalidate_cache()
@@ -41,7 +43,8 @@ def list_files(uri: str) -> Iterator[File]:
             relative = name[len(path) :]
             if not any(part.startswith(".") for part in relative.split("/")):
                 size = int(info["size"] or 0)  # web servers need not give it
-                yield File(name if local else address(fs, name, uri) + chain, size, etag_of(info))
+                error = no_file(name) if local and info["type"] == "other" else None  # a link, or none of the usual
+                yield File(name if local else address(fs, name, uri) + chain, size, etag_of(info), error=error)
     if not found:
         raise FileNotFoundError(f"{uri} holds nothing")
 
@@ -51,6 +54,20 @@ def address(fs: AbstractFileSystem, name: str, uri: str) -> str:
     found = fs.unstrip_protocol(name)
     scheme, own = split_protocol(uri)[0], split_protocol(found)[0]
     return found if scheme is None or own is None else scheme + found.removeprefix(own)
+
+
+def no_file(path: str) -> str | None:
+    """Why a local path cannot be read as a file is, in a sentence; None where it can, or nothing is there.
+
+    Whoever opens a pipe waits for ever; a device may never end.
+    """
+    try:
+        mode = os.stat(path).st_mode
+    except FileNotFoundError:  # a link to nothing: whoever opens it says so
+        return None
+    except OSError as error:
+        return f"{path} cannot be read: {describe(error)}"
+    return None if stat.S_ISREG(mode) else f"{path} cannot be read: it is no file, but a pipe, a device or the like"
 
 
 def files_if_any(uri: str) -> Iterator[File]:

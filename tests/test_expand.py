@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import threading
 import time
 from dataclasses import replace
@@ -13,6 +14,7 @@ from containers import WRITERS
 from scene_sets import raster
 
 from segray import expand
+from segray.archives import open_archive
 from segray.archives.options import ArchiveOptions
 from segray.expand import Cutting
 from segray.grid import Lattice
@@ -74,3 +76,19 @@ def test_large_members_that_are_unpacked_whole_are_read_two_at_a_time(
     found = list(expand.expand(tuple(list_files(str(tmp_path))), CUTTING))
     assert [item.error for one in found for item in one.items] == [None] * COUNT
     assert max(seen) in together
+
+
+@pytest.mark.parametrize("name", ["a.png", "a.tif", "a.tar", "a.pmtiles"])
+def test_what_is_no_file_is_a_row_and_is_not_opened(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    monkeypatch.setattr("segray.storage.time.sleep", lambda seconds: None)
+    (tmp_path / "0.tif").write_bytes(geotiff())
+    os.mkfifo(tmp_path / name)
+    (tmp_path / f"b-{name}").symlink_to(f"b-{name}")
+    listing = tmp_path / "list.txt"
+    listing.write_text(f"{name}\n{'x' * 300}.png\nb-{name}\n")
+    for files in (list_files(str(tmp_path)), open_archive(str(listing), ArchiveOptions()).images()):
+        items = [item for file in files for found in expand.expand((file,), CUTTING) for item in found.items]
+        errors = [item.error for item in items if item.image[-4:] != ".txt" and "0.tif" not in item.image]
+        assert "a pipe, a device or the like" in errors[0]
+        assert "Too many levels of symbolic links" in errors[-1]
+        assert all(" cannot be read: " in error for error in errors)
