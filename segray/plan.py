@@ -10,6 +10,7 @@ import hashlib
 import io
 import json
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from itertools import chain, islice
 from typing import TypeVar
@@ -22,7 +23,7 @@ from segray import grid
 from segray.errors import SegrayError
 from segray.grid import Lattice, Window
 from segray.resample import Scaling
-from segray.storage import File, ending, exists, filesystem, join, publish, read_bytes, read_text, retry
+from segray.storage import File, describe, ending, exists, filesystem, join, publish, read_bytes, read_text, retry
 
 Part = TypeVar("Part")
 SHARDS_A_FILE = 1024
@@ -176,9 +177,9 @@ def load(uri: str) -> Plan | None:
         document = json.loads(read_text(source))
         if document.pop("format_version") > FORMAT_VERSION:
             raise SegrayError(f"{source} was written by a later segray; update segray or give another --output")
-        checked = {"fingerprint": fingerprint(**document["fingerprint"]), "files": tuple(document["files"])}
+        checked = {"fingerprint": fingerprint(**document["fingerprint"]), "files": tuple(map(int, document["files"]))}
         return Plan(uri=uri, **{**document, **checked})
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise SegrayError(f"{source} is damaged; start afresh with --overwrite or give another --output") from error
 
 
@@ -192,20 +193,34 @@ def read_shard(uri: str, shard: int) -> list[Item]:
             table = pq.ParquetFile(file)
             return table.read_row_group(_group_of(table.metadata, shard))
 
-    table = retry(read)
-    rows = table.filter(pc.equal(table["shard"], shard)).drop_columns(["shard"]).to_pylist()
-    return [Item(**row) for row in rows]
+    with _damage_told(join(uri, name)):
+        table = retry(read)
+        rows = table.filter(pc.equal(table["shard"], shard)).drop_columns(["shard"]).to_pylist()
+        return [Item(**row) for row in rows]
 
 
 def parts(uri: str) -> dict[str, str]:
     """Image -> where it lies in the file that holds it, for the images of a plan that are not files themselves."""
     plan, found = load(uri), {}
     for number in range(len(plan.files) if plan else 0):
-        data = pa.BufferReader(read_bytes(join(uri, f"plan-{number:05d}.parquet")))
-        table = pq.ParquetFile(data).read(columns=["image", "part"])
-        table = table.filter(pc.not_equal(table["part"], ""))
-        found |= dict(zip(table["image"].to_pylist(), table["part"].to_pylist()))
+        source = join(uri, f"plan-{number:05d}.parquet")
+        with _damage_told(source):
+            table = pq.ParquetFile(pa.BufferReader(read_bytes(source))).read(columns=["image", "part"])
+            table = table.filter(pc.not_equal(table["part"], ""))
+            found |= dict(zip(table["image"].to_pylist(), table["part"].to_pylist()))
     return found
+
+
+@contextmanager
+def _damage_told(source: str) -> Iterator[None]:
+    """Turn whatever a damaged plan file makes its readers raise into a SegrayError; errors of stores and disks pass."""
+    try:
+        yield
+    except (pa.ArrowException, OSError, ValueError, LookupError, TypeError, AttributeError, StopIteration) as error:
+        if isinstance(error, OSError) and (type(error) is not OSError or error.errno is not None):
+            raise  # Arrow reports some damage as a plain OSError without a number
+        text = f"{source} is damaged: {describe(error)}; start afresh with --overwrite or give another --output"
+        raise SegrayError(text) from error
 
 
 def fingerprint(*, archive: str, listing: str, images: int, model: str, settings: dict) -> dict:

@@ -132,10 +132,25 @@ def test_the_parts_of_all_plan_files_are_found(tmp_path, monkeypatch):
     assert parts(str(tmp_path / "none")) == {}
 
 
+@pytest.mark.parametrize("damage", [b"", b"PAR1", b"x" * 100])
+def test_a_damaged_plan_file_is_named(tmp_path, monkeypatch, damage):
+    monkeypatch.setattr("segray.storage.time.sleep", lambda seconds: None)
+    uri = str(tmp_path)
+    save(plan_of(uri, files=write_files(uri, iter([[Item(image="a", etag="", part="b")]]))))
+    whole = (tmp_path / "plan-00000.parquet").read_bytes()
+    footer = whole[-8 - int.from_bytes(whole[-8:-4], "little") :]
+    for content in (damage, b"PAR1" + bytes(len(whole) - len(footer) - 4) + footer):
+        publish(join(uri, "plan-00000.parquet"), content)
+        for read in (lambda: read_shard(uri, 0), lambda: parts(uri)):
+            with pytest.raises(SegrayError, match="plan-00000.parquet is damaged: .*; start afresh with --overwrite"):
+                read()
+
+
 @pytest.mark.parametrize(
     "damage",
     [
-        b"", b"{", b"[]", b"{}", b"\xff\xfe", b"null", b'{"format_version": 1}', b'{"format_version": "x"}',
+        b"", b"{", b"[]", b"{}", b"[" * 10**5, b"\xff\xfe", b"null",
+        b'{"format_version": 1}', b'{"format_version": "x"}',
         b'{"format_version": 1, "fingerprint": {}, "files": 3, "images": 1, "skipped": 0}',
         b'{"format_version": 1, "fingerprint": {}, "files": [3], "images": 1, "skipped": 0}',
         b'{"format_version": 1, "fingerprint": null, "files": [3], "images": 1, "skipped": 0}',
