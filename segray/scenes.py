@@ -8,9 +8,10 @@ import tarfile
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import astuple, dataclass, field, replace
 from functools import lru_cache, partial
 from itertools import chain, groupby
+from numbers import Real
 
 import numpy as np
 import pyarrow as pa
@@ -20,7 +21,7 @@ from segray.errors import SegrayError
 from segray.footprints import window_transform
 from segray.grid import Affine6, Window
 from segray.listing import files_if_any
-from segray.masks import GREY, IGNORE, PALETTE, Classes, decode_png
+from segray.masks import GREY, IGNORE, MAX_BYTES, PALETTE, Classes, decode_png
 from segray.shards import EXTENSIONS, MASK, OK, layers_of, read_masks, read_metadata, read_statistics, window_of
 from segray.storage import describe, exists, join, read_text
 
@@ -29,6 +30,9 @@ KEPT_BYTES = 2**27  # of shards in a process, some 32 of 64 megapixels if they h
 LISTS_KEPT = 4096  # lists of what a shard holds of each scene, for scenes of several shards: some kB each
 WINDOWS_KEPT = 16  # decoded, 4 MB each
 ROW_BYTES = 2**28  # a row of windows is kept, up to this size, for reading in strips: 130,000 px of windows 2,048 high
+DAMAGE = (pa.ArrowException, tarfile.TarError, OSError, ValueError, KeyError, TypeError, AttributeError) + (
+    OverflowError, RecursionError, StopIteration,
+)  # fmt: skip
 CELL = 2048  # pixels; windows are looked up by the squares of this size that they touch
 
 
@@ -95,9 +99,11 @@ def open_masks(uri: str) -> Masks:
         summary = json.loads(read_text(summary_uri))
         shards, archive, settings = summary["shards"]["total"], summary["archive"], summary["settings"]
         counts = summary["images"], summary["pixels"]
+        if not isinstance(archive, str):
+            raise TypeError(archive)
         fmt = settings["format"].split(",")[-1]
         ending = f".{EXTENSIONS[fmt]}"
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise SegrayError(f"{summary_uri} is no summary of a segmentation; give the OUTPUT of segment.py") from error
     found = sum(file.uri.endswith(ending) for file in files_if_any(join(uri, "masks")))
     if found != shards:
@@ -212,7 +218,7 @@ def _damage_told(output: str, shard: int) -> Iterator[None]:
     """Turn whatever a damaged shard makes its readers raise into a SegrayError; errors of stores and disks pass."""
     try:
         yield
-    except (pa.ArrowException, tarfile.TarError, OSError, ValueError, KeyError, StopIteration) as error:
+    except DAMAGE as error:
         # Arrow reports some damage as a plain OSError without a number
         if isinstance(error, OSError) and (type(error) is not OSError or error.errno is not None):
             raise
@@ -229,6 +235,7 @@ def _scenes(rows: Iterable[dict], shard: int) -> list[Scene]:
 def scene_of(row: dict, shard: int, number: int) -> Scene:
     """What a row of a shard says of its scene."""
     window = window_of(row)
+    _check_row(row, window, number)
     piece = Piece(shard=shard, number=number, window=window, status=row["status"])
     transform = tuple(row["transform"]) if row["transform"] else None
     if transform is not None:
@@ -244,6 +251,19 @@ def scene_of(row: dict, shard: int, number: int) -> Scene:
         pieces=(piece,),
         error=row["error"],
     )
+
+
+def _check_row(row: dict, window: Window, number: int) -> None:
+    """ValueError when a row names no image, or lies outside it."""
+    sizes = (*astuple(window), row["image_height"], row["image_width"])
+    if not all(isinstance(size, int) and size >= 0 for size in sizes) or window.pixels > MAX_BYTES:
+        raise ValueError(f"row {number} is no window: {sizes}")
+    if window.row_off + window.height > row["image_height"] or window.col_off + window.width > row["image_width"]:
+        raise ValueError(f"row {number} lies outside its image: {sizes}")
+    if not isinstance(row["image"], str) or not isinstance(row["status"], str):
+        raise ValueError(f"row {number} has no image or no status")
+    if row["transform"] and not (len(row["transform"]) == 6 and all(isinstance(v, Real) for v in row["transform"])):
+        raise ValueError(f"row {number} has the transform {row['transform']}")
 
 
 def _joined(parts: list[Scene]) -> Scene:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import tarfile
+from dataclasses import fields, replace
 from pathlib import Path
 
 import numpy as np
@@ -14,8 +16,17 @@ from mask_shards import CLASSES, UTM, Image, ids, write_masks
 from segray.errors import SegrayError
 from segray.grid import Window
 from segray.masks import decode_png
-from segray.scenes import Masks, Scene, SceneReader, forget_shards, open_masks, pieces_of, whole
-from segray.shards import CONFIDENCE, Place, failed_row, shard_uri, write_shard
+from segray.scenes import Masks, Scene, SceneReader, forget_shards, open_masks, pieces_of, scene_in, whole
+from segray.shards import (
+    CONFIDENCE,
+    MaskRow,
+    Place,
+    failed_row,
+    read_masks,
+    read_metadata,
+    shard_uri,
+    write_shard,
+)
 from segray.storage import join, publish, remove
 
 BIG = Image(uri="/a/big.tif", mask=ids(230, 190), crs="EPSG:32633", transform=UTM)
@@ -135,9 +146,10 @@ def test_what_is_no_finished_segmentation_is_refused(tmp_path):
     publish(join(uri, "summary.json"), b"{}")
     with pytest.raises(SegrayError, match="is no summary of a segmentation"):
         open_masks(uri)
-    publish(join(uri, "summary.json"), b"[1")
-    with pytest.raises(SegrayError, match="is no summary of a segmentation"):
-        open_masks(uri)
+    for text in (b"[1", b"[" * 10**5):
+        publish(join(uri, "summary.json"), text)
+        with pytest.raises(SegrayError, match="is no summary of a segmentation"):
+            open_masks(uri)
     write_masks(uri, [BIG], archive="/a")
     os.remove(shard_uri(uri, 1, "parquet"))
     with pytest.raises(SegrayError, match="holds 1 of 2 shards"):
@@ -158,6 +170,39 @@ def test_a_damaged_shard_is_named(tmp_path):
     path.unlink()
     with pytest.raises(FileNotFoundError):  # a store's error does not count as damage
         pixels(masks, scene)
+
+
+@pytest.mark.parametrize("formats", ["parquet", "png"])
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"row_off": 2**31 - 1}, {"height": -5}, {"width": None}, {"image_height": None},
+        {"status": None}, {"transform": [1.0]}, {"height": 2**30, "image_height": 2**30},
+    ],
+)  # fmt: skip
+def test_rows_of_windows_that_cannot_be_are_damage(tmp_path, changes, formats):
+    uri = write_masks(str(tmp_path), [BIG], archive="/a", rows_a_shard=100, formats=formats)
+    names = [field.name for field in fields(MaskRow)]
+    rows = [
+        MaskRow(**{name: row.get(name) for name in names if name != "geometry"} | {"mask": mask})
+        for row, mask in read_masks(uri, 0, formats)
+    ]
+    rows[1] = replace(rows[1], **changes)
+    write_shard(uri, 0, rows=rows, formats=[formats], metadata=read_metadata(uri, 0, formats))
+    with pytest.raises(SegrayError, match="shard 0 of .* is damaged: row 1 "):
+        scenes(open_masks(uri))
+
+
+@pytest.mark.parametrize("name", ["0.json", "0.png"])
+def test_a_link_in_a_shard_is_damage(tmp_path, name):
+    uri = write_masks(str(tmp_path), [BIG], archive="/a", rows_a_shard=100, formats="png")
+    with tarfile.open(shard_uri(uri, 0, "png"), "a") as tar:
+        link = tarfile.TarInfo(name)
+        link.type, link.linkname = tarfile.SYMTYPE, name
+        tar.addfile(link)
+    masks = open_masks(uri)
+    with pytest.raises(SegrayError, match="shard 0 of .* is damaged"):
+        scene_in(masks, BIG.uri, range(1))
 
 
 @pytest.mark.parametrize("formats", ["parquet", "png"])
