@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, replace
 from functools import lru_cache
+from numbers import Integral, Real
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -36,12 +37,15 @@ class InputSpec:
 
     def __post_init__(self) -> None:
         Lattice(self.tile, self.overlap)  # raises
-        if not self.bands or any(band < 0 for band in self.bands):
+        if not self.bands or not all(isinstance(band, Integral) and band >= 0 for band in self.bands):
             raise ValueError(f"bands must be 0-based band numbers, but are {list(self.bands)}")
         if not len(self.bands) == len(self.mean) == len(self.std):
             raise ValueError(f"{len(self.bands)} bands, but {len(self.mean)} means and {len(self.std)} deviations")
-        if not all(map(math.isfinite, (self.scale, *self.mean, *self.std))):
-            raise ValueError(f"scale, mean and std must be finite, but are {self.scale}, {self.mean} and {self.std}")
+        if not all(isinstance(value, Real) and abs(value) < math.inf for value in (self.scale, *self.mean, *self.std)):
+            given = f"{self.scale}, {list(self.mean)} and {list(self.std)}"
+            raise ValueError(f"scale, mean and std must be finite numbers, but are {given}")
+        if self.resolution is not None and not (isinstance(self.resolution, Real) and 0 < self.resolution < math.inf):
+            raise ValueError(f"resolution must be metres a pixel, or null, but is {self.resolution!r}")
         if self.scale <= 0 or any(deviation <= 0 for deviation in self.std):
             raise ValueError(f"scale and std must be positive, but are {self.scale} and {list(self.std)}")
 

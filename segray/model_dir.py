@@ -112,7 +112,7 @@ def read_description(uri: str) -> Description:
         raise TornModelError(
             f"{uri} is no model directory: {missing} does not exist; give the OUTPUT/model of a training"
         ) from error
-    except (OSError, KeyError, TypeError, ValueError, AttributeError, SegrayError) as error:
+    except (OSError, KeyError, TypeError, ValueError, AttributeError, RecursionError, SegrayError) as error:
         if isinstance(error, ModelError):
             raise
         reason = f"the key {error} is missing" if isinstance(error, KeyError) else describe(error)

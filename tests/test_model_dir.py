@@ -6,6 +6,7 @@ import argparse
 import hashlib
 import io
 import json
+import math
 import os
 import shutil
 from collections import OrderedDict
@@ -204,8 +205,15 @@ def test_only_what_is_needed_must_be_there(tmp_path):
         ({"temperature": float("nan")}, "temperature should be a positive number"),
         ({"input": {}}, "cannot be used"),
         ({"input": {"bands": [0], "scale": 1, "mean": [0], "std": [0]}}, "must be positive"),
-        ({"input": {"bands": [0], "scale": 1, "mean": [None], "std": [1]}}, "cannot be used: must be real number"),
-        ({"input": {"bands": [0], "scale": 1, "mean": [float("nan")], "std": [1]}}, "mean and std must be finite"),
+        ({"input": {"bands": ["red"], "scale": 1, "mean": [0], "std": [1]}}, "bands must be 0-based band numbers"),
+        ({"input": {"bands": [0], "scale": 1, "mean": [math.nan], "std": [1]}}, "must be finite numbers"),
+        ({"input": {"bands": [0], "scale": 1, "mean": [[0]], "std": [1]}}, "must be finite numbers"),
+        ({"input": {"bands": [0], "scale": math.inf, "mean": [0], "std": [1]}}, "must be finite numbers"),
+        (
+            {"input": {"bands": [0], "scale": 1, "mean": [0], "std": [1], "resolution": [2]}},
+            "resolution must be metres",
+        ),
+        ({"input": {"bands": [0], "scale": 1, "mean": [0], "std": [1], "resolution": 0}}, "resolution must be metres"),
         ({"input": {"bands": [0], "scale": 1, "mean": [0], "std": [1], "tile": 8, "overlap": 5}}, "overlap must be"),
         ({"input": {"bands": [0], "scale": 1, "mean": [0], "std": [1], "stride": 8}}, "stride"),
     ],
@@ -217,7 +225,7 @@ def test_wrong_descriptions_are_refused(saved, changes, sentence):
     assert "\n" not in str(caught.value)
 
 
-@pytest.mark.parametrize("text", [b"", b"{", b"[]", b"null", b"\xff\xfe\x00", b'"text"'])
+@pytest.mark.parametrize("text", [b"", b"{", b"[]", b"null", b"\xff\xfe\x00", b'"text"', b"[" * 10**5])
 def test_damaged_descriptions_are_refused(saved, text):
     publish(join(saved, "model.json"), text)
     with pytest.raises(ModelError, match=r"model\.json cannot be used"):
