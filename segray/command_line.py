@@ -182,7 +182,7 @@ def _read_config(uri: str, settings_class: type, hints: dict[str, Any]) -> dict[
     try:
         # As text, converted like flags: YAML's own types would make 1:8 the number 68 and 1e-3 a text.
         values = yaml.load(read_text(uri), Loader=yaml.BaseLoader) or {}
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, RecursionError) as error:
         raise ValueError(f"{uri} is not YAML: {' '.join(str(error).split())}") from error
     if not isinstance(values, dict):
         raise ValueError(f"{uri} should hold settings as NAME: VALUE lines")

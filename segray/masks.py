@@ -66,8 +66,9 @@ class Classes:
                 raise ValueError(f"class ids must be 0, 1, 2, ... without gaps, but are {ids}")
             colors = tuple(tuple(entry["color"]) for entry in ordered)
             names = tuple(str(entry["name"]) for entry in ordered)
+            "".join(names).encode()  # half of a surrogate pair, which JSON allows, fits into no file
             return cls(names=names, colors=colors, ignore_index=int(ignore_index), ignore_colors=ignored)
-        except (KeyError, TypeError, ValueError) as error:
+        except (KeyError, TypeError, ValueError, OverflowError) as error:
             reason = f"lacks the key {error}" if isinstance(error, KeyError) else str(error)
             raise SegrayError(
                 f'{source} is no legend: {reason}; it should read {{"classes": [{{"id": 0, "name": "water", '
@@ -79,7 +80,7 @@ class Classes:
         """Classes from the text of a `classes.json`; SegrayError when it is not one."""
         try:
             document = json.loads(text)
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise SegrayError(f"{source} is not JSON: {error}") from error
         if not isinstance(document, dict):
             raise SegrayError(f"{source} is no legend: it should be an object with the key 'classes'")

@@ -392,6 +392,14 @@ def test_labels_that_cannot_be_used_are_named(tmp_path, content, name, sentence)
     assert len(str(caught.value).splitlines()) == 1
 
 
+@pytest.mark.parametrize("attribute", [5, ["kind"], {}])
+def test_an_attribute_that_is_no_name_is_refused(tmp_path, attribute):
+    content = features([BOX], UTM, "geojson", **{"class": [1]})
+    uri = labelled(str(tmp_path), content, "labels/a.geojson", attribute=attribute)
+    with pytest.raises(SegrayError, match="classes.json gives .* as attribute; give the name of one"):
+        open_dataset(uri)
+
+
 def test_features_need_an_image_that_lies_somewhere(tmp_path):
     content = features([BOX], UTM, "geojson", **{"class": [1]})
     uri = labelled(str(tmp_path), content, "labels/a.geojson", image=raster(PLAIN, crs=None, transform=None))

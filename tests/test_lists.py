@@ -137,6 +137,7 @@ def test_a_column_can_be_named(tmp_path: Path) -> None:
         ("l.txt", b"\xff\xfe", "cannot be read"),
         ("l.parquet", b"PAR1 no", "cannot be read as Parquet"),
         ("l.json", b"{}", "is no STAC item or item collection"),
+        ("l.json", b"[" * 10**5, "is no STAC item or item collection"),
         ("l.json", b'{"type": "Feature", "assets": [1]}', "is no STAC item or item collection"),
         ("l.json", HREF % b'null, "roles": ["data"]', "item x of .* has the assets none; name the one"),
         ("l.json", HREF % b"5", "item x of .* has the assets none; name the one"),

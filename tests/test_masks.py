@@ -63,6 +63,9 @@ def test_to_json_and_back() -> None:
         ({"classes": [entry(0, "a", 7)]}, "no legend"),
         ({"classes": [entry(0, "a", [0, 0, 0]), entry(255, "void", [0, 0])]}, "three integers"),
         ({"classes": ["water"]}, "no legend"),
+        ({"classes": [entry(0, "\ud800", [0, 0, 0])]}, "surrogates"),
+        ({"classes": [entry(0, "a", [0, 0, 0])], "ignore_index": float("inf")}, "no legend"),
+        ("[" * 10**5, "not JSON"),
         ({"classes": [entry(0, "a", [0, 0, 0])], "ignore_index": None}, "no legend"),
     ],
 )

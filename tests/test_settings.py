@@ -261,6 +261,7 @@ def test_types_in_config_are_those_of_the_flags(line, name, value):
         ("- window", "should hold settings as NAME: VALUE lines"),
         ("just text", "should hold settings as NAME: VALUE lines"),
         ("window: [", "is not YAML"),
+        ("[" * 2000, "is not YAML"),
         ("window: !!python/object/apply:os.system ['x']", "of type int"),
         ("window: big", "sets window to 'big', which should be of type int"),
         ("window: 1.5", "of type int"),

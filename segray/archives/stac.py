@@ -54,7 +54,7 @@ class StacArchive:
                 if not all(isinstance(item["assets"], dict) for item in items):
                     raise ValueError("the assets of an item are an object")
                 return items
-        except (ValueError, KeyError, TypeError) as error:
+        except (ValueError, KeyError, TypeError, RecursionError) as error:
             raise SegrayError(f"{self.uri} is no STAC item or item collection") from error
         raise SegrayError(f"{self.uri} is a STAC {kind}, not an item or item collection; save its items as one")
 

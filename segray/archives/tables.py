@@ -170,7 +170,7 @@ def _chosen(columns: dict[str, str], column: str | None, uri: str) -> str:
 def _geometries(schema: pa.Schema) -> set[str]:
     try:
         return set(json.loads((schema.metadata or {})[b"geo"])["columns"])
-    except (KeyError, TypeError, ValueError):
+    except (KeyError, TypeError, ValueError, RecursionError):
         return set()
 
 

@@ -67,7 +67,9 @@ class ScenesDataset:
         ]
         ids = {str(number): number for number in range(len(classes))} | {str(classes.ignore_index): IGNORE}
         ids |= dict.fromkeys(ignored, IGNORE) | {name: number for number, name in enumerate(classes.names)}
-        background = str(document.get("background", "background"))
+        attribute, background = document.get("attribute"), str(document.get("background", "background"))
+        if not isinstance(attribute, str | None):
+            raise SegrayError(f'{legend} gives {attribute!r} as attribute; give the name of one, as in "landuse"')
         if "background" in document and background not in ids:
             raise SegrayError(f"{legend} names '{background}' as background; give the name or the id of a class")
         attribute = document.get("attribute")
