@@ -20,6 +20,7 @@ from rasterio.transform import Affine
 from segray.archives import open_archive, rasters
 from segray.archives.images import read_for, read_header, read_image
 from segray.archives.members import CONTAINERS
+from segray.archives.metadata import palette
 from segray.archives.rasters import read
 from segray.archives.reduced import read_reduced
 from segray.errors import ImageError, MismatchError
@@ -312,6 +313,22 @@ def test_a_jpeg_2000_that_is_cut_off_is_refused(tmp_path, kept):
         read_image(str(tmp_path / "a.jp2"))
     with pytest.raises(ImageError, match="a.jp2 cannot be read: the member, band 1: IReadBlock failed"):
         rasters.read_bytes("a.jp2", data, None)
+
+
+def test_gdal_is_not_asked_about_all_bands_for_each_of_them():
+    """Each question takes as long as there are bands: the header of 4,000 took half a minute."""
+    asked = []
+
+    class Source:
+        indexes, dtypes = range(1, 401), ("uint8",) * 400
+
+        @property
+        def colorinterp(self) -> tuple[ColorInterp, ...]:
+            asked.append(None)
+            return (ColorInterp.gray,) * 400
+
+    assert palette(Source()) is None
+    assert len(asked) < 9
 
 
 def test_a_raster_of_a_store_is_read_alone(tmp_path, s3):

@@ -64,8 +64,10 @@ def numbered_bands(source: rasterio.DatasetReader) -> list[int]:
 def palette(source: rasterio.DatasetReader) -> dict[int, tuple[int, int, int, int]] | None:
     """The palette (RGBA) of a raster whose only data band is 8-bit palette indices; None for all others."""
     data = data_bands(source)
-    kinds = [(source.colorinterp[index - 1], source.dtypes[index - 1]) for index in data]
-    return source.colormap(data[0]) if kinds == [(ColorInterp.palette, "uint8")] else None
+    if len(data) != 1:  # rasterio asks GDAL about all bands whenever it is asked about one
+        return None
+    kind = source.colorinterp[data[0] - 1], source.dtypes[data[0] - 1]
+    return source.colormap(data[0]) if kind == (ColorInterp.palette, "uint8") else None
 
 
 def expanded(indices_HW: np.ndarray, colors: dict[int, tuple[int, int, int, int]]) -> np.ndarray:
