@@ -365,6 +365,8 @@ def test_polygons_on_a_turned_image_lie_where_they_should(tmp_path):
 
 BOX, LINE = box(0, 0, 10, 10), shapely.LineString([(X, Y), (X + 100, Y - 100)])
 NO_CRS = features([BOX], None, "geojson", **{"class": [1]})  # then GDAL takes them for degrees
+PARQUET = features([BOX], UTM, "parquet", **{"class": ["water"]})
+FOOTER = PARQUET[-8 - int.from_bytes(PARQUET[-8:-4], "little") :]
 REFUSED = {
     "name": (features([BOX], UTM, "geojson", **{"class": ["lake"]}), "a.geojson", "a.geojson holds the class 'lake'"),
     "id": (features([BOX], UTM, "gpkg", **{"class_id": [7]}), "a.gpkg", "a.gpkg holds the class 7"),
@@ -377,6 +379,8 @@ REFUSED = {
     "no GeoPackage": (b"<OGRVRTDataSource>", "a.gpkg", "its content is not what its ending says"),
     "no Parquet": (b"PAR1", "a.parquet", "a.parquet cannot be read"),
     "footer of a Parquet": (b"PAR1" + b"\xff" * 99 + b"\x50\0\0\0PAR1", "a.parquet", "a.parquet cannot be read"),
+    "no pages": (PARQUET[:4] + bytes(len(PARQUET) - len(FOOTER) - 4) + FOOTER, "a.parquet", "a.parquet cannot be read"),
+    "no text": (PARQUET.replace(b"water", b"\xff\xffter"), "a.parquet", "a.parquet cannot be read: .*can't decode"),
     "id in a raster": (raster(PLAIN + np.uint8(7)), "a.tif", "a.tif holds the id"),
     "nodata is a class": (raster(PLAIN, nodata=0, transform=moved(GRID, GRID.scale(2))), "a.tif", "'land'; unset"),
     "raster without CRS": (raster(PLAIN, crs=None), "a.tif", "a.tif has no CRS, so .* cannot be placed"),

@@ -283,7 +283,8 @@ def _attribute(file: VectorFile, names: Iterable[str]) -> str:
 def _ids(file: VectorFile, values: Iterable[object]) -> np.ndarray:
     """(n,) uint8: the ids of the values of an attribute, each a name or an id."""
     known = dict(file.ids)
-    return np.array([_id(file, value, known) for value in values], np.uint8)
+    with _one_sentence(file.uri):  # texts are decoded one by one
+        return np.array([_id(file, value, known) for value in values], np.uint8)
 
 
 def _id(file: VectorFile, value: object, known: dict[str, int]) -> int:
