@@ -115,7 +115,7 @@ def _known(file: File) -> File:
         return file
     try:
         known = stat(file)
-    except (ValueError, OSError) as error:
+    except (ValueError, LookupError, OSError) as error:  # LookupError: of fsspec, for an address that is none
         if isinstance(error, OSError) and not isinstance(error, FINAL_ERRORS) and not is_local(file.uri):
             raise  # of a store that fails; of a disk it is a name that is too long, or a link to itself
         raise ImageError(f"{file.uri} cannot be read: {reason_of(error)}") from error

@@ -36,6 +36,7 @@ ATOMIC_PUT = {"s3", "s3a", "gs", "gcs", "az", "abfs", "abfss", "adl", "oss", "me
 LEFTOVER = re.compile(r"\..*\.[0-9a-f]{32}\.tmp")  # names that `_temporary` makes
 TEMPORARY_BYTES = len("..") + 32 + len(".tmp")  # how much longer such a name is than the file's own
 PLAIN_STORES = ATOMIC_PUT | {"file", "local"}  # on these a file never lies inside another
+REFERENCES = re.compile("(^|::)reference:")  # fsspec's scheme of files that list parts of others
 FINAL_ERRORS = (FileNotFoundError, FileExistsError, PermissionError, IsADirectoryError, NotADirectoryError)
 
 
@@ -59,13 +60,15 @@ def filesystem(uri: str) -> tuple[AbstractFileSystem, str]:
 
     The container of a chain is opened, too; ImageError where it is missing, damaged or refused.
     """
+    if REFERENCES.search(uri):
+        raise SegrayError(f"{uri} is not opened: a file of references holds templates to execute; give the files")
     try:
         if "::" in uri and not is_chain(uri):  # fsspec would split the file's name
             fs = get_filesystem_class(split_protocol(uri)[0])()
             return fs, fs._strip_protocol(uri)
         with store_errors():
             return url_to_fs(uri)
-    except (ValueError, ImportError) as error:
+    except (ValueError, TypeError, ImportError) as error:  # TypeError: of a store that needs more than a URI
         raise SegrayError(f"{uri} cannot be opened: {describe(error)}; check the URI") from error
     except (tarfile.TarError, zipfile.BadZipFile, *FINAL_ERRORS) as error:
         raise ImageError(f"{uri} cannot be opened: {describe(error)}; check the URI") from error

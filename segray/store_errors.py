@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TypeVar
 
-from botocore.exceptions import BotoCoreError
+from botocore.exceptions import BotoCoreError, ParamValidationError
 from fsspec import AbstractFileSystem
 
 from segray.errors import SegrayError
@@ -92,6 +92,8 @@ def _told(error: Exception) -> Exception:
     """The error that replaces one of a library; any other is unchanged."""
     if isinstance(error, StoreError):
         return error
+    if isinstance(error, ParamValidationError):  # no bucket can have such a name
+        return PermissionError(" ".join(str(error).split()))
     if isinstance(error, FileNotFoundError) and _library(error.__cause__):  # fsspec's for any answer of a web server
         error = error.__cause__
     code, library = code_of(error), _library(error)

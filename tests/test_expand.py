@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import threading
 import time
 from dataclasses import replace
@@ -76,6 +77,26 @@ def test_large_members_that_are_unpacked_whole_are_read_two_at_a_time(
     found = list(expand.expand(tuple(list_files(str(tmp_path))), CUTTING))
     assert [item.error for one in found for item in one.items] == [None] * COUNT
     assert max(seen) in together
+
+
+@pytest.mark.parametrize(
+    ("line", "reason"),
+    [
+        ("reference://x.png::file:///a.json", "is not opened: a file of references holds templates to execute"),
+        ("zip://x.png::reference://a.zip::file:///a.json", "is not opened: a file of references"),
+        ("zip://x.png::reference::file:///a.json", "is not opened: a file of references"),
+        ("jupyter://x.png", "cannot be opened: .*; check the URI"),
+        ("data:,x.png", "cannot be read: "),
+        ("s3://", "cannot be read: .*[Bb]ucket"),
+        ("http://[/x.png", "cannot be read: "),
+        ("nothing://x.png", "cannot be opened: Protocol not known"),
+    ],
+)
+def test_a_line_of_a_list_that_names_no_image_is_a_row(tmp_path: Path, line: str, reason: str) -> None:
+    (tmp_path / "list.txt").write_text(line)
+    (file,) = open_archive(str(tmp_path / "list.txt"), ArchiveOptions()).images()
+    ((item,),) = (found.items for found in expand.expand((file,), CUTTING))
+    assert re.search(reason, item.error)
 
 
 @pytest.mark.parametrize("name", ["a.png", "a.tif", "a.tar", "a.pmtiles"])
