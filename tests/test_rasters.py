@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import math
 import random
 import uuid
 import zipfile
@@ -313,6 +314,16 @@ def test_a_jpeg_2000_that_is_cut_off_is_refused(tmp_path, kept):
         read_image(str(tmp_path / "a.jp2"))
     with pytest.raises(ImageError, match="a.jp2 cannot be read: the member, band 1: IReadBlock failed"):
         rasters.read_bytes("a.jp2", data, None)
+
+
+@pytest.mark.parametrize(
+    "pixel", [(0.0, 0.0, 0.0, 0.0), (1.0, 2.0, 2.0, 4.0), (math.nan, 0.0, 0.0, -1.0), (1e-200, 0.0, 0.0, 1e-200)]
+)
+def test_a_transform_that_places_nothing_is_none(tmp_path, pixel):
+    a, b, d, e = pixel
+    uri = tiff(tmp_path, RGB, crs="EPSG:32633", transform=Affine(a, b, 500000, d, e, 5800000))
+    header, raster = read_header(uri), read_image(uri)
+    assert (header.transform, header.resolution, raster.transform) == (None, None, None)
 
 
 def test_gdal_is_not_asked_about_all_bands_for_each_of_them():

@@ -80,10 +80,16 @@ def expanded(indices_HW: np.ndarray, colors: dict[int, tuple[int, int, int, int]
 def georeference(source: rasterio.DatasetReader) -> tuple[str | None, Affine6 | None]:
     """(CRS as authority code or WKT, affine of the raster as (a, b, c, d, e, f)), each None where the file has none.
 
-    rasterio gives the identity where the file has no affine; a CRS alone places nothing, but is kept.
+    rasterio gives the identity where the file has no affine; a CRS alone places nothing, but is kept. An affine whose
+    pixels have no area, or that is no numbers, places nothing either.
     """
     crs = _name_of(source.crs.wkt) if source.crs else None
-    return crs, None if source.transform.is_identity else tuple(source.transform)[:6]
+    return crs, tuple(source.transform)[:6] if _places(source.transform) else None
+
+
+def _places(transform: rasterio.Affine) -> bool:
+    numbers = all(math.isfinite(value) for value in transform[:6])
+    return numbers and not transform.is_identity and 0 < abs(transform.determinant) < math.inf
 
 
 @lru_cache(256)
@@ -98,9 +104,9 @@ def metres(source: rasterio.DatasetReader) -> float | None:
     Computed on a sphere for degrees and for Mercator projections, which stretch by 1 / cos(latitude); for other
     projections that are not in TRUE, from the area that `true_scale` measures there.
     """
-    crs, side = source.crs, abs(source.transform.determinant) ** 0.5
-    if crs is None or source.transform.is_identity or not side:
+    if source.crs is None or not _places(source.transform):
         return None
+    crs, side = source.crs, abs(source.transform.determinant) ** 0.5
     *_, d, e, f = tuple(source.transform)[:6]
     y = d * source.width / 2 + e * source.height / 2 + f
     if crs.is_geographic:
