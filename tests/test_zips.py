@@ -114,3 +114,12 @@ def test_a_member_beyond_any_file_is_a_row_with_the_reason(tmp_path):
 def test_checksums_are_those_of_the_members(tmp_path):
     file = put(str(tmp_path / "a.zip"), zip_of(BODIES))
     assert [member.part[-8:] for member in zips.members(file)] == [f"{zlib.crc32(b):08x}" for b in BODIES.values()]
+
+
+def test_members_that_share_their_bytes_are_refused(tmp_path):
+    """So a few megabytes would unpack to many terabytes, a gigabyte a member."""
+    data = bytearray(zip_of({name: bytes(10**6) for name in ("x.png", "y.png", "z.png")}))
+    second = data.index(b"PK\1\2", data.index(b"PK\1\2") + 1)
+    data[second + 42 : second + 46] = bytes(4)  # where y.png begins
+    x, y, z = zips.members(put(str(tmp_path / "a.zip"), bytes(data)))
+    assert ["overlaps the next member" in (member.error or "") for member in (x, y, z)] == [True, True, False]

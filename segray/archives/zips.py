@@ -36,12 +36,12 @@ def members(file: File, column: str | None = None) -> Iterator[File | None]:
     except (ImageError, *FINAL_ERRORS) as error:
         yield damaged(file, error)
         return
-    last = {info.orig_filename: info for info in infos}
+    last, overlapping = {info.orig_filename: info for info in infos}, _overlapping(infos)
     for info in infos:
         if not is_wanted(info.orig_filename) or not _is_file(info):
             yield None
         elif last[info.orig_filename] is info:
-            yield _file(file, info)
+            yield _file(file, info, overlaps=info.header_offset in overlapping)
 
 
 def span(part: str) -> tuple[int, int] | None:
@@ -88,6 +88,13 @@ def _inflate(body: bytes, size: int) -> bytes | None:
     return data if inflater.eof else None
 
 
+def _overlapping(infos: list[zipfile.ZipInfo]) -> set[int]:
+    """Where members begin that reach into the next, as in a bomb in which many share the same packed bytes."""
+    order = sorted(infos, key=lambda info: info.header_offset)
+    ends = (info.header_offset + LOCAL_HEADER.size + info.compress_size for info in order)
+    return {info.header_offset for info, end, after in zip(order, ends, order[1:]) if end > after.header_offset}
+
+
 def _directory(stream: Seekable, uri: str) -> list[zipfile.ZipInfo]:
     try:
         with zipfile.ZipFile(stream) as archive:
@@ -98,12 +105,14 @@ def _directory(stream: Seekable, uri: str) -> list[zipfile.ZipInfo]:
         raise ImageError(f"{uri} is damaged, its members cannot be listed: {error}") from error
 
 
-def _file(file: File, info: zipfile.ZipInfo) -> File:
+def _file(file: File, info: zipfile.ZipInfo, *, overlaps: bool) -> File:
     method, error = METHODS.get(info.compress_type), too_large(max(info.file_size, info.compress_size))
     if info.flag_bits & ENCRYPTED:
         error = "it is encrypted; pack it without a password"
     elif not 0 <= info.header_offset < MAX_PLACE:  # the directory's own size or place is wrong
         error = "the directory of the zip is damaged"
+    elif overlaps:
+        error = "it overlaps the next member, as in a decompression bomb; pack it anew"
     elif method is None:
         error = f"it is packed by method {info.compress_type}; pack it stored or deflated"
     part = f"{method} {info.header_offset}+{info.compress_size} {info.file_size} {info.CRC:08x}"
