@@ -301,6 +301,7 @@ REFUSED = {
     ),
     "float target": ("masks/a.tif", tiff(IDS[None] / np.float32(255)), LabelError, "whole-number ids"),
     "two bands": ("masks/a.tif", tiff(np.stack([IDS, IDS])), LabelError, "2 bands"),
+    "bands that are not read": ("masks/a.tif", tiff(np.stack([IDS, IDS]))[:-9], LabelError, "2 bands"),
     "nodata is a class": ("masks/a.tif", tiff(IDS[None], nodata=0), LabelError, "'land'"),
     "a class is transparent": ("masks/a.png", picture(IDS, transparency=0), LabelError, "declares 0 .*'land'"),
     "one of two ids of a bit is transparent": (

@@ -195,14 +195,13 @@ def _raster(uri: str, source: rasterio.DatasetReader, window: Window | None, siz
         raise LabelError(f"{uri} would be read in a piece of more than {MAX_PIXELS} pixels; make its pixels larger")
     if "jpeg" in str(source.profile.get("compress", "")).lower():
         raise LabelError(f"{uri} is compressed as JPEG, which changes ids; save masks with LZW or DEFLATE")
-    part = window.rows, window.cols
-    values, nodata = source.read(window=part), source.nodatavals
-    alpha = ColorInterp.alpha in source.colorinterp
-    if values.dtype.kind not in "iu" or values.shape[0] - alpha not in (1, 3):
+    alpha, kind = ColorInterp.alpha in source.colorinterp, source.dtypes[0]
+    if not kind.startswith(("int", "uint")) or source.count - alpha not in (1, 3):
         raise LabelError(
-            f"{uri} holds {values.shape[0]} bands of {values.dtype}; masks are one band of whole-number ids or three "
+            f"{uri} holds {source.count} bands of {kind}; masks are one band of whole-number ids or three "
             f"8-bit bands of colours"
         )
+    values, nodata = source.read(window=(window.rows, window.cols)), source.nodatavals
     values = values[0] if values.shape[0] == 1 else values.transpose(1, 2, 0)
     if values.ndim == 3 and values.dtype != np.uint8:
         raise LabelError(f"{uri} holds colours of {values.dtype}; colours of the legend are 8-bit")
