@@ -326,6 +326,17 @@ def test_a_transform_that_places_nothing_is_none(tmp_path, pixel):
     assert (header.transform, header.resolution, raster.transform) == (None, None, None)
 
 
+def test_a_header_of_more_pixels_than_can_be_planned_is_refused(tmp_path):
+    uri = tiff(tmp_path, RGB, **{**TILED, "blockxsize": 8192, "blockysize": 8192})
+    data = bytearray(Path(uri).read_bytes())
+    for tag in (b"\x00\x01\x03\x00", b"\x01\x01\x03\x00"):  # width and height, as 16 bits: let them be 32
+        place = data.index(tag + b"\1\0\0\0")
+        data[place + 2], data[place + 8 : place + 12] = 4, (10**8).to_bytes(4, "little")
+    Path(uri).write_bytes(data)
+    with pytest.raises(ImageError, match="says that it has 100000000 x 100000000 pixels; if its header is not damaged"):
+        read_header(uri)
+
+
 def test_gdal_is_not_asked_about_all_bands_for_each_of_them():
     """Each question takes as long as there are bands: the header of 4,000 took half a minute."""
     asked = []

@@ -23,11 +23,12 @@ TRUE = {
     "sterea", "tmerc", "utm",
 }  # fmt: skip
 Y_OF_89_DEGREES = math.asinh(math.tan(math.radians(89)))  # of the Mercator map of a sphere of radius 1
+MAX_PIXELS = 2**46  # of an image: a continent at 30 cm; a damaged header may say more, and its plan fill all memory
 MAX_BLOCK_PIXELS = 2**28  # a block is decoded whole: a larger one is a decompression bomb, or is not worth its memory
 
 
 def check(uri: str, source: rasterio.DatasetReader) -> None:
-    """ImageError when a raster has several pages, complex numbers, or blocks that are too large.
+    """ImageError when a raster has several pages, complex numbers, or too many pixels, in all or in a block.
 
     GDAL lists pages as subdatasets where there are several; overviews and masks are not listed.
     """
@@ -37,6 +38,9 @@ def check(uri: str, source: rasterio.DatasetReader) -> None:
         )
     if source.dtypes[0].startswith("complex"):
         raise ImageError(f"{uri} holds complex numbers, which are not imagery; give its amplitude instead")
+    if source.height * source.width > MAX_PIXELS:
+        size = f"{source.height} x {source.width} pixels"
+        raise ImageError(f"{uri} says that it has {size}; if its header is not damaged, split it into several files")
     for height, width in source.block_shapes:
         if height * width > MAX_BLOCK_PIXELS:
             raise ImageError(f"{uri} is stored in blocks of {height} x {width} pixels; rewrite it as tiled GeoTIFF")
