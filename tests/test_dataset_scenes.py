@@ -293,11 +293,6 @@ def test_a_geojson_needs_no_name(tmp_path):
     assert np.array_equal(mask_of(labelled(str(tmp_path), content, "labels/a.geojson")), expected)
 
 
-def test_an_attribute_that_is_no_name_is_refused(tmp_path):
-    with pytest.raises(SegrayError, match=r"classes.json names \['use'\] as attribute; give the name of one"):
-        open_dataset(labelled(str(tmp_path), b"{}", "labels/a.geojson", attribute=["use"]))
-
-
 def test_a_scene_without_any_feature_is_background(tmp_path):
     content = b'{"type": "FeatureCollection", "features": []}'
     mask = mask_of(labelled(str(tmp_path), content, "labels/a.geojson", background="land"))

@@ -201,7 +201,8 @@ def _raster(uri: str, source: rasterio.DatasetReader, window: Window | None, siz
             f"{uri} holds {source.count} bands of {kind}; masks are one band of whole-number ids or three "
             f"8-bit bands of colours"
         )
-    values, nodata = source.read(window=(window.rows, window.cols)), source.nodatavals
+    part = window.rows, window.cols
+    values, nodata = source.read(window=part), source.nodatavals
     values = values[0] if values.shape[0] == 1 else values.transpose(1, 2, 0)
     if values.ndim == 3 and values.dtype != np.uint8:
         raise LabelError(f"{uri} holds colours of {values.dtype}; colours of the legend are 8-bit")

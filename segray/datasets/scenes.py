@@ -72,9 +72,6 @@ class ScenesDataset:
             raise SegrayError(f'{legend} gives {attribute!r} as attribute; give the name of one, as in "landuse"')
         if "background" in document and background not in ids:
             raise SegrayError(f"{legend} names '{background}' as background; give the name or the id of a class")
-        attribute = document.get("attribute")
-        if not isinstance(attribute, str | None):
-            raise SegrayError(f'{legend} names {attribute!r} as attribute; give the name of one, as in "landuse"')
         return cls(
             uri=uri,
             classes=classes,
