@@ -122,7 +122,7 @@ def _walk(fs: AbstractFileSystem, path: str, above: tuple[str, ...] = ()) -> Ite
         if _is_folder(info):
             if not (info.get("islink") and os.path.realpath(info["name"]) in above):
                 yield from _walk(fs, info["name"], above)
-        elif info.get("islink"):  # a listing has the time of the link itself, which stays when the file changes
+        elif info.get("islink") and not no_file(info["name"]):  # a listing has the time of the link, not of the file
             yield info["name"], file_info(fs, info["name"]) or info
         else:
             yield info["name"], info
