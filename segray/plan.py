@@ -241,6 +241,7 @@ def check(plan: Plan, wanted: dict) -> None:
     for name in sorted(set(have["settings"]) | set(wanted["settings"])):
         before, now = have["settings"].get(name), wanted["settings"].get(name)
         if before != now:
+            before, now = ("not given" if value is None else value for value in (before, now))
             reasons.append(f"--{name} was {before} and is now {now}")
     raise SegrayError(
         f"{plan.uri} belongs to another job: {'; '.join(reasons)}; "

@@ -365,9 +365,10 @@ FOOTER = PARQUET[-8 - int.from_bytes(PARQUET[-8:-4], "little") :]
 REFUSED = {
     "name": (features([BOX], UTM, "geojson", **{"class": ["lake"]}), "a.geojson", "a.geojson holds the class 'lake'"),
     "id": (features([BOX], UTM, "gpkg", **{"class_id": [7]}), "a.gpkg", "a.gpkg holds the class 7"),
-    "no class": (features([BOX], UTM, "parquet", **{"class": [None]}), "a.parquet", "holds the class None"),
+    "no class": (features([BOX], UTM, "parquet", **{"class": [None]}), "a.parquet", "a feature without a class"),
     "attribute": (features([BOX], UTM, "gpkg", kind=[1]), "a.gpkg", 'no attribute class or class_id .*"attribute"'),
-    "line": (features([LINE], UTM, "geojson", **{"class": [1]}), "a.geojson", "a LineString, which has no area"),
+    "line": (features([LINE], UTM, "geojson", **{"class": [1]}), "a.geojson", "a LineString; labels are polygons"),
+    "no id": (features([BOX, BOX], UTM, "gpkg", **{"class": [np.nan, 1]}), "a.gpkg", "a feature without a class"),
     "no CRS": (features([BOX], None, "parquet", **{"class": [1]}), "a.parquet", "does not say in which CRS"),
     "no degrees": (NO_CRS, "a.geojson", r"a.geojson holds the coordinates \(500100, 5499900\), which are no longitude"),
     "broken": (b"{", "a.geojson", "a.geojson cannot be read"),

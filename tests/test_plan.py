@@ -178,7 +178,7 @@ def test_a_plan_of_a_later_version_is_refused(tmp_path):
         ({"listing": "xyz"}, ["or some changed"]),
         ({"model": "m2"}, ["the model is another one"]),
         ({"settings": {**SETTINGS, "window": 512}}, ["--window was 2048 and is now 512"]),
-        ({"settings": {**SETTINGS, "scale": 2.0}}, ["--scale was None and is now 2.0"]),
+        ({"settings": {**SETTINGS, "scale": 2.0}}, ["--scale was not given and is now 2.0"]),
         ({"model": "m2", "settings": {"blend": "crop"}}, ["another one", "--blend was taper", "--bands was [0, 1, 2]"]),
     ],
 )

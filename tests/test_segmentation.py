@@ -160,7 +160,7 @@ def test_confidences_are_those_of_the_pixels_however_the_job_is_cut(model, archi
             assert (percent == np.where(found.mask == IGNORE, IGNORE, np.rint(found.confidences / 655.35))).all()
             seen += 1
         assert seen == 13
-    with pytest.raises(SegrayError, match="--confidence was True and is now None"):
+    with pytest.raises(SegrayError, match="--confidence was True and is now not given"):
         segment(SegmentSettings(
             model=model, archive=str(archive), output=str(output), window=37, shard_mpx=0.002, precision="fp32",
         ))  # fmt: skip

@@ -29,6 +29,7 @@ from segray.storage import describe, ending, read_bytes
 
 if TYPE_CHECKING:
     from geopandas import GeoDataFrame
+    from pandas import Series
     from pyproj import CRS
 
 ATTRIBUTES = ("class", "class_id", "class_name")  # tried in this order, where the legend names none
@@ -186,7 +187,9 @@ def _read(file: VectorFile) -> Features:
     wrong = np.flatnonzero(there & ~np.isin(kinds, POLYGONS))
     if len(wrong):
         name = geometries[wrong[0]].geom_type
-        raise LabelError(f"{file.uri} holds a {name}, which has no area; buffer lines and points to polygons")
+        raise LabelError(
+            f"{file.uri} holds a {name}; labels are polygons: buffer lines and points, and take collections apart"
+        )
     geometries = shapely.force_2d(geometries[there])
     points, owner = shapely.get_coordinates(geometries, return_index=True)
     if not np.isfinite(points).all():
@@ -280,9 +283,11 @@ def _attribute(file: VectorFile, names: Iterable[str]) -> str:
     return found
 
 
-def _ids(file: VectorFile, values: Iterable[object]) -> np.ndarray:
+def _ids(file: VectorFile, values: Series) -> np.ndarray:
     """(n,) uint8: the ids of the values of an attribute, each a name or an id."""
     known = dict(file.ids)
+    if values.isna().any():
+        raise LabelError(f"{file.uri} holds a feature without a class; give it one, or leave it out")
     with _one_sentence(file.uri):  # texts are decoded one by one
         return np.array([_id(file, value, known) for value in values], np.uint8)
 
