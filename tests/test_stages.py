@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -98,7 +99,7 @@ def test_every_tile_with_data_is_needed_once_however_the_archive_is_cut(archive,
 
 def test_the_segmenter_computes_the_tiles_that_are_counted(archive, model, tmp_path):
     work, shards = work_of(archive, model, tmp_path, shard_pixels=7_000)
-    segmenter = work.segmenter()
+    segmenter = replace(work, batch_size=1).segmenter()  # larger batches are filled up
     tiles = []
     segmenter.inference.network.register_forward_hook(lambda _module, x, _logits: tiles.append(len(x[0])))
     for shard in range(shards):
