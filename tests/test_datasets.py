@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import os
 import pickle
 import struct
 import uuid
@@ -383,6 +384,15 @@ def test_files_without_their_partner_are_named(place: str, name: str, sentence: 
     publish(join(folder(place, picture(IDS)), name), picture(IDS))
     with pytest.raises(SegrayError, match=sentence):
         open_dataset(place).samples("train")
+
+
+@pytest.mark.parametrize("kind", ["images", "masks"])
+def test_a_pipe_is_refused_and_not_waited_for(labelled_folder: str, kind: str) -> None:
+    place = Path(labelled_folder, "train", kind, "s1.png")
+    place.unlink()
+    os.mkfifo(place)
+    with pytest.raises(SegrayError, match=f"{place} cannot be read: it is no file"):
+        open_dataset(labelled_folder).samples("train")
 
 
 def test_files_that_are_no_images_are_passed_over(place: str) -> None:

@@ -65,10 +65,12 @@ def images_of(folder: str) -> dict[str, File]:
 
 
 def by_stem(folder: str, wanted: Callable[[str], bool]) -> dict[str, File]:
-    """Path below the folder without its ending -> file, sorted; SegrayError when two files share one."""
+    """Path below the folder without its ending -> file, sorted; SegrayError when two share one, or one is no file."""
     root, found = filesystem(folder)[1], {}
     for file in files_if_any(folder):  # the caller says what is missing
         if wanted(file.uri):
+            if file.error:
+                raise SegrayError(file.error)
             stem = posixpath.splitext(file.uri.partition(root + "/")[2])[0]
             if stem in found:
                 raise SegrayError(f"{found[stem].uri} and {file.uri} have the same stem; remove one of them")
