@@ -193,7 +193,7 @@ def test_another_job_on_the_same_output_is_refused(local_ray, small_model, archi
         segment(SegmentSettings(**settings, window=512))
     with pytest.raises(SegrayError, match="--format was parquet and is now png"):
         segment(SegmentSettings(**settings, format="png"))
-    with pytest.raises(SegrayError, match="--tta was None and is now d4"):
+    with pytest.raises(SegrayError, match="--tta was not given and is now d4"):
         segment(SegmentSettings(**settings, tta="d4"))
     assert contents(tmp_path) == before
     segment(SegmentSettings(**settings, blend="taper", overwrite=True))
