@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 from containers import put
 from fsspec.implementations.memory import MemoryFileSystem
+from web import served
 
 from segray.archives import copies
 from segray.archives.copies import local_copy
@@ -50,6 +51,14 @@ def test_a_copy_is_the_content(store, monkeypatch, folder, size, gunzip):
         assert folder.stat().st_mode & 0o777 == 0o700
     else:
         assert path == file.uri
+
+
+def test_a_web_server_that_sends_no_parts_ends_a_copy(tmp_path, monkeypatch, folder):
+    monkeypatch.setattr(copies, "PIECE_BYTES", 1000)
+    (tmp_path / "a.bin").write_bytes(DATA)
+    with served(tmp_path, parts=False) as address, pytest.raises(ImageError, match="sends no parts of files"):
+        local_copy(f"{address}/a.bin", next(list_files(f"{address}/a.bin")).etag)
+    assert kept(folder) == []
 
 
 def test_streams_one_behind_another_and_padding_are_unpacked(tmp_path, monkeypatch):

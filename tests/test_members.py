@@ -11,7 +11,7 @@ from concurrent.futures import ThreadPoolExecutor
 import fsspec
 import numpy as np
 import pytest
-from containers import BODIES, WITHOUT, WRITERS, body, container_of, listed, put, tar_of, zip_of
+from containers import BODIES, CHANCE, WITHOUT, WRITERS, body, container_of, listed, put, tar_of, zip_of
 from web import served
 
 from segray.archives import tars
@@ -55,6 +55,19 @@ def test_a_container_may_have_a_signed_address(tmp_path, ending):
     with served(tmp_path) as address:
         file = stat(File(f"{address}/a{ending}?sig=a/b.png&x=1", -1, ""))
         assert [body(file, member) for member in listed(file).values()] == list(BODIES.values())
+
+
+@pytest.mark.parametrize("ending", [".tar", ".zip"])
+def test_a_web_server_that_sends_no_parts_gives_no_wrong_member(tmp_path, ending):
+    bodies = {f"{name}.png": CHANCE.bytes(3000) for name in "abc"}  # of equal size, so that their headers are alike
+    (tmp_path / f"a{ending}").write_bytes(WRITERS[ending](bodies))
+    with served(tmp_path, parts=False) as address:
+        file = stat(File(f"{address}/a{ending}", -1, ""))
+        first, *others = listed(file).values()
+        assert body(file, first) == bodies["a.png"]
+        for member in others:
+            with pytest.raises(ImageError, match="its web server sends no parts of files; copy it"):
+                body(file, member)
 
 
 @pytest.mark.parametrize("ending", [".tar", ".tar.gz", ".zip"])

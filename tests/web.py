@@ -11,9 +11,12 @@ from urllib.parse import unquote
 
 
 @contextmanager
-def served(folder: Path, *, sized: bool = True) -> Iterator[str]:
-    """The address at which a folder is served; sized: whether the server says how many bytes a file has."""
-    handler = type("Handler", (_Handler,), {"folder": folder, "sized": sized})
+def served(folder: Path, *, sized: bool = True, parts: bool = True) -> Iterator[str]:
+    """The address at which a folder is served.
+
+    sized: whether the server says how many bytes a file has. parts: whether it sends ranges of one.
+    """
+    handler = type("Handler", (_Handler,), {"folder": folder, "sized": sized, "parts": parts and sized})
     with ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
         thread = threading.Thread(target=server.serve_forever)
         thread.start()
@@ -27,6 +30,7 @@ def served(folder: Path, *, sized: bool = True) -> Iterator[str]:
 class _Handler(BaseHTTPRequestHandler):
     folder: Path
     sized: bool
+    parts: bool
 
     def do_GET(self) -> None:
         path = self.folder / unquote(self.path.partition("?")[0]).lstrip("/")
@@ -34,7 +38,7 @@ class _Handler(BaseHTTPRequestHandler):
             self.send_error(404)
             return
         content = path.read_bytes()
-        asked = self.headers.get("Range") if self.sized else None
+        asked = self.headers.get("Range") if self.parts else None
         if asked is None:
             self.send_response(200)
         else:
@@ -46,8 +50,9 @@ class _Handler(BaseHTTPRequestHandler):
             self.send_response(206)
             self.send_header("Content-Range", f"bytes {first}-{last}/{len(content)}")
             content = content[int(first) : last + 1]
-        if self.sized:
+        if self.parts:
             self.send_header("Accept-Ranges", "bytes")
+        if self.sized:
             self.send_header("Content-Length", str(len(content)))
         self.end_headers()
         if self.command == "GET":

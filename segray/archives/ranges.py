@@ -10,18 +10,23 @@ from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager, nullcontext
 from functools import partial
+from typing import TYPE_CHECKING
 
 from fsspec import AbstractFileSystem
 
 from segray.errors import ImageError
-from segray.storage import FINAL_ERRORS, filesystem, local_path, reason_of, retry
+from segray.storage import FINAL_ERRORS, filesystem, local_path, protocol_of, reason_of, retry
 from segray.store_errors import BEYOND_THE_END, code_of, store_errors, with_reason
+
+if TYPE_CHECKING:
+    from aiohttp import ClientResponse
 
 WHOLE_BYTES = 2**22  # a smaller file is fetched with the first request; a larger one wastes that many bytes once
 HEADER_BYTES = 2**15  # the directory of a COG of 10,000 x 10,000 pixels takes 3 kB
 PAGE_BYTES = 2**16  # of small reads; doubled as long as they follow each other
 MAX_PAGE_BYTES = 2**22
 PIECE_BYTES = 2**21  # of large reads: a store gives some 90 MB/s per connection, so several are used
+MOST_BYTES = 2**30  # of a file that a web server sends whole though a part was asked for: it is held in memory
 GAP_BYTES = 2**15  # a gap between two ranges that is fetched with them, rather than sending two requests
 FETCHERS = 16  # concurrent requests of a process; s3fs holds 10 connections
 _pool = ThreadPoolExecutor(FETCHERS, thread_name_prefix="ranges")
@@ -38,25 +43,39 @@ def unreadable_told(uri: str) -> Iterator[None]:
 
 
 def read_range(uri: str, start: int, size: int) -> bytes:
-    """Up to `size` bytes from `start`, fewer where the file ends, in one request; raises the store's own errors."""
+    """Up to `size` bytes from `start`, fewer where the file ends, in one request; raises the store's own errors.
+
+    ImageError when a web server sends no parts of files (see `_check_part`).
+    """
     if path := local_path(uri):
         with open(path, "rb") as file:
             file.seek(start)
             return file.read(size)
     fs, path = filesystem(uri)
-    return retry(partial(_range_once, fs, path, start, start + size)) if size else b""
+    return retry(partial(_range_once, fs, path, start, start + size))[:size] if size else b""
 
 
 def _range_once(fs: AbstractFileSystem, path: str, start: int, stop: int) -> bytes:
+    web = {"raise_for_status": partial(_check_part, start)} if protocol_of(fs) in ("http", "https") else {}
     try:
         with store_errors(), _one_reader if not fs.async_impl else nullcontext():
-            return fs.cat_file(path, start=start, end=stop)
+            return fs.cat_file(path, start=start, end=stop, **web)
     except OSError as error:
         if code_of(error) in BEYOND_THE_END:  # most stores refuse a range beyond the end
             fs.invalidate_cache()  # adlfs would answer with the size that the file had before
             if (fs.size(path) or 0) <= start:
                 return b""
         raise
+
+
+async def _check_part(start: int, response: ClientResponse) -> None:
+    """ImageError when a web server sends a whole file in place of the part from `start`, as simple ones do.
+
+    fsspec would take its first bytes for those of the part. A file that is asked for from its beginning may come whole.
+    """
+    if response.status == 200 and (start > 0 or (response.content_length or 0) > MOST_BYTES):
+        advice = "copy it to a disk, or to a store or a server that sends parts"
+        raise ImageError(f"{response.url} cannot be read: its web server sends no parts of files; {advice}")
 
 
 class StoredFile:
