@@ -271,7 +271,7 @@ def _pictures(work: Work, plan: plans.Plan) -> list[Picture]:
 
 
 def _pictures_of(work: Work, shard: int, *, count: int) -> list[Picture]:
-    """The windows with the most classes in a shard, except those that can no longer be read."""
+    """The windows with the most classes in a shard, except those whose images are gone or have another size by now."""
     spec = replace(work.spec, resolution=None) if work.enlarge else work.spec
     parts = {item.image: item.part for item in plans.read_shard(work.plan, shard)}
     shown = [(row, mask) for row, mask in read_masks(work.output, shard, work.formats[-1]) if row["status"] == OK]
@@ -286,6 +286,8 @@ def _pictures_of(work: Work, shard: int, *, count: int) -> list[Picture]:
         options = {"part": parts[row["image"]], "window": window, "explicit_bands": work.explicit_bands}
         with suppress(*UNREADABLE):
             raster = read_for(row["image"], spec, **options)
+            if (raster.height, raster.width) != (row["image_height"], row["image_width"]):
+                continue  # it was replaced since: the mask is not of this image
             part = window.within(raster.window)
             whole = (window.height, window.width) == (row["image_height"], row["image_width"])
             place = "" if whole else f"row {window.row_off}, column {window.col_off}: "

@@ -277,7 +277,7 @@ def test_an_archive_that_does_not_fit_the_model_is_refused_before_any_mask(local
         segment(SegmentSettings(**settings, bands=(3, 2), overwrite=True))
 
 
-def test_a_picture_whose_store_fails_is_left_out_of_the_page(model, tmp_path, no_credentials):
+def test_a_picture_that_fails_or_changed_is_left_out_of_the_page(model, tmp_path, no_credentials):
     description, output = read_description(model), str(tmp_path)
     there = tmp_path / "there.png"
     Image.fromarray(scene(0, 48, 48)[0]).save(there)
@@ -289,6 +289,9 @@ def test_a_picture_whose_store_fails_is_left_out_of_the_page(model, tmp_path, no
     known = {"valid_pixels": 48 * 48, "confidence": 0.9, "seam_disagreement": 0.0}
     mask = np.zeros((48, 48), np.uint8)
     result = WindowMask(window=Window(0, 0, 48, 48), mask=mask, pixel_counts=counts, **known)
-    rows = [mask_row(Place(image=file.uri, etag=""), result, description.classes) for file in images]
+    places = [Place(image=file.uri, etag="", height=48, width=48) for file in images]
+    rows = [mask_row(place, result, description.classes) for place in places]
     write_shard(output, 0, rows=rows, formats=work.formats, metadata={})
     assert [picture.title for picture in _pictures_of(work, 0, count=2)] == [str(there)]
+    Image.fromarray(scene(0, 40, 48)[0]).save(there)  # it has another size by now
+    assert _pictures_of(work, 0, count=2) == []
