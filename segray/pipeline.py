@@ -244,7 +244,8 @@ def _publish_alone(work: Work, shard: int, items: list[plans.Item]) -> dict:
 
 
 def _resources(work: Work) -> dict:
-    return {"num_cpus": 1, "num_gpus": 1 if work.on_gpu else 0, "max_retries": 0}
+    """Those of an actor: with more, a node whose GPUs came without spare cores could run the actors, but never this."""
+    return {**({"num_cpus": 0, "num_gpus": 1} if work.on_gpu else {"num_cpus": 1}), "max_retries": 0}
 
 
 @ray.remote

@@ -187,6 +187,14 @@ def test_a_full_actor_makes_its_pool_grow(work, on_gpu, staged, bands):
     assert 1 < threshold <= options["max_tasks_in_flight_per_actor"] / together
 
 
+@pytest.mark.parametrize("on_gpu", [True, False])
+def test_a_shard_tried_alone_fits_where_an_actor_does(work, on_gpu):
+    """A node whose GPUs came without spare cores would never run it, and the job would wait without end."""
+    of_one = replace(ConstantWork(**work), on_gpu=on_gpu)
+    actor = of_one.actor_options()
+    assert all(pipeline._resources(of_one).get(name, 0) <= actor.get(name, 0) for name in ("num_cpus", "num_gpus"))
+
+
 def test_a_poisonous_image_is_a_failed_row_and_nothing_else_is_lost(work, tmp_path):
     totals = Totals()
     pipeline.run(PoisonedWork(**work), list(range(3)), actors=(1, 1), on_result=totals.add)
