@@ -136,12 +136,19 @@ def _is_folder(info: dict) -> bool:
 def _walk_s3(fs: AbstractFileSystem, path: str) -> Iterator[tuple[str, dict]]:
     """The pages of ListObjectsV2 as they come: s3fs's own listing would hold all of them in memory."""
     bucket, _, key = path.partition("/")
+    pages = partial(fs.call_s3, "list_objects_v2", Bucket=bucket)
+    if key and not key.endswith("/"):
+        # The object of that name, the first that begins with it; and then only what lies below: all that begins with
+        # the name of a folder may be millions of objects of its neighbours.
+        for entry in retry(partial(pages, Prefix=key, MaxKeys=1)).get("Contents", []):
+            if entry["Key"] == key:
+                yield f"{bucket}/{key}", {"size": entry["Size"], "ETag": entry["ETag"]}
+        key += "/"
     token: dict[str, str] = {}
     while True:
-        page = retry(partial(fs.call_s3, "list_objects_v2", Bucket=bucket, Prefix=key, **token))
+        page = retry(partial(pages, Prefix=key, **token))
         for entry in page.get("Contents", []):
-            rest = entry["Key"][len(key) :]
-            if not entry["Key"].endswith("/") and (not key or not rest or rest.startswith("/") or key.endswith("/")):
+            if not entry["Key"].endswith("/"):
                 yield f"{bucket}/{entry['Key']}", {"size": entry["Size"], "ETag": entry["ETag"]}
         if not page.get("IsTruncated"):
             return

@@ -21,7 +21,7 @@ from segray.archives import tables, tars, zips
 from segray.archives.options import ArchiveOptions
 from segray.expand import SMALL_PICTURE_BYTES, Cutting, expand
 from segray.inputs import InputSpec
-from segray.listing import list_files
+from segray.listing import _walk_s3, list_files
 from segray.storage import File, join, publish
 
 pytestmark = pytest.mark.usefixtures("own_copies")
@@ -130,6 +130,29 @@ def test_no_folder_is_asked_whether_it_is_a_file(monkeypatch):
     monkeypatch.setattr(MemoryFileSystem, "info", lambda self, path: asked.append(path) or info(self, path))
     assert sorted(file.uri.partition("asked/")[2] for file in list_files("memory://asked")) == sorted(names)
     assert asked == ["/asked"]
+
+
+class Bucket:
+    """A bucket of S3 with those keys, in order, which counts the pages of its listings."""
+
+    def __init__(self, keys: list[str]) -> None:
+        self.keys, self.pages = sorted(keys), 0
+
+    def call_s3(self, method, *, Bucket, Prefix, MaxKeys=1000, ContinuationToken=""):  # noqa: N803
+        self.pages += 1
+        found = [key for key in self.keys if key.startswith(Prefix) and key > ContinuationToken]
+        page = {"Contents": [{"Key": key, "Size": 1, "ETag": "x"} for key in found[:MaxKeys]]}
+        more = {"IsTruncated": True, "NextContinuationToken": found[MaxKeys - 1]} if len(found) > MaxKeys else {}
+        return page | more
+
+
+@pytest.mark.parametrize("key", ["a", "/a", "x//a", "x/a b?#"])
+def test_the_neighbours_of_a_folder_are_not_listed_with_it(key):
+    neighbours = [f"{key}{more}{number}" for more in ("-old/", "0/") for number in range(5000)]
+    for own in ([key], [f"{key}/1.png", f"{key}//2.png"], [f"{key}/{number:04d}.png" for number in range(1500)]):
+        bucket = Bucket(neighbours + own)
+        assert [name for name, _ in _walk_s3(bucket, f"b/{key}")] == sorted(f"b/{name}" for name in own)
+        assert bucket.pages <= 3
 
 
 def test_a_tar_on_s3_is_listed_without_its_bodies(s3, monkeypatch):
