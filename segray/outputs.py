@@ -137,7 +137,8 @@ def _remove_results(settings: SegmentSettings) -> None:
     for file in files_if_any(join(settings.output, "masks")):
         if not re.search(r"/shard-\d{8}\.(parquet|tar)$", file.uri):
             raise SegrayError(f"{file.uri} is no mask shard, so nothing is overwritten; give another --output")
-    for name in (SEGMENTATION, "plan", "masks", "summary.json", "report.html"):  # a plan.json never lacks its files
+    # A plan.json never lacks its files; and no summary outlives its masks, or it might be taken for the next ones'.
+    for name in (SEGMENTATION, "summary.json", "report.html", "plan", "masks"):
         remove(join(settings.output, name))
 
 

@@ -79,3 +79,11 @@ def test_a_million_shards_take_little_memory(monkeypatch: pytest.MonkeyPatch) ->
     seen.clear()
     outputs.earlier(settings, plan, [])
     assert sum(count for count, _, _ in seen) == 200_000
+
+
+def test_overwriting_removes_the_summary_before_the_masks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    removed: list[str] = []
+    monkeypatch.setattr(outputs, "remove", lambda uri: removed.append(uri.removeprefix(f"{tmp_path}/")))
+    outputs._remove_results(SegmentSettings(model="m", archive="a", output=str(tmp_path)))
+    assert removed[0] == "plan/plan.json"
+    assert removed.index("summary.json") < removed.index("masks")
