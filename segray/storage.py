@@ -107,9 +107,23 @@ def join(uri: str, *parts: str) -> str:
 
 
 def beside(uri: str, name: str) -> str:
-    """The URI of a file named relative to the folder of another; any `.` and `..` are resolved."""
+    """The URI of a file named relative to the folder of another; any `.` and `..` are resolved.
+
+    Empty names between slashes stay, except on a disk: to stores they are names like any other.
+    """
     scheme, mark, path = uri.rpartition("://")
-    return scheme + mark + posixpath.normpath(posixpath.join(posixpath.dirname(path), name))
+    if scheme in ("http", "https"):
+        path = re.split("[?#]", path, maxsplit=1)[0]
+    named = path[: path.rfind("/") + 1] + name
+    if scheme in ("", "file", "local"):
+        return scheme + mark + posixpath.normpath(named)
+    parts: list[str] = []
+    for part in named.split("/"):
+        if part == "..":
+            del parts[-1:]
+        elif part != ".":
+            parts.append(part)
+    return scheme + mark + "/".join(parts)
 
 
 def is_absolute(uri: str) -> bool:

@@ -23,6 +23,7 @@ from segray.errors import SegrayError
 from segray.listing import files_if_any, list_files
 from segray.storage import (
     absolute,
+    beside,
     describe,
     ending,
     exists,
@@ -420,6 +421,23 @@ def test_a_chain_whose_container_cannot_be_opened_is_one_sentence(tmp_path, chai
     for name in ("text", "missing", "text/below"):
         with pytest.raises(SegrayError, match=rf"^{chain}::{tmp_path}/{name} cannot be opened: .*; check the URI$"):
             exists(f"{chain}::{tmp_path}/{name}")
+
+
+@pytest.mark.parametrize(
+    ("document", "name", "expected"),
+    [
+        ("/d/list.txt", "../a//b.tif", "/a/b.tif"),
+        ("/list.txt", "a.tif", "/a.tif"),
+        ("file:///d/x/list.txt", "./a.tif", "file:///d/x/a.tif"),
+        ("s3://b/x/list.txt", "../y/./a b#%.tif", "s3://b/y/a b#%.tif"),
+        ("s3://b/list.txt", "a.tif", "s3://b/a.tif"),
+        ("s3://b//x/list.txt", "y//a.tif", "s3://b//x/y//a.tif"),  # keys of S3 may begin with a slash, or have two
+        ("s3://b/x//list.txt", "a.tif", "s3://b/x//a.tif"),
+        ("http://h/x/list.txt?sig=a/b", "a.tif", "http://h/x/a.tif"),
+    ],
+)
+def test_a_name_beside_a_document(document, name, expected):
+    assert beside(document, name) == expected
 
 
 def test_uris(tmp_path):
