@@ -339,8 +339,8 @@ def protocol_of(fs: AbstractFileSystem) -> str:
 
 def etag_of(info: dict) -> str:
     """A tag that changes when a file does, from what a store says about it."""
-    for key in ("ETag", "etag", "md5Hash", "content_md5", "CRC", "mtime", "last_modified", "created"):
+    for key in ("ETag", "etag", "md5Hash", "content_md5", "CRC", "mtime", "last_modified", "Last-Modified", "created"):
         if value := info.get(key):
             value = value.timestamp() if isinstance(value, datetime) else value
-            return f"{info['size']}-{value}" if key in ("mtime", "created") else str(value).strip('"')
+            return f"{info['size']}-{value}" if key in ("mtime", "Last-Modified", "created") else str(value).strip('"')
     return str(info["size"])

@@ -153,6 +153,15 @@ def test_what_is_wrong_with_a_list_is_said(tmp_path: Path, name: str, content: b
         list(open_archive(str(tmp_path / name)).images())
 
 
+def test_a_long_list_on_a_web_server_that_sends_no_parts_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "l.txt").write_text("image.tif\n" * 600_000)
+    pq.write_table(pa.table({"uri": ["a.tif"]}), tmp_path / "l.parquet")
+    with served(tmp_path, parts=False) as address, pytest.raises(SegrayError, match=r"l\.txt cannot be read: The HTTP"):
+        list(open_archive(f"{address}/l.txt").images())
+    with served(tmp_path, sized=False) as address, pytest.raises(SegrayError, match=r"l\.parquet cannot be read as"):
+        list(open_archive(f"{address}/l.parquet").images())
+
+
 def asset(href: str, *roles: str) -> dict:
     return {"href": href, **({"roles": list(roles)} if roles else {})}
 

@@ -7,9 +7,12 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 import tracemalloc
 import zipfile
+from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
@@ -22,6 +25,7 @@ from segray import storage
 from segray.errors import SegrayError
 from segray.listing import files_if_any, list_files
 from segray.storage import (
+    File,
     absolute,
     beside,
     describe,
@@ -40,6 +44,7 @@ from segray.storage import (
     remove_file,
     remove_leftovers,
     retry,
+    stat,
 )
 
 # In the order in which object stores sort keys: "-" < "." < "/" < "0".
@@ -159,6 +164,24 @@ def test_etags_change_with_the_content_and_not_without(store):
         tags.append(first.etag)
         time.sleep(0.01)  # on a local disk, contents of one size differ only in their time
     assert len(set(tags)) == 3
+
+
+def test_a_web_server_without_etags_says_when_a_file_changed(tmp_path):
+    class Quiet(SimpleHTTPRequestHandler):
+        def log_message(self, *words):
+            """Nothing is said."""
+
+    path, tags = tmp_path / "a.png", []
+    with ThreadingHTTPServer(("127.0.0.1", 0), partial(Quiet, directory=tmp_path)) as server:
+        threading.Thread(target=server.serve_forever).start()
+        uri = f"http://127.0.0.1:{server.server_address[1]}/a.png"
+        for second in (1, 1, 2):
+            path.write_bytes(b"123")
+            os.utime(path, (second, second))
+            tags += [file.etag for file in list_files(uri)]
+        assert stat(File(uri, -1, "")).etag == tags[-1]
+        server.shutdown()
+    assert tags[0] == tags[1] != tags[2]
 
 
 def test_publish_replaces_and_makes_folders(store):

@@ -79,7 +79,7 @@ def _lines(uri: str) -> Iterator[str]:
             yield from file
     except FileNotFoundError as error:
         raise SegrayError(f"{uri} does not exist") from error
-    except (OSError, UnicodeDecodeError) as error:
+    except (OSError, ValueError) as error:  # fsspec's ValueError: of a web server that sends no parts of files
         raise at_fault(error)(f"{uri} cannot be read: {describe(error)}") from error
 
 
@@ -151,7 +151,7 @@ def _parquet(uri: str) -> Iterator[BinaryIO]:
     try:
         with store_errors(), fs.open(path, "rb") as file:
             yield file
-    except (OSError, pa.ArrowException, UnicodeDecodeError) as error:
+    except (OSError, pa.ArrowException, ValueError) as error:
         raise at_fault(error)(f"{uri} cannot be read as Parquet: {describe(error)}") from error
 
 
