@@ -115,6 +115,7 @@ def _walk(fs: AbstractFileSystem, path: str, above: tuple[str, ...] = ()) -> Ite
         entries = retry(lambda: fs.ls(path, detail=True))
     except (FileNotFoundError, NotADirectoryError):
         return
+    fs.invalidate_cache(path)  # those of Google and Azure would keep the listing of every folder in memory
     above = (*above, os.path.realpath(path))
     for info in sorted(entries, key=lambda info: info["name"] + "/" * _is_folder(info)):
         if info["name"].rstrip("/") == path.rstrip("/"):

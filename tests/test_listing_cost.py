@@ -132,6 +132,32 @@ def test_no_folder_is_asked_whether_it_is_a_file(monkeypatch):
     assert asked == ["/asked"]
 
 
+class KeepingFileSystem(MemoryFileSystem):
+    """A store that keeps its listings until it is told to forget them, as those of Google and Azure do."""
+
+    protocol = "keeping"
+    kept: dict[str, list] = {}  # noqa: RUF012
+
+    @classmethod
+    def _strip_protocol(cls, path):
+        return super()._strip_protocol(path.removeprefix("keeping://"))
+
+    def ls(self, path, detail=True, **options):
+        return self.kept.setdefault(path, super().ls(path, detail=detail, **options))
+
+    def invalidate_cache(self, path=None):
+        for name in [path] if path else list(self.kept):
+            self.kept.pop(name, None)
+
+
+def test_listings_of_folders_are_not_kept():
+    register_implementation("keeping", KeepingFileSystem, clobber=True)
+    for folder in range(20):
+        publish(f"memory://kept/{folder}/a.png", b"1")
+    assert sum(1 for _ in list_files("keeping://kept")) == 20
+    assert KeepingFileSystem.kept == {}
+
+
 class Bucket:
     """A bucket of S3 with those keys, in order, which counts the pages of its listings."""
 
