@@ -57,6 +57,14 @@ def test_a_container_may_have_a_signed_address(tmp_path, ending):
         assert [body(file, member) for member in listed(file).values()] == list(BODIES.values())
 
 
+@pytest.mark.parametrize("ending", [".tar.gz", ".parquet"])
+def test_a_web_server_need_not_say_how_large_a_container_is(tmp_path, ending):
+    (tmp_path / f"a{ending}").write_bytes(WRITERS[ending](BODIES))
+    with served(tmp_path, sized=False) as address:
+        file = stat(File(f"{address}/a{ending}", -1, ""))
+        assert [body(file, member) for member in listed(file).values()] == list(BODIES.values())
+
+
 @pytest.mark.parametrize("ending", [".tar", ".zip"])
 def test_a_web_server_that_sends_no_parts_gives_no_wrong_member(tmp_path, ending):
     bodies = {f"{name}.png": CHANCE.bytes(3000) for name in "abc"}  # of equal size, so that their headers are alike

@@ -33,9 +33,10 @@ def members(file: File, column: str | None = None) -> Iterator[File | None]:
     name, and none is chosen, or when it lacks the chosen one. A store's own error passes through.
     """
     try:
-        with _opened(file.uri, limit=MAX_FOOTER_BYTES) as table:
+        with _opened(file.uri, limit=MAX_FOOTER_BYTES) as (table, size):
             metadata, columns = table.metadata, candidates(table.schema_arrow)
-            rows = _rows(metadata, file) if columns else []  # columns of equal numbers take no bytes a row
+            # columns of equal numbers take no bytes a row
+            rows = _rows(metadata, file.uri, file.size or size) if columns else []
     except (ImageError, *FINAL_ERRORS) as error:
         yield damaged(file, error)
         return
@@ -124,7 +125,7 @@ _columns = _Columns()
 def _load(uri: str, group: int, column: str) -> pa.ChunkedArray:
     """The values of a column of bytes, equal ones held once, so that repeating one makes no decompression bomb."""
     limit = MAX_FOOTER_BYTES + MAX_COLUMN_BYTES
-    with unreadable_told(uri), _opened(uri, limit=limit, dictionary=[column]) as table:
+    with unreadable_told(uri), _opened(uri, limit=limit, dictionary=[column]) as (table, _):
         place = _place(table.metadata, column)
         if place is None or group >= table.num_row_groups:
             raise ImageError(f"{uri} has no column {column} in row group {group}; run again with --overwrite")
@@ -134,22 +135,25 @@ def _load(uri: str, group: int, column: str) -> pa.ChunkedArray:
 
 
 @contextmanager
-def _opened(uri: str, *, limit: int, dictionary: list[str] | None = None) -> Iterator[pq.ParquetFile]:
-    """A table, open during the block; ImageError when it is damaged; a store's own error passes through."""
+def _opened(uri: str, *, limit: int, dictionary: list[str] | None = None) -> Iterator[tuple[pq.ParquetFile, int]]:
+    """A table, open during the block, and its size in bytes, which web servers need not give when it is listed.
+
+    ImageError when it is damaged; a store's own error passes through.
+    """
     with Seekable(uri, limit=limit) as stream:
         try:
-            yield pq.ParquetFile(stream, read_dictionary=dictionary)
+            yield pq.ParquetFile(stream, read_dictionary=dictionary), stream.size
         except DAMAGE as error:
             if stream.error is not None:
                 raise stream.error from None
             raise ImageError(f"{uri} is damaged or no Parquet file: {reason_of(error)}") from error
 
 
-def _rows(metadata: pq.FileMetaData, file: File) -> list[int]:
+def _rows(metadata: pq.FileMetaData, uri: str, size: int) -> list[int]:
     """The number of rows of each row group; ImageError when impossible, since the listing might never end."""
     rows = [metadata.row_group(group).num_rows for group in range(metadata.num_row_groups)]
-    if min(rows, default=0) < 0 or sum(rows) != metadata.num_rows or sum(rows) > file.size:
-        raise ImageError(f"{file.uri} is damaged: {metadata.num_rows} rows in {file.size} bytes are impossible")
+    if min(rows, default=0) < 0 or sum(rows) != metadata.num_rows or sum(rows) > size:
+        raise ImageError(f"{uri} is damaged: {metadata.num_rows} rows in {size} bytes are impossible")
     return rows
 
 
