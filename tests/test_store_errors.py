@@ -55,7 +55,7 @@ class Handler(BaseHTTPRequestHandler):
         if status == 200 and int(first) >= len(content):
             status = 416
         content = content[int(first) :] if status == 200 else b""
-        self.send_response(status)
+        self.send_response(206 if status == 200 and "Range" in self.headers else status)
         self.send_header("Content-Length", str(len(content)))
         self.end_headers()
         if self.command == "GET":

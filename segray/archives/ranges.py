@@ -73,7 +73,8 @@ async def _check_part(start: int, response: ClientResponse) -> None:
 
     fsspec would take its first bytes for those of the part. A file that is asked for from its beginning may come whole.
     """
-    if response.status == 200 and (start > 0 or (response.content_length or 0) > MOST_BYTES):
+    whole = response.status == 200 and "Content-Range" not in response.headers
+    if whole and (start > 0 or (response.content_length or 0) > MOST_BYTES):
         advice = "copy it to a disk, or to a store or a server that sends parts"
         raise ImageError(f"{response.url} cannot be read: its web server sends no parts of files; {advice}")
 
