@@ -114,7 +114,7 @@ def missing_shards(output: str, fmt: str, shards: int) -> list[int]:
     """The shards that are not committed yet."""
     missing = np.ones(shards, bool)
     for file in files_if_any(join(output, "masks")):
-        match = re.search(rf"/shard-(\d+)\.{EXTENSIONS[fmt]}$", file.uri)
+        match = re.search(rf"/masks/shard-(\d+)\.{EXTENSIONS[fmt]}$", file.uri)  # a copy in a folder below is none
         if match and int(match.group(1)) < shards:
             missing[int(match.group(1))] = False
     return np.flatnonzero(missing).tolist()

@@ -87,3 +87,9 @@ def test_overwriting_removes_the_summary_before_the_masks(tmp_path: Path, monkey
     outputs._remove_results(SegmentSettings(model="m", archive="a", output=str(tmp_path)))
     assert removed[0] == "plan/plan.json"
     assert removed.index("summary.json") < removed.index("masks")
+
+
+def test_a_copy_of_a_shard_in_a_folder_below_is_no_commit(tmp_path: Path) -> None:
+    for name in ("shard-00000001.parquet", "old/shard-00000000.parquet", "shard-00000002.tar"):
+        publish(str(tmp_path / "masks" / name), b"1")
+    assert outputs.missing_shards(str(tmp_path), "parquet", 3) == [0, 2]
