@@ -33,6 +33,7 @@ from segray.storage import publish
         ("{folder}/imagery/../imagery", "{folder}/link/masks", False),
     ],
 )
+@pytest.mark.usefixtures("s3")  # without one there are no credentials
 def test_masks_do_not_become_imagery(tmp_path: Path, archive: str, output: str, fits: bool) -> None:
     (tmp_path / "imagery").mkdir()
     (tmp_path / "link").symlink_to(tmp_path / "imagery")
