@@ -22,7 +22,10 @@ EDGE = math.pi * SEMI_MAJOR_M  # metres from the middle of that map to its edge
 AUTHALIC_RADIUS_M = 6_371_007.181  # of the sphere with the surface area of WGS 84
 CORNERS = ((0, 1), (1, 1), (1, 0), (0, 0))  # (across, down) of a window, counterclockwise where rows run southwards
 STEPS = 4  # per edge: between two points lies less than half the Earth, whatever the window
-STEPS_AROUND_A_POLE = 64  # there a straight edge is curved in longitude and latitude
+STEPS_OF_CURVES = 64  # per edge that is straight on its map but curved in longitude and latitude, as near a pole
+NEAR = 1e-6  # pixels: a pole as near to an edge lies on it
+NOISE = 1e-9  # degrees, a tenth of a millimetre: a longitude as near to an antimeridian lies on it
+STRAIGHT = 0.02  # of an outline's length: edges that bend less are taken for straight, as all of a UTM scene are
 POLYGON, MULTIPOLYGON = 3, 6
 GEOMETRY_TYPES = {POLYGON: "Polygon", MULTIPOLYGON: "MultiPolygon"}
 Ring = list[tuple[float, float]]
@@ -80,17 +83,26 @@ def geometry_type(wkb: bytes) -> str:
 def outline(crs: str, transform: Affine6, window: Window) -> np.ndarray | None:
     """(n, 2) float64 longitude and latitude of a window's outline in degrees, the first repeated at the end.
 
-    Its four corners. Longitudes continue beyond 180 where the window does, so that the line from one corner to the next
-    follows its edge; latitudes end at the poles, though grids of points extend beyond them. Around a pole: points of
-    the edges from -180 to 180, and back along the pole. None where the CRS cannot be converted to longitude and
-    latitude (an engineering CRS, or a point outside its domain).
+    Its four corners, or points along its edges where these are far from straight in longitude and latitude, as near a
+    pole or in a scene as wide as a continent. Longitudes continue beyond 180 where the window does, so that the line
+    from one point to the next follows its edge; latitudes end at the poles, though grids of points extend beyond them.
+    Around a pole: points of the edges from -180 to 180, and back along the pole. None where the CRS cannot be converted
+    to longitude and latitude (an engineering CRS, or a point outside its domain).
     """
     affine = window_transform(transform, window)
     points = _edges(crs, affine, window, STEPS)
-    if points is None or abs(points[-1, 0] - points[0, 0]) <= 180:
-        return None if points is None else points[::STEPS]
-    around = _edges(crs, affine, window, STEPS_AROUND_A_POLE)
-    return None if around is None else _closed_at(_pole(crs, affine, window, around), around)
+    if points is None:
+        return None
+    is_straight = _is_straight(points)
+    if is_straight and not _winds(points):
+        return points[::STEPS]
+    # a pole on an edge has no longitude: it is left outside
+    on_edge = not is_straight and _pole(crs, affine, window, NEAR) != _pole(crs, affine, window, -NEAR)
+    curves = _edges(crs, affine, window, STEPS_OF_CURVES, inset=2 * NEAR if on_edge else 0.0)
+    if curves is None or not _winds(curves):
+        return curves
+    pole = _pole(crs, affine, window)
+    return _closed_at(math.copysign(90.0, curves[:, 1].mean()) if pole is None else pole, curves)
 
 
 def rings(outline: np.ndarray) -> list[Ring]:
@@ -101,7 +113,7 @@ def rings(outline: np.ndarray) -> list[Ring]:
         corners, west = [(min(x - west - 180, 180.0), y) for x, y in corners], -180.0
     limit = 360 * math.floor((west + 180) / 360) + 180
     found = []
-    while len(corners) >= 3:
+    while any(x > limit - 360 for x, _ in corners):  # what is left beyond an antimeridian may be an edge along it
         part, corners = _clip(corners, limit, side=-1), _clip(corners, limit, side=1)
         found.append(_closed([(x - (limit - 180), y) for x, y in part]))
         limit += 360
@@ -141,9 +153,13 @@ def true_scale(crs: str, transform: Affine6, height: int, width: int) -> float |
     return area / (pixels * side) ** 2 if math.isfinite(area) else None
 
 
-def _edges(crs: str, affine: Affine6, window: Window, steps: int) -> np.ndarray | None:
-    """(4 steps + 1, 2) longitude and latitude along the edges, one after another; around a pole they end 360 away."""
-    corners = np.array([*CORNERS, CORNERS[0]]) * (window.width, window.height)
+def _edges(crs: str, affine: Affine6, window: Window, steps: int, *, inset: float = 0.0) -> np.ndarray | None:
+    """(4 steps + 1, 2) longitude and latitude along the edges, one after another; around a pole they end 360 away.
+
+    inset: how many pixels further inside the points lie.
+    """
+    around = np.array([*CORNERS, CORNERS[0]])
+    corners = around * (window.width, window.height) + inset * (1 - 2 * around)
     share = np.arange(len(CORNERS) * steps + 1) / steps
     cols, rows = (np.interp(share, np.arange(len(corners)), corners[:, axis]) for axis in (0, 1))
     try:
@@ -156,12 +172,31 @@ def _edges(crs: str, affine: Affine6, window: Window, steps: int) -> np.ndarray 
         return None
     turns = np.cumsum(np.round(np.diff(points[:, 0], prepend=points[0, 0]) / 360))
     points[:, 0] -= 360 * turns
+    seam = 360 * np.round((points[:, 0] - 180) / 360) + 180
+    points[:, 0] = np.where(abs(points[:, 0] - seam) < NOISE, seam, points[:, 0])  # else it is cut into slivers there
     points[:, 1] = np.clip(points[:, 1], -90, 90)
     return points
 
 
-def _pole(crs: str, affine: Affine6, window: Window, edges: np.ndarray) -> float:
-    """The latitude of the pole inside a window whose edges go around one."""
+def _winds(points: np.ndarray) -> bool:
+    """Whether the points along the edges go all around the Earth."""
+    return abs(points[-1, 0] - points[0, 0]) > 180
+
+
+def _is_straight(points: np.ndarray) -> bool:
+    """Whether the points along the edges, STEPS for each, nearly lie on the lines between the four corners."""
+    narrow = np.cos(np.radians(points[:-1, 1]))  # a degree of longitude, in degrees of latitude
+    corners = points[::STEPS]
+    begins, ends = (np.repeat(part, STEPS, axis=0) for part in (corners[:-1], corners[1:]))
+    (x, y), (along, up) = (points[:-1] - begins).T, (ends - begins).T
+    lengths = np.hypot(along * narrow, up)
+    bends = abs(x * up - y * along) * narrow / np.where(lengths, lengths, 1)
+    extent = np.ptp(points, axis=0)
+    return bends.max() <= STRAIGHT * np.hypot(extent[0] * narrow.max(), extent[1])
+
+
+def _pole(crs: str, affine: Affine6, window: Window, margin: float = 0.0) -> float | None:
+    """The latitude of the pole inside a window that is wider by a margin of pixels; None where there is none."""
     a, b, c, d, e, f = affine
     for latitude in (-90.0, 90.0):
         try:
@@ -169,9 +204,9 @@ def _pole(crs: str, affine: Affine6, window: Window, edges: np.ndarray) -> float
         except (RasterioError, CRSError, CPLE_BaseError):  # in many projections the far pole has no place
             continue
         col, row = np.linalg.solve([[a, b], [d, e]], [x - c, y - f])
-        if 0 <= col <= window.width and 0 <= row <= window.height:
+        if -margin <= col <= window.width + margin and -margin <= row <= window.height + margin:
             return latitude
-    return math.copysign(90.0, edges[:, 1].mean())
+    return None
 
 
 def _closed_at(pole: float, edges: np.ndarray) -> np.ndarray:

@@ -86,9 +86,37 @@ def test_corners_on_the_antimeridian_are_those_of_both_sides(corners):
 
 
 @pytest.mark.parametrize("crs", ["EPSG:3031", "EPSG:3413"])
-def test_a_scene_beside_a_pole_is_its_four_corners(crs):
-    placed = affine((160_000, 0), 1000, "up")
+def test_a_scene_far_from_a_pole_is_its_four_corners(crs):
+    placed = affine((2_000_000, 0), 500, "up")
     found = outline(crs, placed, WINDOW)
     assert found.shape == (5, 2)
     corners = degrees(crs, placed, np.array([0.0, 300, 300, 0]), np.array([200.0, 200, 0, 0]))
     assert np.allclose(found[:4] % 360, shapely.get_coordinates(corners) % 360, atol=1e-9)
+
+
+@pytest.mark.parametrize(("crs", "scale"), [("EPSG:3031", 0.9728), ("EPSG:3413", 0.9698)])
+@pytest.mark.parametrize("turn", ["up", "flipped"])
+@pytest.mark.parametrize(
+    "centre", [(160_000, 0), (150_000, 100_000), (-150_000, 100_000), (150_000, 0), (-20_000, -100_000)]
+)
+def test_a_scene_beside_a_pole_bends_as_its_edges_do(crs, scale, turn, centre):
+    placed = affine(centre, 1000, turn)
+    found = shapely.from_wkb(footprint(crs, placed, WINDOW))
+    assert found.is_valid
+    assert area_m2(outline(crs, placed, WINDOW)) == pytest.approx(200 * 300 * 1e6 / scale**2, rel=5e-3)
+    rng = np.random.default_rng(0)
+    cols, rows = rng.uniform(3, 297, 500), rng.uniform(3, 197, 500)
+    assert found.covers(degrees(crs, placed, cols, rows)).all()
+    assert not found.intersects(degrees(crs, placed, np.array([-3.0, 303, 150]), np.array([50.0, 100, 203]))).any()
+
+
+def test_a_scene_as_wide_as_a_continent_reaches_as_far_north_as_its_edge():
+    across, down = np.meshgrid(np.linspace(0, 4600, 200), np.linspace(0, 2900, 100))
+    placed = (1000.0, 0.0, -2_300_000.0, 0.0, -1000.0, 3_200_000.0)
+    found = shapely.from_wkb(footprint("EPSG:5070", placed, Window(0, 0, 2900, 4600)))
+    points = degrees("EPSG:5070", placed, across.ravel(), down.ravel())
+    assert found.bounds == pytest.approx(shapely.total_bounds(points), abs=0.01)
+
+
+def test_a_world_map_whose_edges_are_meridians_is_its_four_corners():
+    assert outline("EPSG:3857", (1e6, 0.0, -2e7, 0.0, -1e6, 1.9e7), Window(0, 0, 38, 40)).shape == (5, 2)
