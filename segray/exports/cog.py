@@ -15,6 +15,7 @@ from rasterio.shutil import copy
 from rasterio.windows import Window as RasterioWindow
 
 from segray.exports.names import mirror
+from segray.exports.style import names_in_xml
 from segray.masks import IGNORE, Classes, palette
 from segray.scenes import Masks, Scene, SceneReader
 from segray.scratch import scratch
@@ -76,7 +77,7 @@ def sidecar(classes: Classes) -> str:
         f'<FieldDefn index="{k}"><Name>{label}</Name><Type>{kind}</Type><Usage>{usage}</Usage></FieldDefn>'
         for k, (label, kind, usage) in enumerate(fields)
     )
-    names = [escape(text) for text in classes.names]
+    names = [escape(text) for text in names_in_xml(classes)]
     rows = "".join(
         f'<Row index="{k}">{"".join(f"<F>{value}</F>" for value in (k, text, *color))}</Row>'
         for k, (text, color) in enumerate(zip(names, classes.colors))
