@@ -112,7 +112,8 @@ def window_under(tile: Tile, where: Place) -> Window | None:
 def warped(mask_HW: np.ndarray, window: Window, *, where: Place, tile: Tile) -> np.ndarray:
     """(256, 256) uint8: the class of a window of a scene under the centre of each pixel of a tile, 255 for none.
 
-    It is that of the scene's pixel that holds the point; nothing is interpolated.
+    It is that of the scene's pixel that holds the point, which is found to an eighth of a pixel where the projections
+    are curved against each other, as in a coarse scene near a pole; classes are not interpolated.
     """
     side = 2 * EDGE / 2**tile.z / SIZE
     left, _, _, top = tile.metres
@@ -127,7 +128,7 @@ def warped(mask_HW: np.ndarray, window: Window, *, where: Place, tile: Tile) -> 
         dst_crs=MERCATOR,
         dst_nodata=IGNORE,
         resampling=Resampling.nearest,
-        tolerance=0,  # GDAL's default is an eighth of a pixel
+        tolerance=0,  # exact places instead of GDAL's eighth of a pixel; rasterio 1.4 does not pass it on
     )
     return result
 
