@@ -159,3 +159,24 @@ def test_features_that_are_cut_at_the_antimeridian_lie_on_both_sides_of_it(tmp_p
     expected[5:15, 20:30], expected[5:15, 10:20], expected[10:, 20:] = 1, 2, 3
     assert np.array_equal(burn(file, image, Window(0, 0, 20, 40), background=0), expected)
     assert np.array_equal(burn(file, image, Window(3, 17, 9, 11), background=0), expected[3:12, 17:28])
+
+
+@pytest.mark.parametrize("turn", [0, 360])
+@pytest.mark.parametrize("of_image", ["EPSG:4326", "EPSG:4258", "EPSG:3857", "EPSG:32601"])
+@pytest.mark.parametrize("west", [-180.0, -179.5])
+def test_features_that_go_on_beyond_the_antimeridian_lie_where_they_do_after_a_turn(tmp_path, of_image, west, turn):
+    degrees = np.array([(west, 1.0), (west + 0.05, 1.0), (west, 0.95)])
+    (c, f), (a, d), (b, e) = np.stack(transform("EPSG:4326", of_image, *degrees.T), axis=1)
+    image = Header(
+        height=20, width=40, bands=1, dtype="uint8", crs=of_image, transform=(a - c, b - c, c, d - f, e - f, f)
+    )
+    boxes = [(-179.25, 0.5, -178.75, 0.75), (-180.5, 0.1, -179.25, 0.4)]
+    file = of_degrees(str(tmp_path), *((x + turn, y, east + turn, top) for x, y, east, top in boxes))
+    rows, cols = np.mgrid[:20, :40] + 0.5
+    xs, ys = point(image.transform, cols.ravel(), rows.ravel())
+    points = shapely.points(*transform(of_image, "EPSG:4326", xs, ys))
+    expected = np.zeros(800, np.uint8)
+    for number, box in enumerate(boxes, 1):
+        expected[shapely.intersects(shapely.box(*box), points)] = number
+    found = burn(file, image, Window(0, 0, 20, 40), background=0)
+    assert set(expected) == {0, 1, 2} and (found.ravel() != expected).sum() <= 10  # beside edges, which bend

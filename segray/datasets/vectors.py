@@ -177,6 +177,25 @@ def _clipped(shapes: np.ndarray, bounds: tuple[float, ...]) -> np.ndarray:
     return nothing
 
 
+def _cut_at_turns(shapes: np.ndarray, half: float | None) -> np.ndarray:
+    """The shapes between -180 and 180 degrees: those that go on beyond are cut there, and the rest is brought back."""
+    low, _, high, _ = shapely.bounds(shapes).T
+    beyond = np.flatnonzero((low < -half) | (high > half)) if half else ()
+    if not len(beyond):
+        return shapes
+    _, bottom, _, top = shapely.total_bounds(shapes[beyond])
+    strips = []
+    for turn in (-2 * half, 0.0, 2 * half):
+        strip = _clipped(shapes[beyond], (turn - half, bottom, turn + half, top))
+        strips.append(shapely.transform(strip, lambda points, turn=turn: points - (turn, 0.0)))
+    pieces, owner = shapely.get_parts(np.stack(strips, axis=1).ravel(), return_index=True)
+    whole = np.full(len(beyond), shapely.MultiPolygon())
+    shapely.multipolygons(pieces, indices=owner // len(strips), out=whole)
+    shapes = shapes.copy()
+    shapes[beyond] = whole
+    return shapes
+
+
 def _read(file: VectorFile) -> Features:
     frame = _frame(file.uri)
     if frame.crs is None:
@@ -199,6 +218,7 @@ def _read(file: VectorFile) -> Features:
             "leave it out"
         )
     _check_degrees(file, frame.crs, points)
+    geometries = _cut_at_turns(geometries, half_turn_of(frame.crs.to_wkt()))
     # a file without features may have no columns either
     ids = _ids(file, frame[_attribute(file, frame.columns)][there]) if there.any() else np.zeros(0, np.uint8)
     return Features(crs=frame.crs.to_wkt(), geometries=geometries, ids=ids, tree=shapely.STRtree(geometries))
