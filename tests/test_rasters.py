@@ -575,6 +575,7 @@ ON_AN_ELLIPSOID = ("EPSG:3395", "EPSG:3994", "+proj=merc +y_0=-9e6 +units=us-ft"
         ("EPSG:32633", TRANSFORMS["north up"], 0.1),
         ("EPSG:2263", Affine(2.0, 0, 980000, 0, -2.0, 200000), 2 * 1200 / 3937),  # US survey feet
         ("EPSG:4326", Affine(1e-4, 0, 13, 0, -1e-4, 60.0035), 11.132 * 0.5**0.5),
+        ("EPSG:4807", Affine(1e-4, 0, 2, 0, -1e-4, 200 / 3 + 0.0035), 0.9 * 11.132 * 0.5**0.5),  # in gradians
         ("EPSG:3857", Affine(10, 0, 0, 0, -10, 8399737.9 + 350), 5.0),  # 60 degrees north
         ("EPSG:3857", Affine(10, 0, 0, 0, -10, 1e12), 0.1745),  # beyond every map: measured as at 89 degrees
         ("EPSG:900913", Affine(10, 0, 0, 0, -10, 8399737.9 + 350), 5.0),

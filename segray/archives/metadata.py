@@ -114,7 +114,8 @@ def metres(source: rasterio.DatasetReader) -> float | None:
     *_, d, e, f = tuple(source.transform)[:6]
     y = d * source.width / 2 + e * source.height / 2 + f
     if crs.is_geographic:
-        return side * METRES_A_DEGREE * math.cos(math.radians(min(abs(y), 89.0))) ** 0.5
+        degrees = math.degrees(crs.units_factor[1])  # a unit may be a gradian
+        return side * degrees * METRES_A_DEGREE * math.cos(math.radians(min(abs(y) * degrees, 89.0))) ** 0.5
     if not crs.is_projected:
         return side
     unit, projection = crs.linear_units_factor[1], crs.to_dict()
