@@ -24,7 +24,7 @@ from segray.datasets import Sample, open_dataset, read
 from segray.datasets.regrid import label_pixels, transformed
 from segray.datasets.scenes import STRIPE_PIXELS
 from segray.errors import ImageError, LabelError, SegrayError
-from segray.footprints import coordinates
+from segray.footprints import coordinates, point
 from segray.grid import Window, windows
 from segray.masks import IGNORE
 
@@ -116,6 +116,33 @@ def test_labels_in_another_crs_lie_where_they_should(affine, crs):
         parts = label_pixels(image, label, window)
         assert np.array_equal(parts[0], rows[window.rows, window.cols])
         assert np.array_equal(parts[1], cols[window.rows, window.cols])
+
+
+@pytest.mark.parametrize(
+    ("crs", "affine", "of_label", "pixel"),
+    [
+        ("EPSG:3413", rasterio.Affine(1000, 0, -100_000, 0, -1000, 60_000), "EPSG:4326", (0.01, -180, 90)),
+        ("EPSG:3413", rasterio.Affine(1000, 0, 500_000, 0, -1000, 60_000), "EPSG:4326", (0.01, -180, 90)),
+        ("EPSG:4326", rasterio.Affine(0.25, 0, -20, 0, -0.25, 80), "EPSG:3857", (10_000, -2e7, 2e7)),
+        ("EPSG:4326", rasterio.Affine(0.25, 0, -20, 0, -0.25, 70), "EPSG:3035", (10_000, 900_000, 7_400_000)),
+    ],
+    ids=["at a pole", "beside a pole", "to Mercator", "to Europe"],
+)
+def test_labels_of_coarse_grids_that_bend_are_those_under_the_centres(crs, affine, of_label, pixel):
+    side, west, north = pixel
+    image = header(140, 200, affine, crs)
+    label = header(40_000, 40_000, rasterio.Affine(side, 0, west, 0, -side, north), of_label)
+    rows, cols = label_pixels(image, label, Window(0, 0, 140, 200))
+    down, right = np.mgrid[:140, :200] + 0.5
+    xs, ys = (
+        np.array(axis) for axis in transform(crs, of_label, *point(tuple(affine)[:6], right.ravel(), down.ravel()))
+    )
+    for index, place in ((cols, (xs - west) / side), (rows, (north - ys) / side)):
+        clear = (np.abs(place - np.rint(place)) > 0.015) & (xs > west) & (ys < north)
+        assert clear.mean() > 0.8
+        assert np.array_equal(index.ravel()[clear], np.floor(place[clear]))
+    parts = label_pixels(image, label, Window(37, 53, 60, 70))
+    assert np.array_equal(parts, np.array([rows, cols])[:, 37:97, 53:123])
 
 
 WORLD = rasterio.Affine(0.5, 0, -180, 0, -0.5, 90)

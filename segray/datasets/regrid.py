@@ -17,6 +17,7 @@ from segray.footprints import coordinates, half_turn, inverse
 from segray.grid import Window
 
 CONTROL = 16  # pixels between control points: interpolating linearly between them is good to 0.001 pixels of 10 m
+ROUGH = 0.01  # pixels of the label: where interpolating is off by more, as in pixels of kilometres, nothing is
 SNAP = 1e-6  # of a pixel: a smaller difference is taken for a rounding error
 
 
@@ -83,20 +84,34 @@ def _combined(second: Affine6, first: Affine6) -> Affine6:
 
 
 def _between(image: Header, label: Header, window: Window) -> tuple[np.ndarray, np.ndarray]:
-    """(h, w) rows and columns of pixel centres in the label, interpolated between control points."""
+    """(h, w) rows and columns of pixel centres in the label, interpolated between control points where that is exact.
+
+    Points halfway between control points say where it is.
+    """
     rows, cols = (_control(start, n) for start, n in ((window.row_off, window.height), (window.col_off, window.width)))
     corners = np.stack(np.meshgrid(cols, rows), axis=-1).reshape(-1, 2).astype(np.float64)
     points = transformed(image.crs, label.crs, coordinates(image.transform, corners))
     to_label = inverse(label.transform)
     places = coordinates(to_label, points).reshape(len(rows), len(cols), 2)
-    across, down = (_bilinear(places[..., axis], window) for axis in (0, 1))
-    torn = _torn(label, points[:, 0].reshape(len(rows), len(cols)))
-    if torn.any():
-        where = torn[np.ix_(*(cell - cell[0] for _, cell in _cells(window)))]
+    across, down = (_bilinear(places[::2, ::2, axis], window) for axis in (0, 1))
+    exact = _torn(label, points[:, 0].reshape(len(rows), len(cols))[::2, ::2]) | _rough(places)
+    if exact.any():
+        where = exact[np.ix_(*(cell - cell[0] for _, cell in _cells(window)))]
         pixels = np.argwhere(where)[:, ::-1] + (window.col_off + 0.5, window.row_off + 0.5)
-        exact = coordinates(to_label, transformed(image.crs, label.crs, coordinates(image.transform, pixels)))
-        across[where], down[where] = exact.T
+        found = coordinates(to_label, transformed(image.crs, label.crs, coordinates(image.transform, pixels)))
+        across[where], down[where] = found.T
     return down, across
+
+
+def _rough(places: np.ndarray) -> np.ndarray:
+    """Bool, for each cell: whether a point halfway along one of its sides is far from the middle of the side's ends.
+
+    places: (2 n + 1, 2 m + 1, 2). The middle of a cell would not tell: where maps keep angles, what rows bend there,
+    columns bend back. False for cells that have no place.
+    """
+    level = np.abs(places[::2, 1::2] - (places[::2, :-1:2] + places[::2, 2::2]) / 2).max(axis=2)
+    upright = np.abs(places[1::2, ::2] - (places[:-1:2, ::2] + places[2::2, ::2]) / 2).max(axis=2)
+    return np.maximum(np.maximum(level[:-1], level[1:]), np.maximum(upright[:, :-1], upright[:, 1:])) > ROUGH
 
 
 def _torn(label: Header, x: np.ndarray) -> np.ndarray:
@@ -107,8 +122,9 @@ def _torn(label: Header, x: np.ndarray) -> np.ndarray:
 
 
 def _control(start: int, count: int) -> np.ndarray:
-    """The control points around `count` pixels, in pixels of the image."""
-    return np.arange(start // CONTROL, (start + count - 1) // CONTROL + 2) * CONTROL
+    """The control points around `count` pixels and the points halfway between them, in pixels of the image."""
+    first, last = start // CONTROL, (start + count - 1) // CONTROL + 1
+    return np.arange(2 * first, 2 * last + 1) * (CONTROL // 2)
 
 
 def _cells(window: Window) -> Iterator[tuple[np.ndarray, np.ndarray]]:
