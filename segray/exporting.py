@@ -97,14 +97,14 @@ def export(settings: ExportSettings) -> dict:
         with open(path, "w", encoding="utf-8") as file:
             _collect(outcomes_of(exporter), counts, file)
         remove_leftovers(settings.output)
-        summary_uri = join(settings.output, SUMMARY)
+        summary_uri, collection_uri = join(settings.output, SUMMARY), join(settings.output, COLLECTION)
         summary = _summary(settings, counts, time.monotonic() - start)
-        if not counts.written and _tells(summary_uri, summary):
+        if not counts.written and exists(collection_uri) and _tells(summary_uri, summary):
             if not counts.lost:
                 done = counts.scenes - counts.failed
                 log.info("nothing to do: all of %d scenes that can be exported are there", done)
             return summary
-        publish_file(join(settings.output, COLLECTION), path)
+        publish_file(collection_uri, path)
     publish(summary_uri, json.dumps(summary, indent=1).encode())
     return summary
 

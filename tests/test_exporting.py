@@ -110,6 +110,14 @@ def test_a_missing_file_is_written_again_and_only_that(local_ray, masks, tmp_pat
     assert {name for name in before if before[name] != after[name]} == {"summary.json"}
 
 
+def test_a_missing_collection_is_written_again(local_ray, masks, tmp_path):
+    export(settings(masks, tmp_path))
+    before = contents(tmp_path)
+    os.remove(tmp_path / "collection.json")
+    assert export(settings(masks, tmp_path))["written"] == 0
+    assert contents(tmp_path)["collection.json"] == before["collection.json"]
+
+
 def test_a_summary_of_what_was_missing_before_is_written_anew(local_ray, masks, tmp_path):
     export(settings(masks, tmp_path))
     before = contents(tmp_path)
