@@ -13,7 +13,8 @@ from shapely.geometry.base import BaseGeometry
 
 from segray.archives.raster import Header
 from segray.datasets import open_dataset, read
-from segray.datasets.vectors import VectorFile, burn
+from segray.datasets.features import VectorFile
+from segray.datasets.vectors import burn
 from segray.errors import LabelError
 from segray.footprints import EDGE, coordinates, point
 from segray.grid import Window

@@ -16,11 +16,12 @@ import numpy as np
 
 from segray.archives.images import read_header
 from segray.archives.raster import Header
+from segray.datasets.features import VectorFile
 from segray.datasets.labels import decode, is_label, read_labels
 from segray.datasets.pairs import LEGEND, VECTORS, check_split, images_of, kinds_of_labels, pairs
 from segray.datasets.regrid import label_pixels
 from segray.datasets.sample import Sample
-from segray.datasets.vectors import VectorFile, burn
+from segray.datasets.vectors import burn
 from segray.errors import LabelError, SegrayError
 from segray.grid import Window
 from segray.listing import files_if_any, names
