@@ -23,7 +23,7 @@ TRUE = {
     "sterea", "tmerc", "utm",
 }  # fmt: skip
 Y_OF_89_DEGREES = math.asinh(math.tan(math.radians(89)))  # of the Mercator map of a sphere of radius 1
-MAX_PIXELS = 2**46  # of an image: a continent at 30 cm; a damaged header may say more, and its plan fill all memory
+MAX_PIXELS = 2**46  # of an image: 6 million km2 at 30 cm; a damaged header may say more, and its plan fill all memory
 MAX_BLOCK_PIXELS = 2**28  # a block is decoded whole: a larger one is a decompression bomb, or is not worth its memory
 
 
