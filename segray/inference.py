@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from segray.folding import fold_batch_norms
-from segray.fusing import fuse_relus
+from segray.fusing import fuse_relus, has_conv_relu
 
 PRECISIONS = {"bf16": torch.bfloat16, "fp32": torch.float32}
 NO_VIEW = re.compile("view size is not compatible|Cannot view a tensor")  # says torch, says its compiler
@@ -45,7 +45,7 @@ class Inference:
         if compiled:
             # freezing makes constants of the weights, so that they are brought into the kernels' layout once
             self.network = torch.compile(self.network, dynamic=False, options={"freezing": True})
-        elif device.type == "cuda" and torch.version.cuda:  # cuDNN, not its substitute on GPUs of other makers
+        elif has_conv_relu(device, self.dtype):
             self.network = fuse_relus(self.network)
         self.layout = torch.channels_last
         self.tried = False

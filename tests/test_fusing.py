@@ -10,24 +10,14 @@ from torch.nn import functional as F
 
 from segray.folding import fold_batch_norms
 from segray.fusing import ConvReLU, fuse_relus
+from segray.inference import default_precision
 from segray.networks import NETWORKS, build_network
-
-
-@pytest.fixture
-def without_cudnn(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Replace cuDNN's operator by torch's own, which CPUs have."""
-
-    def conv_relu(x: Tensor, weight: Tensor, bias: Tensor | None, *options: object) -> Tensor:
-        return F.conv2d(x, weight, bias, *options).relu()
-
-    monkeypatch.setattr(torch, "cudnn_convolution_relu", conv_relu)
 
 
 def fused_in(network: nn.Module) -> int:
     return sum(type(module) is ConvReLU for module in network.modules())
 
 
-@pytest.mark.usefixtures("without_cudnn")
 @pytest.mark.parametrize("name", [name for name in NETWORKS if name != "smp"])
 def test_every_network_stays_the_same_function(name: str) -> None:
     torch.manual_seed(0)
@@ -60,7 +50,6 @@ class Odd(nn.Module):
         return F.relu(self.lone(before + before.relu()))
 
 
-@pytest.mark.usefixtures("without_cudnn")
 def test_only_lone_plain_convolutions_are_fused() -> None:
     folded = fold_batch_norms(awake(Odd()))
     fused = fuse_relus(folded)
@@ -74,28 +63,43 @@ def test_a_network_that_was_not_traced_stays_as_it_is() -> None:
     assert fuse_relus(network) is network
 
 
-def refuse(error: RuntimeError, monkeypatch: pytest.MonkeyPatch) -> None:
+def refuse(error: Exception, monkeypatch: pytest.MonkeyPatch) -> None:
     def conv_relu(*_: object) -> None:
         raise error
 
-    monkeypatch.setattr(torch, "cudnn_convolution_relu", conv_relu)
+    monkeypatch.setattr("segray.fusing.conv_relu", conv_relu)
 
 
-def test_what_cudnn_refuses_at_first_is_done_by_torch(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("error", [RuntimeError("no engine"), AttributeError("no oneDNN")])
+def test_what_is_refused_at_first_is_done_in_two_steps(error: Exception, monkeypatch: pytest.MonkeyPatch) -> None:
     convolution, x = nn.Conv2d(3, 4, 3, padding=1), torch.randn(1, 3, 8, 8)
     fused = ConvReLU(convolution)
     refuse(torch.OutOfMemoryError("full"), monkeypatch)
     with pytest.raises(torch.OutOfMemoryError):
         fused(x)
-    refuse(RuntimeError("no engine"), monkeypatch)
+    refuse(error, monkeypatch)
     assert torch.equal(fused(x), convolution(x).relu())
-    assert fused.by_cudnn is False
+    assert fused.at_once is False
 
 
-@pytest.mark.usefixtures("without_cudnn")
 def test_the_kernel_stays_the_same_for_all_inputs(monkeypatch: pytest.MonkeyPatch) -> None:
     fused, x = ConvReLU(nn.Conv2d(3, 4, 3, padding=1)), torch.randn(1, 3, 8, 8)
     fused(x)
+    assert fused.at_once
     refuse(RuntimeError("no engine"), monkeypatch)
     with pytest.raises(RuntimeError, match="no engine"):
         fused(x)
+
+
+@pytest.mark.skipif(default_precision("cpu") != "bf16", reason="needs a CPU with bf16")
+@pytest.mark.parametrize("options", [{"padding": 1}, {"padding": (0, 2), "stride": (2, 1), "bias": False}])
+def test_bf16_on_a_cpu_is_the_same_and_passes_on_what_is_no_number(options: dict) -> None:
+    torch.manual_seed(0)
+    convolution = nn.Conv2d(5, 7, 3, **options).to(torch.bfloat16)
+    x = torch.randn(2, 5, 33, 20).to(torch.bfloat16).contiguous(memory_format=torch.channels_last)
+    x[0, :, 4, 4] = torch.nan
+    fused = ConvReLU(convolution)
+    found, expected = fused(x), convolution(x).relu()
+    assert fused.at_once
+    assert expected.isnan().any()
+    torch.testing.assert_close(found, expected, rtol=0, atol=1e-25, equal_nan=True)

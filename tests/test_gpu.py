@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 import torch.distributed as dist
+from test_programs import exported
 from test_segmenter import K, adversary, detailed, mosaic, scene, spec
 from test_trainer import Interrupted, make_job, silent
 from torch import nn
@@ -18,6 +19,7 @@ from segray.fusing import ConvReLU
 from segray.inference import Inference
 from segray.losses import LOSSES
 from segray.networks import NETWORKS, build_network
+from segray.programs import load_program
 from segray.regions import whole_image
 from segray.segmenter import Segmenter
 from segray.trainer import run
@@ -57,6 +59,30 @@ def test_masks_of_a_network_are_those_of_a_cpu(precision: str, compiled: bool) -
     assert summed == total
 
 
+@pytest.mark.parametrize("tta", ["flip", "d4"])
+def test_views_of_tiles_give_the_masks_of_a_cpu(tta: str) -> None:
+    torch.manual_seed(0)
+    network = build_network("nano", {"width": 16}, num_classes=K, in_channels=3)
+    pixels, valid = scene(90, 70)
+    options = {"num_classes": K, "tta": tta, "blend": "crop"}
+    expected = Segmenter(network, spec(), **options).mask_image(pixels, valid)
+    found = Segmenter(network, spec(), **options, device=GPU, batch_size=4).mask_image(pixels, valid)
+    assert (found == expected).mean() > 0.99
+
+
+@pytest.mark.parametrize("decomposed", [False, True])
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_a_program_gives_the_masks_of_its_network(precision: str, decomposed: bool) -> None:
+    torch.manual_seed(0)
+    network = build_network("unet", {"width": 16}, num_classes=K, in_channels=3).eval()
+    shapes = {0: torch.export.Dim("batch")}
+    program = load_program(exported(network, shapes, torch.zeros(2, 3, 32, 32), decomposed=decomposed), source="x.pt2")
+    pixels, valid = scene(90, 70)
+    options = {"num_classes": K, "device": GPU, "precision": precision, "batch_size": 4}
+    expected, found = (Segmenter(each, spec(), **options).mask_image(pixels, valid) for each in (network, program))
+    assert (found == expected).mean() > (0.99 if precision == "fp32" else 0.9)
+
+
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 @pytest.mark.parametrize("name", ["unet", "nano"])
 def test_convolutions_that_apply_their_relu_give_the_same(name: str, precision: str) -> None:
@@ -66,9 +92,9 @@ def test_convolutions_that_apply_their_relu_give_the_same(name: str, precision: 
     x = torch.randn(2, 3, 128, 96, device=GPU)
     found = inference(x).float()
     fused = [module for module in inference.network.modules() if isinstance(module, ConvReLU)]
-    assert any(module.by_cudnn for module in fused)
+    assert any(module.at_once for module in fused)
     for module in fused:
-        module.by_cudnn = False
+        module.at_once = False
     expected = inference(x).float()
     assert (found - expected).abs().max() < 0.05 * expected.abs().max()
 
@@ -79,7 +105,7 @@ def test_a_fused_convolution_passes_on_what_is_no_number() -> None:
     x = torch.randn(1, 8, 32, 32, device=GPU, dtype=torch.bfloat16).contiguous(memory_format=torch.channels_last)
     x[0, :, 16, 16] = torch.nan
     assert fused(x).isnan().sum() == 8 * 9
-    assert fused.by_cudnn
+    assert fused.at_once
 
 
 @pytest.mark.parametrize("kind", [np.uint16, np.int16, np.float32])
