@@ -25,7 +25,8 @@ def test_every_network_stays_the_same_function(name: str) -> None:
     fused = fuse_relus(folded)
     x = torch.randn(2, 3, 64, 64)
     with torch.inference_mode():
-        assert torch.allclose(fused(x), folded(x), atol=1e-5)
+        found, expected = fused(x), folded(x)
+    assert (found - expected).abs().max() < 1e-5 * expected.abs().max()  # in fp32 the kernels may differ
     assert fused_in(folded) == 0
     if name == "unet":
         assert fused_in(fused) == 18
