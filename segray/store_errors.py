@@ -72,8 +72,11 @@ def code_of(error: BaseException) -> str:
     for found in (error, error.__cause__):
         if isinstance(response := getattr(found, "response", None), dict):  # botocore's, the cause of s3fs's errors
             return str(response.get("Error", {}).get("Code", ""))
-        for name in ("error_code", "status", "status_code", "code"):  # of Azure, aiohttp, Azure, gcsfs
-            if _library(found) and (code := getattr(found, name, None)):
+        library = _library(found)
+        # of Azure (two) and gcsfs; the `code` of aiohttp's errors is 400 where it means an answer that is cut off
+        names = ("status",) if library == "aiohttp" else ("error_code", "status_code", "code")
+        for name in names if library else ():
+            if code := getattr(found, name, None):
                 return str(getattr(code, "value", code))
     return ""
 

@@ -33,7 +33,7 @@ PICTURE = png(np.zeros((4, 5, 3), np.uint8))
 class Handler(BaseHTTPRequestHandler):
     """Answers /STATUS/... with that status, /flaky/STATUS/... too the first two times, and all else with PICTURE.
 
-    Status 0 drops the connection.
+    Status 0 drops the connection, 1 does so in the middle of PICTURE.
     """
 
     protocol_version = "HTTP/1.1"
@@ -51,6 +51,7 @@ class Handler(BaseHTTPRequestHandler):
     do_HEAD = do_GET
 
     def answer(self, status: int) -> None:
+        cut, status = status == 1, 200 if status == 1 else status
         content, first = PICTURE, self.headers.get("Range", "bytes=0-").removeprefix("bytes=").split("-")[0]
         if status == 200 and int(first) >= len(content):
             status = 416
@@ -59,7 +60,8 @@ class Handler(BaseHTTPRequestHandler):
         self.send_header("Content-Length", str(len(content)))
         self.end_headers()
         if self.command == "GET":
-            self.wfile.write(content)
+            self.wfile.write(content[: len(content) // 2] if cut else content)
+            self.close_connection = cut
 
     def log_message(self, *words: object) -> None:
         """Nothing is said."""
@@ -101,6 +103,14 @@ def test_a_web_server_that_fails_is_asked_again(server, no_pause, status):
         no_pause.clear()
     assert read_image(f"{server}/flaky/{status}/a.png").height == 4
     assert stat(File(f"{server}/flaky/{status}/c.png", -1, "")).size == len(PICTURE)
+
+
+@pytest.mark.parametrize("ask", [read_bytes, read_image, lambda uri: read_range(uri, 0, 10)])
+def test_an_answer_that_is_cut_off_is_asked_for_again(server, no_pause, ask):
+    with pytest.raises(StoreError, match="Not enough data"):
+        ask(f"{server}/1/d.png")
+    assert len(no_pause) == storage.ATTEMPTS - 1
+    assert ask(f"{server}/flaky/1/{id(ask)}.png") is not None
 
 
 def test_a_range_beyond_the_end_of_a_web_servers_file_is_empty(server):
