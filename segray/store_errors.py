@@ -103,6 +103,8 @@ def _told(error: Exception) -> Exception:
     said = " ".join(str(getattr(error, "message", "") or error).split())  # str() of aiohttp's shows the signed address
     if code in OF_CREDENTIALS or (code == "401" and library not in ("", "aiohttp")):
         return StoreError(f"the store refuses the credentials: {said}")
+    if code == "NoSuchUpload":  # the upload of a large object got lost, or was completed and only the answer got lost
+        return StoreError(f"the store has lost an upload: {said}")
     # gcsfs has no other sign of what is forbidden than this text
     if code in OF_KEYS or (type(error) is OSError and said.startswith("Forbidden: ")):
         return PermissionError(said)

@@ -148,6 +148,7 @@ def of_library(module: str, **values: object) -> Exception:
         (of_s3("KMS.DisabledException"), PermissionError),
         (of_s3("KMS.ThrottlingException"), OSError),
         (of_s3("NoSuchKey", 404), FileNotFoundError),
+        (of_s3("NoSuchUpload", 404), StoreError),
         (of_s3("SlowDown", 503), StoreError),
         (of_s3("InternalError", 500), StoreError),
         (of_s3("TooManyRequests", 429), StoreError),
