@@ -4,13 +4,19 @@ from __future__ import annotations
 
 import logging
 import os
+import threading
+from collections.abc import Iterable, Iterator
+from typing import TypeVar
 
 import ray
 
 from segray.errors import SegrayError
 
-NO_ROOM_S = 120.0  # without any worker, after which the driver says so
+log = logging.getLogger("segray")
+Result = TypeVar("Result")
+NO_ROOM_S = 120.0  # without any worker, or any result, after which the driver says so
 NO_ROOM = "no %s is at work yet: waiting for nodes, or for resources that other jobs hold"
+NO_RESULT = "nothing was finished for %.0f s: work takes long, or waits for nodes or for resources that other jobs hold"
 
 
 def start() -> None:
@@ -37,6 +43,28 @@ def start() -> None:
             raise
         said = " ".join(str(error).split())[:200]
         raise SegrayError(f"RAY_ADDRESS is {address}, but Ray does not answer there: {said}; {advice}") from error
+
+
+def noting_waits(results: Iterable[Result]) -> Iterator[Result]:
+    """The same results; on a cluster, a line in the log says so when one is long in coming.
+
+    Ray waits for ever, and in silence, for resources that no node has.
+    """
+    if not os.environ.get("RAY_ADDRESS"):  # a single machine: neither nodes nor other jobs
+        yield from results
+        return
+    results, end = iter(results), object()
+    while True:
+        late = threading.Timer(NO_ROOM_S, log.info, [NO_RESULT, NO_ROOM_S])
+        late.daemon = True
+        late.start()
+        try:
+            result = next(results, end)
+        finally:
+            late.cancel()
+        if result is end:
+            return
+        yield result
 
 
 def use_gpu(device: str | None) -> bool:

@@ -214,7 +214,7 @@ def _calibrate(
 def _rows(rows: ray.data.Dataset, work: Work) -> Iterator[dict]:
     """The rows; ModelError if the model has been replaced meanwhile, SegrayError if an image kills the actors."""
     try:
-        yield from rows.iter_rows()
+        yield from cluster.noting_waits(rows.iter_rows())
     except DEATHS as error:
         model_of(work)
         reason = "an actor was killed twice at the same images (out of memory, or a fault of a decoder or a GPU)"

@@ -160,7 +160,8 @@ def _got_all(exporter: Exporter, name: str) -> Outcome:
     file = EXPORTS[name].FILE
     log.info("writing %s", file)
     try:
-        return result_of(_export_all.remote(exporter, name))
+        (outcome,) = cluster.noting_waits(map(result_of, [_export_all.remote(exporter, name)]))
+        return outcome
     except DEATHS as error:
         reason = f"{file} killed the process that wrote it; run the export again with more memory: {_line(error)}"
         return Outcome(scenes=0, image=file, error=reason)
@@ -169,7 +170,8 @@ def _got_all(exporter: Exporter, name: str) -> Outcome:
 def _got(exporter: Exporter, scenes: list[Scene], task: ray.ObjectRef) -> list[Outcome]:
     """The outcomes of a task; if its process died, each scene is tried alone, and one that kills its own has failed."""
     try:
-        return result_of(task)
+        (outcomes,) = cluster.noting_waits(map(result_of, [task]))
+        return outcomes
     except DEATHS as error:
         if len(scenes) == 1:
             reason = f"{scenes[0].image} killed the process that exported it: {_line(error)}"

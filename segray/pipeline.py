@@ -22,6 +22,7 @@ from ray.exceptions import RayTaskError
 from ray.util.annotations import RayDeprecationWarning
 
 from segray import plan as plans
+from segray.cluster import noting_waits
 from segray.errors import SegrayError
 from segray.faults import ADVICE
 from segray.ordered import in_order
@@ -116,7 +117,7 @@ def _run_wave(
 def _until_a_loss(rows: Iterator[dict]) -> Iterator[dict]:
     """The rows until Ray Data gives up, because a process died or too many shards failed."""
     try:
-        yield from rows
+        yield from noting_waits(rows)
     except DEATHS as error:
         log.info("an actor was lost: %s", " ".join(str(error).split())[:200])
     except RayTaskError:  # of more shards than may be lost; the one tried alone next tells why

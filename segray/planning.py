@@ -11,6 +11,7 @@ from operator import attrgetter
 import ray
 
 from segray.archives.members import CONTAINERS, kind_of
+from segray.cluster import noting_waits
 from segray.errors import SegrayError
 from segray.expand import Cutting, Found, expand, failed, is_small
 from segray.plan import IMAGES_A_SHARD, Item, ListingDigest, Plan, group, save, whole, write_files
@@ -92,7 +93,7 @@ def _found(results: ray.ObjectRefGenerator, files: tuple[File, ...], cutting: Cu
     """
     given = 0
     try:
-        for found in map(result_of, results):
+        for found in noting_waits(map(result_of, results)):
             given += 1
             yield found
         return

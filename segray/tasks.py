@@ -9,6 +9,7 @@ from typing import TypeVar
 import ray
 from ray.exceptions import RayTaskError
 
+from segray.cluster import noting_waits
 from segray.errors import OutOfMemoryError, SegrayError
 
 Part, Result = TypeVar("Part"), TypeVar("Result")
@@ -35,6 +36,12 @@ def in_tasks(
 
     in_flight: the most tasks whose results have not been taken.
     """
+    yield from noting_waits(_in_tasks(function, parts, num_cpus=num_cpus, num_gpus=num_gpus, in_flight=in_flight))
+
+
+def _in_tasks(
+    function: Callable[[Part], Result], parts: Iterable[Part], *, num_cpus: int, num_gpus: int, in_flight: int
+) -> Iterator[Result]:
     call = _call.options(num_cpus=num_cpus, num_gpus=num_gpus)
     shared = ray.put(function)  # so that what it holds is sent once, not with every part
     running: deque[ray.ObjectRef] = deque()

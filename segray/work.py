@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-import logging
 import pickle
 import sys
-import threading
 import time
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field, replace
 
 from ray.exceptions import OutOfMemoryError, WorkerCrashedError
 
-from segray import cluster, walk
 from segray import plan as plans
+from segray import walk
 from segray.errors import ModelError
 from segray.faults import guarded
 from segray.heap import ONE_ARENA, keep_memory
@@ -25,7 +23,6 @@ from segray.stopwatch import Stopwatch, peak_memory
 from segray.summary import Totals, summarise
 from segray.tasks import in_tasks
 
-log = logging.getLogger("segray")
 STAGES = "segray_stages"  # a Ray resource: a cluster that has it runs the stages of a GPU cluster on CPUs too
 # At the same time: while one computes, the others bring pixels and take masks away. With many bands, the pixels of one
 # shard are gigabytes.
@@ -171,16 +168,11 @@ def probe(work: Work) -> str:
 
     ModelError when the model cannot be loaded or compiled, does not take such tiles, or kills the worker.
     """
-    late = threading.Timer(cluster.NO_ROOM_S, log.info, [cluster.NO_ROOM, "worker"])
-    late.daemon = True
-    late.start()
     try:
         (precision,) = in_tasks(_probe, [work], **({"num_cpus": 0, "num_gpus": 1} if work.on_gpu else {}))
     except (WorkerCrashedError, OutOfMemoryError) as error:
         tried = f"{work.model} kills the process that tries it on {work.batch_size} tile(s) of {work.spec.tile} px"
         raise ModelError(f"{tried}; give the workers more memory, or lower --batch_size or --tile") from error
-    finally:
-        late.cancel()
     return precision
 
 

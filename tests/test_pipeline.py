@@ -296,7 +296,13 @@ def test_who_waits_for_nodes_is_told(work, monkeypatch, caplog):
         assert not caplog.messages
         monkeypatch.setattr(cluster, "NO_ROOM_S", 0.01)
         probe(Work(**work))
-    assert caplog.messages == [cluster.NO_ROOM % "worker"]
+        assert not caplog.messages  # no cluster, no nodes
+        monkeypatch.setenv("RAY_ADDRESS", "it is only looked at")
+        probe(Work(**work))
+        assert caplog.messages == [cluster.NO_RESULT % 0.01]
+        caplog.clear()
+        pipeline.run(Work(**work), [0], actors=(1, 1), on_result=lambda totals: None)
+    assert caplog.messages[0] == cluster.NO_RESULT % 0.01
 
 
 def test_a_model_that_gives_other_logits_than_its_classes_is_refused_before_anything_is_segmented(work):
