@@ -107,6 +107,16 @@ def test_a_table_is_listed_by_its_footer_and_a_row_group_is_read_once(tmp_path, 
     assert sum(counting) < 1.1 * path.stat().st_size
 
 
+def test_the_footer_of_a_table_is_not_read_for_each_row_group(tmp_path, counting):
+    path = tmp_path / "a.parquet"
+    images = [CHANCE.bytes(1000) for _ in range(400)]
+    pq.write_table(pa.table({"image": pa.array(images)}), path, row_group_size=1)
+    found = list(tables.members(file_of(path)))
+    counting.clear()
+    assert [tables.read(f"counting://{path}", member.part) for member in found] == images
+    assert sum(counting) < 10 * path.stat().st_size  # a page for each row group, and the footer once
+
+
 def test_a_table_is_planned_by_its_footer_unless_its_images_are_large(tmp_path, counting):
     spec = InputSpec(bands=(0, 1, 2), scale=1.0, mean=(0.0,) * 3, std=(1.0,) * 3, tile=32, overlap=8)
     options = {"explicit_bands": False, "shard_pixels": 10**6, "options": ArchiveOptions()}

@@ -95,11 +95,15 @@ def candidates(schema: pa.Schema) -> dict[str, str]:
 
 
 class _Columns:
-    """The last `KEPT` columns of row groups that were read; one is loaded at a time."""
+    """The last `KEPT` columns of row groups that were read; one is loaded at a time.
+
+    So is the footer of the last table: read for each of its row groups, it would take time as their number squared.
+    """
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._values: OrderedDict[tuple[str, str, int, str], pa.ChunkedArray | ImageError] = OrderedDict()
+        self._footer: tuple[tuple[str, str], pq.FileMetaData] | None = None
 
     def get(self, uri: str, version: str, group: int, column: str) -> pa.ChunkedArray:
         """The values of a column in a row group; a damaged one fails for each of its rows, but is read once."""
@@ -109,7 +113,7 @@ class _Columns:
                 while len(self._values) >= KEPT:
                     self._values.popitem(last=False)
                 try:
-                    self._values[key] = _load(uri, group, column)
+                    self._values[key] = self._load(uri, version, group, column)
                 except ImageError as error:
                     self._values[key] = error
             self._values.move_to_end(key)
@@ -118,31 +122,35 @@ class _Columns:
             raise ImageError(str(values))
         return values
 
+    def _load(self, uri: str, version: str, group: int, column: str) -> pa.ChunkedArray:
+        """The values of a column of bytes, equal ones held once, so that repeating one makes no decompression bomb."""
+        known = self._footer[1] if self._footer and self._footer[0] == (uri, version) else None
+        options = {"limit": MAX_FOOTER_BYTES + MAX_COLUMN_BYTES, "dictionary": [column], "footer": known}
+        with unreadable_told(uri), _opened(uri, **options) as (table, _):
+            self._footer = (uri, version), table.metadata
+            place = _place(table.metadata, column)
+            if place is None or group >= table.num_row_groups:
+                raise ImageError(f"{uri} has no column {column} in row group {group}; run again with --overwrite")
+            if error := _too_large(table.metadata, group, place):
+                raise ImageError(f"{uri} cannot be read: {error}")
+            return table.read_row_group(group, columns=[column]).column(0)
+
 
 _columns = _Columns()
 
 
-def _load(uri: str, group: int, column: str) -> pa.ChunkedArray:
-    """The values of a column of bytes, equal ones held once, so that repeating one makes no decompression bomb."""
-    limit = MAX_FOOTER_BYTES + MAX_COLUMN_BYTES
-    with unreadable_told(uri), _opened(uri, limit=limit, dictionary=[column]) as (table, _):
-        place = _place(table.metadata, column)
-        if place is None or group >= table.num_row_groups:
-            raise ImageError(f"{uri} has no column {column} in row group {group}; run again with --overwrite")
-        if error := _too_large(table.metadata, group, place):
-            raise ImageError(f"{uri} cannot be read: {error}")
-        return table.read_row_group(group, columns=[column]).column(0)
-
-
 @contextmanager
-def _opened(uri: str, *, limit: int, dictionary: list[str] | None = None) -> Iterator[tuple[pq.ParquetFile, int]]:
+def _opened(
+    uri: str, *, limit: int, dictionary: list[str] | None = None, footer: pq.FileMetaData | None = None
+) -> Iterator[tuple[pq.ParquetFile, int]]:
     """A table, open during the block, and its size in bytes, which web servers need not give when it is listed.
 
-    ImageError when it is damaged; a store's own error passes through.
+    footer: that of the table if it is known, to be read otherwise. ImageError when it is damaged; a store's own error
+    passes through.
     """
     with Seekable(uri, limit=limit) as stream:
         try:
-            yield pq.ParquetFile(stream, read_dictionary=dictionary), stream.size
+            yield pq.ParquetFile(stream, metadata=footer, read_dictionary=dictionary), stream.size
         except DAMAGE as error:
             if stream.error is not None:
                 raise stream.error from None
