@@ -86,7 +86,8 @@ def write_run(settings: TrainSettings, data: str, inspection: dict) -> None:
 
     SegrayError when OUTPUT holds results of a training but not its run.json.
     """
-    left = [name for name in OWN if exists(join(settings.output, name))]
+    # a training killed while it wrote run.json leaves its folder, with a temporary file at most, which is hidden
+    left = [name for name in OWN if any(True for _ in files_if_any(join(settings.output, name)))]
     if left and not settings.overwrite:
         raise SegrayError(
             f"{join(settings.output, left[0])} exists, but not the state of its training; "

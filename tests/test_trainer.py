@@ -590,6 +590,17 @@ def test_starting_afresh_discards_what_a_training_left_and_nothing_else(job: Job
     ]
 
 
+@pytest.mark.parametrize("left", [[], [".run.json.0123456789abcdef0123456789abcdef.tmp"]])
+def test_killed_while_it_writes_its_first_file_a_training_begins_anew(job: Job, left: list[str]) -> None:
+    folder = Path(job.settings.output, "state")
+    folder.mkdir(parents=True)
+    for name in left:
+        (folder / name).write_text("{")
+    assert read_run(job.settings, job.data) is None
+    write_run(job.settings, job.data, asdict(job.inspection))
+    assert read_run(job.settings, job.data)["data"] == job.data
+
+
 @pytest.mark.parametrize("name", ["model", "model/weights.safetensors"])
 def test_the_weights_to_start_from_are_not_overwritten(job: Job, name: str) -> None:
     write_run(job.settings, job.data, asdict(job.inspection))
