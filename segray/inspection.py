@@ -41,6 +41,7 @@ THREADS = 8
 PIXELS_AT_A_TIME = 2**26  # of the images that these threads hold: decoded, a pixel takes some 10 bytes
 TOGETHER_BYTES = 2**29  # of the images whose crops are mixed: half of what `loading` keeps in memory
 BLOCK_PIXELS = 2**22  # of a large scene, validated at a time
+BEYOND = 1e30  # no mean or deviation of a measurement: undeclared no-data values, such as -3.4e38, are in it
 # of ImageNet in 0..1, used to train pretrained backbones: https://pytorch.org/vision/stable/models.html
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 # Applies a function to every part and returns the results in order: `map`, or one that does so in Ray tasks.
@@ -127,10 +128,11 @@ def inspect(
     mean, std = _moments(looked, scale)
     if settings.weights:
         mean, std = _moments_of_weights(settings.weights, len(bands), scale) or (mean, std)
-    if not all(map(math.isfinite, (*mean, *std))):
+    wrong = [number for number, moments in enumerate(zip(mean, std)) if not all(abs(m) < BEYOND for m in moments)]
+    if wrong:
         raise SegrayError(
-            f"the pixels of {len(looked)} training images of {dataset.uri} have no finite mean and deviation; declare "
-            "their no-data value in the files"
+            f"band {bands[wrong[0]]} of {len(looked)} training images of {dataset.uri} has a mean of "
+            f"{mean[wrong[0]]:.3g} and a deviation of {std[wrong[0]]:.3g}; declare its no-data value in the files"
         )
     inspection = Inspection(
         bands=bands,

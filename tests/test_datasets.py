@@ -314,6 +314,7 @@ REFUSED = {
     ),
     "grey and alpha blend": ("masks/a.png", picture(np.dstack([IDS, IDS])), LabelError, "half transparent"),
     "damaged PNG": ("masks/a.png", picture(IDS)[:-30], ImageError, "a.png cannot be read"),
+    "no PNG": ("masks/a.png", b"", ImageError, "a.png cannot be read: its content is no PNG or BMP"),
     "no TIFF": ("masks/a.tif", b"hello", ImageError, "a.tif cannot be read"),
     "larger": ("masks/a.png", picture(np.zeros((6, 8), np.uint8)), LabelError, "has 6 x 8 .* has 3 x 4.*never resized"),
     "turned": ("masks/a.png", picture(IDS.T.copy()), LabelError, "has 4 x 3 .* 3 x 4; the image's EXIF orientation"),

@@ -91,10 +91,11 @@ def test_a_constant_band_has_a_deviation_of_1(tmp_path: Path) -> None:
     assert look(write_data(tmp_path, [np.full((1, 20, 20), 7, np.uint8)])).std == (1.0,)
 
 
-def test_values_without_a_finite_deviation_are_a_sentence(tmp_path: Path) -> None:
-    image = np.linspace(0, 1, 3 * 20 * 20).reshape(3, 20, 20)
-    image[:, 0] = -1.7e308  # no data, but undeclared
-    with pytest.raises(SegrayError, match="have no finite mean and deviation; declare their no-data value"):
+@pytest.mark.parametrize(("dtype", "value"), [("float64", -1.7e308), ("float32", np.finfo("float32").min)])
+def test_no_data_values_that_are_not_declared_are_a_sentence(tmp_path: Path, dtype: str, value: float) -> None:
+    image = np.linspace(0, 1, 3 * 20 * 20).reshape(3, 20, 20).astype(dtype)
+    image[1, 0] = value
+    with pytest.raises(SegrayError, match=r"band 1 of 1 training images of .* deviation of .*; declare its no-data"):
         look(write_data(tmp_path, [image]))
 
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 import rasterio
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 from rasterio._err import CPLE_BaseError  # some damage raises this, not one of rasterio.errors
 from rasterio.enums import ColorInterp, MaskFlags
 from rasterio.errors import NotGeoreferencedWarning, RasterioError
@@ -76,7 +76,8 @@ def read_labels(uri: str, *, window: Window | None = None, size: tuple[int, int]
             return _whole_raster(uri, data, size)
         labels = _picture(uri, data)
     except (*BROKEN, RasterioError, CPLE_BaseError) as error:
-        raise ImageError(f"{uri} cannot be read: {describe(error)}") from error
+        reason = "its content is no PNG or BMP" if isinstance(error, UnidentifiedImageError) else describe(error)
+        raise ImageError(f"{uri} cannot be read: {reason}") from error
     _check_size(uri, labels.values.shape, size)
     return labels if window is None else _part(labels, window)
 
