@@ -59,6 +59,13 @@ def deep_png(bands: int) -> bytes:
         return file.read()
 
 
+def packed_png(values: np.ndarray, *, clear: int) -> bytes:
+    """A 4-bit grey PNG, of which one value is transparent."""
+    rows = b"".join(b"\0" + (row[::2] << 4 | row[1::2]).tobytes() for row in values)
+    chunks = chunk(b"tRNS", struct.pack(">H", clear)), chunk(b"IDAT", zlib.compress(rows))
+    return raw_png(values.shape[1], values.shape[0], 4, 0, *chunks)
+
+
 PALETTE = Image.fromarray(RGB).quantize(16, dither=Image.Dither.NONE)
 SEEN_PALETTE = np.asarray(PALETTE.convert("RGB"))
 CMYK = Image.fromarray(SMOOTH).convert("CMYK")
@@ -73,6 +80,7 @@ CHANNELS_LAST = {  # name -> (bytes, the (H, W) or (H, W, C) pixels that viewers
     "trns.png": (encoded(PALETTE, transparency=3), SEEN_PALETTE, np.asarray(PALETTE) != 3),
     "key.png": (encoded(GREY, transparency=int(GREY[0, 0])), GREY, GREY[0, 0] != GREY),
     "deep_key.png": (encoded(DEEP, transparency=int(DEEP[0, 0])), DEEP, DEEP[0, 0] != DEEP),
+    "packed_key.png": (packed_png(GREY // 16, clear=2), GREY // 16 * 17, GREY // 16 != 2),
     "rgba.png": (encoded(np.dstack([RGB, ALPHA])), RGB, ALPHA > 0),
     "la.png": (encoded(Image.merge("LA", [Image.fromarray(GREY), Image.fromarray(ALPHA)])), GREY, ALPHA > 0),
     "baseline.jpg": (encoded(SMOOTH, "JPEG", quality=95), SMOOTH, None),

@@ -373,12 +373,16 @@ def test_a_scene_on_the_antimeridian_is_in_two_parts(tmp_path, crs, transform):
         assert all(abs(x) <= 180 for x, _ in ring)
 
 
-def test_a_crs_of_no_authority_is_given_in_words(tmp_path):
-    wkt = rasterio.crs.CRS.from_proj4("+proj=laea +lat_0=10 +lon_0=20 +units=m").to_wkt()
-    found = item_of(tmp_path, Image(uri="/a/x.tif", mask=ids(20, 30), crs=wkt, transform=(9.0, 0, 0, 0, -9.0, 0)))
+@pytest.mark.parametrize(
+    ("projection", "x", "longitude"),
+    [("+proj=laea +lat_0=10 +lon_0=20", 0.0, 20), ("+proj=tmerc +lon_0=9 +x_0=3500000 +ellps=bessel", 3.5e6, 9)],
+)
+def test_a_crs_of_no_authority_is_given_in_words(tmp_path, projection, x, longitude):
+    wkt = rasterio.crs.CRS.from_proj4(f"{projection} +units=m").to_wkt()
+    found = item_of(tmp_path, Image(uri="/a/x.tif", mask=ids(20, 30), crs=wkt, transform=(9.0, 0, x, 0, -9.0, 0)))
     assert found["properties"]["proj:code"] is None
     assert found["properties"]["proj:wkt2"].startswith("PROJCRS")
-    assert found["bbox"][0] == pytest.approx(20, abs=1e-6)
+    assert found["bbox"][0] == pytest.approx(longitude, abs=1e-6)
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="a device of Linux")

@@ -174,8 +174,17 @@ TRANSFORMS = {
 }
 
 
+SYSTEMS = [
+    "EPSG:32633",
+    "EPSG:4326",
+    "+proj=laea +lat_0=1 +lon_0=2 +datum=WGS84 +units=m",
+    "+proj=utm +zone=33 +ellps=intl +towgs84=-187,-98,-121,0,0,0,0",  # 80 m from EPSG:23033
+    "+proj=tmerc +lon_0=9 +x_0=3500000 +ellps=bessel",  # 400 m from EPSG:5683
+]
+
+
 @pytest.mark.parametrize("name", TRANSFORMS)
-@pytest.mark.parametrize("crs", ["EPSG:32633", "EPSG:4326", "+proj=laea +lat_0=1 +lon_0=2 +datum=WGS84 +units=m"])
+@pytest.mark.parametrize("crs", SYSTEMS)
 def test_georeference_is_kept_to_the_last_digit(tmp_path, name, crs):
     uri = tiff(tmp_path, GREY, crs=crs, transform=TRANSFORMS[name])
     header, raster = read_header(uri), read(uri, Window(5, 6, 7, 8))

@@ -87,7 +87,7 @@ def georeference(source: rasterio.DatasetReader) -> tuple[str | None, Affine6 | 
     rasterio gives the identity where the file has no affine; a CRS alone places nothing, but is kept. An affine whose
     pixels have no area, or that is no numbers, places nothing either.
     """
-    crs = _name_of(source.crs.wkt) if source.crs else None
+    crs = name_of(source.crs.wkt) if source.crs else None
     return crs, tuple(source.transform)[:6] if _places(source.transform) else None
 
 
@@ -97,9 +97,14 @@ def _places(transform: rasterio.Affine) -> bool:
 
 
 @lru_cache(256)
-def _name_of(wkt: str) -> str:
-    """The authority code of a CRS, else its WKT; cached, as PROJ searches its whole catalogue for up to 120 ms."""
-    return CRS.from_wkt(wkt).to_string()
+def name_of(wkt: str) -> str:
+    """The authority code of a CRS, else its WKT; cached, as PROJ searches its whole catalogue for up to 120 ms.
+
+    PROJ also finds codes of CRS with another datum, or another shift to WGS 84, which lie up to hundreds of metres off.
+    """
+    crs = CRS.from_wkt(wkt)
+    name = crs.to_string()
+    return name if CRS.from_string(name) == crs else crs.to_wkt()
 
 
 def metres(source: rasterio.DatasetReader) -> float | None:

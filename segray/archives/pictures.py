@@ -23,6 +23,7 @@ Source, Result = TypeVar("Source"), TypeVar("Result")
 ENDINGS = {".png", ".jpg", ".jpeg", ".webp", ".bmp"}
 FORMATS = ("PNG", "JPEG", "WEBP", "BMP")  # nothing else is tried, whatever a file's content says
 BROKEN = (OSError, SyntaxError, ValueError, EOFError, struct.error, zlib.error, Image.DecompressionBombError)
+PACKED_GREY = {2: 85, 4: 17}  # Pillow stretches 2 and 4 bit grey to 0..255: 1 of 4 bits arrives as 17
 SIXTEEN_BIT = ("I;16", "I;16B", "I;16L", "I;16N", "I")
 HEADER_BYTES = 2**16  # fetched for a header
 UPRIGHT = {  # EXIF orientation -> what undoes it
@@ -110,7 +111,10 @@ def _open(file: IO[bytes]) -> Image.Image:
         )
     # Pillow warns at half the size that it refuses; only the refusal counts. Never reset: threads share the filters.
     warnings.simplefilter("ignore", Image.DecompressionBombWarning)
-    return Image.open(file, formats=FORMATS)
+    picture = Image.open(file, formats=FORMATS)
+    if picture.format == "PNG" and picture.mode == "L" and "transparency" in picture.info:
+        picture.info["transparency"] *= PACKED_GREY.get(head[24], 1)  # Pillow leaves it as stored
+    return picture
 
 
 def _orientation(picture: Image.Image) -> int:

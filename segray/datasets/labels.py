@@ -16,7 +16,7 @@ from rasterio.enums import ColorInterp, MaskFlags
 from rasterio.errors import NotGeoreferencedWarning, RasterioError
 
 from segray.archives.opened import borrow
-from segray.archives.pictures import BROKEN
+from segray.archives.pictures import BROKEN, PACKED_GREY
 from segray.errors import ImageError, LabelError
 from segray.grid import Window
 from segray.masks import IGNORE, Classes, colors_to_mask, ids_to_mask
@@ -26,7 +26,6 @@ PICTURES, RASTERS = {".png", ".bmp"}, {".tif", ".tiff"}
 ENDINGS = PICTURES | RASTERS
 LOSSY_ENDINGS = {".jpg", ".jpeg", ".webp", ".jp2"}
 MAX_PIXELS = 2**30  # of a raster, or the window of it that is read at once
-PACKED_GREY = {2: 85, 4: 17}  # Pillow stretches 2 and 4 bit grey to 0..255: id 1 of 4 arrives as 85
 BLACK = (0, 0, 0)
 Color = tuple[int, int, int]
 Legend = Mapping[int, Collection[Color]]  # id in a file -> its colours

@@ -10,6 +10,7 @@ from rasterio._err import CPLE_BaseError
 from rasterio.crs import CRS
 from rasterio.errors import CRSError
 
+from segray.archives.metadata import name_of
 from segray.footprints import outline, rings
 from segray.grid import Window
 from segray.masks import IGNORE, Classes
@@ -80,8 +81,8 @@ def _projection(crs: str | None) -> dict:
         return {}
     try:
         parsed = CRS.from_user_input(crs)
-        if authority := parsed.to_authority():
-            return {"proj:code": ":".join(authority)}
+        if "[" not in (name := name_of(parsed.wkt)):
+            return {"proj:code": name}
         return {"proj:code": None, "proj:wkt2": parsed.to_wkt(version="WKT2_2019")}
     except (CRSError, CPLE_BaseError):
         return {"proj:code": None}
