@@ -117,6 +117,7 @@ CASES = {  # name -> (pixels, options, the first column that has data)
     "faint alpha": (np.dstack([RGB, np.minimum(ALPHA, 1)]), {"interpretation": RGBA}, 7),
     "internal mask": (RGB, {"mask": ALPHA}, 7),
     "mask beside it": (RGB, {"mask": ALPHA, "internal": False}, 7),
+    "mask and alpha": (np.dstack([RGB, GREY]), {"interpretation": RGBA, "mask": ALPHA}, 7),
     "mask and nodata": (HOLES, {"mask": ALPHA, "nodata": 0}, 9),
     "mask and NaN": (FLOATS, {"mask": ALPHA}, 9),
 }

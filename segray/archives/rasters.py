@@ -225,18 +225,16 @@ def _pixels(source: rasterio.DatasetReader, part: RasterioWindow, bands: list[in
     A requested band is data, even if it is marked as alpha. Every block is decoded once: GDAL's own masks of alpha and
     nodata would decode it again.
     """
-    alpha = [band for band in alpha_bands(source) if band not in bands]
-    shape = (part.height, part.width)
-    if alpha:
-        pixels = _blocks(source, [*bands, alpha[-1]], part)
-        valid, pixels = pixels[-1] != 0, pixels[:-1]
-    elif any(MaskFlags.per_dataset in flags and MaskFlags.alpha not in flags for flags in source.mask_flag_enums):
+    alpha = [band for band in alpha_bands(source) if band not in bands][-1:]
+    valid = np.ones((part.height, part.width), bool)
+    if any(MaskFlags.per_dataset in flags and MaskFlags.alpha not in flags for flags in source.mask_flag_enums):
         valid = source.dataset_mask(window=part) != 0
         if not valid.any():
-            return np.zeros((len(bands), *shape), source.dtypes[0]), valid
-        pixels = _blocks(source, bands, part)
-    else:
-        pixels, valid = _blocks(source, bands, part), np.ones(shape, bool)
+            return np.zeros((len(bands), *valid.shape), source.dtypes[0]), valid
+    pixels = _blocks(source, [*bands, *alpha], part)
+    if alpha:
+        valid &= pixels[-1] != 0
+        pixels = pixels[:-1]
     _drop_nodata(valid, pixels, [source.nodatavals[index - 1] for index in bands])
     return pixels, valid
 
