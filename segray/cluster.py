@@ -10,7 +10,7 @@ from typing import TypeVar
 
 import ray
 
-from segray.errors import SegrayError
+from segray.errors import SegrayError, one_line
 
 log = logging.getLogger("segray")
 Result = TypeVar("Result")
@@ -41,8 +41,8 @@ def start() -> None:
     except (ConnectionError, RuntimeError, ValueError) as error:
         if not address:
             raise
-        said = " ".join(str(error).split())[:200]
-        raise SegrayError(f"RAY_ADDRESS is {address}, but Ray does not answer there: {said}; {advice}") from error
+        said = f"but Ray does not answer there: {one_line(error)}"
+        raise SegrayError(f"RAY_ADDRESS is {address}, {said}; {advice}") from error
 
 
 def noting_waits(results: Iterable[Result]) -> Iterator[Result]:

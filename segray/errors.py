@@ -1,6 +1,11 @@
 """The errors of segray: each is one sentence that names the file, the value and the fix."""
 
 
+def one_line(error: BaseException) -> str:
+    """The text of an error on one line, cut off at 200 characters."""
+    return " ".join(str(error).split())[:200]
+
+
 class SegrayError(Exception):
     """Bad input that the caller can correct; jobs print its one sentence and end with exit status 2."""
 

@@ -17,7 +17,7 @@ from typing import TextIO
 import ray
 
 from segray import cluster
-from segray.errors import SegrayError
+from segray.errors import SegrayError, one_line
 from segray.export_removal import remove_former
 from segray.export_tasks import Exporter, Outcome
 from segray.exports import EXPORTS
@@ -28,16 +28,7 @@ from segray.plan import group
 from segray.scenes import Masks, Scene, open_masks, pieces_of, whole
 from segray.scratch import scratch
 from segray.settings import ExportSettings
-from segray.storage import (
-    exists,
-    join,
-    publish,
-    publish_file,
-    read_text,
-    real,
-    remove,
-    remove_leftovers,
-)
+from segray.storage import exists, join, publish, publish_file, read_text, real, remove, remove_leftovers
 from segray.tasks import DEATHS, in_tasks, result_of
 
 log = logging.getLogger("segray")
@@ -89,7 +80,8 @@ def export(settings: ExportSettings) -> dict:
         )
     _check_place(settings, masks)
     cluster.start()
-    exporter = Exporter(masks=masks, settings=settings, usual=_usual_ending(masks))
+    usual = ending_of(pieces_of(masks, 0)[0].image)  # of the archive's first image
+    exporter = Exporter(masks=masks, settings=settings, usual=usual)
     _claim(settings, masks, exporter)
     start, counts = time.monotonic(), _Counts()
     with scratch() as folder:
@@ -163,7 +155,7 @@ def _got_all(exporter: Exporter, name: str) -> Outcome:
         (outcome,) = cluster.noting_waits(map(result_of, [_export_all.remote(exporter, name)]))
         return outcome
     except DEATHS as error:
-        reason = f"{file} killed the process that wrote it; run the export again with more memory: {_line(error)}"
+        reason = f"{file} killed the process that wrote it; run the export again with more memory: {one_line(error)}"
         return Outcome(scenes=0, image=file, error=reason)
 
 
@@ -174,13 +166,9 @@ def _got(exporter: Exporter, scenes: list[Scene], task: ray.ObjectRef) -> list[O
         return outcomes
     except DEATHS as error:
         if len(scenes) == 1:
-            reason = f"{scenes[0].image} killed the process that exported it: {_line(error)}"
+            reason = f"{scenes[0].image} killed the process that exported it: {one_line(error)}"
             return [Outcome(image=scenes[0].image, error=reason)]
     return [outcome for scene in scenes for outcome in _got(exporter, [scene], _export.remote(exporter, [scene]))]
-
-
-def _line(error: Exception) -> str:
-    return " ".join(str(error).split())[:200]
 
 
 def _groups(masks: Masks) -> Iterator[list[Scene]]:
@@ -202,11 +190,6 @@ def _collect(outcomes: Iterable[Outcome], counts: _Counts, file: TextIO) -> None
             numbers = counts.scenes, counts.written, counts.there, counts.failed
             log.info("%d scenes: %d written, %d there before, %d failed", *numbers)
     file.write("\n]}\n")
-
-
-def _usual_ending(masks: Masks) -> str:
-    """The ending of the archive's first image, which names leave out."""
-    return ending_of(pieces_of(masks, 0)[0].image)
 
 
 def _check_place(settings: ExportSettings, masks: Masks) -> None:

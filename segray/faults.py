@@ -9,7 +9,7 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import TypeVar
 
-from segray.errors import OutOfMemoryError
+from segray.errors import OutOfMemoryError, one_line
 
 log = logging.getLogger("segray")
 Result = TypeVar("Result")
@@ -39,7 +39,7 @@ def ending_at_faults() -> Iterator[None]:
         yield
     except RuntimeError as error:
         if is_fault(error):
-            log.error("the GPU failed, so this process ends: %s", _one_line(error))
+            log.error("the GPU failed, so this process ends: %s", one_line(error))
             os._exit(ENDED)
         raise
 
@@ -51,9 +51,5 @@ def guarded(results: Iterable[Result]) -> Iterator[Result]:
             yield from results
     except (RuntimeError, MemoryError) as error:
         if is_out_of_memory(error):
-            raise OutOfMemoryError(f"a shard does not fit into memory: {_one_line(error)}; {ADVICE}") from error
+            raise OutOfMemoryError(f"a shard does not fit into memory: {one_line(error)}; {ADVICE}") from error
         raise
-
-
-def _one_line(error: Exception) -> str:
-    return " ".join(str(error).split())[:200]

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from itertools import chain
 
@@ -66,18 +65,12 @@ def _largest(plan: Plan) -> list[_Candidate]:
     found = in_tasks(partial(_largest_in_file, plan.uri), range(len(plan.files)), in_flight=TASKS_IN_FLIGHT)
     best: dict[str, _Candidate] = {}
     for candidate in chain.from_iterable(found):
-        known = best.get(candidate.image)
-        shards = (*known.shards, *candidate.shards) if known else candidate.shards
-        pixels = max(known.pixels, candidate.pixels) if known else candidate.pixels
-        best[candidate.image] = _Candidate(
-            image=candidate.image, part=candidate.part, pixels=pixels, shards=tuple(sorted(set(shards)))
-        )
-        best = {each.image: each for each in _ranked(best.values())}
+        known = best.get(candidate.image, candidate)
+        pixels, shards = max(known.pixels, candidate.pixels), {*known.shards, *candidate.shards}
+        best[candidate.image] = replace(candidate, pixels=pixels, shards=tuple(sorted(shards)))
+        ranked = sorted(best.values(), key=lambda each: (-each.pixels, each.image))
+        best = {each.image: each for each in ranked[:SCENES]}
     return list(best.values())
-
-
-def _ranked(candidates: Iterable[_Candidate]) -> list[_Candidate]:
-    return sorted(candidates, key=lambda each: (-each.pixels, each.image))[:SCENES]
 
 
 def _overview(output: str, fmt: str, candidate: _Candidate, picture: ray.ObjectRef) -> Overview | None:

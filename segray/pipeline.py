@@ -23,7 +23,7 @@ from ray.util.annotations import RayDeprecationWarning
 
 from segray import plan as plans
 from segray.cluster import noting_waits
-from segray.errors import SegrayError
+from segray.errors import SegrayError, one_line
 from segray.faults import ADVICE
 from segray.ordered import in_order
 from segray.packing import Batch, batch_of, pack, unpack
@@ -103,7 +103,7 @@ def _run_wave(
         if missing:
             first = min(missing)
             with suppress(*DEATHS):  # any other error, such as a full disk or a changed model, is raised
-                on_result(pickle.loads(_publish_alone(work, first, plans.read_shard(work.plan, first))["totals"]))
+                on_result(_publish_alone(work, first, plans.read_shard(work.plan, first)))
                 missing.discard(first)
         if missing:
             log.info("%d shard(s) lost with their processes; trying them again", len(missing))
@@ -111,7 +111,7 @@ def _run_wave(
     if len(missing) > MAX_LOST_SHARDS or (fresh and len(missing) == len(shards) > 1):
         raise SegrayError(f"{len(missing)} shards kill every process that segments them; {ADVICE}")
     for shard in sorted(missing):
-        on_result(pickle.loads(_rescue(work, shard)["totals"]))
+        on_result(_rescue(work, shard))
 
 
 def _until_a_loss(rows: Iterator[dict]) -> Iterator[dict]:
@@ -119,7 +119,7 @@ def _until_a_loss(rows: Iterator[dict]) -> Iterator[dict]:
     try:
         yield from noting_waits(rows)
     except DEATHS as error:
-        log.info("an actor was lost: %s", " ".join(str(error).split())[:200])
+        log.info("an actor was lost: %s", one_line(error))
     except RayTaskError:  # of more shards than may be lost; the one tried alone next tells why
         log.info("more than %d shards failed; trying one by itself", MAX_LOST_SHARDS)
 
@@ -140,28 +140,23 @@ def _source(shards: list[int]) -> Dataset:
 
 
 def _chain(work: Work, rows: Dataset, actors: tuple[int, int]) -> Iterator[dict]:
-    if not staged(work):
-        done = _segment(rows, work, actors, staged=False)
-    else:
-        with retries_bounded():
-            task = {"fn_args": (work,), "batch_size": 1, "num_cpus": 1, "max_retries": 1}
-            read = rows.map_batches(_read, **task)
-            done = _segment(read, work, actors, staged=True).map_batches(_write, **task)
-    configure()
-    return done.iter_rows()
-
-
-def _segment(rows: Dataset, work: Work, actors: tuple[int, int], *, staged: bool) -> Dataset:
-    options = work.pool_options(staged=staged)
+    apart = staged(work)
+    task = {"fn_args": (work,), "batch_size": 1, "num_cpus": 1, "max_retries": 1}
     with retries_bounded():
-        return rows.map_batches(
+        if apart:
+            rows = rows.map_batches(_read, **task)
+        rows = rows.map_batches(
             SegmentActor,
-            fn_constructor_args=(work, staged),
+            fn_constructor_args=(work, apart),
             batch_size=1,
-            compute=ActorPoolStrategy(min_size=actors[0], max_size=actors[1], **options),
+            compute=ActorPoolStrategy(min_size=actors[0], max_size=actors[1], **work.pool_options(staged=apart)),
             max_task_retries=1,
-            **work.actor_options(staged=staged),
+            **work.actor_options(staged=apart),
         )
+        if apart:
+            rows = rows.map_batches(_write, **task)
+    configure()
+    return rows.iter_rows()
 
 
 @contextmanager
@@ -202,7 +197,7 @@ def _write(batch: Batch, work: Work) -> Batch:
     return batch_of(work.publish(int(batch["shard"][0]), results, costs, role="writer"))
 
 
-def _rescue(work: Work, shard: int) -> dict:
+def _rescue(work: Work, shard: int) -> Totals:
     """Find the images of a shard that kill their process, and publish the shard with failed rows for them.
 
     They are read one at a time here: if several together need too much memory, none of them is to blame.
@@ -223,25 +218,18 @@ def _rescue(work: Work, shard: int) -> dict:
 
 def _poisonous(work: Work, items: list[plans.Item]) -> list[plans.Item]:
     """The items that kill their process, found by halving."""
-    if _survives(work, items):
-        return []
-    if len(items) == 1:
-        return items
-    half = len(items) // 2
-    return _poisonous(work, items[:half]) + _poisonous(work, items[half:])
-
-
-def _survives(work: Work, items: list[plans.Item]) -> bool:
     try:
         result_of(_try_items.options(**_resources(work)).remote(work, items))
     except DEATHS:
-        return False
-    return True
+        half = len(items) // 2
+        return _poisonous(work, items[:half]) + _poisonous(work, items[half:]) if half else items
+    return []
 
 
-def _publish_alone(work: Work, shard: int, items: list[plans.Item]) -> dict:
+def _publish_alone(work: Work, shard: int, items: list[plans.Item]) -> Totals:
     """Segment and publish a shard in a process of its own; raises one of `DEATHS` if that dies."""
-    return result_of(_publish_items.options(**_resources(work)).remote(work, shard, items))
+    row = result_of(_publish_items.options(**_resources(work)).remote(work, shard, items))
+    return pickle.loads(row["totals"])
 
 
 def _resources(work: Work) -> dict:

@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from segray.canvas import Canvas, canvases, decide_singles
-from segray.errors import ModelError
+from segray.errors import ModelError, one_line
 from segray.faults import is_out_of_memory
 from segray.inference import Inference
 from segray.inputs import InputSpec, prepare
@@ -154,10 +154,9 @@ class Segmenter:
             if is_out_of_memory(error):
                 count = f"{self.batch_size} tile(s) of {size} px"
                 raise ModelError(f"{count} do not fit into memory; lower --batch_size or --tile") from error
-            reason = " ".join(str(error).split())[:200]
             shape = f"{bands} x {size} x {size}"
             fix = "another --tile" if self.inference.dtype is torch.float32 else "--precision fp32 or another --tile"
-            raise ModelError(f"the network takes no tiles of {shape}: {reason}; give {fix}") from error
+            raise ModelError(f"the network takes no tiles of {shape}: {one_line(error)}; give {fix}") from error
 
     def _canvases(self, regions: Iterable[Region]) -> Iterator[Canvas]:
         options = {"num_classes": self.num_classes, "device": self.device, "copies": self.copies}

@@ -43,14 +43,21 @@ def _on_a_small_machine(**arguments: float) -> dict:
 class Rows:
     """A stand-in for the pipeline's rows, which notes the pool of actors."""
 
-    def map_batches(self, actor: type, *, compute: ActorPoolStrategy, **options: object) -> ActorPoolStrategy:
+    pool = None
+
+    def map_batches(self, actor: object, *, compute: ActorPoolStrategy | None = None, **options: object) -> Rows:
+        """Note the pool."""
+        self.pool = self.pool or compute
+        return self
+
+    def iter_rows(self) -> ActorPoolStrategy:
         """The pool."""
-        return compute
+        return self.pool
 
 
 def test_every_device_of_a_process_works_on_a_shard_at_a_time():
     work = simulation._work("", seconds=1.0, threads=3)
-    assert pipeline._segment(Rows(), work, (1, 2), staged=True) == ActorPoolStrategy(
+    assert pipeline._chain(work, Rows(), (1, 2)) == ActorPoolStrategy(
         min_size=1,
         max_size=2,
         max_tasks_in_flight_per_actor=3 * 6,
