@@ -15,7 +15,7 @@ from rasterio.windows import Window
 from segray.inputs import InputSpec
 from segray.model_dir import Description, save_model
 from segray.settings import BenchmarkSettings
-from segray.storage import exists, filesystem, join, publish
+from segray.storage import exists, join, publish, publish_file
 from segray.synthetic import CLASSES, scene
 
 BLOCK = 512  # side of the GeoTIFF's blocks and of the JPEG tiles, pixels
@@ -30,12 +30,10 @@ def make_raster(uri: str, size: int, *, flat: bool = False) -> str:
     """
     if exists(uri):
         return uri
-    fs, path = filesystem(uri)
-    fs.makedirs(path.rsplit("/", 1)[0], exist_ok=True)
     with tempfile.TemporaryDirectory() as folder:
         source = os.path.join(folder, "scene.tif")
         _write(source, size, _squares() if flat else _pattern())
-        fs.put_file(source, path)
+        publish_file(uri, source)
     return uri
 
 
@@ -53,7 +51,7 @@ def make_tiles(uri: str, count: int) -> str:
     return uri
 
 
-def make_model(uri: str, network: str, *, tile: int = 512, overlap: int = 64) -> str:
+def make_model(uri: str, network: str) -> str:
     """Make a model directory of a network with random weights (always the same), unless it exists; its URI."""
     import torch
 
@@ -65,9 +63,7 @@ def make_model(uri: str, network: str, *, tile: int = 512, overlap: int = 64) ->
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         built = build_network(name, options, num_classes=len(CLASSES), in_channels=3)
-    spec = InputSpec(
-        bands=(0, 1, 2), scale=1 / 255, mean=(0.4, 0.4, 0.4), std=(0.2, 0.2, 0.2), tile=tile, overlap=overlap
-    )
+    spec = InputSpec(bands=(0, 1, 2), scale=1 / 255, mean=(0.4, 0.4, 0.4), std=(0.2, 0.2, 0.2))
     network_of = {"name": name, "options": options}
     save_model(Description(uri=uri, network=network_of, classes=CLASSES, spec=spec), built)
     return uri

@@ -6,7 +6,6 @@ It uses the same tiles and weights as segray, so its masks must be the same.
 from __future__ import annotations
 
 import os
-import resource
 import time
 from collections.abc import Iterator
 from itertools import product
@@ -22,6 +21,7 @@ from segray.inputs import InputSpec
 from segray.masks import IGNORE
 from segray.model_dir import load_network, read_description
 from segray.shards import mask_of, read_masks, window_of
+from segray.stopwatch import peak_memory
 from segray.storage import local_path
 
 if TYPE_CHECKING:
@@ -54,7 +54,7 @@ def plain_loop(
         os.makedirs(os.path.dirname(mask), exist_ok=True)
         _segment(image, mask, network=network, classes=len(description.classes), spec=spec, lattice=spec.lattice(blend))
     seconds = time.perf_counter() - start
-    return {"seconds": seconds, "peak_memory": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024}
+    return {"seconds": seconds, "peak_memory": peak_memory()}
 
 
 def agreement(output: str, shards: int, *, fmt: str, masks: dict[str, str]) -> float:
