@@ -12,7 +12,7 @@ import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from functools import partial, reduce
+from functools import partial
 from itertools import chain, islice
 from typing import Any
 
@@ -158,8 +158,8 @@ def look_at(
 ) -> list[Seen]:
     """What samples hold; part: (sample, whether to read its pixels too). SegrayError if one cannot be read or used."""
     look = partial(_look, dataset=dataset, spec=spec, explicit_bands=explicit_bands)
-    seen = [look(one) for one in part[:1]]  # tells about how large the others are
-    ahead = min(THREADS, max(1, PIXELS_AT_A_TIME // max([1, *(one.area for one in seen)])))
+    seen = [look(part[0])]  # tells about how large the others are
+    ahead = min(THREADS, max(1, PIXELS_AT_A_TIME // seen[0].area))
     with ThreadPoolExecutor(THREADS) as pool:
         return seen + list(in_order(look, part[1:], pool=pool, ahead=ahead))
 
@@ -177,7 +177,7 @@ def counted_units(units: int, *, balance: float) -> list[int]:
 def measured(samples: Sequence[Sample], run: Run) -> dict[int, Size]:
     """Number -> size of the samples whose size must be read from their headers."""
     unknown = [number for number, sample in enumerate(samples) if not is_measured(sample)]
-    sizes = run(_sizes_of, _parts([samples[number] for number in unknown])) if unknown else ()
+    sizes = run(_sizes_of, _parts([samples[number] for number in unknown]))
     return dict(zip(unknown, chain.from_iterable(sizes)))
 
 
@@ -226,14 +226,14 @@ def _count(mask: np.ndarray, classes: int) -> np.ndarray:
 def _some_rows(image_HW: np.ndarray) -> Iterator[slice]:
     """The rows of an image, about `CHUNK` pixels at a time: counting or summing takes 8 bytes a pixel."""
     height, width = image_HW.shape
-    step = max(1, CHUNK // max(1, width))
+    step = max(1, CHUNK // width)
     yield from (slice(top, top + step) for top in range(0, height, step))
 
 
 def _moments(seen: list[Seen], scale: float) -> tuple[tuple[float, ...], tuple[float, ...]]:
     """(mean, std) of each band over valid pixels; the std of a constant band is 1, so that the band becomes 0."""
     valid = sum(one.valid for one in seen)
-    first, second = (reduce(np.add, sums) for sums in zip(*((one.first, one.second) for one in seen)))
+    first, second = sum(one.first for one in seen), sum(one.second for one in seen)
     with np.errstate(all="ignore"):  # the caller refuses what is not finite
         mean = first / valid
         variance = np.maximum(second / valid - np.square(mean), 0)
