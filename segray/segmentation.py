@@ -163,10 +163,10 @@ def with_threads(work: Work, actors: int) -> Work:
 
 def _run(settings: SegmentSettings, work: Work, missing: list[int], *, shards: int) -> tuple[Totals, float]:
     """Segment the missing ones of all shards; returns their totals and the seconds it took."""
+    start = time.monotonic()
     from segray import pipeline  # imports Ray Data, 64 MB that planning does without
 
-    totals, start = Totals(), time.monotonic()
-    progress = _Progress(len(missing))
+    totals, progress = Totals(), _Progress(len(missing))
 
     def on_result(shard: Totals) -> None:
         totals.add(shard)
