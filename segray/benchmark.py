@@ -53,7 +53,7 @@ def lines(report: dict) -> list[str]:
     parts = [f"{made_of['cores']} cores of {made_of['cpu']}", *made_of["gpus"], report["date"]]
     found = [", ".join(parts)]
     for name, table in report["tables"].items():
-        found += ["", name, *aligned(table.get("rows", [])), *table.get("notes", [])]
+        found += ["", name, *aligned(table["rows"]), *table["notes"]]
     return found
 
 

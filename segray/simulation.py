@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import pickle
 import tempfile
 import time
@@ -97,7 +98,7 @@ def simulate(*, gpus: int, seconds: float, shards: int) -> dict:
         "driver_cpu_ms": cpu["driver"],
         "control_cpu_ms": sum(cpu[name] for name in CONTROL),
         "worker_cpu_ms": cpu["workers"],
-        "busy": sum(cpu.values()) / 1e3 * rate / _cores(),
+        "busy": sum(cpu.values()) / 1e3 * rate / len(os.sched_getaffinity(0)),
         "driver_mb": peak_memory() / 1e6,
     }
 
@@ -112,7 +113,8 @@ def plan_listing(*, images: int, shard_pixels: int) -> dict:
         for _ in ListingDigest().watch(made_up_listing(images)):
             pass
         digested = time.process_time()
-        for shard in range(0, plan.shards, -(-plan.shards // 20)):
+        sampled = range(0, plan.shards, -(-plan.shards // 20))
+        for shard in sampled:
             read_shard(folder, shard)
         read = time.process_time()
         size = sum(file.size for file in list_files(folder))
@@ -123,7 +125,7 @@ def plan_listing(*, images: int, shard_pixels: int) -> dict:
         "cpu_s_to_resume": digested - planned,
         "driver_mb": peak_memory() / 1e6,
         "plan_mb": size / 1e6,
-        "ms_to_read_a_shard": (read - digested) / len(range(0, plan.shards, -(-plan.shards // 20))) * 1e3,
+        "ms_to_read_a_shard": (read - digested) / len(sampled) * 1e3,
     }
 
 
@@ -188,8 +190,6 @@ def _work(folder: str, *, seconds: float, threads: int) -> SimulatedWork:
         classes=Classes(names=("ground", "house"), colors=((0, 0, 0), (255, 0, 0))),
         spec=SPEC,
         explicit_bands=False,
-        window=2048,
-        formats=("parquet",),
         precision="fp32",
         blend="taper",
         on_gpu=True,
@@ -198,15 +198,9 @@ def _work(folder: str, *, seconds: float, threads: int) -> SimulatedWork:
     )
 
 
-def _cores() -> int:
-    import psutil  # comes with Ray, and can be imported once Ray is
-
-    return len(psutil.Process().cpu_affinity())
-
-
 def _cpu_seconds() -> dict[str, float]:
     """CPU seconds so far of this process and of its descendants, which are Ray's, by role."""
-    import psutil
+    import psutil  # comes with Ray, and can be imported once Ray is
 
     found = dict.fromkeys((*CONTROL, "workers", "other"), 0.0)
     me = psutil.Process()

@@ -1,4 +1,4 @@
-"""The stages of a segmentation, each measured alone: listing, reading, decoding, the network, writing.
+"""The stages of a segmentation, each measured alone: reading, decoding, the network, writing.
 
 A stage is measured on all cores at once, in processes of one thread each, as the job uses them: cores share caches and
 memory, so each is slower beside the others than alone.
@@ -19,7 +19,6 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from segray import walk
-from segray.archives import Archive
 from segray.archives.images import read_for
 from segray.grid import Window, reflect, windows
 from segray.inputs import prepare
@@ -56,7 +55,7 @@ class Cost:
     @property
     def rate(self) -> float:
         """Amount per elapsed second."""
-        return self.amount / self.seconds if self.seconds else 0.0
+        return self.amount / self.seconds
 
 
 class Clock:
@@ -124,12 +123,6 @@ class Workers:
     def shares(self, things: Sequence[Any]) -> list[list[Any]]:
         """Things dealt out, one list per process."""
         return [list(things[start :: self.count]) for start in range(self.count)]
-
-
-def list_images(archive: Archive, clock: Clock) -> list[File]:
-    """The images of an archive."""
-    with clock:
-        return list(archive.images())
 
 
 def read_pieces(work: Work, pieces: list[tuple[str, int, int]], clock: Clock) -> float:

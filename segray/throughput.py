@@ -29,7 +29,7 @@ NETWORK = "unet"
 COUNTED = ("decoding", "network", "writing")  # decoding includes reading; listing ends before the first shard starts
 JOB_DETAILS = ("seconds", "call_seconds", "start_up_seconds", "stage_seconds", "peak_memory", "actors")
 SPANS = {  # the part of a job's time that is counted
-    "first shard to last commit": lambda summary: summary["seconds"] - (summary["start_up_seconds"] or 0.0),
+    "first shard to last commit": lambda summary: summary["seconds"] - summary["start_up_seconds"],
     "with the actors' start-up": lambda summary: summary["seconds"],
     "with plan and report": lambda summary: summary["call_seconds"],
 }
@@ -132,7 +132,9 @@ def _tiles(subject: Subject, workers: Workers) -> dict:
 def _costs(subject: Subject, workers: Workers, device: Workers, *, needed: int) -> dict[str, Cost]:
     """The cost of each stage; the amounts are megapixels of the archive."""
     work, shares, clock = subject.work, workers.shares, stages.Clock()
-    files = stages.list_images(open_archive(subject.job.archive, subject.job.archive_options), clock)
+    archive = open_archive(subject.job.archive, subject.job.archive_options)
+    with clock:
+        files = list(archive.images())
     items = [item for shard in range(subject.shards) for item in plans.read_shard(work.plan, shard)]
     target = join(subject.job.output, "stage")
     writing = [(subject.done, share, target) for share in shares(range(subject.shards))]
@@ -161,7 +163,7 @@ def _table(rounds: list[dict], subject: Subject, tiles: dict) -> dict:
     table = {"mpx": subject.mpx, "rows": rows, "ideal_mpx_per_s": best, "limit": limit, "whole_job": whole}
     seconds = sum((Counter(found["job"]["stage_seconds"]) for found in rounds), Counter())
     notes = [*_notes(table, tiles, subject), f"time of the job's workers: {stage_shares(seconds)}"]
-    jobs = [{name: found["job"].get(name) for name in JOB_DETAILS} for found in rounds]
+    jobs = [{name: found["job"][name] for name in JOB_DETAILS} for found in rounds]
     return {**table, "tiles": tiles, "jobs": jobs, "settings": rounds[0]["job"]["settings"], "notes": notes}
 
 

@@ -18,7 +18,7 @@ from segray.grid import Lattice
 from segray.model_dir import read_description
 from segray.plan import cut, read_shard, whole, write_files
 from segray.shards import read_masks, write_shard
-from segray.stages import Clock, Cost, Workers
+from segray.stages import Clock, Workers
 from segray.synthetic import scene
 from segray.work import Work
 
@@ -107,13 +107,9 @@ def test_the_segmenter_computes_the_tiles_that_are_counted(archive, model, tmp_p
     assert sum(tiles) == stages.count_tiles(work, list(range(shards)))[1]
 
 
-def test_listing_and_reading_take_every_byte_once(archive, done, monkeypatch):
+def test_reading_takes_every_byte_once(archive, done, monkeypatch):
     monkeypatch.setattr(stages, "PIECE_BYTES", 1000)
-    clock = Clock()
-    files = stages.list_images(open_archive(str(archive)), clock)
-    assert [Path(file.uri).name for file in files] == sorted(SIZES)
-    assert clock.seconds > 0
-    pieces = stages.pieces_of(files)
+    pieces = stages.pieces_of(open_archive(str(archive)).images())
     assert max(stop - start for _, start, stop in pieces) == 1000
     assert stages.read_pieces(done[0], pieces, Clock()) == sum((archive / name).stat().st_size for name in SIZES)
 
@@ -182,8 +178,3 @@ def test_a_clock_waits_once_and_adds_up():
     clock.wait()
     assert waits == [0.0]
     assert clock.seconds > 0
-
-
-@pytest.mark.parametrize(("seconds", "rate"), [(2.0, 5.0), (0.0, 0.0)])
-def test_rate(seconds, rate):
-    assert Cost(amount=10, seconds=seconds, cpu_seconds=0).rate == rate
