@@ -37,7 +37,7 @@ class Publisher:
     @property
     def busy(self) -> bool:
         """Whether a publication is under way or has failed."""
-        return self._last is not None and not (self._last.done() and self._last.exception() is None)
+        return not self.done_within(0) or self.failed
 
     @property
     def failed(self) -> bool:
@@ -103,7 +103,7 @@ class Finished:
         row, earlier = {**self.row, **self._scores(validated)}, dict(record.masks)
         record.history.append(row)
         if row["epoch"] in pictured(self.job.settings.epochs):
-            record.masks[row["epoch"]] = masks_of(validated.pictures)
+            record.masks[row["epoch"]] = {each.title: torch.from_numpy(each.mask.copy()) for each in validated.pictures}
         write_history(output, record.history)
         # TensorBoard reads the files of a folder one after the other, in order of name
         name = f"events.out.tfevents.epoch-{row['epoch']:04d}"
@@ -172,11 +172,6 @@ def _save_model(job: Job, row: dict, state: dict) -> None:
 def pictured(epochs: int) -> set[int]:
     """The epochs, besides the newest, whose pictures the page shows."""
     return {1, (epochs + 1) // 2}
-
-
-def masks_of(pictures: Sequence[Picture]) -> dict[str, torch.Tensor]:
-    """The masks of pictures by title, as a state keeps them."""
-    return {picture.title: torch.from_numpy(picture.mask.copy()) for picture in pictures}
 
 
 def copied(value: object) -> object:

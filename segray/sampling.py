@@ -42,12 +42,12 @@ def balanced(
     each drawn image gives `crops` crops, since it must be decoded for them.
     """
     result = np.stack([order, np.full(len(order), ANY)], axis=1)
-    if not part:
+    if not counts.any():
         return result
     rng = np.random.default_rng([seed, epoch, BALANCE])
     present = np.flatnonzero(counts.sum(axis=0))
     heaps = np.cumsum(counts, axis=0)
-    for start in range(0, len(order) if len(present) else 0, span):
+    for start in range(0, len(order), span):
         chosen = start + np.flatnonzero(rng.random(min(span, len(order) - start)) < part)
         draws = -(-len(chosen) // crops)
         classes = rng.choice(present, draws)

@@ -48,8 +48,8 @@ def run(job: Job, place: Place, *, report: Report, elsewhere: Elsewhere | None =
         if trainer.resume():
             step = trainer.epoch * job.steps + trainer.progress.steps
             report({"epoch": trainer.epoch, "step": step, "resumed": True})
-            for row in trainer.record.history[-1:] if place.rank == 0 else ():  # it may not have been reported
-                report(row)
+            if place.rank == 0 and trainer.record.history:
+                report(trainer.record.history[-1])  # it may not have been reported
         with closing(trainer.batches()) as batches:
             while trainer.epoch < job.settings.epochs:
                 trainer.run_epoch(batches)

@@ -257,17 +257,17 @@ def _shown(
         while not last:
             last = done.wait(POLL_S)
             try:
-                begun = ray.get(board.has_begun.remote(), timeout=10 * POLL_S)
+                begun, reports = ray.get(board.take.remote(), timeout=10 * POLL_S)
+                for report in reports:
+                    console.show(report)
+                    tracking.add(report)
+                    if "ended" in report:
+                        idle_since = time.monotonic()
                 if begun and validators.have_begun():
                     idle_since = time.monotonic()
                 elif time.monotonic() - idle_since > cluster.NO_ROOM_S:
                     log.info(cluster.NO_ROOM, "validator" if begun else "worker")
                     idle_since = math.inf  # logged once, until they begin
-                for report in ray.get(board.take.remote(), timeout=10 * POLL_S):
-                    console.show(report)
-                    tracking.add(report)
-                    if "ended" in report:
-                        idle_since = time.monotonic()
             except RayError:  # costs some progress lines, not the training
                 continue
 

@@ -37,18 +37,14 @@ class Board:
         self.begun = False
         self.reports.append({"ended": reason})
 
-    def has_begun(self) -> bool:
-        """Whether a worker has begun and they have not ended since."""
-        return self.begun
-
     def failure(self) -> str | None:
         """The error, if there is one."""
         return self.error
 
-    def take(self) -> list[dict]:
-        """The reports since the last call."""
+    def take(self) -> tuple[bool, list[dict]]:
+        """Whether a worker has begun and they have not ended since, and the reports since the last call."""
         reports, self.reports = self.reports, []
-        return reports
+        return self.begun, reports
 
 
 def weights_fit(settings: TrainSettings, *, bands: int, classes: int) -> None:

@@ -50,7 +50,7 @@ def read_run(settings: TrainSettings, data: str) -> dict | None:
     SegrayError naming what differs when OUTPUT holds another training, or what --overwrite must not discard. data: the
     fingerprint of the data.
     """
-    source = _run_uri(settings.output)
+    source = join(settings.output, TRAINING)
     if settings.overwrite:
         _check_overwrite(settings)
     if settings.overwrite or not exists(source):
@@ -96,7 +96,7 @@ def write_run(settings: TrainSettings, data: str, inspection: dict) -> None:
     for name in left:
         remove(join(settings.output, name))
     run = {"settings": compared(settings), "data": data, "inspection": inspection}
-    publish(_run_uri(settings.output), json.dumps(run, indent=1).encode())
+    publish(join(settings.output, TRAINING), json.dumps(run, indent=1).encode())
 
 
 def finished(settings: TrainSettings) -> bool:
@@ -164,10 +164,6 @@ def read_history(output: str) -> list[dict]:
         return [json.loads(line) for line in read_text(source).splitlines()]
     except ValueError as error:
         raise SegrayError(f"{source} is damaged: {error}; remove it, and run the same command again") from error
-
-
-def _run_uri(output: str) -> str:
-    return join(output, TRAINING)
 
 
 def _state_uri(output: str, position: Position) -> str:

@@ -72,13 +72,6 @@ def test_no_two_streams_of_random_numbers_coincide():
     assert len(set(draws)) == len(draws)
 
 
-@pytest.mark.parametrize(
-    ("images", "crops", "batch", "steps"), [(4, 1, 8, 1), (8, 1, 8, 1), (15, 1, 8, 1), (4, 4, 8, 2), (1, 1, 1, 1)]
-)
-def test_steps_are_whole_batches_but_at_least_one(images, crops, batch, steps):
-    assert steps_per_epoch(images, crops_per_image=crops, batch_size=batch) == steps
-
-
 def drawn(counts: np.ndarray, part: float, positions: int, *, span: int = 10**6, crops: int = 1, epoch: int = 1):
     order = np.arange(positions) % len(counts)
     return balanced(order, counts, part=part, span=span, crops=crops, seed=5, epoch=epoch)
