@@ -7,7 +7,7 @@ import os
 import posixpath
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -64,10 +64,8 @@ class Exporter:
         """Format -> path in the output, of the formats that can hold the scene."""
         found = {}
         for fmt in self.settings.formats:
-            try:
+            with suppress(*SCENE_ERRORS):
                 found[fmt] = self._path(fmt, scene)
-            except SCENE_ERRORS:
-                continue
         return found
 
     def outcomes(self, scenes: list[Scene]) -> Iterator[Outcome]:

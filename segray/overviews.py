@@ -141,9 +141,9 @@ def _part(
     part: the shard, and whether its masks are read, or only its statistics.
     """
     shard, detailed = part
-    read = read_masks if detailed else _without_masks
+    rows = read_masks(output, shard, fmt) if detailed else ((row, None) for row in read_statistics(output, shard, fmt))
     scene, pieces = None, []
-    for number, (row, data) in enumerate(read(output, shard, fmt)):
+    for number, (row, data) in enumerate(rows):
         if row["image"] != image or row["status"] != OK:
             continue
         scene = scene or scene_of(row, shard, number)
@@ -171,7 +171,3 @@ def _bands_for_eyes(spec: InputSpec, uri: str, header: Header) -> tuple[int, ...
     """The model's first three bands; the image's own if it has fewer than the model, as a grey one has."""
     bands = spec.for_bands(header.names, uri).bands[:3]
     return bands if max(bands) < header.bands + header.alpha else tuple(range(min(3, header.bands)))
-
-
-def _without_masks(output: str, shard: int, fmt: str) -> list[tuple[dict, None]]:
-    return [(row, None) for row in read_statistics(output, shard, fmt)]

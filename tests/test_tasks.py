@@ -13,7 +13,7 @@ from segray.inspection import inspect
 from segray.settings import TrainSettings
 
 
-def test_what_tasks_give(local_ray, labelled_folder, monkeypatch):
+def test_what_tasks_give(local_ray, labelled_folder):
     def later_first(part: int) -> int:
         """The square of a number; small ones take longer."""
         time.sleep(0.02 * (4 - part % 5))
@@ -21,8 +21,7 @@ def test_what_tasks_give(local_ray, labelled_folder, monkeypatch):
             raise LabelError("13 is no number")
         return part**2
 
-    monkeypatch.setattr(tasks, "IN_FLIGHT", 3)
-    assert list(tasks.in_tasks(later_first, range(10))) == [part**2 for part in range(10)]
+    assert list(tasks.in_tasks(later_first, range(10), in_flight=3)) == [part**2 for part in range(10)]
     assert list(tasks.in_tasks(later_first, [])) == []
     results = tasks.in_tasks(later_first, [12, 13, 14])
     assert next(results) == 144
