@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import math
-import struct
 from functools import lru_cache
-from itertools import chain
 
 import numpy as np
+import shapely
 from rasterio import Affine
 from rasterio._err import CPLE_BaseError  # raised as it is by transform, not as one of rasterio.errors
 from rasterio.crs import CRS
@@ -26,8 +25,6 @@ STEPS_OF_CURVES = 64  # per edge that is straight on its map but curved in longi
 NEAR = 1e-6  # pixels: a pole as near to an edge lies on it
 NOISE = 1e-9  # degrees, a tenth of a millimetre: a longitude as near to an antimeridian lies on it
 STRAIGHT = 0.02  # of an outline's length: edges that bend less are taken for straight, as all of a UTM scene are
-POLYGON, MULTIPOLYGON = 3, 6
-GEOMETRY_TYPES = {POLYGON: "Polygon", MULTIPOLYGON: "MultiPolygon"}
 Ring = list[tuple[float, float]]
 
 
@@ -62,22 +59,15 @@ def inverse(transform: Affine6) -> Affine6:
 
 
 def footprint(crs: str, transform: Affine6, window: Window) -> bytes | None:
-    """WKB (OGC 06-103r4, section 8) of a window's outline; None where there is none (see `outline`).
+    """WKB of a window's outline; None where there is none (see `outline`).
 
     A polygon, or across the antimeridian a multipolygon of what lies on each side (RFC 7946, 3.1.9).
     """
     found = outline(crs, transform, window)
     if found is None:
         return None
-    polygons = [struct.pack(f"<BIII{2 * len(ring)}d", 1, POLYGON, 1, len(ring), *chain(*ring)) for ring in rings(found)]
-    if len(polygons) == 1:
-        return polygons[0]
-    return struct.pack("<BII", 1, MULTIPOLYGON, len(polygons)) + b"".join(polygons)
-
-
-def geometry_type(wkb: bytes) -> str:
-    """Polygon or MultiPolygon."""
-    return GEOMETRY_TYPES[wkb[1]]
+    polygons = [shapely.Polygon(ring) for ring in rings(found)]
+    return shapely.to_wkb(polygons[0] if len(polygons) == 1 else shapely.MultiPolygon(polygons), byte_order=1)
 
 
 def outline(crs: str, transform: Affine6, window: Window) -> np.ndarray | None:

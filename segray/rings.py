@@ -33,12 +33,6 @@ class Rings:
         points = self.points[rings[0] : rings[-1]]
         return Rings(points=points, rings=rings - rings[0], polygons=polygons - polygons[0])
 
-    def reversed(self) -> Rings:
-        """The same rings in the other direction."""
-        last = np.repeat(self.rings[:-1] + self.rings[1:] - 1, np.diff(self.rings))
-        points = self.points[last - np.arange(len(self.points))]
-        return Rings(points=points, rings=self.rings, polygons=self.polygons)
-
 
 def rings_of(regions: Regions) -> Rings:
     """The boundary of every region: one exterior ring, then its holes in scan order of their first side.

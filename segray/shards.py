@@ -12,8 +12,9 @@ from dataclasses import asdict, dataclass
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+import shapely
 
-from segray.footprints import footprint, geometry_type, window_transform
+from segray.footprints import footprint, window_transform
 from segray.grid import Affine6, Window
 from segray.masks import IGNORE, Classes, decode_png, encode_grey, encode_png
 from segray.regions import CONFIDENCE_UNIT, WindowMask
@@ -130,7 +131,8 @@ def encode_parquet(rows: Sequence[MaskRow], metadata: dict) -> bytes:
         schema = schema.insert(schema.get_field_index(MASK) + 1, pa.field(layer, pa.binary()))
     table = pa.Table.from_pylist([asdict(row) for row in rows], schema=schema)
     keys = {"segray": json.dumps(metadata, sort_keys=True)}
-    if types := sorted({geometry_type(row.geometry) for row in rows if row.geometry}):
+    outlines = shapely.from_wkb([row.geometry for row in rows if row.geometry])
+    if types := sorted({outline.geom_type for outline in outlines}):
         geometry = {"encoding": "WKB", "geometry_types": types}  # no crs: OGC:CRS84, the default of GeoParquet
         keys["geo"] = json.dumps({"version": "1.1.0", "primary_column": "geometry", "columns": {"geometry": geometry}})
     buffer = io.BytesIO()

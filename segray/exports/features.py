@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import pyarrow as pa
@@ -74,10 +74,9 @@ class FeatureWriter:
 
     def _table(self, batch: Batch, start: int, stop: int) -> pa.Table:
         rings = batch.rings.part(start, stop)
-        if self._ground.determinant < 0:  # rows run downwards: counterclockwise has become clockwise
-            rings = rings.reversed()
         points = self._ground.coordinates(rings.points)
-        rings = Rings(points=points, rings=rings.rings, polygons=rings.polygons)
+        # where rows run downwards, counterclockwise has become clockwise
+        polygons = shapely.orient_polygons(polygons_of(replace(rings, points=points)))
         first = rings.rings[rings.polygons[:-1]]  # boxes over all rings: holes lie inside the exterior
         low, high = np.minimum.reduceat(points, first), np.maximum.reduceat(points, first)
         self._bounds = np.concatenate(
@@ -86,7 +85,7 @@ class FeatureWriter:
         class_ids = batch.regions.class_ids[start:stop]
         areas = batch.areas_m2[start:stop]
         columns = [
-            pa.array(shapely.to_wkb(polygons_of(rings), byte_order=1), pa.binary()),
+            pa.array(shapely.to_wkb(polygons, byte_order=1), pa.binary()),
             pa.array(class_ids.astype(np.int32)),
             pa.array(self._names_of(class_ids), pa.string()),
             pa.array(batch.regions.pixels[start:stop]),

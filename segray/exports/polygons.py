@@ -100,7 +100,6 @@ def _simplified(held: list[Batch], scene: Scene, tolerance: float) -> Iterator[B
     """
     parts = [polygons_of(batch.rings) for batch in held]
     whole = shapely.coverage_simplify(np.concatenate([*parts, _pins(scene)]), tolerance)
-    whole = shapely.orient_polygons(whole)
     start = 0
     for batch, part in zip(held, parts):
         if len(part):
