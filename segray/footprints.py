@@ -8,7 +8,7 @@ from functools import lru_cache
 import numpy as np
 import shapely
 from rasterio import Affine
-from rasterio._err import CPLE_BaseError  # raised as it is by transform, not as one of rasterio.errors
+from rasterio._err import CPLE_BaseError, CPLE_NotSupportedError
 from rasterio.crs import CRS
 from rasterio.errors import CRSError, RasterioError
 from rasterio.warp import transform as transform_points
@@ -25,6 +25,7 @@ STEPS_OF_CURVES = 64  # per edge that is straight on its map but curved in longi
 NEAR = 1e-6  # pixels: a pole as near to an edge lies on it
 NOISE = 1e-9  # degrees, a tenth of a millimetre: a longitude as near to an antimeridian lies on it
 STRAIGHT = 0.02  # of an outline's length: edges that bend less are taken for straight, as all of a UTM scene are
+NO_PLACE = (RasterioError, CRSError, CPLE_BaseError)  # what transform raises; the last not as one of rasterio.errors
 Ring = list[tuple[float, float]]
 
 
@@ -51,6 +52,23 @@ def point(transform: Affine6, col: float | np.ndarray, row: float | np.ndarray) 
 def coordinates(transform: Affine6, pixels: np.ndarray) -> np.ndarray:
     """(n, 2) column and row, counted from pixel corners -> (n, 2) x and y."""
     return np.stack(point(transform, pixels[:, 0], pixels[:, 1]), axis=1)
+
+
+def transformed(source: CRS | str, target: CRS | str, points: np.ndarray) -> np.ndarray:
+    """(n, 2) x and y of n >= 1 points in another CRS, NaN for those that have no place there.
+
+    CRSError or CPLE_NotSupportedError when one cannot be transformed to the other.
+    """
+    try:
+        moved = np.stack(transform_points(source, target, *points.T), axis=1)
+    except CPLE_NotSupportedError:
+        raise
+    except (RasterioError, CPLE_BaseError):  # one has no place there, and GDAL then gives none of them
+        if len(points) == 1:
+            return np.full((1, 2), np.nan)
+        return np.concatenate([transformed(source, target, half) for half in np.array_split(points, 2)])
+    moved[~np.isfinite(moved).all(axis=1)] = np.nan
+    return moved
 
 
 def inverse(transform: Affine6) -> Affine6:
@@ -132,7 +150,7 @@ def true_scale(crs: str, transform: Affine6, height: int, width: int) -> float |
     cols, rows = cols + width / 2, rows + height / 2
     try:
         points = transform_points(crs, "OGC:CRS84", *point(transform, cols, rows))
-    except (RasterioError, CRSError, CPLE_BaseError):
+    except NO_PLACE:
         return None
     longitude, latitude = np.radians(points[:2])
     radius = SEMI_MAJOR_M / np.sqrt(1 - (ECCENTRICITY * np.sin(latitude)) ** 2)
@@ -154,7 +172,7 @@ def _edges(crs: str, affine: Affine6, window: Window, steps: int, *, inset: floa
     cols, rows = (np.interp(share, np.arange(len(corners)), corners[:, axis]) for axis in (0, 1))
     try:
         longitudes, latitudes = transform_points(crs, "OGC:CRS84", *point(affine, cols, rows))
-    except (RasterioError, CRSError, CPLE_BaseError):
+    except NO_PLACE:
         return None
     points = np.array([longitudes, latitudes]).T
     # PROJ passes metres through a vertical CRS; a global raster may reach a little beyond 360 and 90 degrees.
@@ -191,7 +209,7 @@ def _pole(crs: str, affine: Affine6, window: Window, margin: float = 0.0) -> flo
     for latitude in (-90.0, 90.0):
         try:
             (x,), (y,) = transform_points("OGC:CRS84", crs, [0.0], [latitude])
-        except (RasterioError, CRSError, CPLE_BaseError):  # in many projections the far pole has no place
+        except NO_PLACE:  # in many projections the far pole has no place
             continue
         col, row = np.linalg.solve([[a, b], [d, e]], [x - c, y - f])
         if -margin <= col <= window.width + margin and -margin <= row <= window.height + margin:

@@ -6,11 +6,11 @@ from collections.abc import Iterator
 from functools import lru_cache
 
 import numpy as np
-from rasterio._err import CPLE_BaseError, CPLE_NotSupportedError  # transform raises these unwrapped
+from rasterio._err import CPLE_NotSupportedError
 from rasterio.crs import CRS
-from rasterio.errors import CRSError, RasterioError
-from rasterio.warp import transform as transform_points
+from rasterio.errors import CRSError
 
+from segray import footprints
 from segray.archives.raster import Affine6, Header
 from segray.errors import LabelError
 from segray.footprints import coordinates, half_turn, inverse
@@ -45,23 +45,11 @@ def label_pixels(image: Header, label: Header, window: Window) -> tuple[np.ndarr
 
 
 def transformed(from_crs: str, to_crs: str, points: np.ndarray) -> np.ndarray:
-    """(n, 2) x and y of points in another CRS, NaN for those that have no place there.
-
-    LabelError when one cannot be transformed to the other.
-    """
+    """As `footprints.transformed`; LabelError when one CRS cannot be transformed to the other."""
     try:
-        xs, ys = transform_points(from_crs, to_crs, points[:, 0], points[:, 1])
-        moved = np.stack([xs, ys], axis=1)
-        moved[~np.isfinite(moved).all(axis=1)] = np.nan
-        return moved
+        return footprints.transformed(from_crs, to_crs, points)
     except (CRSError, CPLE_NotSupportedError) as error:
         raise LabelError(f"the CRS {from_crs[:60]} cannot be transformed to {to_crs[:60]}; correct them") from error
-    except (RasterioError, CPLE_BaseError):  # one has no place there, and GDAL then gives none of them
-        if len(points) == 1:
-            return np.full((1, 2), np.nan)
-        middle = len(points) // 2
-        halves = (transformed(from_crs, to_crs, half) for half in (points[:middle], points[middle:]))
-        return np.concatenate(list(halves))
 
 
 @lru_cache(64)

@@ -6,14 +6,22 @@ import math
 from dataclasses import dataclass, replace
 
 import numpy as np
-from rasterio._err import CPLE_BaseError  # transform raises this itself, not one of rasterio.errors
 from rasterio.crs import CRS
 from rasterio.enums import Resampling
-from rasterio.errors import CRSError, RasterioError
 from rasterio.transform import Affine
-from rasterio.warp import reproject, transform, transform_bounds
+from rasterio.warp import reproject, transform_bounds
 
-from segray.footprints import EDGE, MERCATOR, SEMI_MAJOR_M, half_turn, inverse, point, window_transform
+from segray.footprints import (
+    EDGE,
+    MERCATOR,
+    NO_PLACE,
+    SEMI_MAJOR_M,
+    coordinates,
+    half_turn,
+    inverse,
+    transformed,
+    window_transform,
+)
 from segray.grid import Window
 from segray.masks import IGNORE
 from segray.scenes import Scene
@@ -87,7 +95,7 @@ def places_of(scene: Scene) -> list[Place]:
             return []
         zoom = _zoom(scene, crs)
         turns = [(turn, _boxes(turn, crs)) for turn in _turns(scene, crs)]
-    except (RasterioError, CRSError, CPLE_BaseError):
+    except NO_PLACE:
         return []
     return [Place(scene=turn, crs=crs, boxes=boxes, zoom=zoom) for turn, boxes in turns if boxes and zoom is not None]
 
@@ -96,12 +104,12 @@ def window_under(tile: Tile, where: Place) -> Window | None:
     """The part of a scene that a tile shows, with a margin; None where it shows nothing of it."""
     left, bottom, right, top = tile.metres
     across, down = np.linspace(left, right, STEPS + 1), np.linspace(top, bottom, STEPS + 1)
-    xs, ys = (grid.ravel() for grid in np.meshgrid(across, down))
-    x, y = _transformed(MERCATOR, where.crs, xs, ys)
-    finite = np.isfinite(x) & np.isfinite(y)
-    if not finite.any():
+    grid = np.stack(np.meshgrid(across, down), axis=-1).reshape(-1, 2)
+    points = transformed(MERCATOR, where.crs, grid)
+    points = points[np.isfinite(points[:, 0])]
+    if not len(points):
         return None
-    cols, rows = point(inverse(where.scene.transform), x[finite], y[finite])
+    cols, rows = coordinates(inverse(where.scene.transform), points).T
     first_row, last_row = _span(rows, where.scene.height)
     first_col, last_col = _span(cols, where.scene.width)
     if last_row <= first_row or last_col <= first_col:
@@ -137,18 +145,6 @@ def _latitude(y: float) -> float:
     return math.degrees(math.atan(math.sinh(y / SEMI_MAJOR_M)))
 
 
-def _transformed(source: CRS, target: CRS, xs: np.ndarray, ys: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Points in another CRS, infinite where they have no place in it; PROJ may refuse all of them because of one."""
-    try:
-        x, y = transform(source, target, xs, ys)
-    except CPLE_BaseError:
-        if len(xs) == 1:
-            return np.array([math.inf]), np.array([math.inf])
-        points = [_transformed(source, target, xs[k : k + 1], ys[k : k + 1]) for k in range(len(xs))]
-        x, y = (np.concatenate(values) for values in zip(*points))
-    return np.array(x), np.array(y)
-
-
 def _turns(scene: Scene, crs: CRS) -> list[Scene]:
     """The scene, moved by every number of turns around the Earth that brings a part of it onto the map."""
     half = half_turn(crs)
@@ -162,9 +158,9 @@ def _turns(scene: Scene, crs: CRS) -> list[Scene]:
 
 def _extent(scene: Scene) -> Box:
     """The box around a scene in its own CRS."""
-    corners = [(col, row) for col in (0, scene.width) for row in (0, scene.height)]
-    xs, ys = zip(*(point(scene.transform, col, row) for col, row in corners))
-    return min(xs), min(ys), max(xs), max(ys)
+    corners = np.array([(col, row) for col in (0, scene.width) for row in (0, scene.height)])
+    points = coordinates(scene.transform, corners)
+    return *points.min(axis=0).tolist(), *points.max(axis=0).tolist()
 
 
 def _boxes(scene: Scene, crs: CRS) -> tuple[Box, ...]:
@@ -192,12 +188,12 @@ def _sampled_bounds(scene: Scene, crs: CRS) -> Box:
     The corners of a picture of the whole Earth, for example, lie beside it.
     """
     across, down = np.linspace(0, scene.width, STEPS + 1), np.linspace(0, scene.height, STEPS + 1)
-    xs, ys = point(scene.transform, *(grid.ravel() for grid in np.meshgrid(across, down)))
-    points = np.array(_transformed(crs, CRS.from_user_input("OGC:CRS84"), xs, ys))
-    points = points[:, np.isfinite(points).all(axis=0)]
-    if not points.size:
+    grid = np.stack(np.meshgrid(across, down), axis=-1).reshape(-1, 2)
+    points = transformed(crs, "OGC:CRS84", coordinates(scene.transform, grid))
+    points = points[np.isfinite(points[:, 0])]
+    if not len(points):
         return (math.nan,) * 4
-    (left, bottom), (right, top) = points.min(axis=1), points.max(axis=1)
+    (left, bottom), (right, top) = points.min(axis=0), points.max(axis=0)
     wider, higher = (right - left) / STEPS, (top - bottom) / STEPS
     return max(left - wider, -180.0), bottom - higher, min(right + wider, 180.0), top + higher
 
@@ -207,8 +203,7 @@ def _zoom(scene: Scene, crs: CRS) -> int | None:
     shares = (1 / 6, 1 / 2, 5 / 6)
     corners = [(scene.width * across, scene.height * down) for across in shares for down in shares]
     ends = [(col + right, row + down) for col, row in corners for right, down in ((0, 0), (1, 0), (0, 1))]
-    points = point(scene.transform, *np.array(ends).T)
-    places = np.transpose(_transformed(crs, MERCATOR, *points)).reshape(len(corners), 3, 2)
+    places = transformed(crs, MERCATOR, coordinates(scene.transform, np.array(ends))).reshape(len(corners), 3, 2)
     places = places[np.isfinite(places).all(axis=(1, 2))]
     sides = np.linalg.norm(places[:, 1:] - places[:, :1], axis=2)
     sides = sides[sides > 0]

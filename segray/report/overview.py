@@ -13,13 +13,14 @@ from dataclasses import dataclass
 
 import numpy as np
 from PIL import Image
-from rasterio._err import CPLE_BaseError  # transform raises this itself, not one of rasterio.errors
 from rasterio.crs import CRS
-from rasterio.errors import CRSError, RasterioError
+from rasterio.errors import CRSError
 from rasterio.warp import transform
 
+from segray.footprints import NO_PLACE
 from segray.masks import Classes
 from segray.reduction import majority
+from segray.report.pictures import shrink
 
 LONGEST = 2048  # pixels; the longer side of an overview
 BYTES = 3_000_000  # of all overviews of a page, before base64 adds a third: with its pictures it stays below 6 MB
@@ -115,12 +116,10 @@ def _jpeg(image: np.ndarray | None, most: int) -> str | None:
     """A data URI of the largest size within `most` bytes before base64, or else of the smallest; None for no image."""
     if image is None:
         return None
-    picture, data = Image.fromarray(image), b""
+    data = b""
     for side in JPEG_SIDES:
-        scale = min(1.0, side / max(picture.size))
-        size = tuple(max(1, round(length * scale)) for length in picture.size)
         buffer = io.BytesIO()
-        picture.resize(size, Image.Resampling.BOX).save(buffer, "JPEG", quality=80)
+        Image.fromarray(shrink(image, Image.Resampling.BOX, side)).save(buffer, "JPEG", quality=80)
         data = buffer.getvalue()
         if len(data) <= most:
             break
@@ -155,7 +154,7 @@ def _metres(overview: Overview, crs: CRS | None) -> float | None:
     try:
         xs, ys = [a * col + b * row + c for col in cols], [d * col + e * row + f for col in cols]
         at = transform(crs, "OGC:CRS84", xs, ys)
-    except (RasterioError, CRSError, CPLE_BaseError):
+    except NO_PLACE:
         return None
     (west, east), (south, north) = (tuple(map(math.radians, values)) for values in at)
     if not all(map(math.isfinite, (west, east, south, north))):

@@ -51,7 +51,7 @@ class Picture:
         methods = dict.fromkeys(("image", "confidence", "evidence"), Image.Resampling.BOX)
         methods |= dict.fromkeys(("mask", "truth"), Image.Resampling.NEAREST)
         arrays = {name: getattr(self, name) for name in methods}
-        small = {name: _shrink(a, methods[name], longest) for name, a in arrays.items() if a is not None}
+        small = {name: shrink(a, methods[name], longest) for name, a in arrays.items() if a is not None}
         return replace(self, **small)
 
 
@@ -111,7 +111,8 @@ def panes_by_epoch(picture: Picture, masks: Mapping[int, np.ndarray], classes: C
     return [image, truth, *predictions, replace(errors, label=f"Errors, epoch {epoch}")]
 
 
-def _shrink(array: np.ndarray, method: Image.Resampling, longest: int) -> np.ndarray:
+def shrink(array: np.ndarray, method: Image.Resampling, longest: int) -> np.ndarray:
+    """An image or a mask with sides of at most `longest` pixels."""
     height, width = array.shape[:2]
     scale = min(1.0, longest / max(height, width))
     size = (max(1, round(width * scale)), max(1, round(height * scale)))
