@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import io
 import json
+import tarfile
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
@@ -32,6 +33,10 @@ SHARDS_A_FILE = 1024
 SHARDS_A_GROUP, ITEMS_A_GROUP = 32, 4096
 IMAGES_A_SHARD = 1024  # a shard is also the unit of retry: keep one of tiny images at seconds of work
 FORMAT_VERSION = 1
+AFRESH = "start afresh with --overwrite or give another --output"
+DAMAGE = (pa.ArrowException, tarfile.TarError, OSError, ValueError, LookupError, TypeError, AttributeError) + (
+    OverflowError, RecursionError, StopIteration,
+)  # fmt: skip
 # Approximate pixels per byte of pictures that are planned by their listed size alone, by ending.
 # Pictures in tables have no ending, and are mostly JPEGs.
 PIXELS_A_BYTE = {".jpg": 4.0, ".jpeg": 4.0, ".webp": 8.0, "": 4.0}
@@ -76,18 +81,12 @@ class Item:
 
 SCHEMA = pa.schema(
     [
-        pa.field("shard", pa.int64()),
-        pa.field("image", pa.string()),
-        pa.field("etag", pa.string()),
-        pa.field("part", pa.string()),
-        *(
-            pa.field(name, pa.int32())
-            for name in ("row_off", "col_off", "height", "width", "image_height", "image_width")
-        ),
-        pa.field("source_height", pa.int32()),
-        pa.field("source_width", pa.int32()),
-        pa.field("estimate", pa.int64()),
-        pa.field("error", pa.string()),
+        ("shard", pa.int64()),
+        *((name, pa.string()) for name in ("image", "etag", "part")),
+        *((name, pa.int32()) for name in ("row_off", "col_off", "height", "width", "image_height", "image_width")),
+        *((name, pa.int32()) for name in ("source_height", "source_width")),
+        ("estimate", pa.int64()),
+        ("error", pa.string()),
     ]
 )
 
@@ -180,7 +179,7 @@ def load(uri: str) -> Plan | None:
         checked = {"fingerprint": fingerprint(**document["fingerprint"]), "files": tuple(map(int, document["files"]))}
         return Plan(uri=uri, **{**document, **checked})
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-        raise SegrayError(f"{source} is damaged; start afresh with --overwrite or give another --output") from error
+        raise SegrayError(f"{source} is damaged; {AFRESH}") from error
 
 
 def read_shard(uri: str, shard: int) -> list[Item]:
@@ -193,7 +192,7 @@ def read_shard(uri: str, shard: int) -> list[Item]:
             table = pq.ParquetFile(file)
             return table.read_row_group(_group_of(table.metadata, shard))
 
-    with _damage_told(join(uri, name)):
+    with damage_told(join(uri, name), AFRESH):
         table = retry(read)
         rows = table.filter(pc.equal(table["shard"], shard)).drop_columns(["shard"]).to_pylist()
         return [Item(**row) for row in rows]
@@ -204,7 +203,7 @@ def parts(uri: str) -> dict[str, str]:
     plan, found = load(uri), {}
     for number in range(len(plan.files) if plan else 0):
         source = join(uri, f"plan-{number:05d}.parquet")
-        with _damage_told(source):
+        with damage_told(source, AFRESH):
             table = pq.ParquetFile(pa.BufferReader(read_bytes(source))).read(columns=["image", "part"])
             table = table.filter(pc.not_equal(table["part"], ""))
             found |= dict(zip(table["image"].to_pylist(), table["part"].to_pylist()))
@@ -212,15 +211,15 @@ def parts(uri: str) -> dict[str, str]:
 
 
 @contextmanager
-def _damage_told(source: str) -> Iterator[None]:
-    """Turn whatever a damaged plan file makes its readers raise into a SegrayError; errors of stores and disks pass."""
+def damage_told(what: str, advice: str) -> Iterator[None]:
+    """Turn whatever a damaged file makes its readers raise into a SegrayError; errors of stores and disks pass."""
     try:
         yield
-    except (pa.ArrowException, OSError, ValueError, LookupError, TypeError, AttributeError, StopIteration) as error:
+    except DAMAGE as error:
+        # Arrow reports some damage as a plain OSError without a number
         if isinstance(error, OSError) and (type(error) is not OSError or error.errno is not None):
-            raise  # Arrow reports some damage as a plain OSError without a number
-        text = f"{source} is damaged: {describe(error)}; start afresh with --overwrite or give another --output"
-        raise SegrayError(text) from error
+            raise
+        raise SegrayError(f"{what} is damaged: {describe(error)}; {advice}") from error
 
 
 def fingerprint(*, archive: str, listing: str, images: int, model: str, settings: dict) -> dict:

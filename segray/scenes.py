@@ -4,17 +4,15 @@ from __future__ import annotations
 
 import hashlib
 import json
-import tarfile
 from collections import Counter
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 from dataclasses import astuple, dataclass, field, replace
 from functools import lru_cache, partial
 from itertools import chain, groupby
 from numbers import Real
 
 import numpy as np
-import pyarrow as pa
 
 from segray.archives.kept import Kept
 from segray.errors import SegrayError
@@ -22,17 +20,15 @@ from segray.footprints import window_transform
 from segray.grid import Affine6, Window
 from segray.listing import files_if_any
 from segray.masks import GREY, IGNORE, MAX_BYTES, PALETTE, Classes, decode_png
+from segray.plan import damage_told
 from segray.shards import EXTENSIONS, MASK, OK, layers_of, read_masks, read_metadata, read_statistics, window_of
-from segray.storage import describe, exists, join, read_text
+from segray.storage import exists, join, read_text
 
 PIECE_BYTES = 2**11  # of what is known of a window, about
 KEPT_BYTES = 2**27  # of shards in a process, some 32 of 64 megapixels if they hold masks alone
 LISTS_KEPT = 4096  # lists of what a shard holds of each scene, for scenes of several shards: some kB each
 WINDOWS_KEPT = 16  # decoded, 4 MB each
 ROW_BYTES = 2**28  # a row of windows is kept, up to this size, for reading in strips: 130,000 px of windows 2,048 high
-DAMAGE = (pa.ArrowException, tarfile.TarError, OSError, ValueError, KeyError, TypeError, AttributeError) + (
-    OverflowError, RecursionError, StopIteration,
-)  # fmt: skip
 CELL = 2048  # pixels; windows are looked up by the squares of this size that they touch
 
 
@@ -213,19 +209,8 @@ def _read_shard(masks: Masks, shard: int, layer: str) -> _Shard:
         return _scenes((row for row, _ in rows), shard), [mask for _, mask in rows]
 
 
-@contextmanager
-def _damage_told(output: str, shard: int) -> Iterator[None]:
-    """Turn whatever a damaged shard makes its readers raise into a SegrayError; errors of stores and disks pass."""
-    try:
-        yield
-    except DAMAGE as error:
-        # Arrow reports some damage as a plain OSError without a number
-        if isinstance(error, OSError) and (type(error) is not OSError or error.errno is not None):
-            raise
-        reason = describe(error)
-        raise SegrayError(
-            f"shard {shard} of {output} is damaged: {reason}; remove it and run segment.py again"
-        ) from error
+def _damage_told(output: str, shard: int) -> AbstractContextManager[None]:
+    return damage_told(f"shard {shard} of {output}", "remove it and run segment.py again")
 
 
 def _scenes(rows: Iterable[dict], shard: int) -> list[Scene]:

@@ -23,22 +23,19 @@ from segray.storage import filesystem, join, publish, read_bytes, retry
 OK, NODATA, FAILED = "ok", "nodata", "failed"
 SCHEMA = pa.schema(
     [
-        pa.field("image", pa.string()),
-        *(
-            pa.field(name, pa.int32())
-            for name in ("row_off", "col_off", "height", "width", "image_height", "image_width")
-        ),
-        pa.field("mask", pa.binary()),
-        pa.field("status", pa.string()),
-        pa.field("error", pa.string()),
-        pa.field("pixel_counts", pa.list_(pa.int64())),
-        pa.field("valid_pixels", pa.int64()),
-        pa.field("confidence", pa.float32()),
-        pa.field("seam_disagreement", pa.float32()),
-        pa.field("crs", pa.string()),
-        pa.field("transform", pa.list_(pa.float64())),
-        pa.field("geometry", pa.binary()),
-        pa.field("etag", pa.string()),
+        ("image", pa.string()),
+        *((name, pa.int32()) for name in ("row_off", "col_off", "height", "width", "image_height", "image_width")),
+        ("mask", pa.binary()),
+        ("status", pa.string()),
+        ("error", pa.string()),
+        ("pixel_counts", pa.list_(pa.int64())),
+        ("valid_pixels", pa.int64()),
+        ("confidence", pa.float32()),
+        ("seam_disagreement", pa.float32()),
+        ("crs", pa.string()),
+        ("transform", pa.list_(pa.float64())),
+        ("geometry", pa.binary()),
+        ("etag", pa.string()),
     ]
 )
 STATISTICS = [name for name in SCHEMA.names if name not in ("mask", "geometry")]

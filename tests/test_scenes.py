@@ -11,12 +11,12 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from mask_shards import CLASSES, UTM, Image, ids, write_masks
+from mask_shards import CLASSES, UTM, Image, ids, scenes_of, write_masks
 
 from segray.errors import SegrayError
 from segray.grid import Window
 from segray.masks import decode_png
-from segray.scenes import Masks, Scene, SceneReader, forget_shards, open_masks, pieces_of, scene_in, whole
+from segray.scenes import Masks, Scene, SceneReader, forget_shards, open_masks, pieces_of, scene_in
 from segray.shards import (
     CONFIDENCE,
     MaskRow,
@@ -39,11 +39,6 @@ def no_shards_kept():
     forget_shards()
 
 
-def scenes(masks: Masks) -> list[Scene]:
-    """All scenes of a segmentation."""
-    return list(whole(part for shard in range(masks.shards) for part in pieces_of(masks, shard)))
-
-
 def pixels(masks: Masks, scene: Scene) -> np.ndarray:
     """All pixels of a scene."""
     return SceneReader(masks, scene).read(Window(0, 0, scene.height, scene.width))
@@ -56,7 +51,7 @@ def test_scenes_are_those_that_were_cut(tmp_path, window, rows, formats):
     uri = write_masks(str(tmp_path), images, archive="/a", window=window, rows_a_shard=rows, formats=formats)
     masks = open_masks(uri)
     assert (masks.archive, masks.classes) == ("/a", CLASSES)
-    found = scenes(masks)
+    found = scenes_of(masks)
     assert [scene.image for scene in found] == [image.uri for image in images]
     for scene, image in zip(found, images):
         assert (scene.height, scene.width) == image.mask.shape
@@ -71,7 +66,7 @@ def test_scenes_are_those_that_were_cut(tmp_path, window, rows, formats):
 def test_strips_of_a_wide_scene_decode_each_window_once(tmp_path, monkeypatch):
     wide = Image(uri="/a/wide.png", mask=ids(20, 400))
     masks = open_masks(write_masks(str(tmp_path), [wide], archive="/a", window=10))
-    (scene,) = scenes(masks)
+    (scene,) = scenes_of(masks)
     decoded = []
     monkeypatch.setattr("segray.scenes.decode_png", lambda *png: decoded.append(png) or decode_png(*png))
     reader = SceneReader(masks, scene)
@@ -94,7 +89,7 @@ def big_scene() -> tuple[Masks, Scene]:
     """The big scene in windows that no lattice of the reader fits."""
     uri = write_masks("memory://scenes", [BIG], archive="/a", window=77)
     masks = open_masks(uri)
-    return masks, scenes(masks)[0]
+    return masks, scenes_of(masks)[0]
 
 
 def test_windows_are_found_where_they_touch_several_cells(tmp_path):
@@ -102,7 +97,7 @@ def test_windows_are_found_where_they_touch_several_cells(tmp_path):
     mask[:, 4090:4100], mask[20, 8999] = 1, 2
     uri = write_masks(str(tmp_path), [Image(uri="/a/wide.tif", mask=mask)], archive="/a", window=3000)
     masks = open_masks(uri)
-    reader = SceneReader(masks, scenes(masks)[0])
+    reader = SceneReader(masks, scenes_of(masks)[0])
     assert (reader.read(Window(0, 4000, 50, 1000)) == mask[:, 4000:5000]).all()
     assert [piece.window.col_off for piece in reader.pieces(Window(0, 0, 50, 9000))] == [3000, 6000]  # 0 has no data
     assert not reader.pieces(Window(0, 0, 50, 3000))
@@ -112,7 +107,7 @@ def test_windows_are_found_where_they_touch_several_cells(tmp_path):
 def test_a_scene_that_failed_in_part_has_its_size_and_place_and_a_reason(tmp_path, failed):
     image = Image(uri=BIG.uri, mask=BIG.mask, crs=BIG.crs, transform=UTM, failed=failed)
     masks = open_masks(write_masks(str(tmp_path), [image], archive="/a"))
-    (scene,) = scenes(masks)
+    (scene,) = scenes_of(masks)
     assert (scene.height, scene.width, scene.crs, scene.error) == (230, 190, "EPSG:32633", "it is torn")
     assert scene.is_usable
     assert scene.transform == pytest.approx(UTM, rel=1e-15)
@@ -162,9 +157,9 @@ def test_what_is_no_finished_segmentation_is_refused(tmp_path):
 def test_a_damaged_shard_is_named(tmp_path):
     uri = write_masks(str(tmp_path), [BIG], archive="/a", rows_a_shard=100)
     masks, path = open_masks(uri), Path(shard_uri(uri, 0, "parquet"))
-    (scene,) = scenes(masks)
+    (scene,) = scenes_of(masks)
     path.write_bytes(b"PAR1" + bytes(16) + path.read_bytes()[20:])  # no page begins so; Arrow has no error for it
-    for read in (lambda: scenes(masks), lambda: pixels(masks, scene)):
+    for read in (lambda: scenes_of(masks), lambda: pixels(masks, scene)):
         with pytest.raises(SegrayError, match="shard 0 of .* is damaged: .*; remove it and run segment.py again"):
             read()
     path.unlink()
@@ -190,7 +185,7 @@ def test_rows_of_windows_that_cannot_be_are_damage(tmp_path, changes, formats):
     rows[1] = replace(rows[1], **changes)
     write_shard(uri, 0, rows=rows, formats=[formats], metadata=read_metadata(uri, 0, formats))
     with pytest.raises(SegrayError, match="shard 0 of .* is damaged: row 1 "):
-        scenes(open_masks(uri))
+        scenes_of(open_masks(uri))
 
 
 @pytest.mark.parametrize("name", ["0.json", "0.png"])
@@ -208,7 +203,7 @@ def test_a_link_in_a_shard_is_damage(tmp_path, name):
 @pytest.mark.parametrize("formats", ["parquet", "png"])
 def test_a_layer_that_is_not_there_is_named(tmp_path, formats):
     masks = open_masks(write_masks(str(tmp_path), [BIG], archive="/a", formats=formats))
-    (scene,) = scenes(masks)
+    (scene,) = scenes_of(masks)
     with pytest.raises(SegrayError, match=r"shard 0 of .* (is damaged|lacks a confidence_map)"):
         SceneReader(masks, scene, CONFIDENCE).piece(scene.pieces[0])
 
@@ -217,7 +212,7 @@ def test_a_mask_of_another_size_is_refused(tmp_path):
     uri = write_masks(str(tmp_path), [BIG], archive="/a", rows_a_shard=100)
     other = write_masks(str(tmp_path / "other"), [SMALL[0]], archive="/a", rows_a_shard=100)
     masks = open_masks(uri)
-    (scene,) = scenes(masks)
+    (scene,) = scenes_of(masks)
     os.replace(shard_uri(other, 0, "parquet"), shard_uri(uri, 0, "parquet"))
     with pytest.raises(SegrayError, match="shard 0 of .* holds a mask of another size"):
         SceneReader(masks, scene).piece(scene.pieces[0])
