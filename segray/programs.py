@@ -178,9 +178,9 @@ def _copy(archive: zipfile.ZipFile) -> io.BytesIO:
         for entry in archive.infolist():
             content = archive.read(entry)
             if entry.filename.endswith("/models/model.json"):
-                content = json.dumps(_on_cpu(_without_remarks(json.loads(content)))).encode()
+                content = json.dumps(json.loads(content, object_hook=_without_remarks)).encode()
             elif entry.filename.endswith("_config.json"):
-                content = json.dumps(_on_cpu(json.loads(content))).encode()
+                content = json.dumps(json.loads(content, object_hook=_on_cpu)).encode()
             elif "/data/sample_inputs/" in entry.filename:
                 torch.save(_sample(content), sample := io.BytesIO())
                 content = sample.getvalue()
@@ -193,25 +193,15 @@ def _sample(content: bytes) -> object:
     return torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
 
 
-def _on_cpu(value: object) -> object:
-    """JSON with every device set to the CPU, so that a program exported on another device opens there."""
-    if isinstance(value, list):
-        return [_on_cpu(item) for item in value]
-    if not isinstance(value, dict):
-        return value
-    if value.keys() == {"type", "index"}:
-        return {"type": "cpu", "index": None}
-    return {key: _on_cpu(item) for key, item in value.items()}
+def _on_cpu(value: dict) -> dict:
+    """An object of JSON; a device becomes the CPU, so that a program exported on another device opens there."""
+    return {"type": "cpu", "index": None} if value.keys() == {"type", "index"} else value
 
 
-def _without_remarks(value: object) -> object:
-    """JSON without guards and metadata (stack traces and the like), which are free text."""
-    if isinstance(value, list):
-        return [_without_remarks(item) for item in value]
-    if not isinstance(value, dict):
-        return value
+def _without_remarks(value: dict) -> dict:
+    """As `_on_cpu`, and without guards and metadata (stack traces and the like), which are free text."""
     empty = {"guards_code": [], "metadata": {}}
-    return {key: empty[key] if key in empty else _without_remarks(item) for key, item in value.items()}
+    return _on_cpu({key: empty.get(key, item) for key, item in value.items()})
 
 
 def _json_problems(value: object, key: str = "", target: object = None) -> Iterator[str]:
