@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import lru_cache
-from itertools import product
+from itertools import pairwise, product
 
 import numpy as np
 
@@ -131,10 +131,15 @@ def reflect(start: int, stop: int, size: int) -> np.ndarray:
 
 def windows(height: int, width: int, size: int) -> list[Window]:
     """The windows of at most size x size pixels that partition an image, in scan order."""
+    return between([*range(0, height, size), height], [*range(0, width, size), width])
+
+
+def between(tops: list[int], lefts: list[int]) -> list[Window]:
+    """The windows between cuts of the rows and cuts of the columns, in scan order."""
     return [
-        Window(row, col, min(size, height - row), min(size, width - col))
-        for row in range(0, height, size)
-        for col in range(0, width, size)
+        Window(top, left, bottom - top, right - left)
+        for top, bottom in pairwise(tops)
+        for left, right in pairwise(lefts)
     ]
 
 
@@ -143,12 +148,7 @@ def blocks(height: int, width: int, lattice: Lattice, max_pixels: int) -> list[W
 
     See `block_cuts` for where they meet.
     """
-    tops, lefts = block_cuts(height, width, lattice, max_pixels)
-    return [
-        Window(top, left, bottom - top, right - left)
-        for top, bottom in zip(tops, tops[1:])
-        for left, right in zip(lefts, lefts[1:])
-    ]
+    return between(*block_cuts(height, width, lattice, max_pixels))
 
 
 def block_cuts(height: int, width: int, lattice: Lattice, max_pixels: int) -> tuple[list[int], list[int]]:

@@ -12,10 +12,8 @@ def majority(mask_HW: np.ndarray, factor: int) -> np.ndarray:
     """(ceil(H / factor), ceil(W / factor)) uint8: the most frequent class of each factor x factor square.
 
     mask_HW: (H, W) uint8 class ids. Of equally frequent classes, the lowest id; 255 only where the whole square is 255.
-    Squares at the bottom and right edges may be incomplete. ValueError when factor is below 1.
+    Squares at the bottom and right edges may be incomplete.
     """
-    if factor < 1:
-        raise ValueError(f"factor must be at least 1, not {factor}")
     if factor == 1 or not mask_HW.size:
         return mask_HW.copy()
     height, width = (-(-size // factor) for size in mask_HW.shape)

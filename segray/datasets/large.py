@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
-from itertools import pairwise
 
 from segray.archives.images import is_picture, read_header
 from segray.datasets.sample import Sample
-from segray.grid import Window
+from segray.grid import Window, between
 
 LARGE_PIXELS = 2**23  # a larger image is read in pieces, if it can be read by window
 PIECE_SIDE = 2048  # pixels, of a piece to train on
@@ -51,12 +50,8 @@ def pieces(height: int, width: int, reach: int) -> list[Window]:
 
     reach: side of the area that the largest crop shows, in pixels of the image.
     """
-    rows, cols = (_cuts(size, max(PIECE_SIDE, CROPS_A_SIDE * reach)) for size in (height, width))
-    return [
-        Window(top, left, bottom - top, right - left)
-        for top, bottom in pairwise(rows)
-        for left, right in pairwise(cols)
-    ]
+    side = max(PIECE_SIDE, CROPS_A_SIDE * reach)
+    return between(_cuts(height, side), _cuts(width, side))
 
 
 def _cuts(size: int, side: int) -> list[int]:
