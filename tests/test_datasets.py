@@ -21,6 +21,7 @@ import scene_sets
 from PIL import Image
 from scene_sets import raster, write_scenes
 from test_dataset_mask_shards import images_at, segmented, split_samples
+from tiles import encoded as picture
 
 from segray.datasets import DATASETS, labels, open_dataset, read
 from segray.errors import ImageError, LabelError, SegrayError
@@ -41,12 +42,6 @@ ROGUE_WHERE_CLEAR = np.where(OPAQUE[..., None] == 0, np.uint8(9), COLORS)  # ful
 tiff = partial(raster, crs=None, transform=None)
 SCENE = raster(np.ones((5, 6), np.uint8))
 ROAD, CAR, PLATE, VOID = 7, 26, 255, 4
-
-
-def picture(array: np.ndarray, kind: str = "PNG", **options: object) -> bytes:
-    file = io.BytesIO()
-    Image.fromarray(array).save(file, kind, **options)
-    return file.getvalue()
 
 
 FOREIGN = [(255 - k, k, 7) for k in range(256)]  # not a legend's colours: only the indices mean something

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import math
 import random
 import uuid
@@ -13,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import rasterio
+from conftest import png
 from PIL import Image
 from rasterio.control import GroundControlPoint
 from rasterio.enums import ColorInterp, Resampling
@@ -61,12 +61,6 @@ def tiff(
         if mask is not None:
             target.write_mask(mask)
     return str(folder / "made.tif")
-
-
-def png(array: np.ndarray) -> bytes:
-    file = io.BytesIO()
-    Image.fromarray(array).save(file, "PNG")
-    return file.getvalue()
 
 
 WINDOWS = [Window(0, 0, 70, 90), Window(0, 0, 1, 1), Window(69, 89, 1, 1), Window(13, 5, 40, 61), Window(64, 80, 6, 10)]

@@ -18,10 +18,10 @@ KINDS = ("xyz", "tms", "mbtiles", "pmtiles")
 Tiles = dict[tuple[int, int, int], bytes]  # (zoom, x, y) -> bytes, y counted from the north
 
 
-def encoded(array: np.ndarray, kind: str = "PNG") -> bytes:
-    """The bytes of a tile of (H, W), or (H, W, 3 or 4) uint8."""
+def encoded(array: np.ndarray, kind: str = "PNG", **options: object) -> bytes:
+    """The bytes of a picture of (H, W), or (H, W, 3 or 4) uint8."""
     file = io.BytesIO()
-    Image.fromarray(array).save(file, kind)
+    Image.fromarray(array).save(file, kind, **options)
     return file.getvalue()
 
 
