@@ -31,8 +31,8 @@ class Scaling:
         """The grid whose pixels are `factor` times as long; None where that is hardly or not at all coarser."""
         if factor < TOLERANCE:
             return None
-        sizes = (max(1, round(size / factor)) for size in (height, width))
-        return cls(height=height, width=width, **dict(zip(("to_height", "to_width"), sizes)))
+        to_height, to_width = (max(1, round(size / factor)) for size in (height, width))
+        return cls(height=height, width=width, to_height=to_height, to_width=to_width)
 
     def transform(self, affine: Affine6) -> Affine6:
         """The affine of the coarse grid from that of the image: the same origin and directions, longer pixels."""

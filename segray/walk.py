@@ -37,6 +37,7 @@ READ_THREADS = 8  # object stores have latency, not low bandwidth: ask for sever
 # They live as long as the process: malloc would give new threads for each shard new arenas, and keep the memory of all.
 _readers = ThreadPoolExecutor(READ_THREADS, thread_name_prefix="segray-read")
 UNMEASURED = Window(0, 0, 0, 0)
+NO_NUMBERS = "the network gives no numbers (NaN) for it; try --precision fp32, and look for extreme pixel values"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -146,13 +147,13 @@ def _timed(item: Item, **options: object) -> Reading:
 def _segmented(reading: Reading, masks: list[WindowMask]) -> Segmented:
     place, scaling = reading.place, reading.scaling
     broken = [mask.window for mask in masks if _has_no_numbers(mask)]
-    if not broken:
-        return Segmented(place=place, masks=tuple(masks), scaling=scaling)
-    reason = "the network gives no numbers (NaN) for it; try --precision fp32, and look for extreme pixel values"
-    windows = (scaling.enlarged(window) if scaling else window for window in broken)
-    kept = (mask for mask in masks if not _has_no_numbers(mask))
-    failure = {"failed": tuple(windows), "error": f"{place.image}: {reason}"}
-    return Segmented(place=place, masks=tuple(kept), scaling=scaling, **failure)
+    return Segmented(
+        place=place,
+        masks=tuple(mask for mask in masks if not _has_no_numbers(mask)),
+        scaling=scaling,
+        failed=tuple(scaling.enlarged(window) if scaling else window for window in broken),
+        error=f"{place.image}: {NO_NUMBERS}" if broken else None,
+    )
 
 
 def _has_no_numbers(mask: WindowMask) -> bool:
