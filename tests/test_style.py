@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from xml.etree import ElementTree
 
-from segray.exports.cog import sidecar
+from segray.exports.cog import name_classes
 from segray.exports.style import qml, style_of
 from segray.masks import Classes
 
@@ -38,8 +38,9 @@ def test_a_style_has_the_name_of_its_layer():
     assert style_of("s3://bucket/a.b/north.png.parquet") == "s3://bucket/a.b/north.png.qml"
 
 
-def test_names_with_characters_that_xml_lacks_leave_the_rest_of_a_file_readable():
+def test_names_with_characters_that_xml_lacks_leave_the_rest_of_a_file_readable(tmp_path):
     classes = Classes(names=("a\x0bb", "\ufffe", "é\t\U0001f332"), colors=CLASSES.colors)
+    name_classes(str(tmp_path / "a.aux.xml"), classes)
     labels = [entry.get("label") for entry in ElementTree.fromstring(qml(classes)).iter("paletteEntry")]
     assert labels == ["a\ufffdb", "\ufffd", "é\t\U0001f332"]
-    assert [entry.text for entry in ElementTree.fromstring(sidecar(classes)).iter("Category")] == labels
+    assert [entry.text for entry in ElementTree.parse(tmp_path / "a.aux.xml").iter("Category")] == labels

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from functools import partial
+from pathlib import Path
 from xml.etree import ElementTree
-from xml.sax.saxutils import escape
+from xml.etree.ElementTree import Element, SubElement
 
 import rasterio
 from rasterio import Affine
@@ -27,6 +28,7 @@ LAYER = MASK
 MEDIA_TYPE = "image/tiff; application=geotiff; profile=cloud-optimized"
 SIDECAR = ".aux.xml"  # GDAL's ending for what it stores beside a file
 BLOCK = 512
+COLUMNS = (("Value", 0, 5), ("Class", 2, 2), ("Red", 0, 6), ("Green", 0, 7), ("Blue", 0, 8))  # GDAL's types, usages
 OPTIONS = {
     "driver": "COG",
     "compress": "DEFLATE",  # what every reader has; zstd is missing in some
@@ -57,7 +59,7 @@ def write(masks: Masks, scene: Scene, path: str, options: ExportSettings) -> dic
     that has no GeoTIFF keys is only in the file beside it.
     """
     facts = write_cog(SceneReader(masks, scene), path, partial(_describe, masks.classes), OPTIONS)
-    _name_classes(f"{path}{SIDECAR}", masks.classes)
+    name_classes(f"{path}{SIDECAR}", masks.classes)
     return facts
 
 
@@ -70,44 +72,36 @@ def write_cog(reader: SceneReader, path: str, describe: Callable[[DatasetWriter]
     return {"pixels": reader.scene.height * reader.scene.width}
 
 
-def sidecar(classes: Classes) -> str:
-    """The .aux.xml in which GDAL looks for category names (its PAM format) and QGIS for a table of classes."""
-    fields = (("Value", 0, 5), ("Class", 2, 2), ("Red", 0, 6), ("Green", 0, 7), ("Blue", 0, 8))  # GDAL's types, usages
-    columns = "".join(
-        f'<FieldDefn index="{k}"><Name>{label}</Name><Type>{kind}</Type><Usage>{usage}</Usage></FieldDefn>'
-        for k, (label, kind, usage) in enumerate(fields)
-    )
-    names = [escape(text) for text in names_in_xml(classes)]
-    rows = "".join(
-        f'<Row index="{k}">{"".join(f"<F>{value}</F>" for value in (k, text, *color))}</Row>'
-        for k, (text, color) in enumerate(zip(names, classes.colors))
-    )
-    categories = "".join(f"<Category>{text}</Category>" for text in names)
-    table = f'<GDALRasterAttributeTable tableType="thematic">{columns}{rows}</GDALRasterAttributeTable>'
-    band = f'<PAMRasterBand band="1"><CategoryNames>{categories}</CategoryNames>{table}</PAMRasterBand>'
-    return f"<PAMDataset>{band}</PAMDataset>\n"
+def name_classes(path: str, classes: Classes) -> None:
+    """Write the .aux.xml in which GDAL looks for category names (its PAM format) and QGIS for a table of classes.
+
+    Or add to the one that GDAL made for what GeoTIFF cannot hold, like a rare CRS.
+    """
+    root = ElementTree.parse(path).getroot() if os.path.exists(path) else Element("PAMDataset")
+    band = root.find("PAMRasterBand[@band='1']")
+    if band is None:
+        band = SubElement(root, "PAMRasterBand", band="1")
+    names, categories = names_in_xml(classes), SubElement(band, "CategoryNames")
+    for text in names:
+        SubElement(categories, "Category").text = text
+    table = SubElement(band, "GDALRasterAttributeTable", tableType="thematic")
+    for k, values in enumerate(COLUMNS):
+        _add(table, "FieldDefn", k, zip(("Name", "Type", "Usage"), values))
+    for k, (text, color) in enumerate(zip(names, classes.colors)):
+        _add(table, "Row", k, (("F", value) for value in (k, text, *color)))
+    Path(path).write_text(ElementTree.tostring(root, encoding="unicode") + "\n", encoding="utf-8")
+
+
+def _add(table: Element, tag: str, index: int, children: Iterable[tuple[str, object]]) -> None:
+    entry = SubElement(table, tag, index=str(index))
+    for name, value in children:
+        SubElement(entry, name).text = str(value)
 
 
 def _describe(classes: Classes, file: DatasetWriter) -> None:
     table = {index: (*map(int, color), 255) for index, color in enumerate(palette(classes)[:IGNORE])}
     file.write_colormap(1, {**table, IGNORE: (0, 0, 0, 0)})
     file.update_tags(1, **{f"CLASS_{index}": text for index, text in enumerate(classes.names)})
-
-
-def _name_classes(path: str, classes: Classes) -> None:
-    """Write the sidecar of a COG, or add to the one that GDAL made for what GeoTIFF cannot hold, like a rare CRS."""
-    text = sidecar(classes)
-    if os.path.exists(path):
-        kept = ElementTree.parse(path).getroot()
-        for band in ElementTree.fromstring(text):
-            there = kept.find(f"PAMRasterBand[@band='{band.get('band')}']")
-            if there is None:
-                kept.append(band)
-            else:
-                there.extend(band)
-        text = ElementTree.tostring(kept, encoding="unicode") + "\n"
-    with open(path, "w", encoding="utf-8") as file:
-        file.write(text)
 
 
 def _write_plain(reader: SceneReader, path: str, describe: Callable[[DatasetWriter], None]) -> None:

@@ -70,7 +70,10 @@ def write_all(masks: Masks, scenes: Iterable[Scene], path: str, settings: Export
         if pyramid.make(Tile(0, 0, 0), places) is None:
             raise SegrayError(f"{masks.output} holds no class in any georeferenced scene, so there is no tile to write")
         header = _header(places, deepest)
-        _publish(path, pyramid.spool, header, _metadata(masks.classes, header))
+        with write(path) as writer:
+            for tile_id, data in pyramid.spool.ordered():
+                writer.write_tile(tile_id, data)
+            writer.finalize(header, _metadata(masks.classes, header))
         tiles = len(pyramid.spool.entries)
     zooms = {name: header[name] for name in ("min_zoom", "max_zoom")}  # of what was written
     return {"scenes": taken, "scenes_left_out": left_out, "tiles": tiles, **zooms}
@@ -145,13 +148,6 @@ class _Pyramid:
         if len(self._readers) > READERS_KEPT:
             del self._readers[next(iter(self._readers))]
         return reader.read(window)
-
-
-def _publish(path: str, spool: _Spool, header: dict, metadata: dict) -> None:
-    with write(path) as writer:
-        for tile_id, data in spool.ordered():
-            writer.write_tile(tile_id, data)
-        writer.finalize(header, metadata)
 
 
 def _header(places: list[Place], max_zoom: int) -> dict:

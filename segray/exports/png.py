@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
 import posixpath
 import re
 from collections.abc import Iterator
@@ -74,7 +73,7 @@ def _write_tiles(masks: Masks, scene: Scene, path: str) -> dict:
             tile = pixels[part.rows, part.cols]
             if (tile != IGNORE).any():
                 x, y = (left + block.col_off + part.col_off) // TILE, (top + block.row_off + part.row_off) // TILE
-                os.makedirs(folder / str(x), exist_ok=True)
+                (folder / str(x)).mkdir(exist_ok=True)
                 (folder / str(x) / f"{y}.png").write_bytes(encode_png(tile, masks.classes))
                 tiles += 1
     document = {"tilejson": "3.0.0", "tiles": ["../{z}/{x}/{y}.png"], "minzoom": zoom, "maxzoom": zoom, "scheme": "xyz"}
