@@ -47,7 +47,7 @@ def read_header(uri: str, *, file: str | None = None, span: Span = None) -> Head
     file, span: for a member that is read in place, the file that holds it, and where.
     """
     file = file or uri
-    with _one_sentence(uri, file):
+    with one_sentence(uri, file):
         raster = OpenRaster(file, driver=driver_of(uri), header_only=True, span=span)
         try:
             return raster.run(lambda: _header(uri, raster.source))
@@ -74,7 +74,7 @@ def read(
     """
     file = file or uri
     driver = driver_of(uri)
-    with _one_sentence(uri, file), borrow(file, driver=driver, span=span) as raster:
+    with one_sentence(uri, file), borrow(file, driver=driver, span=span) as raster:
         header = raster.run(lambda: _header(uri, raster.source))
         chosen = chosen_bands(header, choose)
         scaling = scaling_of(header, resolution)
@@ -122,12 +122,12 @@ def driver_of(uri: str) -> str:
 def _in_memory(uri: str, data: bytes, call: Callable[[rasterio.DatasetReader], Result]) -> Result:
     if not data:  # rasterio would take it for a file that is to be written
         raise ImageError(f"{uri} cannot be read: the file is empty")
-    with MemoryFile(data) as memory, _one_sentence(uri, memory.name), memory.open(driver=driver_of(uri)) as source:
+    with MemoryFile(data) as memory, one_sentence(uri, memory.name), memory.open(driver=driver_of(uri)) as source:
         return call(source)
 
 
 @contextmanager
-def _one_sentence(uri: str, file: str) -> Iterator[None]:
+def one_sentence(uri: str, file: str) -> Iterator[None]:
     """Whatever is wrong with a raster becomes an ImageError; a store's failure passes through.
 
     file: where its bytes are, for GDAL if they are in memory.

@@ -4,17 +4,13 @@ from __future__ import annotations
 
 import numpy as np
 import rasterio
-from rasterio._err import CPLE_BaseError  # some damage is raised as it is, not as one of rasterio.errors
 from rasterio.enums import Resampling
-from rasterio.errors import RasterioError
 
 from segray.archives import rasters
 from segray.archives.images import is_picture, read_header, read_image
 from segray.archives.metadata import expanded, numbered_bands, palette
 from segray.archives.opened import borrow
 from segray.archives.raster import Choose, take_bands
-from segray.errors import ImageError
-from segray.storage import describe
 
 WHOLE_PIXELS = 2**24  # of what is read whole: a picture, a member of a container, a level of a tile set
 RASTER_PIXELS = 2**25  # of a raster, or of the overview read in its place; takes some seconds
@@ -27,7 +23,7 @@ def read_reduced(
 
     GDAL reads a raster from the overview that is just fine enough; a large raster without one is costly. A pixel is the
     mean of those that it covers, in a raster with a palette one of them. Only the bands that `choose` selects are read.
-    part: see `read_header`. ImageError when the image cannot be read.
+    part: see `read_header`. ImageError when the image cannot be read; a failing store's error passes through.
     """
     header = read_header(uri, part=part)
     if part or is_picture(uri):
@@ -36,12 +32,9 @@ def read_reduced(
         raster = read_image(uri, part=part, choose=choose)
         factor = -(-max(header.height, header.width) // longest)
         return means(raster.pixels, factor), raster.valid[::factor, ::factor]
-    try:
-        with borrow(uri, driver=rasters.driver_of(uri)) as raster:
-            chosen = rasters.chosen_bands(header, choose)
-            return raster.run(lambda: _read(raster.source, longest, chosen))
-    except (RasterioError, CPLE_BaseError, OSError, ValueError) as error:
-        raise ImageError(f"{uri} cannot be read: {describe(error.__cause__ or error)}") from error
+    with rasters.one_sentence(uri, uri), borrow(uri, driver=rasters.driver_of(uri)) as raster:
+        chosen = rasters.chosen_bands(header, choose)
+        return raster.run(lambda: _read(raster.source, longest, chosen))
 
 
 def means(pixels_CHW: np.ndarray, factor: int) -> np.ndarray:
