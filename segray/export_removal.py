@@ -15,7 +15,7 @@ from segray.export_tasks import Exporter
 from segray.exports import EXPORTS
 from segray.ordered import in_order
 from segray.scenes import Scene
-from segray.storage import exists, filesystem, join, remove_file
+from segray.storage import exists, join, opened, remove_file
 from segray.tasks import in_tasks
 
 FILES_A_TASK, THREADS = 256, 16  # stores have latency
@@ -43,8 +43,7 @@ def remove_former(exporter: Exporter, groups: Iterable[list[Scene]], *, former: 
 
 def _listed(collection: str) -> Iterator[File]:
     """The files that a collection names, item by item: it has one item per line."""
-    fs, path = filesystem(collection)
-    with fs.open(path, "rb") as file:
+    with opened(collection) as file:
         for line in file:
             yield from _files_of(line)
 

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING
 from segray.errors import ModelError, SegrayError, TornModelError
 from segray.inputs import InputSpec
 from segray.masks import IGNORE, Classes
-from segray.storage import describe, exists, filesystem, join, publish, read_bytes, retry
+from segray.storage import describe, exists, join, opened, publish, read_bytes
 from segray.store_errors import StoreError, at_fault
 
 if TYPE_CHECKING:
@@ -255,9 +255,8 @@ def _temperature(value: object) -> float:
 
 def _digests(text: bytes, weights_uri: str) -> tuple[str, str]:
     """sha256 of the weights, and of model.json followed by the weights, read in pieces."""
-    fs, path = filesystem(weights_uri)
     weights, both = hashlib.sha256(), hashlib.sha256(text)
-    with retry(lambda: fs.open(path, "rb")) as file:
+    with opened(weights_uri) as file:
         while piece := file.read(2**22):
             weights.update(piece)
             both.update(piece)

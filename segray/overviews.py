@@ -25,7 +25,7 @@ from segray.report.overview import LONGEST, factor_of
 from segray.report.pictures import LONGEST as PICTURE_SIDE
 from segray.scenes import Scene, scene_of
 from segray.shards import OK, read_masks, read_statistics, window_of
-from segray.storage import filesystem, join, retry
+from segray.storage import join, opened
 from segray.store_errors import UNREADABLE
 from segray.tasks import DEATHS, in_tasks, result_of
 
@@ -114,8 +114,7 @@ def _image_of(picture: ray.ObjectRef) -> np.ndarray | None:
 
 def _largest_in_file(uri: str, number: int) -> list[_Candidate]:
     """The scenes with the most pixels in one plan file; in Arrow throughout, since it may hold a million images."""
-    fs, path = filesystem(join(uri, f"plan-{number:05d}.parquet"))
-    with retry(lambda: fs.open(path, "rb")) as file:
+    with opened(join(uri, f"plan-{number:05d}.parquet")) as file:
         table = pq.read_table(file, columns=COLUMNS)
     table = table.filter(pc.is_null(table["error"]))
     sizes = ("image_height", "image_width")

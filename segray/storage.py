@@ -186,6 +186,20 @@ def read_bytes(uri: str) -> bytes:
     return retry(lambda: fs.cat_file(path, **_in_one_request(type(fs))))  # opening a file takes two
 
 
+@contextmanager
+def opened(uri: str) -> Iterator[BinaryIO]:
+    """A file to be read in the block, without holding it in memory; FileNotFoundError or OSError from the store.
+
+    What is fetched of it is retried as everything else is; not so what a web server sends as one stream.
+    """
+    fs, path = filesystem(uri)
+    with store_errors(), retry(lambda: fs.open(path, "rb")) as file:
+        cache = getattr(file, "cache", None)
+        if fetch := getattr(cache, "fetcher", None):
+            cache.fetcher = lambda start, stop: retry(lambda: fetch(start, stop))
+        yield file
+
+
 def read_text(uri: str) -> str:
     """The whole content of a UTF-8 text file, without a byte order mark; SegrayError when it cannot be read."""
     try:

@@ -23,7 +23,7 @@ from segray.archives.ranges import read_range
 from segray.errors import ImageError, SegrayError
 from segray.expand import _known
 from segray.listing import files_if_any, list_files, names
-from segray.storage import File, exists, join, publish, read_bytes, stat
+from segray.storage import File, exists, join, opened, publish, read_bytes, stat
 from segray.store_errors import StoreError, store_errors
 
 pytestmark = pytest.mark.usefixtures("no_pause")
@@ -111,6 +111,14 @@ def test_an_answer_that_is_cut_off_is_asked_for_again(server, no_pause, ask):
         ask(f"{server}/1/d.png")
     assert len(no_pause) == storage.ATTEMPTS - 1
     assert ask(f"{server}/flaky/1/{id(ask)}.png") is not None
+
+
+def test_what_is_fetched_of_an_open_file_is_retried(server):
+    for status in (0, 1, 503):
+        with opened(f"{server}/flaky/{status}/open.png") as file:
+            assert file.read() == PICTURE
+    with pytest.raises(StoreError, match="503"), opened(f"{server}/503/open.png") as file:
+        file.read()
 
 
 def test_a_range_beyond_the_end_of_a_web_servers_file_is_empty(server):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import io
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from itertools import chain, dropwhile
@@ -17,8 +18,8 @@ from segray.archives.members import kind_of
 from segray.archives.once import once
 from segray.archives.options import ArchiveOptions
 from segray.errors import SegrayError
-from segray.storage import FINAL_ERRORS, File, beside, describe, ending, filesystem, is_absolute, retry
-from segray.store_errors import at_fault, store_errors
+from segray.storage import FINAL_ERRORS, File, beside, describe, ending, filesystem, is_absolute, opened, retry
+from segray.store_errors import at_fault
 
 ENDINGS = (".txt", ".csv", ".parquet")
 COLUMNS = ("uri", "url", "path", "href", "image", "file", "filename", "location")  # the first one found is used
@@ -73,10 +74,9 @@ def listed(document: str, name: str) -> File:
 
 def _lines(uri: str) -> Iterator[str]:
     """The lines of a UTF-8 text file, streamed, with their line ends; SegrayError when it cannot be read."""
-    fs, path = filesystem(uri)
     try:
-        with store_errors(), fs.open(path, "r", encoding="utf-8-sig", newline="") as file:
-            yield from file
+        with opened(uri) as file, io.TextIOWrapper(file, encoding="utf-8-sig", newline="") as lines:
+            yield from lines
     except FileNotFoundError as error:
         raise SegrayError(f"{uri} does not exist") from error
     except (OSError, ValueError) as error:  # fsspec's ValueError: of a web server that sends no parts of files
@@ -147,9 +147,8 @@ def _rows(uri: str, column: str | None) -> Iterator[str]:
 @contextmanager
 def _parquet(uri: str) -> Iterator[BinaryIO]:
     """A Parquet file, open during the block; SegrayError when it cannot be read."""
-    fs, path = filesystem(uri)
     try:
-        with store_errors(), fs.open(path, "rb") as file:
+        with opened(uri) as file:
             yield file
     except (OSError, pa.ArrowException, ValueError) as error:
         raise at_fault(error)(f"{uri} cannot be read as Parquet: {describe(error)}") from error
