@@ -8,9 +8,11 @@ import random
 
 import numpy as np
 import pytest
+from web import served
 
 from segray.archives.ranges import GAP_BYTES
 from segray.archives.seekable import MAX_STEP_BYTES, STEP_BYTES, Seekable
+from segray.errors import ImageError
 from segray.storage import join, publish
 
 DATA = np.random.default_rng(0).bytes(3_000_000)
@@ -47,6 +49,16 @@ def test_limits(tmp_path):
         assert file.error is None
     with pytest.raises(FileNotFoundError):
         Seekable(str(tmp_path / "none"), limit=1)
+
+
+def test_a_file_that_becomes_shorter_while_it_is_read_is_damaged(tmp_path):
+    path = tmp_path / "x.tar"
+    path.write_bytes(DATA)
+    with served(tmp_path) as address, Seekable(f"{address}/x.tar", limit=STEP_BYTES) as file:
+        path.write_bytes(DATA[:1_000_000])
+        file.seek(2_000_000)
+        with pytest.raises(ImageError, match="x.tar changed while it was read; run again with --overwrite"):
+            file.read(STEP_BYTES)
 
 
 @pytest.mark.parametrize("jump, share", [(GAP_BYTES // 2, 1.0), (GAP_BYTES * 2, 0.15)])

@@ -7,6 +7,7 @@ import io
 import os
 
 from segray.archives.ranges import GAP_BYTES, StoredFile
+from segray.errors import ImageError
 from segray.storage import local_path
 
 STEP_BYTES = 2**12  # of a read after a jump; holds a header with its extensions
@@ -23,7 +24,10 @@ class Seekable(io.RawIOBase):
     """
 
     def __init__(self, uri: str, *, limit: int) -> None:
-        """Open it; FileNotFoundError or whatever error the store gives."""
+        """Open it; FileNotFoundError or whatever error the store gives, as any read does.
+
+        ImageError, from a read, if the file has become shorter.
+        """
         super().__init__()
         self.error: BaseException | None = None
         path = local_path(uri)
@@ -94,4 +98,6 @@ class Seekable(io.RawIOBase):
     def _raise_error(self) -> None:
         if self._stored is not None and self._stored.error is not None:
             self.error = self._stored.error
+            if isinstance(self.error, ValueError):  # it ends before the size that it had when it was opened
+                self.error = ImageError(f"{self._stored.uri} changed while it was read; run again with --overwrite")
             raise self.error
