@@ -6,7 +6,7 @@ import json
 import logging
 import pickle
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from itertools import chain, islice
@@ -115,13 +115,14 @@ class EvaluateActor:
         self.segmenter = work.segmenter()
 
     def __call__(self, batch: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-        """A row (see `Split.row`) -> {"part", "error"}: a pickled Part, or None and what was wrong, in a sentence."""
-        samples = pickle.loads(batch["samples"][0])
+        """A row (see `Split.row`) -> {"start", "part", "error"}: a pickled Part, or None and what was wrong."""
+        samples, start = pickle.loads(batch["samples"][0]), int(batch["start"][0])
         try:
-            part, error = self._count(int(batch["start"][0]), samples, large=bool(batch["large"][0])), ""
+            part, error = self._count(start, samples, large=bool(batch["large"][0])), ""
         except SegrayError as found:
             part, error = None, str(found)
-        return {"part": np.array([pickle.dumps(part)], object), "error": np.array([error], object)}
+        found = {"part": np.array([pickle.dumps(part)], object), "error": np.array([error], object)}
+        return {"start": batch["start"], **found}
 
     def _count(self, start: int, samples: Sequence[datasets.Sample], *, large: bool) -> Part:
         part = Part(tally=Tally.empty(self.measures))
@@ -211,14 +212,25 @@ def _calibrate(
     return write_temperature(description, temperature), calibration
 
 
-def _rows(rows: ray.data.Dataset, work: Work) -> Iterator[dict]:
-    """The rows; ModelError if the model has been replaced meanwhile, SegrayError if an image kills the actors."""
-    try:
-        yield from cluster.noting_waits(rows.iter_rows())
-    except DEATHS as error:
-        model_of(work)
-        reason = "an actor was killed twice at the same images (out of memory, or a fault of a decoder or a GPU)"
-        raise SegrayError(f"{reason}; {ADVICE}") from error
+def _results(rows: list[dict], work: Work, begun: Callable[[list[dict]], ray.data.Dataset]) -> Iterator[dict]:
+    """The result of each row, given data sets that compute them; rows lost with an actor or a node are begun again.
+
+    ModelError if the model has been replaced meanwhile, SegrayError if an image kills the actors.
+    """
+    missing, stalled = {row["start"]: row for row in rows}, 0
+    while missing:
+        before = len(missing)
+        try:
+            for result in cluster.noting_waits(begun(list(missing.values())).iter_rows()):
+                del missing[int(result["start"])]
+                yield result
+        except DEATHS as error:
+            model_of(work)
+            stalled = 0 if len(missing) < before else stalled + 1
+            if stalled == pipeline.ATTEMPTS:
+                reason = "actors are killed again and again at the same images (out of memory, or a fault of a decoder"
+                raise SegrayError(f"{reason} or a GPU); {ADVICE}") from error
+            log.info("an actor was lost: %s; trying its images again", " ".join(str(error).split())[:200])
 
 
 def _count(
@@ -230,20 +242,24 @@ def _count(
     low, high = actors(len(ranges))
     work = with_threads(work, high)
     measures = Measures(num_classes=len(work.classes), boundary=settings.boundary, temperatures=temperatures)
-    rows = pipeline.source([split.row(*samples) for samples in ranges])
-    rows.context.max_errored_blocks = 0  # every image counts
-    with pipeline.retries_bounded():
-        rows = rows.map_batches(
-            EvaluateActor,
-            fn_constructor_args=(work, split.dataset, measures, count),
-            batch_size=1,
-            compute=ActorPoolStrategy(min_size=low, max_size=high),
-            max_task_retries=1,
-            **work.actor_options(),
-        )
-    pipeline.configure()
+
+    def begun(rows: list[dict]) -> ray.data.Dataset:
+        source = pipeline.source(rows)
+        source.context.max_errored_blocks = 0  # every image counts
+        with pipeline.retries_bounded():
+            results = source.map_batches(
+                EvaluateActor,
+                fn_constructor_args=(work, split.dataset, measures, count),
+                batch_size=1,
+                compute=ActorPoolStrategy(min_size=min(low, len(rows)), max_size=min(high, len(rows))),
+                max_task_retries=1,
+                **work.actor_options(),
+            )
+        pipeline.configure()
+        return results
+
     total, showcase = Tally.empty(measures), Showcase(count)
-    for row in _rows(rows, work):
+    for row in _results([split.row(*samples) for samples in ranges], work, begun):
         if row["error"]:
             raise SegrayError(row["error"])
         part: Part = pickle.loads(row["part"])

@@ -8,6 +8,7 @@ import os
 import pickle
 import shutil
 import signal
+from collections.abc import Iterator
 from dataclasses import replace
 
 import numpy as np
@@ -176,12 +177,29 @@ def test_an_image_that_kills_the_actors_is_one_sentence_and_no_image_may_be_left
         raise ray.exceptions.ActorDiedError
 
     monkeypatch.setattr(ray.data.Dataset, "iter_rows", lost)
-    with pytest.raises(SegrayError, match="an actor was killed twice at the same images .*; give the workers more mem"):
+    with pytest.raises(SegrayError, match="actors are killed again and again at the same images .*; give the workers"):
         evaluate(EvaluateSettings(**given, output=str(tmp_path / "scores"), **OPTIONS))
-    (context,) = contexts
+    context, _ = contexts
     assert context.max_errored_blocks == 0
     assert context.execution_no_progress_timeout_s == pipeline.NO_PROGRESS_S
     assert not context.enable_progress_bars
+
+
+def test_images_lost_with_a_node_are_counted_again_and_once(given, tmp_path, monkeypatch):
+    undisturbed = evaluate(EvaluateSettings(**given, output=str(tmp_path / "whole"), **OPTIONS))
+    plain, lost = ray.data.Dataset.iter_rows, []
+
+    def losing(rows: ray.data.Dataset) -> Iterator[dict]:
+        for number, row in enumerate(plain(rows)):
+            if len(lost) < 2 and number == len(lost):  # before the first result, then after one
+                lost.append(row["start"])
+                raise ray.exceptions.ActorDiedError
+            yield row
+
+    monkeypatch.setattr(ray.data.Dataset, "iter_rows", losing)
+    found = evaluate(EvaluateSettings(**given, output=str(tmp_path / "scores"), **OPTIONS))
+    assert len(lost) == 2
+    assert without(found) == without(undisturbed)
 
 
 def test_nothing_labelled_is_nothing_to_calibrate_on(local_ray, given, tmp_path, monkeypatch):
