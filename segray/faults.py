@@ -16,6 +16,11 @@ Result = TypeVar("Result")
 ADVICE = "give the workers more memory, or lower --batch_size, --tile or --shard_mpx"
 NO_MEMORY = re.compile(r"out of memory|can't allocate memory|_STATUS_ALLOC_FAILED")  # CUDA, torch on CPUs, cuBLAS
 FAULT = re.compile(r"\b(CUDA|CUDA driver|cuDNN|cuFFT) error: |Triton Error \[CUDA\]")  # so torch and Triton begin them
+NO_GPU = re.compile(r"at least one CUDA device|Found no NVIDIA driver|No CUDA GPUs|not compiled with CUDA")
+UNUSABLE = (
+    "Ray counts GPUs that torch cannot use: install NVIDIA's driver and a torch with CUDA on their nodes, or give "
+    "--device cpu"
+)
 ENDED = 70  # exit status of a process whose device failed: EX_SOFTWARE
 
 
@@ -27,6 +32,11 @@ def is_out_of_memory(error: Exception) -> bool:
 def is_fault(error: Exception) -> bool:
     """Whether a GPU failed: everything that this process asks of it from now on fails too."""
     return not is_out_of_memory(error) and FAULT.search(str(error)) is not None
+
+
+def is_no_gpu(error: Exception | None) -> bool:
+    """Whether an error of training workers, which NCCL meets first, says that their node has no usable GPU."""
+    return NO_GPU.search(str(error)) is not None
 
 
 @contextmanager

@@ -29,6 +29,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from segray import cluster
 from segray.datasets import Dataset, Sample, open_dataset
 from segray.errors import SegrayError
+from segray.faults import UNUSABLE, is_no_gpu
 from segray.heap import ONE_ARENA
 from segray.inspection import Inspection, fingerprint, inspect
 from segray.places import TRAINING, check_unclaimed
@@ -188,6 +189,8 @@ def _fit(job: Job, workers: tuple[int, int], tracking: Tracking) -> None:
             failure = error
     if sentence := ray.get(board.failure.remote()):
         raise SegrayError(sentence) from failure
+    if is_no_gpu(failure):
+        raise SegrayError(UNUSABLE) from failure
     if failure is not None:  # `command_line` explains a full disk or a store that does not answer
         causes = getattr(failure, "worker_failures", {}).values()
         raise next((cause for cause in causes if isinstance(cause, (OSError, BotoCoreError))), failure)

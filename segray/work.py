@@ -12,8 +12,8 @@ from ray.exceptions import OutOfMemoryError, WorkerCrashedError
 
 from segray import plan as plans
 from segray import walk
-from segray.errors import ModelError
-from segray.faults import guarded
+from segray.errors import ModelError, SegrayError
+from segray.faults import UNUSABLE, guarded
 from segray.heap import ONE_ARENA, keep_memory
 from segray.inputs import InputSpec
 from segray.masks import Classes
@@ -69,12 +69,15 @@ class Work:
     def segmenter(self) -> walk.Segmenter:
         """The model's segmenter on this process's device, tried on a tile.
 
-        ModelError when it does not take the tile, or the model is not the one that the job began with.
+        ModelError when it does not take the tile, or the model is not the one that the job began with; SegrayError when
+        torch finds no GPU where Ray does.
         """
         import torch
 
         from segray.segmenter import Segmenter
 
+        if self.on_gpu and not torch.cuda.is_available():
+            raise SegrayError(UNUSABLE)
         if not self.on_gpu:
             torch.set_num_threads(self.threads)
             keep_memory()

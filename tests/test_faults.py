@@ -8,7 +8,7 @@ import sys
 import pytest
 
 from segray.errors import OutOfMemoryError
-from segray.faults import ENDED, guarded, is_fault, is_out_of_memory
+from segray.faults import ENDED, guarded, is_fault, is_no_gpu, is_out_of_memory
 
 
 @pytest.mark.parametrize(
@@ -57,3 +57,10 @@ def test_a_fault_ends_the_process_with_its_reason() -> None:
     )
     assert done.returncode == ENDED
     assert done.stderr == "the GPU failed, so this process ends: CUDA error: x\n"
+
+
+def test_gpus_that_ray_counts_and_torch_cannot_use_are_told_from_faults() -> None:
+    found = "Training failed due to controller error:\nRuntimeError: nccl2 requires at least one CUDA device"
+    assert is_no_gpu(RuntimeError(found))
+    assert not is_no_gpu(RuntimeError("CUDA error: an illegal memory access was encountered"))
+    assert not is_no_gpu(None)

@@ -278,6 +278,12 @@ def test_a_gpu_that_is_not_there_is_not_waited_for():
         cluster.use_gpu("gpu")
 
 
+def test_a_gpu_that_torch_cannot_use_is_found_before_the_model_is_read(work, monkeypatch):
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    with pytest.raises(SegrayError, match="Ray counts GPUs that torch cannot use"):
+        Work(**{**work, "model": "nowhere", "on_gpu": True}).segmenter()
+
+
 def test_where_nothing_ever_survives_no_image_is_to_blame(work, tmp_path):
     crowded, shards = CrowdedWork(**work, at_the_same_time=False), [0, 1]
     with pytest.raises(SegrayError, match="2 shards kill every process that segments them; give the workers more"):
