@@ -27,6 +27,7 @@ from segray.storage import exists, join, read_text
 PIECE_BYTES = 2**11  # of what is known of a window, about
 KEPT_BYTES = 2**27  # of shards in a process, some 32 of 64 megapixels if they hold masks alone
 LISTS_KEPT = 4096  # lists of what a shard holds of each scene, for scenes of several shards: some kB each
+PIECES_KEPT = 2**18  # where they lie, for scenes of several shards: 0.4 kB each
 WINDOWS_KEPT = 16  # decoded, 4 MB each
 ROW_BYTES = 2**28  # a row of windows is kept, up to this size, for reading in strips: 130,000 px of windows 2,048 high
 CELL = 2048  # pixels; windows are looked up by the squares of this size that they touch
@@ -130,19 +131,16 @@ def whole(parts: Iterable[Scene]) -> Iterator[Scene]:
         yield _joined(list(group))
 
 
-def scene_in(masks: Masks, image: str, shards: range) -> Scene:
-    """The scene of an image whose pieces are in those shards and no others.
+def scene_in(masks: Masks, image: str, shards: range, window: Window) -> Scene:
+    """The scene of an image whose pieces are in those shards and no others, with the pieces that a window needs.
 
-    A single shard is read whole, since its masks are needed next; of several, all but the masks. Both are kept.
+    A single shard is read whole, since its masks are needed next; of several, all but the masks. Both are kept, and so
+    is where the pieces of a scene of several lie: to find them anew for each window takes time as their number squared.
     """
     if len(shards) == 1:
-        parts, _ = _shards.get((masks, shards[0], MASK))
-    else:
-        parts = chain.from_iterable(_lists.get((masks, shard)) for shard in shards)
-    scene = next(whole(part for part in parts if part.image == image), None)
-    if scene is None:
-        raise SegrayError(f"{masks.output} holds no mask of {image} any more; begin again with what it holds now")
-    return scene
+        return _picked(_shards.get((masks, shards[0], MASK))[0], masks, image)
+    scene, cells = _placed.get((masks, image, shards))
+    return replace(scene, pieces=tuple(_meeting(cells, window)))
 
 
 class SceneReader:
@@ -154,10 +152,7 @@ class SceneReader:
     def __init__(self, masks: Masks, scene: Scene, layer: str = MASK) -> None:
         self.scene = scene
         self._mask = lru_cache(max(WINDOWS_KEPT, _row(scene) + 1))(partial(_decoded, masks, layer))
-        self._cells: dict[tuple[int, int], list[Piece]] = {}
-        for piece in scene.pieces:
-            for cell in piece.window.squares(CELL) if piece.status == OK else ():
-                self._cells.setdefault(cell, []).append(piece)
+        self._cells = _cells_of(scene)
 
     def piece(self, piece: Piece) -> np.ndarray:
         """(h, w) uint8 of a piece with a mask, 255 where it has no data."""
@@ -165,9 +160,7 @@ class SceneReader:
 
     def pieces(self, window: Window) -> list[Piece]:
         """The pieces with a mask that intersect a window, in the plan's order."""
-        near = {piece: None for cell in window.squares(CELL) for piece in self._cells.get(cell, ())}
-        met = (piece for piece in near if piece.window.meets(window))
-        return sorted(met, key=lambda piece: (piece.shard, piece.number))
+        return _meeting(self._cells, window)
 
     def read(self, window: Window) -> np.ndarray:
         """(h, w) uint8 of any window, 255 where there is no data, as beyond the scene's edges."""
@@ -182,6 +175,37 @@ def forget_shards() -> None:
     """Free the shards that this process keeps."""
     _shards.forget()
     _lists.forget()
+    _placed.forget()
+
+
+def _picked(parts: Iterable[Scene], masks: Masks, image: str) -> Scene:
+    """The scene of an image, of which there are parts among others; SegrayError when there is none."""
+    scene = next(whole(part for part in parts if part.image == image), None)
+    if scene is None:
+        raise SegrayError(f"{masks.output} holds no mask of {image} any more; begin again with what it holds now")
+    return scene
+
+
+def _place(masks: Masks, image: str, shards: range) -> tuple[Scene, _Cells]:
+    parts = chain.from_iterable(_lists.get((masks, shard)) for shard in shards)
+    scene = _picked(parts, masks, image)
+    return replace(scene, pieces=()), _cells_of(scene)
+
+
+def _cells_of(scene: Scene) -> _Cells:
+    """The pieces with a mask by the squares that they touch."""
+    cells: _Cells = {}
+    for piece in scene.pieces:
+        for cell in piece.window.squares(CELL) if piece.status == OK else ():
+            cells.setdefault(cell, []).append(piece)
+    return cells
+
+
+def _meeting(cells: _Cells, window: Window) -> list[Piece]:
+    """The pieces that intersect a window, in the plan's order."""
+    near = {piece: None for cell in window.squares(CELL) for piece in cells.get(cell, ())}
+    met = (piece for piece in near if piece.window.meets(window))
+    return sorted(met, key=lambda piece: (piece.shard, piece.number))
 
 
 def _row(scene: Scene) -> int:
@@ -262,6 +286,7 @@ def _begins(part: Scene) -> bool:
     return any(not (piece.window.row_off or piece.window.col_off) for piece in part.pieces)
 
 
+_Cells = dict[tuple[int, int], list[Piece]]
 _Shard = tuple[list[Scene], list[bytes | None]]  # what it holds of each scene, and the layer of each row
 _shards: Kept[tuple[Masks, int, str], _Shard] = Kept(
     lambda key: _read_shard(*key),
@@ -269,3 +294,8 @@ _shards: Kept[tuple[Masks, int, str], _Shard] = Kept(
     size=lambda shard: sum(PIECE_BYTES + len(png or b"") for png in shard[1]),
 )
 _lists: Kept[tuple[Masks, int], list[Scene]] = Kept(lambda key: pieces_of(*key), most=LISTS_KEPT)
+_placed: Kept[tuple[Masks, str, range], tuple[Scene, _Cells]] = Kept(
+    lambda key: _place(*key),
+    most=PIECES_KEPT,
+    size=lambda found: 1 + sum(map(len, found[1].values())),
+)

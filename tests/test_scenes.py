@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from mask_shards import CLASSES, UTM, Image, ids, scenes_of, write_masks
 
 from segray.errors import SegrayError
-from segray.grid import Window
+from segray.grid import Window, windows
 from segray.masks import decode_png
 from segray.scenes import Masks, Scene, SceneReader, forget_shards, open_masks, pieces_of, scene_in
 from segray.shards import (
@@ -90,6 +90,17 @@ def big_scene() -> tuple[Masks, Scene]:
     uri = write_masks("memory://scenes", [BIG], archive="/a", window=77)
     masks = open_masks(uri)
     return masks, scenes_of(masks)[0]
+
+
+def test_a_scene_of_several_shards_is_put_together_once_for_all_windows(tmp_path, monkeypatch):
+    masks = open_masks(write_masks(str(tmp_path), [SMALL[0], BIG], archive="/a", window=20, rows_a_shard=3))
+    joined, shards, parts = [], range(masks.shards), windows(*BIG.mask.shape, 50)
+    monkeypatch.setattr("segray.scenes.whole", lambda parts: joined.append(1) or whole(parts))
+    found = {window: scene_in(masks, BIG.uri, shards, window) for window in parts}
+    assert len(joined) == 1 + len(shards)  # the scene, and what each shard holds of any
+    for window, scene in found.items():
+        assert all(piece.window.meets(window) for piece in scene.pieces)
+        assert (SceneReader(masks, scene).read(window) == BIG.mask[window.rows, window.cols]).all()
 
 
 def test_windows_are_found_where_they_touch_several_cells(tmp_path):
@@ -197,7 +208,7 @@ def test_a_link_in_a_shard_is_damage(tmp_path, name):
         tar.addfile(link)
     masks = open_masks(uri)
     with pytest.raises(SegrayError, match="shard 0 of .* is damaged"):
-        scene_in(masks, BIG.uri, range(1))
+        scene_in(masks, BIG.uri, range(1), Window(0, 0, 1, 1))
 
 
 @pytest.mark.parametrize("formats", ["parquet", "png"])

@@ -63,8 +63,9 @@ class MaskShardsDataset:
     def read_mask(self, sample: Sample) -> np.ndarray:
         """The (H, W) uint8 mask with 255 where the segmentation gave none; SegrayError when a shard is damaged."""
         first, last = map(int, sample.tag.split()[:2])
-        scene = scene_in(self.masks, sample.image, range(first, last + 1))
-        return SceneReader(self.masks, scene).read(sample.window or Window(0, 0, *sample.size))
+        window = sample.window or Window(0, 0, *sample.size)
+        scene = scene_in(self.masks, sample.image, range(first, last + 1), window)
+        return SceneReader(self.masks, scene).read(window)
 
 
 def place_of(image: str) -> float:
