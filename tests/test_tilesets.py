@@ -298,6 +298,16 @@ def test_many_tiles_lie_in_leaf_directories_and_only_those_asked_for_are_read(tm
     assert len(asked) == 3  # only the tiles: directories are cached
 
 
+def test_places_of_tiles_that_differ_are_found_together(tmp_path, monkeypatch):
+    names = [(6, x, y) for x in range(40) for y in range(50)]
+    (tmp_path / "a.pmtiles").write_bytes(pmtiles({name: repr(name).encode() for name in names}))
+    calls, places = [], pmtiles_directory.places
+    monkeypatch.setattr("segray.archives.pmtiles.places", lambda *ids: calls.append(ids) or places(*ids))
+    monkeypatch.setattr("segray.archives.pmtiles.TILES_AT_ONCE", 500)
+    assert sorted(PMTiles(str(tmp_path / "a.pmtiles")).tiles(6)) == [name[1:] for name in names]
+    assert len(calls) == 4
+
+
 @given(st.integers(0, 31), st.data())
 def test_places_are_those_of_the_format_s_authors(zoom, data):
     numbers = st.integers(pmtiles_directory.first_id(zoom), pmtiles_directory.first_id(zoom + 1) - 1)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import sys
 import weakref
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 
 import numpy as np
@@ -54,10 +54,9 @@ class PMTiles:
 
     def tiles(self, zoom: int) -> Iterator[tuple[int, int]]:
         """(x, y) of the level's tiles in the order of their ids; ImageError when a directory is damaged."""
-        for start, stop in self._runs(zoom):
-            for first in range(start, stop, TILES_AT_ONCE):
-                x, y = places(np.arange(first, min(first + TILES_AT_ONCE, stop)), zoom)
-                yield from zip(x.tolist(), y.tolist())
+        for ids in _together(self._runs(zoom)):
+            x, y = places(ids, zoom)
+            yield from zip(x.tolist(), y.tolist())
 
     def read(self, zoom: int, x: int, y: int) -> bytes | None:
         """The bytes of a tile, None when there is no such tile; ImageError on damage, else the store's error."""
@@ -160,6 +159,20 @@ class PMTiles:
             ) from error
         except ValueError as error:
             raise ImageError(f"{self.uri} cannot be read as PMTiles: {error}") from error
+
+
+def _together(runs: Iterable[tuple[int, int]]) -> Iterator[np.ndarray]:
+    """The ids in runs, about `TILES_AT_ONCE` at a time: most runs are of one tile."""
+    held, count = [], 0
+    for start, stop in runs:
+        for first in range(start, stop, TILES_AT_ONCE):
+            held.append(np.arange(first, min(first + TILES_AT_ONCE, stop)))
+            count += len(held[-1])
+            if count >= TILES_AT_ONCE:
+                yield np.concatenate(held)
+                held, count = [], 0
+    if held:
+        yield np.concatenate(held)
 
 
 def _check_length(length: int, most: int, *, what: str) -> None:
