@@ -195,7 +195,7 @@ def test_the_number_of_parts_does_not_matter(tmp_path: Path, monkeypatch: pytest
     found = []
     for part in (1, 3, 100):
         monkeypatch.setattr(inspection, "PART", part)
-        found.append(look(data))
+        found.append(look(data, balance=0.5))
     assert found[0] == found[1] == found[2]
     assert found[0].class_counts == tuple(tuple(np.bincount(mask.ravel(), minlength=2)) for mask in masks)
     assert found[0].class_pixels == tuple(np.sum(found[0].class_counts, axis=0))
@@ -210,12 +210,13 @@ def test_masks_are_counted_where_images_are_not_read(tmp_path: Path, monkeypatch
     monkeypatch.setattr(inspection, "IMAGES", 3)
     monkeypatch.setattr(inspection, "HEADERS", 1)
     monkeypatch.setattr(inspection, "measured", lambda samples, run: {})
-    found = look(data)
+    found = look(data, balance=0.5)
     assert found.images == 3
     assert found.mean == pytest.approx([(1 + 4 + 7) / 3 / 255])
     assert found.class_counts == tuple((100, 0) if k % 2 == 0 else (0, 100) for k in range(9))
     monkeypatch.setattr(inspection, "COUNTED", 4)
     assert look(data).class_pixels == (400, 0)  # from 0, 2, 4, 6, evenly spread
+    assert look(data).class_counts == ()  # nobody needs them
     assert look(data, balance=0.5) == found  # crops are drawn from all of them
     assert inspection.counted_units(9, balance=0) == [0, 2, 4, 6]
 
@@ -227,10 +228,10 @@ def test_what_is_counted_and_summed_does_not_depend_on_the_pixels_at_a_time(
     image = (rng.random((3, 50, 30)) * 1e4).astype(np.float32)
     image[:, 20:30, :9] = 0  # nodata
     data = write_data(tmp_path, [image], [rng.integers(0, 2, (50, 30)).astype(np.uint8)], nodata=0)
-    whole = look(data)
+    whole = look(data, balance=0.5)
     for chunk in (7, 100, 1499):
         monkeypatch.setattr(inspection, "CHUNK", chunk)
-        found = look(data)
+        found = look(data, balance=0.5)
         assert found.class_counts == whole.class_counts
         assert found.mean == pytest.approx(whole.mean, rel=1e-12)
         assert found.std == pytest.approx(whole.std, rel=1e-12)
@@ -264,7 +265,7 @@ def test_fewer_pictures_are_read_at_a_time_if_they_are_large(
     monkeypatch.setattr(inspection, "measured", lambda samples, run: {})
     monkeypatch.setattr(inspection, "PIXELS_AT_A_TIME", pixels)
     monkeypatch.setattr(inspection, "in_order", lambda *call, **named: given.append(named) or in_order(*call, **named))
-    assert look(data).class_counts == ((400, 0),) * 3
+    assert look(data, balance=0.5).class_counts == ((400, 0),) * 3
     assert [named["ahead"] for named in given] == [ahead]
 
 
@@ -279,7 +280,7 @@ def test_large_scenes_are_looked_at_piece_by_piece(tmp_path: Path, monkeypatch: 
     monkeypatch.setattr(large, "CROPS_A_SIDE", 1)
     monkeypatch.setattr(large, "ALIGNED", 16)
     samples = open_dataset(data).samples("train")
-    settings = TrainSettings(data=data, output="none", crop=16)
+    settings = TrainSettings(data=data, output="none", crop=16, balance=0.5)
     found = inspect(open_dataset(data), samples, settings, val=samples[1:])
     assert (found.large, found.large_val) == (((1, 64, 90),), ((0, 64, 90),))
     assert (found.class_pixels, found.images) == (whole.class_pixels, 8)
