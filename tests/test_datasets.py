@@ -149,6 +149,9 @@ EXACT = {
     "TIFF signed, nodata": ("masks/a.TIF", tiff(np.where(IDS == 255, -9, IDS.astype(np.int16))[None], nodata=-9)),
     "TIFF alpha": ("masks/a.tif", tiff(np.stack([hidden_as(9), OPAQUE]), photometric="minisblack", alpha="yes")),
     "TIFF masked": ("masks/a.tif", tiff(CLASS_IDS[None], mask=OPAQUE)),
+    "TIFF masked, with alpha": (
+        "masks/a.tif", tiff(np.stack([CLASS_IDS, np.full_like(IDS, 255)]), mask=OPAQUE, alpha="yes")
+    ),
     "TIFF masked colours": ("masks/a.tif", tiff(ROGUE_WHERE_CLEAR.transpose(2, 0, 1), mask=OPAQUE, photometric="rgb")),
     "TIFF colours": ("masks/a.tif", tiff(COLORS.transpose(2, 0, 1), photometric="rgb")),
     "TIFF colours, nodata": ("masks/a.tif", tiff(SEVENS_WHERE_CLEAR.transpose(2, 0, 1), nodata=7)),

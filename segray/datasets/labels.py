@@ -207,8 +207,8 @@ def _raster(uri: str, source: rasterio.DatasetReader, window: Window | None, siz
     if values.ndim == 3 and values.dtype != np.uint8:
         raise LabelError(f"{uri} holds colours of {values.dtype}; colours of the legend are 8-bit")
     labels = _split_alpha(uri, values) if alpha else _labels(values)
-    if not alpha and any(MaskFlags.per_dataset in flags for flags in source.mask_flag_enums):
-        labels = replace(labels, labelled=source.dataset_mask(window=part) != 0)
+    if any(MaskFlags.per_dataset in flags and MaskFlags.alpha not in flags for flags in source.mask_flag_enums):
+        labels = replace(labels, labelled=labels.labelled & (source.dataset_mask(window=part) != 0))
     palette = source.colormap(1) if source.colorinterp[0] == ColorInterp.palette and values.dtype == np.uint8 else {}
     colors = tuple(palette[index][:3] for index in sorted(palette))
     declared = nodata[:1] if labels.values.ndim == 2 else (nodata[:3],)
