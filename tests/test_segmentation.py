@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import io
 import json
+import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -53,6 +55,18 @@ def test_a_continued_job_computes_with_as_many_threads_as_an_undisturbed_one(mon
     assert work.threads == 1
     assert options["actors"] == actors
     assert options["fresh"] is (missing == 100)
+
+
+def test_what_a_run_imports_is_part_of_its_start(monkeypatch):
+    import segray.pipeline
+
+    def slow(name: str) -> object:
+        time.sleep(0.05)
+        return sys.modules[f"segray.{name}"]
+
+    monkeypatch.delattr(segray, "pipeline")
+    monkeypatch.setattr(segray, "__getattr__", slow, raising=False)
+    assert _run(None, None, [], shards=0)[1] >= 0.05
 
 
 @pytest.fixture(scope="module")
