@@ -74,11 +74,9 @@ class FeatureWriter:
 
     def _table(self, batch: Batch, start: int, stop: int) -> pa.Table:
         rings = batch.rings.part(start, stop)
-        points = self._ground.coordinates(rings.points)
-        # where rows run downwards, counterclockwise has become clockwise
-        polygons = shapely.orient_polygons(polygons_of(replace(rings, points=points)))
-        first = rings.rings[rings.polygons[:-1]]  # boxes over all rings: holes lie inside the exterior
-        low, high = np.minimum.reduceat(points, first), np.maximum.reduceat(points, first)
+        polygons = polygons_of(replace(rings, points=self._ground.coordinates(rings.points)))
+        polygons = shapely.orient_polygons(polygons)  # where rows run downwards, they have become clockwise
+        low, high = np.split(shapely.bounds(polygons), 2, axis=1)
         self._bounds = np.concatenate(
             [np.minimum(self._bounds[:2], low.min(axis=0)), np.maximum(self._bounds[2:], high.max(axis=0))]
         )
