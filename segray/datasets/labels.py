@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import posixpath
 import warnings
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, replace
@@ -20,7 +19,7 @@ from segray.archives.pictures import BROKEN, PACKED_GREY
 from segray.errors import ImageError, LabelError
 from segray.grid import Window
 from segray.masks import IGNORE, Classes, colors_to_mask, ids_to_mask
-from segray.storage import FINAL_ERRORS, describe, exists, is_local, read_bytes
+from segray.storage import FINAL_ERRORS, describe, ending, exists, is_local, read_bytes
 
 PICTURES, RASTERS = {".png", ".bmp"}, {".tif", ".tiff"}
 ENDINGS = PICTURES | RASTERS
@@ -48,7 +47,7 @@ class Labels:
 def is_label(uri: str) -> bool:
     """Whether the ending is that of a label file; LabelError when it is that of a lossy format."""
     check_lossless(uri)
-    return posixpath.splitext(uri)[1].lower() in ENDINGS
+    return ending(uri) in ENDINGS
 
 
 def read_labels(uri: str, *, window: Window | None = None, size: tuple[int, int] | None = None) -> Labels:
@@ -61,7 +60,7 @@ def read_labels(uri: str, *, window: Window | None = None, size: tuple[int, int]
     if not is_label(uri):
         raise LabelError(f"{uri} is not a label file; masks are PNG, BMP or TIFF")
     try:
-        picture = posixpath.splitext(uri)[1].lower() in PICTURES
+        picture = ending(uri) in PICTURES
         if not picture and (window is not None or _has_sidecar(uri)):
             with borrow(uri, driver="GTiff") as raster:
                 return raster.run(lambda: _raster(uri, raster.source, window, size))
@@ -83,8 +82,7 @@ def read_labels(uri: str, *, window: Window | None = None, size: tuple[int, int]
 
 def check_lossless(uri: str) -> None:
     """LabelError when the ending is that of a format whose compression changes ids."""
-    ending = posixpath.splitext(uri)[1].lower()
-    if ending in LOSSY_ENDINGS:
+    if ending(uri) in LOSSY_ENDINGS:
         raise LabelError(f"{uri} is a mask in a lossy format, whose compression changes ids; save masks as PNG or TIFF")
 
 
@@ -177,7 +175,7 @@ def _transparent(labels: Labels, chunk: int | bytes | tuple | None) -> tuple[flo
 
 def _has_sidecar(uri: str) -> bool:
     """Whether a mask or a no-data value lies beside a raster: GDAL finds it only if it opens the raster by its path."""
-    return is_local(uri) and any(exists(f"{uri}{ending}") for ending in (".msk", ".aux.xml"))
+    return is_local(uri) and any(exists(uri + beside) for beside in (".msk", ".aux.xml"))
 
 
 def _whole_raster(uri: str, data: bytes, size: tuple[int, int] | None) -> Labels:

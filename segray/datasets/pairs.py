@@ -13,6 +13,7 @@ from segray.storage import File, filesystem, join
 LEGEND = "classes.json"
 SPLITS = ("train", "val", "test")
 VECTORS = (".geojson", ".gpkg", ".parquet")  # endings of vector labels
+LABELS = {"labels", *(f"labels{ending}" for ending in VECTORS)}  # the folder of labels, or one file of vectors
 
 
 def splits_at(uri: str) -> list[str]:
@@ -29,10 +30,9 @@ def check_split(uri: str, split: str) -> None:
 
 
 def kinds_of_labels(uri: str) -> set[str]:
-    """Which of `masks` and `labels` the splits at a URI have; `labels` is a folder, or a file of vectors."""
+    """Which of `masks` and `labels` the splits at a URI have; see LABELS."""
     found = {name for split in splits_at(uri) for name in names(join(uri, split))}
-    of_labels = {"labels", *(f"labels{ending}" for ending in VECTORS)}
-    return ({"masks"} & found) | ({"labels"} if of_labels & found else set())
+    return ({"masks"} & found) | ({"labels"} if LABELS & found else set())
 
 
 def pairs(folder: str, labels: str, wanted: Callable[[str], bool]) -> Iterator[tuple[str, File, File]]:

@@ -18,7 +18,7 @@ from segray.archives.images import read_header
 from segray.archives.raster import Header
 from segray.datasets.features import VectorFile
 from segray.datasets.labels import decode, is_label, read_labels
-from segray.datasets.pairs import LEGEND, VECTORS, check_split, images_of, kinds_of_labels, pairs
+from segray.datasets.pairs import LABELS, LEGEND, VECTORS, check_split, images_of, kinds_of_labels, pairs
 from segray.datasets.regrid import label_pixels
 from segray.datasets.sample import Sample
 from segray.datasets.vectors import burn
@@ -85,7 +85,7 @@ class ScenesDataset:
         """The samples of a split, sorted by key; SegrayError when there are none or a file lacks its partner."""
         check_split(self.uri, split)
         folder = join(self.uri, split)
-        there = sorted(names(folder) & {"labels", *(f"labels{ending}" for ending in VECTORS)})
+        there = sorted(names(folder) & LABELS)
         if len(there) > 1:
             raise SegrayError(f"{folder} has labels more than once, as {' and as '.join(there)}; keep one of them")
         if there not in ([], ["labels"]):
