@@ -13,6 +13,7 @@ import numpy as np
 
 from segray.archives import mosaic
 from segray.archives.images import is_picture, is_unpacked, read_header
+from segray.archives.levels import is_level
 from segray.archives.members import CONTAINERS, is_row, kind_of
 from segray.archives.options import ArchiveOptions
 from segray.archives.raster import Header
@@ -101,7 +102,7 @@ def _items(file: File, cutting: Cutting) -> list[Item]:
     size = {"height": header.height, "width": header.width}
     shard_pixels = min(cutting.shard_pixels, most)
     blocks = None
-    if mosaic.is_level(file.uri):
+    if is_level(file.uri):
         options = {"lattice": cutting.lattice, "max_pixels": shard_pixels}
         blocks = mosaic.occupied_blocks(mosaic.occupied(file), mosaic.tile_size(file), **size, **options)
     scaling = scaling_of(header, cutting.spec.resolution)

@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 from tiles import KINDS, encoded, mbtiles, noise, pmtiles, write_set, write_tree
 
 from segray.archives import mosaic
-from segray.archives.levels import parse
-from segray.archives.mosaic import header, is_level, level, occupied, occupied_blocks, read
+from segray.archives.levels import Level, is_level
+from segray.archives.mosaic import header, level, occupied, occupied_blocks, read
 from segray.errors import ImageError, SegrayError
 from segray.grid import BLENDS, Lattice, Window, blocks
 from segray.listing import list_files
@@ -63,7 +63,9 @@ def test_every_format_gives_the_picture_that_was_cut(store, kind):
     uri = write_set(kind, join(store, "set"), TILES)
     file = level(kind, uri)
     assert is_level(file.uri)
-    assert parse(file.uri) == (kind, ZOOM, uri if "://" in uri else file.uri.partition("::")[2])
+    found = Level.of(file.uri, file.part)
+    source = uri if "://" in uri else file.uri.partition("::")[2]
+    assert (found.kind, found.zoom, found.source) == (kind, ZOOM, source)
     assert file.size == ROWS * COLS - len(HOLES)
     assert file.part.startswith(f"{X},{Y},{X + COLS - 1},{Y + ROWS - 1},256,")
     check(file, None)
@@ -281,12 +283,10 @@ def test_levels_too_large_are_a_sentence(tmp_path, monkeypatch):
 )
 def test_other_uris_are_no_levels(uri):
     assert not is_level(uri)
-    with pytest.raises(ValueError, match="names no zoom level"):
-        parse(uri)
 
 
 def test_a_level_is_split_at_its_first_colons():
-    assert parse("tms://3::s3://b/a::b") == ("tms", 3, "s3://b/a::b")
+    assert Level.of("tms://3::s3://b/a::b", "0,0,0,0,256,png,").source == "s3://b/a::b"
 
 
 # ---- changes are noticed

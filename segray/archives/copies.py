@@ -50,11 +50,11 @@ def local_copy(uri: str, etag: str, *, gunzip: bool = False) -> str:
         if os.path.exists(copy):
             os.utime(copy)
             return copy
-        _check_version(uri, etag)
+        check_version(uri, etag)
         temporary = f"{copy}.tmp"  # under the lock nobody else writes it; what a killed process left is overwritten
         try:
             _write(temporary, uri, gunzip=gunzip)
-            _check_version(uri, etag)
+            check_version(uri, etag)
             os.replace(temporary, copy)
         except BaseException:
             Path(temporary).unlink(missing_ok=True)
@@ -118,7 +118,8 @@ def _check_bomb(uri: str, packed: int, unpacked: int) -> None:
         )
 
 
-def _check_version(uri: str, etag: str) -> None:
+def check_version(uri: str, etag: str) -> None:
+    """ImageError when a file is gone, or has another version than the one that was listed."""
     try:
         found = next(list_files(uri)).etag
     except FileNotFoundError as error:

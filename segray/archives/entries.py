@@ -11,6 +11,7 @@ from segray.errors import ImageError
 from segray.storage import File, reason_of
 
 MAX_MEMBER_BYTES = 2**30  # of a member that is read whole: a larger one is a bomb or not worth its memory
+IMAGES = pictures.ENDINGS | rasters.ENDINGS  # endings
 SEPARATOR = re.compile(r"[/\\]")  # archives made on Windows use either
 
 
@@ -18,7 +19,7 @@ def is_wanted(name: str) -> bool:
     """Whether a member's name has the ending of an image and is not hidden (leading dot, __MACOSX)."""
     segments = [segment for segment in SEPARATOR.split(name) if segment not in ("", ".", "..")]
     hidden = any(segment.startswith(".") or segment == "__MACOSX" for segment in segments)
-    return not hidden and posixpath.splitext(name)[1].lower() in pictures.ENDINGS | rasters.ENDINGS
+    return not hidden and posixpath.splitext(name)[1].lower() in IMAGES
 
 
 def member(container: File, scheme: str, name: str, *, size: int, part: str, error: str | None = None) -> File:

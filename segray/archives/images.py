@@ -9,7 +9,8 @@ from functools import partial
 import numpy as np
 
 from segray.archives import mosaic, pictures, rasters
-from segray.archives.entries import too_large
+from segray.archives.entries import IMAGES, too_large
+from segray.archives.levels import is_level
 from segray.archives.members import holder
 from segray.archives.raster import Choose, Header, Raster, take_bands
 from segray.errors import ImageError
@@ -22,7 +23,7 @@ TIFF = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")  # first bytes; + is BigTIFF
 
 def is_image(uri: str) -> bool:
     """Whether the ending of a URI is that of an image format that segray reads."""
-    return ending(uri) in pictures.ENDINGS | rasters.ENDINGS
+    return ending(uri) in IMAGES
 
 
 def is_picture(uri: str) -> bool:
@@ -35,7 +36,7 @@ def read_header(uri: str, *, part: str = "") -> Header:
 
     part: where a member lies in its container, as listed (`File.part`).
     """
-    if mosaic.is_level(uri):
+    if is_level(uri):
         return mosaic.header(uri, part)
     if not part:
         return pictures.read_header(uri) if is_picture(uri) else rasters.read_header(uri)
@@ -50,7 +51,7 @@ def read_header(uri: str, *, part: str = "") -> Header:
 
 def is_unpacked(uri: str, part: str) -> bool:
     """Whether reading just the header takes all of an image's bytes: a member that cannot be read in place."""
-    if not part or mosaic.is_level(uri):
+    if not part or is_level(uri):
         return False
     return not (ending(uri) in rasters.ENDINGS and holder(uri)[0].span(part))
 
@@ -68,7 +69,7 @@ def read_image(
     part: see `read_header`. window: the part that is needed; a picture is returned whole all the same. resolution:
     metres a pixel, to which finer rasters are resampled (see `rasters.read`).
     """
-    if mosaic.is_level(uri):
+    if is_level(uri):
         return _of_bands(mosaic.read(uri, part, window), choose)
     options = {"resolution": resolution, "choose": choose}
     if not part:

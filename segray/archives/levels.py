@@ -30,10 +30,11 @@ class Level:
     @classmethod
     def of(cls, uri: str, part: str) -> Level:
         """The level of a URI and its part."""
-        kind, zoom, source = parse(uri)
+        kind, _, rest = uri.partition("://")
+        zoom, _, source = rest.partition("::")
         *numbers, endings, etag = part.split(",", maxsplit=6)
         bounds = dict(zip(("x0", "y0", "x1", "y1", "tile_size"), map(int, numbers)))
-        return cls(kind=kind, zoom=zoom, source=source, **bounds, endings=tuple(endings.split("+")), etag=etag)
+        return cls(kind=kind, zoom=int(zoom), source=source, **bounds, endings=tuple(endings.split("+")), etag=etag)
 
     @property
     def uri(self) -> str:
@@ -78,12 +79,3 @@ def is_level(uri: str) -> bool:
     """Whether a URI names a zoom level of a tile set, as in xyz://17::s3://b/tiles."""
     kind, _, rest = uri.partition("://")
     return kind in TILESETS and "::" in rest and rest.partition("::")[0].isdecimal()
-
-
-def parse(uri: str) -> tuple[str, int, str]:
-    """(kind, zoom, URI of the set) of a level's URI; ValueError for any other URI."""
-    if not is_level(uri):
-        raise ValueError(f"{uri} names no zoom level of a tile set, as xyz://17::s3://bucket/tiles does")
-    kind, _, rest = uri.partition("://")
-    zoom, _, source = rest.partition("::")
-    return kind, int(zoom), source

@@ -18,7 +18,7 @@ from segray.archives.copies import local_copy
 from segray.archives.metadata import MERCATORS
 from segray.archives.xyz import MAX_ZOOM
 from segray.errors import ImageError
-from segray.storage import describe, local_path
+from segray.storage import describe
 
 FORMATS = ("png", "jpg", "jpeg", "webp")
 ROWS_AT_ONCE = 10_000
@@ -31,7 +31,7 @@ class MBTiles:
     def __init__(self, uri: str, etag: str = "") -> None:
         """Open it; ImageError when it is not MBTiles or has no raster tiles. etag: of the file, for its local copy."""
         self.uri = uri
-        path = local_path(uri) or local_copy(uri, etag)
+        path = local_copy(uri, etag)
         _check_file(uri, path)
         self._lock = threading.Lock()  # one query at a time; what takes long is decoding
         with self._one_sentence():

@@ -18,8 +18,9 @@ from itertools import islice
 import numpy as np
 
 from segray.archives import pictures
+from segray.archives.copies import check_version
 from segray.archives.kept import Kept
-from segray.archives.levels import CRS, Level, is_level
+from segray.archives.levels import CRS, Level
 from segray.archives.ranges import unreadable_told
 from segray.archives.raster import Header, Raster
 from segray.archives.tilesets import TILESETS, TileSet
@@ -39,7 +40,6 @@ MAX_SIDE = 2**31 - 1  # pixels; the plan counts in 32 bits
 LOOKED_AT = 8  # tiles that are tried until one can be read; it gives the size of all
 FIRST = 1024  # places of a tree's non-empty tiles that are kept, to try those
 PLACES_AT_ONCE = 2**20
-__all__ = ["header", "is_level", "level", "occupied", "occupied_blocks", "read", "tile_size"]
 _pool = ThreadPoolExecutor(FETCHERS, thread_name_prefix="tiles")
 
 
@@ -160,11 +160,14 @@ def _survey(tiles: TileSet, zoom: int) -> _Survey:
     digest = hashlib.sha256()
     first: list[tuple[int, int]] = []
     count, x0, y0, x1, y1 = 0, 2**zoom, 2**zoom, -1, -1
-    tree = isinstance(tiles, XYZ)  # only a tree's listing gives the size of each tile
-    for x, y, size in _digested(tiles, zoom, endings, digest) if tree else ((*place, 0) for place in tiles.tiles(zoom)):
+    files = tiles.files(zoom) if isinstance(tiles, XYZ) else ((*place, "", None) for place in tiles.tiles(zoom))
+    for x, y, name, file in files:
         count, x0, y0, x1, y1 = count + 1, min(x, x0), min(y, y0), max(x, x1), max(y, y1)
-        if size and len(first) < FIRST:
-            first.append((x, y))
+        if file is not None:
+            endings[name.rpartition(".")[2]] += 1
+            digest.update(f"{name}\0{file.size}\0{file.etag}\n".encode())
+            if file.size and len(first) < FIRST:
+                first.append((x, y))
         if not (0 <= x < 2**zoom and 0 <= y < 2**zoom):
             raise SegrayError(f"{tiles.uri} has a tile {zoom}/{x}/{y}, which is not on the map; remove it")
         if count > MAX_TILES:
@@ -175,14 +178,6 @@ def _survey(tiles: TileSet, zoom: int) -> _Survey:
     bounds = {"x0": x0, "y0": y0, "x1": x1, "y1": y1}
     hexdigest = digest.hexdigest() if endings else ""
     return _Survey(count=count, bounds=bounds, first=first, endings=tuple(frequent), digest=hexdigest)
-
-
-def _digested(tiles: XYZ, zoom: int, endings: Counter[str], digest: hashlib._Hash) -> Iterator[tuple[int, int, int]]:
-    """x, y and size in bytes of a tree's tiles, which are counted by ending and digested on the way."""
-    for x, y, name, file in tiles.files(zoom):
-        endings[name.rpartition(".")[2]] += 1
-        digest.update(f"{name}\0{file.size}\0{file.etag}\n".encode())
-        yield x, y, file.size
 
 
 def _choose(uri: str, zooms: list[int], wanted: int | None) -> int:
@@ -226,8 +221,7 @@ def _open(key: tuple[str, str, str, tuple[str, ...]]) -> TileSet:
     kind, source, etag, endings = key
     if kind in TREES:
         return TREES[kind](source, endings=endings)
-    if (now := next(list_files(source)).etag) != etag:
-        raise ImageError(f"{source} changed since it was listed ({etag} then, {now} now); run again with --overwrite")
+    check_version(source, etag)
     return TILESETS[kind](source, etag)
 
 

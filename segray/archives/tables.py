@@ -86,7 +86,7 @@ def candidates(schema: pa.Schema) -> dict[str, str]:
     """
     found, geometries = {}, _geometries(schema)
     for field in (field for field in schema if field.name not in geometries):
-        inner = [field.type[k] for k in range(field.type.num_fields)] if pa.types.is_struct(field.type) else []
+        inner = list(field.type) if pa.types.is_struct(field.type) else []
         if _is_bytes(field.type):
             found[field.name] = field.name
         elif any(part.name == "bytes" and _is_bytes(part.type) for part in inner):

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from functools import cached_property
 from itertools import islice
 
-from segray.archives import pictures, rasters
+from segray.archives.entries import IMAGES
 from segray.errors import SegrayError
 from segray.listing import address, list_files
 from segray.storage import File, exists, filesystem, is_local, join, read_bytes, read_text, retry
@@ -113,8 +113,7 @@ def _depth(uri: str) -> int:
         names = [name for name, _ in islice(_below(uri), LOOKED_AT)]
     except FileNotFoundError:
         return 0
-    known = pictures.ENDINGS | rasters.ENDINGS
-    names = [name for name in names if posixpath.splitext(name)[1].lower() in known]  # programs leave other files too
+    names = [name for name in names if posixpath.splitext(name)[1].lower() in IMAGES]  # programs leave other files too
     if names and all(_is_tile(*name.partition("/")[::2]) for name in names):
         return 3
     return 2 if names and all(_is_tile(posixpath.basename(uri), name) for name in names) else 0

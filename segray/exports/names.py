@@ -6,7 +6,7 @@ import hashlib
 import posixpath
 import re
 
-from segray.archives import pictures, rasters
+from segray.archives.entries import IMAGES
 from segray.storage import TEMPORARY_BYTES, is_chain
 
 UNSAFE = re.compile(r'[\x00-\x1f\x7f\\:*?"<>|\[\]]')  # not allowed in some file systems, or patterns of fsspec
@@ -54,7 +54,7 @@ def distinct(name: str, image: str, usual: str) -> str:
 def ending_of(image: str) -> str:
     """The ending of an image's name if it is that of an image format, as written; else ""."""
     ending = posixpath.splitext(_last_name(image))[1]
-    return ending if ending.lower() in pictures.ENDINGS | rasters.ENDINGS else ""
+    return ending if ending.lower() in IMAGES else ""
 
 
 def _last_name(image: str) -> str:
