@@ -21,7 +21,7 @@ from segray.archives.rasters import scaling_of
 from segray.archives.reduced import means
 from segray.calibration import TEMPERATURES, best_temperature, mean_nll
 from segray.datasets.labels import size_error
-from segray.errors import LabelError, SegrayError
+from segray.errors import LabelError, SegrayError, one_line
 from segray.explaining import Question, explain, most_errors
 from segray.faults import ADVICE, guarded
 from segray.grid import Window
@@ -230,7 +230,7 @@ def _results(rows: list[dict], work: Work, begun: Callable[[list[dict]], ray.dat
             if stalled == pipeline.ATTEMPTS:
                 reason = "actors are killed again and again at the same images (out of memory, or a fault of a decoder"
                 raise SegrayError(f"{reason} or a GPU); {ADVICE}") from error
-            log.info("an actor was lost: %s; trying its images again", " ".join(str(error).split())[:200])
+            log.info("an actor was lost: %s; trying its images again", one_line(error))
 
 
 def _count(

@@ -22,7 +22,7 @@ from torch._ops import OpOverload
 from torch.fx import GraphModule, Node
 from torch.fx.node import map_aggregate
 
-from segray.errors import ModelError
+from segray.errors import ModelError, one_line
 
 # The records that torch writes; other names make it read older layouts, which are pickles.
 RECORD = re.compile(
@@ -127,7 +127,7 @@ def load_program(data: bytes, *, source: str) -> Program:
             )
         return Program(exported)
     except DAMAGE as error:
-        raise ModelError(f"{source} is no program of torch.export: {' '.join(str(error).split())[:200]}") from error
+        raise ModelError(f"{source} is no program of torch.export: {one_line(error)}") from error
 
 
 def _trains(node: Node) -> bool:

@@ -16,7 +16,7 @@ from mask_shards import CLASSES, UTM, Image, ids, scenes_of, write_masks
 from segray.errors import SegrayError
 from segray.grid import Window, windows
 from segray.masks import decode_png
-from segray.scenes import Masks, Scene, SceneReader, forget_shards, open_masks, pieces_of, scene_in
+from segray.scenes import Masks, Scene, SceneReader, forget_shards, open_masks, pieces_of, scene_in, whole
 from segray.shards import (
     CONFIDENCE,
     MaskRow,
