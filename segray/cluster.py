@@ -9,8 +9,11 @@ from collections.abc import Iterable, Iterator
 from typing import TypeVar
 
 import ray
+from ray.exceptions import RayError
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from segray.errors import SegrayError, one_line
+from segray.storage import join, local_path
 
 log = logging.getLogger("segray")
 Result = TypeVar("Result")
@@ -65,6 +68,36 @@ def noting_waits(results: Iterable[Result]) -> Iterator[Result]:
         if result is end:
             return
         yield result
+
+
+def check_shared(output: str, record: str) -> None:
+    """SegrayError when OUTPUT is a local folder that a node does not see: results would be scattered over all nodes.
+
+    record: a file that the driver has written there. Nodes that come later are not asked.
+    """
+    if local_path(output) is None:
+        return
+    here, asked = ray.get_runtime_context().get_node_id(), {}
+    for node in ray.nodes():
+        if node["Alive"] and node["NodeID"] != here:
+            there = NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)
+            options = {"num_cpus": 0, "scheduling_strategy": there}
+            asked[node["NodeManagerAddress"]] = _sees.options(**options).remote(local_path(join(output, record)))
+    for address, answer in asked.items():
+        try:
+            seen = ray.get(answer)
+        except RayError:  # the node has died
+            continue
+        if not seen:
+            raise SegrayError(
+                f"--output {output} is a folder of the driver's machine that the node {address} does not see; give "
+                "storage that all nodes see, such as s3://"
+            )
+
+
+@ray.remote
+def _sees(path: str) -> bool:
+    return os.path.exists(path)
 
 
 def use_gpu(device: str | None) -> bool:

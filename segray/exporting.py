@@ -83,6 +83,7 @@ def export(settings: ExportSettings) -> dict:
     usual = ending_of(pieces_of(masks, 0)[0].image)  # of the archive's first image
     exporter = Exporter(masks=masks, settings=settings, usual=usual)
     _claim(settings, masks, exporter)
+    cluster.check_shared(settings.output, EXPORT)
     start, counts = time.monotonic(), _Counts()
     with scratch() as folder:
         path = os.path.join(folder, COLLECTION)

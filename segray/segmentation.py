@@ -22,6 +22,7 @@ from segray.masks import decode_png
 from segray.model_dir import Description, read_description
 from segray.outputs import check_place, earlier, metadata, missing_shards, plan_of
 from segray.overviews import overviews
+from segray.places import SEGMENTATION
 from segray.report import Picture, for_eyes, segmentation_page
 from segray.settings import PathSettings, SegmentSettings
 from segray.shards import OK, read_masks, window_of
@@ -54,6 +55,7 @@ def segment(settings: SegmentSettings) -> dict:
     work = with_devices(work, settings)
     work = replace(work, metadata=metadata(settings, description, work))
     plan = plan_of(settings, description, work)
+    cluster.check_shared(settings.output, SEGMENTATION)
     missing = missing_shards(settings.output, settings.formats[-1], plan.shards)
     summary_uri = join(settings.output, "summary.json")
     if not missing and exists(summary_uri):

@@ -76,6 +76,7 @@ def train(settings: TrainSettings) -> dict:
         write_run(settings, data, asdict(inspection))
     else:
         inspection = Inspection.from_json(stored["inspection"])
+    cluster.check_shared(settings.output, TRAINING)
     job = Job(
         settings=settings,
         dataset=dataset,

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import time
+from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
-from segray import tasks
+from segray import cluster, tasks
 from segray.datasets import open_dataset
-from segray.errors import LabelError
+from segray.errors import LabelError, SegrayError
 from segray.inspection import inspect
 from segray.settings import TrainSettings
 
@@ -34,3 +36,15 @@ def test_what_tasks_give(local_ray, labelled_folder):
     dataset, settings = open_dataset(labelled_folder), TrainSettings(data=labelled_folder, output="none", crop=32)
     samples = dataset.samples("train")
     assert inspect(dataset, samples, settings, run=tasks.in_tasks) == inspect(dataset, samples, settings)
+
+
+def test_a_folder_that_a_node_does_not_see_is_no_output(local_ray, tmp_path, monkeypatch):
+    output = str(tmp_path / "out")
+    cluster.check_shared(output, "export.json")  # the driver's own node is not asked
+    monkeypatch.setattr("ray.get_runtime_context", lambda: SimpleNamespace(get_node_id=lambda: "of another machine"))
+    with pytest.raises(SegrayError, match=f"--output {output} is a folder of the driver's machine that the node "):
+        cluster.check_shared(output, "export.json")
+    cluster.check_shared("s3://bucket/out", "export.json")
+    Path(output).mkdir()
+    Path(output, "export.json").touch()
+    cluster.check_shared(output, "export.json")
