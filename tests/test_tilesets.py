@@ -298,6 +298,21 @@ def test_many_tiles_lie_in_leaf_directories_and_only_those_asked_for_are_read(tm
     assert len(asked) == 3  # only the tiles: directories are cached
 
 
+@pytest.mark.parametrize("index", ["", "CREATE INDEX i ON tiles (zoom_level)", "CREATE INDEX i ON tiles (tile_row)"])
+def test_mbtiles_need_no_index_to_be_read_without_looking_through_all_tiles(tmp_path, index):
+    tiles = {(6, x, y): repr((x, y)).encode() for x in range(60) for y in range(60)}
+    (tmp_path / "a.mbtiles").write_bytes(mbtiles(tiles))
+    with sqlite3.connect(tmp_path / "a.mbtiles") as file:
+        file.execute(index)
+        file.execute("INSERT INTO tiles SELECT 6, 5, tile_row, 'twice' FROM tiles WHERE tile_column = 5")
+    found, steps = MBTiles(str(tmp_path / "a.mbtiles")), []
+    assert found.read(6, 0, 0) == tiles[6, 0, 0]
+    found._connection.set_progress_handler(lambda: steps.append(1), 100)
+    assert [found.read(*place) for place in list(tiles)[::300]] == list(tiles.values())[::300]
+    assert found.read(6, 61, 0) is None
+    assert len(steps) < 60  # of 100 instructions each
+
+
 def test_places_of_tiles_that_differ_are_found_together(tmp_path, monkeypatch):
     names = [(6, x, y) for x in range(40) for y in range(50)]
     (tmp_path / "a.pmtiles").write_bytes(pmtiles({name: repr(name).encode() for name in names}))

@@ -8,7 +8,7 @@ import sqlite3
 import threading
 import weakref
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from urllib.parse import quote
 
 from rasterio.crs import CRS
@@ -23,6 +23,9 @@ from segray.storage import describe
 FORMATS = ("png", "jpg", "jpeg", "webp")
 ROWS_AT_ONCE = 10_000
 MAX_TILE_BYTES = 2**26  # SQLite refuses longer values
+READ = "SELECT tile_data FROM tiles WHERE zoom_level = ? AND tile_column = ? AND tile_row = ?"
+ROW = "SELECT min(number) FROM temp.places WHERE z = ? AND x = ? AND y = ?"  # the first, as of a table without an index
+KEYS = ("zoom_level=?", "tile_column=?", "tile_row=?")  # in SQLite's words: what an index is used for
 
 
 class MBTiles:
@@ -33,6 +36,7 @@ class MBTiles:
         self.uri = uri
         path = local_copy(uri, etag)
         _check_file(uri, path)
+        self._statement = ""  # that reads a tile
         self._lock = threading.Lock()  # one query at a time; what takes long is decoding
         with self._one_sentence():
             address = f"file:{quote(path)}?mode=ro&immutable=1"
@@ -61,13 +65,29 @@ class MBTiles:
 
     def read(self, zoom: int, x: int, y: int) -> bytes | None:
         """The bytes of a tile, None when there is no such tile; ImageError when the file is damaged."""
-        statement = "SELECT tile_data FROM tiles WHERE zoom_level = ? AND tile_column = ? AND tile_row = ?"
         with self._one_sentence(), self._lock:
-            row = self._connection.execute(statement, (zoom, x, 2**zoom - 1 - y)).fetchone()
+            self._statement = self._statement or self._indexed()
+            row = self._connection.execute(self._statement, (zoom, x, 2**zoom - 1 - y)).fetchone()
         data = row and row[0]  # NULL where a view of tiles and images lacks an image
         if data is not None and not isinstance(data, bytes):
             raise ImageError(f"{self.uri} is damaged: tile {zoom}/{x}/{y} is not a blob")
         return data
+
+    def _indexed(self) -> str:
+        """The statement that reads a tile without looking through the others.
+
+        The specification allows a table without an index: it gets one beside the file.
+        """
+        kinds = self._connection.execute("SELECT type FROM sqlite_master WHERE name = 'tiles'").fetchall()
+        steps = self._connection.execute(f"EXPLAIN QUERY PLAN {READ}", (0, 0, 0)).fetchall()
+        if kinds != [("table",)] or any(all(key in step[-1] for key in KEYS) for step in steps):
+            return READ
+        with suppress(sqlite3.OperationalError):  # no room for it, or a table without row numbers
+            columns = "zoom_level AS z, tile_column AS x, tile_row AS y, rowid AS number"
+            self._connection.execute(f"CREATE TEMP TABLE places AS SELECT {columns} FROM tiles")
+            self._connection.execute("CREATE INDEX temp.by_place ON places (z, x, y)")
+            return f"SELECT tile_data FROM tiles WHERE rowid = ({ROW})"
+        return READ
 
     def _rows(self, cursor: sqlite3.Cursor) -> list[tuple]:
         with self._one_sentence(), self._lock:
