@@ -203,7 +203,7 @@ def test_the_header_and_the_legend(tmp_path):
     assert set(map(tuple, shown[shown[..., 3] > 0][:, :3].tolist())) <= set(CLASSES.colors)
 
 
-def test_what_has_no_way_to_the_map_is_left_out_and_counted(tmp_path):
+def test_what_has_no_way_to_the_map_is_left_out_and_counted(tmp_path, capfd):
     mask = blobs(40, 40, 9)
     scenes = [
         Made("plain.png", mask, None, None),
@@ -221,6 +221,7 @@ def test_what_has_no_way_to_the_map_is_left_out_and_counted(tmp_path):
     with pytest.raises(SegrayError, match="none of the 6 scenes .* has a georeference .*--format png"):
         export(tmp_path / "none", scenes[:-1])
     assert not (tmp_path / "none" / "masks.pmtiles").exists()
+    assert not capfd.readouterr().err  # GDAL prints what nobody has asked it to report
 
 
 def test_an_export_says_how_many_scenes_are_not_on_the_map(tmp_path):

@@ -6,6 +6,7 @@ import math
 from dataclasses import dataclass, replace
 
 import numpy as np
+from rasterio import Env
 from rasterio.crs import CRS
 from rasterio.enums import Resampling
 from rasterio.transform import Affine
@@ -93,8 +94,9 @@ def places_of(scene: Scene) -> list[Place]:
         crs = CRS.from_string(scene.crs)
         if not Affine(*scene.transform).determinant:  # pixels without area
             return []
-        zoom = _zoom(scene, crs)
-        turns = [(turn, _boxes(turn, crs)) for turn in _turns(scene, crs)]
+        with Env():  # else GDAL prints 26 lines for each scene of a CRS that leads nowhere
+            zoom = _zoom(scene, crs)
+            turns = [(turn, _boxes(turn, crs)) for turn in _turns(scene, crs)]
     except NO_PLACE:
         return []
     return [Place(scene=turn, crs=crs, boxes=boxes, zoom=zoom) for turn, boxes in turns if boxes and zoom is not None]
