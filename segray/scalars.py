@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import math
 import os
-import tempfile
 from collections.abc import Iterable
+
+from segray.scratch import scratch
 
 Point = tuple[int, float, float]  # step, loss since the previous point, seconds since 1970
 GROUPS = {"val_iou": "val_iou", "stage_seconds": "time"}  # a row's groups of numbers by name, and their prefix
@@ -30,7 +31,7 @@ def event_file(row: dict, points: Iterable[Point]) -> bytes:
     """A TensorBoard event file of one epoch, by global step: its row, and the losses of its steps."""
     from tensorboardX import SummaryWriter
 
-    with tempfile.TemporaryDirectory(prefix="segray-") as folder:
+    with scratch() as folder:
         with SummaryWriter(folder) as writer:
             at = None
             for step, loss, at in points:

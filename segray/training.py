@@ -9,7 +9,6 @@ from __future__ import annotations
 import logging
 import math
 import os
-import tempfile
 import threading
 import time
 import uuid
@@ -33,6 +32,7 @@ from segray.faults import UNUSABLE, is_no_gpu
 from segray.heap import ONE_ARENA
 from segray.inspection import Inspection, fingerprint, inspect
 from segray.places import TRAINING, check_unclaimed
+from segray.scratch import remove_abandoned, scratch
 from segray.settings import TrainSettings
 from segray.storage import absolute, join, remove_leftovers
 from segray.tasks import in_tasks
@@ -145,6 +145,7 @@ def _tracked(settings: TrainSettings) -> Tracking:
 def _fit(job: Job, workers: tuple[int, int], tracking: Tracking) -> None:
     """Run the workers to the last epoch; SegrayError with the message of a worker that raised one."""
     settings = job.settings
+    remove_abandoned()
     os.environ.setdefault(*HEALTH_CHECK)
     if not os.environ.get("RAY_ADDRESS"):
         os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")  # one process fewer on a single machine
@@ -164,8 +165,7 @@ def _fit(job: Job, workers: tuple[int, int], tracking: Tracking) -> None:
     validators = Validators.start(shared, settings.validators, **places)
     failure: Exception | None = None
     console = Console(epochs=settings.epochs, steps_per_epoch=job.steps)
-    scratch = tempfile.TemporaryDirectory(prefix="segray-")
-    with scratch as storage, closing(validators), _shown(board, validators, console, tracking):
+    with scratch() as storage, closing(validators), _shown(board, validators, console, tracking):
         trainer = ray.train.torch.TorchTrainer(
             _worker,
             train_loop_config={"job": shared, "validators": validators, "board": board, "cores": cores},
@@ -206,6 +206,7 @@ def _worker(config: dict) -> None:
     board, context = config["board"], ray.train.get_context()
     if ray.get(board.begin.remote()):
         return
+    remove_abandoned()
     from segray.trainer import run  # takes as long to import as torch, and the driver does not need it
 
     device = ray.train.torch.get_device()

@@ -23,6 +23,13 @@ with scratch() as folder:
     print(folder, flush=True)
     time.sleep(600)
 """
+HOLD_EVENTS = """
+import time
+import tensorboardX
+from segray.scalars import event_file
+tensorboardX.SummaryWriter = lambda folder: (print(folder, flush=True), time.sleep(600))
+event_file({"epoch": 1, "step": 9, "loss": 0.5}, [])
+"""
 
 
 @pytest.fixture(autouse=True)
@@ -39,9 +46,9 @@ def age(folder: Path) -> None:
     os.utime(folder, (then, then))
 
 
-def hold() -> tuple[subprocess.Popen, Path]:
+def hold(code: str = HOLD) -> tuple[subprocess.Popen, Path]:
     """A process that works in a folder made long ago, and that folder."""
-    process = subprocess.Popen([sys.executable, "-c", HOLD], stdout=subprocess.PIPE, text=True)
+    process = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)
     made = Path(process.stdout.readline().strip())
     (made / "large.tif").write_bytes(b"1")
     age(made.parent)
@@ -77,6 +84,13 @@ def test_what_a_killed_process_left_is_removed_and_what_others_use_is_not(folder
         assert (folder / f"{PREFIX}fresh").exists()
     finally:
         kill(other)
+
+
+def test_what_a_training_leaves_that_is_killed_as_it_writes_events_is_removed(folder: Path) -> None:
+    process, _ = hold(HOLD_EVENTS)
+    kill(process)
+    remove_abandoned()
+    assert list(folder.iterdir()) == []
 
 
 def test_a_task_of_an_export_removes_what_killed_ones_left(folder: Path) -> None:
