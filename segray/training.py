@@ -32,6 +32,7 @@ from segray.faults import UNUSABLE, is_no_gpu
 from segray.heap import ONE_ARENA
 from segray.inspection import Inspection, fingerprint, inspect
 from segray.places import TRAINING, check_unclaimed
+from segray.rendezvous import Rendezvous
 from segray.scratch import remove_abandoned, scratch
 from segray.settings import TrainSettings
 from segray.storage import absolute, join, remove_leftovers
@@ -169,6 +170,7 @@ def _fit(job: Job, workers: tuple[int, int], tracking: Tracking) -> None:
         trainer = ray.train.torch.TorchTrainer(
             _worker,
             train_loop_config={"job": shared, "validators": validators, "board": board, "cores": cores},
+            torch_config=Rendezvous(),
             scaling_config=ray.train.ScalingConfig(
                 num_workers=workers if low < high else low,
                 # a group that grows or shrinks is restarted from the newest state

@@ -28,7 +28,7 @@ LAYERS = {
     ),
     "ray": (
         "cluster planning work pipeline outputs overviews segmentation evaluation exporting training throughput "
-        "scaling simulation benchmark stages tasks export_removal validators"
+        "scaling simulation benchmark stages tasks export_removal validators rendezvous"
     ),
 }
 ORDER = [*LAYERS, "jobs"]
