@@ -6,6 +6,7 @@ import logging
 import os
 import threading
 from collections.abc import Iterable, Iterator
+from pathlib import Path
 from typing import TypeVar
 
 import ray
@@ -38,7 +39,10 @@ def start() -> None:
     if not address:  # nobody looks at metrics and events here; they take some 2% of two cores
         os.environ.setdefault("RAY_enable_metrics_collection", "0")
         os.environ.setdefault("RAY_task_events_report_interval_ms", "0")
-    options = {"address": address} if address else {"address": "local", "include_dashboard": False}
+    if address:
+        options = {"address": address, "runtime_env": _own_code()}
+    else:
+        options = {"address": "local", "include_dashboard": False}
     try:
         ray.init(logging_level=logging.WARNING, log_to_driver=False, **options)
     except (ConnectionError, RuntimeError, ValueError) as error:
@@ -46,6 +50,14 @@ def start() -> None:
             raise
         said = f"but Ray does not answer there: {one_line(error)}"
         raise SegrayError(f"RAY_ADDRESS is {address}, {said}; {advice}") from error
+
+
+def _own_code() -> dict:
+    """A runtime environment with this segray: nodes would use the one installed on them, of whatever version."""
+    package = Path(__file__).parent
+    # Ray has brought it, as `ray job submit --working-dir` tells it to, and brings it to every node
+    brought = "runtime_resources" in package.parts
+    return {} if brought else {"py_modules": [str(package)]}
 
 
 def noting_waits(results: Iterable[Result]) -> Iterator[Result]:

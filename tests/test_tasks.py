@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import os
+import shutil
+import subprocess
+import sys
 import time
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+from running import ROOT
 
 from segray import cluster, tasks
 from segray.datasets import open_dataset
@@ -48,3 +53,17 @@ def test_a_folder_that_a_node_does_not_see_is_no_output(local_ray, tmp_path, mon
     Path(output).mkdir()
     Path(output, "export.json").touch()
     cluster.check_shared(output, "export.json")
+
+
+def test_tasks_run_the_code_of_the_driver_whatever_their_node_has_installed(local_ray, tmp_path):
+    shutil.copytree(ROOT / "segray", tmp_path / "segray")
+    (tmp_path / "segray" / "__init__.py").write_text('__version__ = "of the driver"\n')
+    code = "from segray import cluster, tasks, versions\ncluster.start()\n"
+    code += "print(*tasks.in_tasks(lambda part: versions.versions()['segray'], [0]))"
+    environment = {**os.environ, "RAY_ADDRESS": local_ray, "PYTHONPATH": str(tmp_path)}
+    (tmp_path / "elsewhere").mkdir()  # Ray's workers look into the driver's working directory too
+    command = [sys.executable, "-c", code]
+    done = subprocess.run(
+        command, env=environment, cwd=tmp_path / "elsewhere", capture_output=True, text=True, check=False
+    )
+    assert done.stdout.splitlines()[-1:] == ["of the driver"], done.stderr
