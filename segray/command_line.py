@@ -20,6 +20,7 @@ from segray.store_errors import NO_ROOM, StoreError
 
 Settings = TypeVar("Settings")
 STORE_FAILURES = (StoreError, BotoCoreError)
+PATHS = ("data", "archive", "model", "masks", "output")
 DONE, FAILED, BAD_INPUT, TOO_MANY_FAILED = 0, 1, 2, 3  # exit statuses
 
 
@@ -36,6 +37,9 @@ def parse(settings_class: type[Settings], argv: Sequence[str], *, about: str | N
     for item in fields(settings_class):
         _add_flag(parser, item, hints[item.name])
     given = vars(parser.parse_args(argv))
+    # "" comes from a shell variable that is not set; of the text -- the argparse of Python 3.11 makes an empty list
+    if lost := [name for name, value in given.items() if value == [] or (value == "" and name not in PATHS)]:
+        raise ValueError(f"--{lost[0]} has no value; give one, or leave it out")
     config, printing = given.pop("config", None), given.pop("print_config", False)
     if config:
         given = {**_read_config(config, settings_class, hints), **given}
@@ -47,11 +51,12 @@ def parse(settings_class: type[Settings], argv: Sequence[str], *, about: str | N
         values = {name: list(v) if isinstance(v, tuple) else v for name, v in asdict(settings).items()}
         sys.stdout.write(yaml.safe_dump(values, sort_keys=False))
         raise SystemExit(DONE)
-    names = ("data", "archive", "model", "masks", "output")
-    given = {name: path for name in names if (path := getattr(settings, name, None)) is not None}
+    given = {name: path for name in PATHS if (path := getattr(settings, name, None)) is not None}
     # "" or s3://, from a shell variable that is not set
     if empty := [f"--{name}" for name, path in given.items() if re.fullmatch(r"([a-z]\w*:/+)?", path)]:
         raise ValueError(f"{' and '.join(empty)} must name a file or a folder, not be empty")
+    if re.match("https?://", settings.output):
+        raise ValueError(f"--output {settings.output} cannot be written: the web is only read; give a folder or bucket")
     paths = {name: absolute(path) for name, path in given.items()}
     weights = getattr(settings, "weights", None)
     # a file, though it may be gone when a training continues, or else torchvision's name for weights
@@ -178,10 +183,22 @@ def _bands(text: str) -> tuple[int | str, ...]:
 CONVERTERS: dict[Any, Callable[[str], tuple]] = {tuple[int, ...]: _integers, tuple[int | str, ...]: _bands}
 
 
+class _Loader(yaml.BaseLoader):
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict:
+        """As YAML has it: a key given twice is an error; PyYAML would take the last one."""
+        seen: set[str] = set()
+        for key, _ in node.value:
+            if isinstance(key, yaml.ScalarNode) and key.value in seen:
+                raise yaml.YAMLError(f"it sets {key.value} twice")
+            if isinstance(key, yaml.ScalarNode):
+                seen.add(key.value)
+        return super().construct_mapping(node, deep=deep)
+
+
 def _read_config(uri: str, settings_class: type, hints: dict[str, Any]) -> dict[str, Any]:
     try:
         # As text, converted like flags: YAML's own types would make 1:8 the number 68 and 1e-3 a text.
-        values = yaml.load(read_text(uri), Loader=yaml.BaseLoader) or {}
+        values = yaml.load(read_text(uri), Loader=_Loader) or {}
     except (yaml.YAMLError, RecursionError) as error:
         raise ValueError(f"{uri} is not YAML: {' '.join(str(error).split())}") from error
     if not isinstance(values, dict):

@@ -177,6 +177,9 @@ class ExportSettings:
         positive(self, "min_area", "simplify")
         if self.max_zoom is not None and not 0 <= self.max_zoom <= MAX_ZOOM:
             raise ValueError(f"--max_zoom is 0 to {MAX_ZOOM}, not {self.max_zoom}")
+        for name, fmt in (("min_area", "polygons"), ("simplify", "polygons"), ("max_zoom", "pmtiles")):
+            if getattr(self, name) is not None and fmt not in self.formats:
+                raise ValueError(f"--{name} has no effect on --format {self.format}; leave it out, or add {fmt}")
         if not 0 <= self.max_failed <= 1:
             raise ValueError(f"--max_failed is a share of 0 to 1, not {self.max_failed}")
 

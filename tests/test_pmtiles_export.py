@@ -57,7 +57,8 @@ def export(
 ) -> tuple[dict, dict[Tile, np.ndarray], Reader]:
     masks, found = masks_of(folder, scenes)
     path = folder / "masks.pmtiles"
-    result = write_all(masks, iter(found), str(path), ExportSettings(masks="m", output="o", max_zoom=max_zoom))
+    settings = ExportSettings(masks="m", output="o", format="pmtiles", max_zoom=max_zoom)
+    result = write_all(masks, iter(found), str(path), settings)
     source = MemorySource(path.read_bytes())
     return result, {Tile(*zxy): decode_png(data) for zxy, data in all_tiles(source)}, Reader(source)
 

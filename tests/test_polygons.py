@@ -69,7 +69,7 @@ def export(
 ) -> geopandas.GeoDataFrame:
     """The features of a mask, read as others read them."""
     path = folder / "regions.parquet"
-    options = ExportSettings(masks="m", output="o", min_area=min_area, simplify=simplify)
+    options = ExportSettings(masks="m", output="o", format="polygons", min_area=min_area, simplify=simplify)
     counts = polygons.write(*scene_of(folder, mask, **how), str(path), options)
     frame = geopandas.read_parquet(path)
     assert counts["features"] == len(frame)

@@ -91,6 +91,10 @@ def test_actors(text, expected):
         (["--win", "5"], "unrecognized arguments: --win"),
         (["--window"], "--window: expected one argument"),
         (["stray"], "unrecognized arguments: stray"),
+        (["--window=--"], "--window"),
+        (["--column", ""], "--column has no value; give one, or leave it out"),
+        (["--config="], "--config has no value"),
+        (["--output", "https://host/x"], "--output https://host/x cannot be written: the web is only read"),
     ],
 )
 def test_wrong_flags_are_one_sentence(flags, sentence):
@@ -111,6 +115,8 @@ def test_wrong_flags_are_one_sentence(flags, sentence):
             "--data and --output must name a file or a folder, not be empty",
         ),
         ([*TRAIN, "--epochs", "0"], "--epochs must be positive"),
+        ([*TRAIN, "--weights", ""], "--weights has no value"),
+        ([*TRAIN, "--mlflow="], "--mlflow has no value"),
         ([*TRAIN, "--balance", "1.5"], "--balance is 0 to 1, not 1.5"),
         ([*TRAIN, "--lr", "-1"], "--lr must be positive"),
         (
@@ -196,6 +202,9 @@ def test_training_defaults_follow_from_other_settings(flags, expected):
         ([*EXPORT, "--format", ","], "--format is a list of cog"),
         ([*EXPORT, "--min_area", "-1"], "--min_area must be positive, not -1.0"),
         ([*EXPORT, "--simplify", "nan"], "--simplify must be positive, not nan"),
+        ([*EXPORT, "--min_area", "5"], "--min_area has no effect on --format cog; leave it out, or add polygons"),
+        ([*EXPORT, "--format", "png", "--simplify", "1"], "--simplify has no effect on --format png"),
+        ([*EXPORT, "--format", "polygons", "--max_zoom", "9"], "--max_zoom has no effect .* or add pmtiles"),
         ([*EXPORT, "--max_zoom", "23"], "--max_zoom is 0 to 22, not 23"),
         ([*EXPORT, "--max_failed", "2"], "--max_failed is a share of 0 to 1, not 2.0"),
     ],
@@ -261,6 +270,7 @@ def test_types_in_config_are_those_of_the_flags(line, name, value):
         ("- window", "should hold settings as NAME: VALUE lines"),
         ("just text", "should hold settings as NAME: VALUE lines"),
         ("window: [", "is not YAML"),
+        ("window: 5\nwindow: 6", "is not YAML: it sets window twice"),
         ("[" * 2000, "is not YAML"),
         ("window: !!python/object/apply:os.system ['x']", "of type int"),
         ("window: big", "sets window to 'big', which should be of type int"),
