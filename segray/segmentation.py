@@ -112,8 +112,11 @@ def make_work(settings: PathSettings, description: Description) -> Work:
 
 def segment_work(settings: SegmentSettings, description: Description) -> Work:
     """`make_work`, with the settings that only a segmentation has."""
+    work = make_work(settings, description)
+    if settings.grid == "model" and work.spec.resolution is None:
+        raise SegrayError("--grid model needs the metres per pixel that the network sees; give --resolution")
     return replace(
-        make_work(settings, description),
+        work,
         window=settings.window,
         formats=settings.formats,
         shard_pixels=int((settings.shard_mpx or 0) * 1e6),

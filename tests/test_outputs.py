@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import tracemalloc
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -57,6 +58,13 @@ def test_an_archive_is_listed_once_a_run(small_model: str, tmp_path: Path, monke
     for run in (1, 2):
         plan = plan_of(settings, description, segment_work(settings, description))
         assert (plan.images, plan.skipped, len(listings)) == (3, 2, run)
+
+
+def test_a_grid_of_the_model_needs_its_resolution(small_model: str) -> None:
+    settings = SegmentSettings(model=small_model, archive="a", output="o", grid="model")
+    with pytest.raises(SegrayError, match="--grid model needs the metres per pixel .*; give --resolution"):
+        segment_work(settings, read_description(small_model))
+    assert not segment_work(replace(settings, resolution=2.0), read_description(small_model)).enlarge
 
 
 def test_a_million_shards_take_little_memory(monkeypatch: pytest.MonkeyPatch) -> None:
