@@ -12,6 +12,7 @@ from PIL import Image
 from rasterio.transform import from_origin
 from rasterio.windows import Window
 
+from segray.errors import SegrayError
 from segray.inputs import InputSpec
 from segray.model_dir import Description, save_model
 from segray.settings import BenchmarkSettings
@@ -52,17 +53,23 @@ def make_tiles(uri: str, count: int) -> str:
 
 
 def make_model(uri: str, network: str) -> str:
-    """Make a model directory of a network with random weights (always the same), unless it exists; its URI."""
+    """Make a model directory of a network with random weights (always the same), unless it exists; its URI.
+
+    SegrayError when there is no such network.
+    """
     import torch
 
     from segray.networks import build_network, parse_network
 
     if exists(join(uri, "model.json")):
         return uri
-    name, options = parse_network(network)
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
-        built = build_network(name, options, num_classes=len(CLASSES), in_channels=3)
+    try:
+        name, options = parse_network(network)
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(0)
+            built = build_network(name, options, num_classes=len(CLASSES), in_channels=3)
+    except ValueError as error:
+        raise SegrayError(str(error)) from error
     spec = InputSpec(bands=(0, 1, 2), scale=1 / 255, mean=(0.4, 0.4, 0.4), std=(0.2, 0.2, 0.2))
     network_of = {"name": name, "options": options}
     save_model(Description(uri=uri, network=network_of, classes=CLASSES, spec=spec), built)

@@ -138,6 +138,8 @@ class SegmentSettings(PathSettings):
             raise ValueError(f"--format is parquet, png or parquet,png, not {self.format}")
         if not 0 <= self.max_failed <= 1:
             raise ValueError(f"--max_failed is a share of 0 to 1, not {self.max_failed}")
+        if self.zoom is not None and self.zoom < 0:
+            raise ValueError(f"--zoom must not be negative, but is {self.zoom}")
 
     @property
     def archive_options(self) -> ArchiveOptions:
@@ -217,6 +219,13 @@ class BenchmarkSettings(SegmentSettings):
             raise ValueError(f"--what is a list of {', '.join(MEASUREMENTS)}, not {self.what}")
         if self.confidence:
             raise ValueError("--confidence is not measured: leave it out")
+        if self.network is not None and self.model is not None:
+            raise ValueError("--network is of the made-up model, so it has no effect with --model; leave one out")
+        if self.size is not None and (self.archive is not None or self.image == "tiles"):
+            given = "--archive" if self.archive is not None else "--image tiles"
+            raise ValueError(f"--size is of the made-up GeoTIFF, so it has no effect with {given}; leave one out")
+        if self.peer and "stages" not in self.measurements:
+            raise ValueError(f"--peer has no effect on --what {self.what}; leave it out, or add stages")
         if "loading" in self.measurements and not self.data:
             raise ValueError("--what loading needs labelled data: give --data")
         if "loading" in self.measurements and any(isinstance(band, str) for band in self.bands or ()):

@@ -100,15 +100,16 @@ def ideal(costs: dict[str, Cost], *, cores: int, gpus: int) -> tuple[float, str]
 
 def _subject(settings: BenchmarkSettings) -> Subject:
     """Prepare imagery, model and Ray, and run the job once, so that caches and Ray's processes are warm."""
-    archive = archive_of(settings, side=settings.size or SIDE)
     model = model_of(settings, settings.network or NETWORK)
+    description = read_description(model)  # before imagery is made, which takes longer
+    archive = archive_of(settings, side=settings.size or SIDE)
     done = join(settings.output, "warm-up")
     cluster.start()
     if len(cluster.nodes()) > 1:
         raise SegrayError("the stages are measured on one machine; start this job where there is no cluster")
     job = settings.job(archive=archive, model=model, output=done)
     summary = run_job(job)
-    work = with_devices(segment_work(job, read_description(model)), job)
+    work = with_devices(segment_work(job, description), job)
     return Subject(
         job=replace(job, output=join(settings.output, "run")),
         work=work,

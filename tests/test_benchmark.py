@@ -88,6 +88,10 @@ def test_everything_that_can_be_asked_for_is_measured():
         (["--what", "loading", "--data", "/d", "--bands", "red,nir"], "takes --bands as numbers, not red,nir"),
         (["--runs", "0"], "--runs must be positive"),
         (["--size", "-1"], "--size must be positive"),
+        (["--model", "m", "--network", "nano"], "--network .* no effect with --model; leave one out"),
+        (["--archive", "a", "--size", "5"], "--size .* no effect with --archive; leave one out"),
+        (["--image", "tiles", "--size", "5"], "--size .* no effect with --image tiles"),
+        (["--what", "memory", "--peer"], "--peer has no effect on --what memory; leave it out, or add stages"),
         (["--image", "png"], "--image: invalid choice"),
     ],
 )

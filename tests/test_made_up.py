@@ -11,6 +11,7 @@ import rasterio
 
 from segray.archives import open_archive
 from segray.archives.images import read_header, read_image
+from segray.errors import SegrayError
 from segray.made_up import archive_of, make_model, make_raster, make_tiles, model_of
 from segray.model_dir import load_network, read_description
 from segray.settings import BenchmarkSettings
@@ -65,6 +66,8 @@ def test_model(tmp_path):
         assert len(description.classes) == 5
     assert all(bool((networks[0][name] == networks[1][name]).all()) for name in networks[0])
     assert make_model(str(tmp_path / "a"), "no such network") == str(tmp_path / "a")
+    with pytest.raises(SegrayError, match="there is no network 'nosuch'; known: "):
+        make_model(str(tmp_path / "c"), "nosuch")
 
 
 def test_what_is_given_is_taken(tmp_path):

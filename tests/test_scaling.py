@@ -40,7 +40,7 @@ def test_growth(tmp_path, monkeypatch):
 
 @pytest.mark.usefixtures("local_ray")
 def test_a_lattice(tmp_path, labelled, small_model, monkeypatch):
-    options = {**SMALL, "tile": None, "overlap": None}
+    options = {**SMALL, "network": None, "tile": None, "overlap": None}
     settings = BenchmarkSettings(
         what="lattice", data=labelled, model=small_model, output=str(tmp_path / "out"), **options
     )

@@ -75,6 +75,7 @@ def test_actors(text, expected):
         (["--shard_mpx", "inf"], "--shard_mpx must be positive"),
         (["--scale", "0"], "--scale must be positive"),
         (["--tile", "0"], "--tile must be positive"),
+        (["--zoom", "-1"], "--zoom must not be negative, but is -1"),
         (["--batch_size", "0"], "--batch_size must be positive"),
         (["--blend", "max"], "--blend: invalid choice: 'max'"),
         (["--precision", "fp16"], "--precision: invalid choice"),
