@@ -116,6 +116,8 @@ def read_description(uri: str) -> Description:
         if isinstance(error, ModelError):
             raise
         reason = f"the key {error} is missing" if isinstance(error, KeyError) else describe(error)
+        if isinstance(error, NotADirectoryError):
+            reason = f"{uri} is no folder; give the OUTPUT/model of a training"
         raise at_fault(error, ModelError)(f"{source} cannot be used: {reason}") from error
     if description.weights_sha256 not in (None, weights_sha256):
         raise TornModelError(
@@ -178,6 +180,18 @@ def earlier_model(weights: str) -> Description | None:
     """The model whose directory or weights file is at that path or URI; None if `weights` means something else."""
     uri = weights.removesuffix(f"/{WEIGHTS}")
     return read_description(uri) if exists(join(uri, "model.json")) else None
+
+
+def check_weights(uri: str) -> None:
+    """ModelError when pretrained weights are neither there nor known to torchvision. Reads and downloads nothing."""
+    from torchvision.models import get_weight
+
+    try:
+        if not exists(uri):
+            get_weight(uri)
+    except GARBLED as error:
+        reason = describe(error)
+        raise ModelError(f"{uri} is neither a file of weights nor a torchvision name for one: {reason}") from error
 
 
 def load_state(uri: str) -> dict[str, torch.Tensor]:

@@ -31,6 +31,7 @@ from segray.errors import SegrayError
 from segray.faults import UNUSABLE, is_no_gpu
 from segray.heap import ONE_ARENA
 from segray.inspection import Inspection, fingerprint, inspect
+from segray.model_dir import check_weights
 from segray.places import TRAINING, check_unclaimed
 from segray.rendezvous import Rendezvous
 from segray.scratch import remove_abandoned, scratch
@@ -70,6 +71,8 @@ def train(settings: TrainSettings) -> dict:
         with _tracked(settings):
             pass
         return _result(settings, already=True)
+    if stored is None and settings.weights:
+        check_weights(settings.weights)
     cluster.start()
     workers = worker_range(settings)
     if stored is None:

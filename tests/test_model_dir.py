@@ -24,6 +24,7 @@ from segray.listing import list_files
 from segray.masks import Classes
 from segray.model_dir import (
     Description,
+    check_weights,
     load_network,
     load_state,
     read_description,
@@ -237,6 +238,11 @@ def test_a_missing_directory(store):
         read_description(store)
 
 
+def test_a_file_in_place_of_the_directory(saved):
+    with pytest.raises(ModelError, match=r"model\.json is no folder; give the OUTPUT/model of a training"):
+        read_description(join(saved, "model.json"))
+
+
 def test_damaged_weights_are_refused(saved):
     uri = join(saved, "weights.safetensors")
     good = read_bytes(uri)
@@ -355,6 +361,14 @@ def test_the_output_of_a_training_is_no_file_of_weights_but_holds_a_model(store)
 def test_unknown_names_of_weights(name):
     with pytest.raises(ModelError, match="neither a file of weights nor a torchvision name"):
         load_state(name)
+    with pytest.raises(ModelError, match="neither a file of weights nor a torchvision name"):
+        check_weights(name)
+
+
+def test_weights_that_may_be_used_pass_the_first_check(tmp_path):
+    publish(str(tmp_path / "b.pth"), b"weights")
+    for name in (str(tmp_path), str(tmp_path / "b.pth"), "ResNet18_Weights.DEFAULT"):
+        check_weights(name)
 
 
 def test_a_torchvision_name_comes_from_the_cache_and_is_never_executed(tmp_path, monkeypatch):
