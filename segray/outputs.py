@@ -21,7 +21,7 @@ from segray.places import SEGMENTATION, check_unclaimed, lies_in
 from segray.planning import finish_plan, make_plan
 from segray.settings import SegmentSettings
 from segray.shards import EXTENSIONS, read_statistics
-from segray.storage import exists, join, remove
+from segray.storage import ending, exists, join, remove
 from segray.summary import Totals, summarise
 from segray.tasks import in_tasks
 from segray.work import Work
@@ -31,8 +31,15 @@ STATISTICS_A_TASK = 64
 
 
 def check_place(settings: SegmentSettings) -> None:
-    """SegrayError when OUTPUT is another job's, or lies in the archive: its masks would then count as imagery."""
-    if lies_in(settings.output, settings.archive.split("::")[-1]):
+    """SegrayError when OUTPUT is another job's, or lies in the archive: its masks would then count as imagery.
+
+    Or when the archive is the OUTPUT of a segmentation itself.
+    """
+    archive = settings.archive.split("::")[-1]
+    # a file has nothing below it, and a store may refuse to say so
+    if not ending(archive) and exists(join(archive, SEGMENTATION)):
+        raise SegrayError(f"--archive {archive} holds masks, the output of a segmentation; give imagery")
+    if lies_in(settings.output, archive):
         raise SegrayError(f"--output {settings.output} lies in the archive {settings.archive}; give a folder beside it")
     check_unclaimed(settings.output, SEGMENTATION)
 

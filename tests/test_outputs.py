@@ -47,6 +47,14 @@ def test_masks_do_not_become_imagery(tmp_path: Path, archive: str, output: str, 
             check_place(settings)
 
 
+def test_masks_are_no_archive(tmp_path: Path) -> None:
+    publish(str(tmp_path / "masks" / "plan" / "plan.json"), b"{}")
+    settings = SegmentSettings(model="m", archive=str(tmp_path / "masks"), output=str(tmp_path / "masks"))
+    for output in (settings.output, str(tmp_path / "out")):
+        with pytest.raises(SegrayError, match="--archive .*masks holds masks, the output of a segmentation; give imag"):
+            check_place(replace(settings, output=output))
+
+
 def test_an_archive_is_listed_once_a_run(small_model: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("a.txt", "b.png", "c.png", "d.png", "e.txt"):
         publish(str(tmp_path / "images" / name), b"no matter what")
