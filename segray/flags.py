@@ -18,7 +18,7 @@ def positive(settings: object, *names: str) -> None:
     """ValueError unless those settings are None or positive and finite."""
     for name in names:
         value = getattr(settings, name)
-        if value is not None and not (value > 0 and math.isfinite(value)):
+        if value is not None and not 0 < value < math.inf:
             raise ValueError(f"--{name} must be positive, not {value}")
 
 

@@ -74,6 +74,8 @@ class PathSettings:
 
     def __post_init__(self) -> None:
         positive(self, "tile", "batch_size", "scale", "resolution")
+        if self.tile is not None and self.tile > MAX_SIDE:
+            raise ValueError(f"--tile is at most {MAX_SIDE} pixels, not {self.tile}")
         check_range("actors", self.actors)
         if len({type(band) for band in self.bands or ()}) > 1:
             raise ValueError(f"--bands are numbers or names, not both as in {','.join(map(str, self.bands))}")

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 from segray.flags import check_range, option, parse_range, positive
 from segray.loss_terms import CLASS_WEIGHTS, LOSS_NAMES, check_loss, parse_loss
+from segray.masks import MAX_SIDE
 from segray.schedules import SCHEDULES, default_warm_up
 
 # name: default (peak learning rate, weight decay); for sgd those of torchvision's reference training
@@ -127,8 +128,17 @@ class TrainSettings:
         check_loss(self.loss, self.class_weights)
         if re.search(r"://[^/@]*:[^/@]*@", self.mlflow or ""):
             raise ValueError("--mlflow holds a password; give it in MLFLOW_TRACKING_PASSWORD")
+        self._check_crop()
+
+    def _check_crop(self) -> None:
+        """ValueError when --scale_range is not valid, or a crop shows more than fits into memory."""
         if not 0 < self.scales[0] <= self.scales[1] < math.inf:
             raise ValueError(f"--scale_range is MIN:MAX, two positive numbers as in {SCALES}, not {self.scale_range}")
+        if self.crop > MAX_SIDE or self.reach > MAX_SIDE:
+            raise ValueError(
+                f"--crop {self.crop} at the MIN of --scale_range {self.scale_range} shows more than {MAX_SIDE} pixels "
+                "a side, the most that a crop may; lower --crop, or raise MIN"
+            )
 
     def _check_optimizer(self) -> None:
         """ValueError when a setting has no effect on the optimizer."""

@@ -75,6 +75,7 @@ def test_actors(text, expected):
         (["--shard_mpx", "inf"], "--shard_mpx must be positive"),
         (["--scale", "0"], "--scale must be positive"),
         (["--tile", "0"], "--tile must be positive"),
+        (["--tile", "99999"], "--tile is at most 32767 pixels, not 99999"),
         (["--zoom", "-1"], "--zoom must not be negative, but is -1"),
         (["--batch_size", "0"], "--batch_size must be positive"),
         (["--blend", "max"], "--blend: invalid choice: 'max'"),
@@ -154,6 +155,11 @@ def test_wrong_flags_are_one_sentence(flags, sentence):
         ([*TRAIN, "--scale_range", "2"], "--scale_range is MIN:MAX, two positive numbers as in 0.5:2, not 2"),
         ([*TRAIN, "--scale_range", "2:1"], "not 2:1"),
         ([*TRAIN, "--scale_range", "0:1"], "not 0:1"),
+        (
+            [*TRAIN, "--scale_range", "0.0001:1"],
+            "--crop 256 at the MIN of --scale_range 0.0001:1 shows more than 32767",
+        ),
+        ([*TRAIN, "--crop", "9" * 400], "shows more than 32767 pixels a side, .*; lower --crop, or raise MIN"),
     ],
 )
 def test_wrong_training_flags(flags, sentence):
