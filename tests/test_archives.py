@@ -18,6 +18,7 @@ from web import served
 
 from segray.archives import open_archive
 from segray.archives.images import is_image, read_header, read_image
+from segray.archives.options import ArchiveOptions
 from segray.errors import ImageError, SegrayError
 from segray.grid import Window
 from segray.storage import join, publish
@@ -221,6 +222,12 @@ def test_archives_without_images_are_refused(store, content, sentence):
         publish(join(store, name), data)
     with pytest.raises(SegrayError, match=sentence):
         list(open_archive(store).images())
+
+
+def test_an_asset_of_what_are_no_items_is_refused(tmp_path):
+    (tmp_path / "a.png").write_bytes(encoded(GREY))
+    with pytest.raises(SegrayError, match="--asset visual has no effect: .* holds no STAC items; leave it out"):
+        open_archive(str(tmp_path), ArchiveOptions(asset="visual"))
 
 
 def test_names_that_no_table_can_hold_are_refused(tmp_path):

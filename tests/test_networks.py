@@ -293,12 +293,14 @@ def test_parse_network_refuses(text, sentence):
         ("nano", {"width": 7}, "must be even and at least 2, but is 7"),
         ("nano", {"reduce": 9}, "must be 1 to 8, but is 9"),
         ("smp", {"allow_noncommercial": "please"}, "must be of type bool"),
+        ("unet", {"width": 10**20}, "network unet cannot be built with the options {'width': 1000000000000000000"),
     ],
 )
 def test_build_network_refuses(name, options, sentence):
     with pytest.raises(ValueError) as caught:
         build_network(name, options, num_classes=CLASSES, in_channels=3)
     assert sentence in str(caught.value)
+    assert "\n" not in str(caught.value)
 
 
 @pytest.mark.parametrize(("num_classes", "in_channels"), [(0, 3), (5, 0)])

@@ -13,6 +13,7 @@ from segray.archives.lists import ListArchive
 from segray.archives.options import ArchiveOptions
 from segray.archives.stac import StacArchive
 from segray.archives.trees import TreeArchive
+from segray.errors import SegrayError
 from segray.storage import File
 
 
@@ -30,6 +31,12 @@ ARCHIVES = {"stac": StacArchive, "list": ListArchive, "tree": TreeArchive, "file
 
 
 def open_archive(uri: str, options: ArchiveOptions | None = None) -> Archive:
-    """The archive at a URI, read by the first format that accepts it; the last one accepts any prefix."""
+    """The archive at a URI, read by the first format that accepts it; the last one accepts any prefix.
+
+    SegrayError when --asset is given for what are no STAC items.
+    """
     options = options or ArchiveOptions()
-    return next(archive(uri, options) for archive in ARCHIVES.values() if archive.accepts(uri, options))
+    found = next(archive for archive in ARCHIVES.values() if archive.accepts(uri, options))
+    if options.asset is not None and found is not StacArchive:
+        raise SegrayError(f"--asset {options.asset} has no effect: {uri} holds no STAC items; leave it out")
+    return found(uri, options)

@@ -36,7 +36,11 @@ def build_network(name: str, options: Mapping[str, object], *, num_classes: int,
     if num_classes < 1 or in_channels < 1:
         raise ValueError(f"num_classes and in_channels must be at least 1, but are {num_classes} and {in_channels}")
     _check_options(name, options)
-    return NETWORKS[name](num_classes=num_classes, in_channels=in_channels, **options)
+    try:
+        return NETWORKS[name](num_classes=num_classes, in_channels=in_channels, **options)
+    except (RuntimeError, TypeError) as error:  # of torch, with a trace of its own below the first line
+        reason = str(error).partition("\n")[0]
+        raise ValueError(f"network {name} cannot be built with the options {dict(options)}: {reason}") from error
 
 
 def parse_network(text: str) -> tuple[str, dict[str, object]]:
