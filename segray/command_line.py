@@ -144,6 +144,9 @@ def _refusal(error: OSError, output: str) -> str | None:
 class _Parser(argparse.ArgumentParser):
     def error(self, message: str) -> None:
         """One sentence, which `run_job` prints; argparse would print the usage too."""
+        message = message.replace("ignored explicit argument", "takes no value, but has")
+        if match := re.fullmatch("argument (--\\w+): expected one argument", message):
+            message += f" (one that begins with - as in {match[1]}=-1)"
         raise ValueError(f"{message}; --help lists all settings")
 
 

@@ -94,6 +94,8 @@ def test_actors(text, expected):
         (["--window"], "--window: expected one argument"),
         (["stray"], "unrecognized arguments: stray"),
         (["--window=--"], "--window"),
+        (["--bands", "-1,2"], "--bands: expected one argument (one that begins with - as in --bands=-1); --help"),
+        (["--overwrite=true"], "takes no value, but has 'true'"),
         (["--column", ""], "--column has no value; give one, or leave it out"),
         (["--config="], "--config has no value"),
         (["--output", "https://host/x"], "--output https://host/x cannot be written: the web is only read"),
