@@ -133,6 +133,8 @@ class SegmentSettings(PathSettings):
     def __post_init__(self) -> None:
         super().__post_init__()
         positive(self, "window", "shard_mpx")
+        if self.shard_mpx is not None and not 1e-6 <= self.shard_mpx < 1e6:
+            raise ValueError(f"--shard_mpx is 1e-6 (a pixel) to 1e6, not {self.shard_mpx}")
         if self.window > MAX_SIDE:
             raise ValueError(f"--window is at most {MAX_SIDE} pixels, the side of the largest mask, not {self.window}")
         unknown = set(self.formats) - set(FORMATS)

@@ -72,6 +72,7 @@ def test_actors(text, expected):
         (["--window", "big"], "--window: invalid int value: 'big'"),
         (["--window", "1.5"], "invalid int value"),
         (["--shard_mpx", "nan"], "--shard_mpx must be positive"),
+        (["--shard_mpx", "1e-7"], "--shard_mpx is 1e-6 (a pixel) to 1e6, not 1e-07"),
         (["--shard_mpx", "inf"], "--shard_mpx must be positive"),
         (["--scale", "0"], "--scale must be positive"),
         (["--tile", "0"], "--tile must be positive"),
