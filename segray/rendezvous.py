@@ -6,16 +6,12 @@ worker of another node answers.
 
 from __future__ import annotations
 
-import fcntl
 import os
-import socket
-import struct
 
 import ray
 from ray.train.torch import TorchConfig
 
 INTERFACE = "GLOO_SOCKET_IFNAME"  # read by torch; one that the cluster's owner has set is kept
-SIOCGIFADDR, ADDRESS = 0x8915, slice(20, 24)  # of Linux: asks for the IPv4 address of an interface, and its place
 
 
 class _Backend(TorchConfig().backend_cls):
@@ -34,16 +30,11 @@ class Rendezvous(TorchConfig):
 
 
 def interface_of(address: str) -> str | None:
-    """The name of this host's interface with that IPv4 address, if there is one."""
-    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
-        for _, name in socket.if_nameindex():
-            try:
-                answer = fcntl.ioctl(probe, SIOCGIFADDR, struct.pack("256s", name.encode()))
-            except OSError:  # it has no such address
-                continue
-            if socket.inet_ntoa(answer[ADDRESS]) == address:
-                return name
-    return None
+    """The name of this host's interface with that address, if there is one."""
+    import psutil  # comes with Ray, and can be imported once Ray is
+
+    interfaces = psutil.net_if_addrs().items()
+    return next((name for name, found in interfaces if any(one.address == address for one in found)), None)
 
 
 def _name_interface() -> None:

@@ -31,7 +31,7 @@ def test_an_interface_is_found_by_its_address() -> None:
     names = [name for _, name in socket.if_nameindex()]
     assert interface_of("127.0.0.1") in names
     assert interface_of("192.0.2.255") is None
-    assert interface_of("fd00::2") is None
+    assert interface_of("2001:db8::1") is None
 
 
 @pytest.mark.parametrize(("given", "named"), [(None, interface_of("127.0.0.1")), ("eth7", "eth7")])
