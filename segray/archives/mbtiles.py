@@ -76,7 +76,7 @@ class MBTiles:
     def _indexed(self) -> str:
         """The statement that reads a tile without looking through the others.
 
-        The specification allows a table without an index: it gets one beside the file.
+        The specification allows a table without an index: it gets a temporary one, and the file stays as it is.
         """
         kinds = self._connection.execute("SELECT type FROM sqlite_master WHERE name = 'tiles'").fetchall()
         steps = self._connection.execute(f"EXPLAIN QUERY PLAN {READ}", (0, 0, 0)).fetchall()
