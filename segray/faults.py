@@ -21,6 +21,8 @@ UNUSABLE = (
     "Ray counts GPUs that torch cannot use: install NVIDIA's driver and a torch with CUDA on their nodes, or give "
     "--device cpu"
 )
+UNCOMPILED = "on CPUs this needs g++ on every node: install it, or leave out --compile"
+COMPILER = "torch._dynamo", "torch._inductor"  # modules of the errors of torch.compile; importing them takes seconds
 ENDED = 70  # exit status of a process whose device failed: EX_SOFTWARE
 
 
@@ -37,6 +39,16 @@ def is_fault(error: Exception) -> bool:
 def is_no_gpu(error: Exception | None) -> bool:
     """Whether an error of training workers, which NCCL meets first, says that their node has no usable GPU."""
     return NO_GPU.search(str(error)) is not None
+
+
+def is_uncompiled(error: Exception) -> bool:
+    """Whether torch.compile failed, as it would again."""
+    return type(error).__module__.startswith(COMPILER)
+
+
+def uncompiled(error: Exception) -> str:
+    """The sentence for such an error."""
+    return f"the network cannot be compiled: {one_line(error)}; {UNCOMPILED}"
 
 
 @contextmanager

@@ -13,7 +13,7 @@ from torch import nn
 
 from segray.canvas import Canvas, canvases, decide_singles
 from segray.errors import ModelError, one_line
-from segray.faults import is_out_of_memory
+from segray.faults import is_out_of_memory, is_uncompiled, uncompiled
 from segray.inference import Inference
 from segray.inputs import InputSpec, prepare
 from segray.regions import Region, WindowMask, whole_image
@@ -154,6 +154,8 @@ class Segmenter:
             if is_out_of_memory(error):
                 count = f"{self.batch_size} tile(s) of {size} px"
                 raise ModelError(f"{count} do not fit into memory; lower --batch_size or --tile") from error
+            if is_uncompiled(error):
+                raise ModelError(uncompiled(error)) from error
             shape = f"{bands} x {size} x {size}"
             fix = "another --tile" if self.inference.dtype is torch.float32 else "--precision fp32 or another --tile"
             raise ModelError(f"the network takes no tiles of {shape}: {one_line(error)}; give {fix}") from error

@@ -28,7 +28,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from segray import cluster
 from segray.datasets import Dataset, Sample, open_dataset
 from segray.errors import SegrayError
-from segray.faults import UNUSABLE, is_no_gpu
+from segray.faults import UNUSABLE, is_no_gpu, is_uncompiled, uncompiled
 from segray.heap import ONE_ARENA
 from segray.inspection import Inspection, fingerprint, inspect
 from segray.model_dir import check_weights
@@ -206,7 +206,7 @@ def _worker(config: dict) -> None:
     """What Ray Train runs in each worker.
 
     A SegrayError is raised on all workers at once (see `workers.Place`): they tell the driver and return, since a retry
-    would not help. Running out of GPU memory ends one worker: Ray restarts the group, which then returns at once.
+    would not help. One that lacks GPU memory or a compiler ends: Ray restarts the group, which returns at once.
     """
     board, context = config["board"], ray.train.get_context()
     if ray.get(board.begin.remote()):
@@ -233,6 +233,10 @@ def _worker(config: dict) -> None:
         ray.get(board.fail.remote(str(error)))
     except torch.OutOfMemoryError:
         ray.get(board.fail.remote("a worker ran out of GPU memory; lower --batch_size or --crop"))
+        raise
+    except RuntimeError as error:
+        if is_uncompiled(error):
+            ray.get(board.fail.remote(uncompiled(error)))
         raise
 
 

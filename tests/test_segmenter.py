@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
@@ -266,6 +269,22 @@ def test_a_network_that_does_not_run_in_bf16_is_told_of_fp32():
     with pytest.raises(ModelError, match="BFloat16.*; give --precision fp32 or another --tile"):
         Segmenter(network, spec(), num_classes=K, precision="bf16").try_a_tile()
     Segmenter(network, spec(), num_classes=K).try_a_tile()
+
+
+def test_a_network_that_cannot_be_compiled_is_no_matter_of_its_tiles():
+    # torch looks for the compiler once per process, so this takes a process without one
+    code = (
+        "from torch import nn\nfrom segray.errors import ModelError\nfrom segray.inputs import InputSpec\n"
+        "from segray.segmenter import Segmenter\n"
+        "spec = InputSpec(bands=(0,), scale=1.0, mean=(0.0,), std=(1.0,), tile=32, overlap=8)\n"
+        "network = nn.Sequential(nn.Conv2d(1, 2, 1), nn.ReLU())\n"
+        "try:\n    Segmenter(network, spec, num_classes=2, compiled=True).try_a_tile()\n"
+        "except ModelError as error:\n    print(error)\n"
+    )
+    without = {**os.environ, "CXX": "/nowhere/g++"}
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, env=without)
+    assert done.stdout.startswith("the network cannot be compiled: ")
+    assert done.stdout.endswith("this needs g++ on every node: install it, or leave out --compile\n")
 
 
 def detailed(

@@ -138,6 +138,16 @@ def test_an_output_that_workers_cannot_write_is_an_error_of_the_disk(
         train(job.settings)
 
 
+def test_workers_without_a_compiler_are_one_sentence(
+    local_ray: str, labelled_folder: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    job = make_job(labelled_folder, str(tmp_path / "trained"), compile=True, max_failures=0)
+    write_run(job.settings, fingerprint_of(job), asdict(job.inspection))
+    monkeypatch.setattr(segray.training, "ONE_ARENA", {"env_vars": {"CXX": "/nowhere/g++"}})
+    with pytest.raises(SegrayError, match=r"cannot be compiled: .*; on CPUs this needs g\+\+ .*leave out --compile"):
+        train(job.settings)
+
+
 def fingerprint_of(job: Job) -> str:
     return fingerprint(job.dataset, [*job.train, *job.val])
 
