@@ -146,6 +146,8 @@ def initial_network(settings: TrainSettings, *, bands: int, classes: int) -> nn.
 def _pretrained(weights: str, network: dict) -> dict[str, Tensor]:
     """The tensors that --weights names; ValueError when they are of an earlier model with another network."""
     earlier = earlier_model(weights)
+    if earlier and "program" in earlier.network:
+        raise ValueError(f"{earlier.uri} is an exported program, which cannot be trained further; give other --weights")
     if earlier and earlier.network != network:
         spelled = earlier.training.get("settings", {}).get("network", earlier.network)
         raise ValueError(f"the model {earlier.uri} has another network; give --network {spelled!r}, or other --weights")

@@ -17,6 +17,7 @@ import pytest
 import torch
 from conftest import png
 from gloo import run_two
+from models import write_model
 from scene_sets import raster, write_scenes
 from test_scalars import events
 from torch import nn
@@ -644,3 +645,6 @@ def test_an_earlier_model_is_trained_further(labelled_folder: str, tmp_path: Pat
     wider = replace(further.settings, network="encoder_decoder?width=16")
     with pytest.raises(SegrayError, match=r"another network; give --network 'encoder_decoder\?width=8'"):
         initial_network(wider, **sizes)
+    program = replace(further.settings, weights=write_model(str(tmp_path / "program")))
+    with pytest.raises(SegrayError, match="program is an exported program, which cannot be trained further"):
+        initial_network(program, **sizes)
