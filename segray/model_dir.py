@@ -205,9 +205,11 @@ def load_state(uri: str) -> dict[str, torch.Tensor]:
     from safetensors.torch import load
     from torchvision.models import get_weight
 
+    named = None
     try:
         if not exists(uri):
-            return get_weight(uri).get_state_dict(progress=False, weights_only=True)
+            named = get_weight(uri)
+            return named.get_state_dict(progress=False, weights_only=True)
         data = read_bytes(uri)
         if uri.endswith(".safetensors"):
             return load(data)
@@ -217,6 +219,11 @@ def load_state(uri: str) -> dict[str, torch.Tensor]:
     except StoreError:
         raise
     except (SafetensorError, SegrayError, *DAMAGE) as error:
+        if named is not None and isinstance(error, OSError):
+            raise ModelError(
+                f"{uri} cannot be downloaded: {describe(error)}; fetch {named.url} where there is a network, and give "
+                "the file as --weights"
+            ) from error
         if isinstance(error, pickle.UnpicklingError):
             reason = _more_than_tensors(error)
         elif isinstance(error, (IsADirectoryError, FileNotFoundError)) and exists(join(uri, "model", "model.json")):

@@ -11,6 +11,7 @@ import os
 import shutil
 from collections import OrderedDict
 from dataclasses import replace
+from urllib.error import URLError
 
 import numpy as np
 import pytest
@@ -369,6 +370,17 @@ def test_weights_that_may_be_used_pass_the_first_check(tmp_path):
     publish(str(tmp_path / "b.pth"), b"weights")
     for name in (str(tmp_path), str(tmp_path / "b.pth"), "ResNet18_Weights.DEFAULT"):
         check_weights(name)
+
+
+def test_without_a_network_it_is_said_what_to_download(tmp_path, monkeypatch):
+    def no_network(*args: object) -> None:
+        raise URLError(OSError(101, "Network is unreachable"))
+
+    monkeypatch.setattr(torch.hub, "_hub_dir", None)
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
+    monkeypatch.setattr(torch.hub, "urlopen", no_network)
+    with pytest.raises(ModelError, match=r"cannot be downloaded: .*unreachable.*; fetch https://.*/resnet18-\w+\.pth "):
+        load_state("ResNet18_Weights.DEFAULT")
 
 
 def test_a_torchvision_name_comes_from_the_cache_and_is_never_executed(tmp_path, monkeypatch):
