@@ -23,7 +23,8 @@ class InputSpec:
 
     bands: 0-based source bands in network order. scale: factor to the unit of mean and std. mean, std: one per band.
     tile, overlap: pixels. resolution: metres per pixel, or None when the network was trained on any. band_names: names
-    to find the bands by, in network order, in images that name theirs; they take precedence over `bands`.
+    to find the bands by, in network order, in images that name theirs; they take precedence over `bands`. scale_given:
+    the user gave `scale` for these images, so wider types than bytes may hold the values that it is for.
     """
 
     bands: tuple[int, ...]
@@ -34,6 +35,7 @@ class InputSpec:
     overlap: int = 64
     resolution: float | None = None
     band_names: tuple[str, ...] | None = None
+    scale_given: bool = False
 
     def __post_init__(self) -> None:
         Lattice(self.tile, self.overlap)  # raises
@@ -91,21 +93,31 @@ class InputSpec:
         """Whether values of that type are in the unit that `scale` is for: bytes, wider integers, or real numbers.
 
         A network trained on real numbers of 0 to 1, as its moments tell, takes no integers. One trained on raw values
-        beyond bytes takes wide integers, but bytes only if `scale` is not 1.
+        beyond bytes takes wide integers, but bytes only if `scale` is not 1. Where `scale` was given, wide integers and
+        real numbers may hold the values of bytes, as many programs store them.
         """
-        eight_bit = abs(255 * self.scale - 1) < 1e-3
         if dtype.kind == "f":
-            return not eight_bit
+            return self.scale_given or not self._eight_bit
         fractions = self.scale == 1 and all(abs(mean) <= 1 and std <= 0.5 for mean, std in zip(self.mean, self.std))
         if dtype.kind not in "iu" or fractions:
             return False
         if self.unit == math.inf:
             return dtype.itemsize > 1 or self.scale != 1
-        return (self.unit / self.scale <= 256) == (dtype.itemsize == 1)
+        return (self.unit / self.scale <= 256) == (dtype.itemsize == 1) or self.widened and dtype.itemsize > 1
+
+    @property
+    def widened(self) -> bool:
+        """Whether `takes` lets types in that it would not without `scale_given`."""
+        return self.scale_given and (self._eight_bit or self.unit / self.scale <= 256)
+
+    @property
+    def _eight_bit(self) -> bool:
+        return abs(255 * self.scale - 1) < 1e-3
 
     def with_overrides(self, **changes: object) -> InputSpec:
         """This spec with the given values in place of its own, except those that are None."""
-        return replace(self, **{name: value for name, value in changes.items() if value is not None})
+        given = {name: value for name, value in changes.items() if value is not None}
+        return replace(self, **given, scale_given="scale" in given)
 
 
 def check_pixels(

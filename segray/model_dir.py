@@ -35,6 +35,7 @@ DAMAGE = (OSError, *GARBLED)
 STATES = ("state_dict", "model_state_dict", "model", "net", "state")  # where checkpoints keep a network's tensors
 SAVE_TENSORS = "save its tensors alone with torch.save(model.state_dict(), PATH)"
 WEIGHTS, PROGRAM = "weights.safetensors", "program.pt2"
+OF_A_JOB = ("band_names", "scale_given")  # what flags say about the images of one job, not about the network
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -81,7 +82,7 @@ def save_weights(description: Description, state: dict[str, torch.Tensor]) -> No
         "network": description.network,
         "classes": description.classes.to_json(),
         "ignore_index": IGNORE,
-        "input": {name: value for name, value in asdict(description.spec).items() if name != "band_names"},
+        "input": {name: value for name, value in asdict(description.spec).items() if name not in OF_A_JOB},
         "metrics": description.metrics,
         "training": description.training,
         **({} if description.temperature == 1.0 else {"temperature": description.temperature}),

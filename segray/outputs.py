@@ -91,6 +91,7 @@ def settings_of_pixels(settings: SegmentSettings, work: Work) -> dict:
         "blend": work.blend,
         "bands": list(settings.bands) if settings.bands else None,
         "scale": spec.scale,
+        **({"scale_given": True} if spec.widened else {}),  # it lets images in, though it may be the model's own
         **({"resolution": spec.resolution, "grid": settings.grid} if spec.resolution else {}),
         "precision": work.precision,
         **({"compile": True} if work.compiled else {}),

@@ -97,6 +97,21 @@ def test_a_factor_brings_bytes_to_the_unit_of_raw_numbers() -> None:
         assert SPECS["beyond bytes"].with_overrides(scale=16.0).takes(np.dtype(dtype))
 
 
+@pytest.mark.parametrize("scale", [1 / 255, 0.003922])
+@pytest.mark.parametrize("dtype", ["uint8", "int16", "uint16", "float32"])
+def test_wider_types_may_hold_the_values_of_bytes_where_the_factor_is_given(scale: float, dtype: str) -> None:
+    given = SPECS["8 bit"].with_overrides(scale=scale)
+    assert given.takes(np.dtype(dtype))
+    assert given.widened
+
+
+def test_a_given_factor_lets_no_narrower_types_in() -> None:
+    given = SPECS["8 bit"].with_overrides(scale=1 / 65535)
+    assert not given.takes(np.dtype("uint8"))
+    assert not given.widened
+    assert not SPECS["float"].with_overrides(scale=1.0).takes(np.dtype("uint8"))
+
+
 @pytest.mark.parametrize("dtype", ["bool", "complex64"])
 def test_what_is_no_number_is_refused(dtype: str) -> None:
     for name in SPECS:
