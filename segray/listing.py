@@ -67,7 +67,10 @@ def no_file(path: str) -> str | None:
         return None
     except OSError as error:
         return f"{path} cannot be read: {describe(error)}"
-    return None if stat.S_ISREG(mode) else f"{path} cannot be read: it is no file, but a pipe, a device or the like"
+    if stat.S_ISREG(mode):
+        return None
+    what = "it is a folder, not a file" if stat.S_ISDIR(mode) else "it is no file, but a pipe, a device or the like"
+    return f"{path} cannot be read: {what}"
 
 
 def files_if_any(uri: str) -> Iterator[File]:

@@ -90,6 +90,7 @@ def test_large_members_that_are_unpacked_whole_are_read_two_at_a_time(
         ("s3://", "cannot be read: .*[Bb]ucket"),
         ("http://[/x.png", "cannot be read: "),
         ("nothing://x.png", "cannot be opened: Protocol not known"),
+        ("/tmp", "cannot be read: it is a folder, not a file"),
     ],
 )
 def test_a_line_of_a_list_that_names_no_image_is_a_row(tmp_path: Path, line: str, reason: str) -> None:

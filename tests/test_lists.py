@@ -126,6 +126,22 @@ def test_a_column_can_be_named(tmp_path: Path) -> None:
             list(open_archive(str(tmp_path / name)).images())
 
 
+@pytest.mark.parametrize("column", [None, "a.png"])
+@pytest.mark.parametrize("first", ["a.png,1", "1,s3://b/a.png"])
+def test_columns_without_a_header_are_refused_lest_the_first_image_be_lost(
+    tmp_path: Path, first: str, column: str | None
+) -> None:
+    column = column and next(cell for cell in first.split(",") if cell.endswith(column))
+    (tmp_path / "l.csv").write_text(f"{first}\n{first.replace('a.png', 'b.png')}\n")
+    with pytest.raises(SegrayError, match=r"l\.csv has several columns, but no header; name them"):
+        list(open_archive(str(tmp_path / "l.csv"), ArchiveOptions(column=column)).images())
+
+
+def test_a_header_may_name_units(tmp_path: Path) -> None:
+    (tmp_path / "l.csv").write_text("path,speed in km/h\na.png,5\n")
+    assert [file.uri for file in open_archive(str(tmp_path / "l.csv")).images()] == [str(tmp_path / "a.png")]
+
+
 @pytest.mark.parametrize(
     ("name", "content", "sentence"),
     [

@@ -95,7 +95,11 @@ def _cells(uri: str, lines: Iterable[str], column: str | None) -> Iterator[str]:
     if column is None and len(first) == 1:
         place, rows = 0, rows if _is_header(first[0]) else chain([first], rows)
     else:
-        place = _names(first).index(_chosen(uri, _names(first), column))
+        names = _names(first)
+        chosen = next((name for name in _wanted(column) if name in names), None)
+        if not all(map(_is_header, first)) and not (chosen and _is_header(chosen)):
+            raise SegrayError(f"{uri} has several columns, but no header; name them in its first line, as in id,uri")
+        place = names.index(_chosen(uri, names, column))
     for number, row in enumerate(rows, 1):
         if len(row) <= place:
             raise SegrayError(f"{uri} has no column {place + 1} in row {number}; correct the file")
