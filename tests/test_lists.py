@@ -126,6 +126,14 @@ def test_a_column_can_be_named(tmp_path: Path) -> None:
             list(open_archive(str(tmp_path / name)).images())
 
 
+def test_a_named_column_of_texts_makes_a_list_whatever_bytes_are_beside_it(tmp_path: Path) -> None:
+    uri = str(tmp_path / "l.parquet")
+    publish(uri, parquet_of(Path=["x.png"], outline=[b"WKB without metadata that says so"]))
+    images = open_archive(uri, ArchiveOptions(column="path")).images()
+    assert [file.uri for file in images] == [str(tmp_path / "x.png")]
+    assert [file.uri for file in open_archive(uri, ArchiveOptions(column="outline")).images()] == [uri]
+
+
 @pytest.mark.parametrize("column", [None, "a.png"])
 @pytest.mark.parametrize("first", ["a.png,1", "1,s3://b/a.png"])
 def test_columns_without_a_header_are_refused_lest_the_first_image_be_lost(

@@ -39,10 +39,11 @@ class ListArchive:
     def accepts(cls, uri: str, options: ArchiveOptions) -> bool:
         """Whether the URI has a list's ending; a Parquet file must have a column of texts and none of image bytes.
 
-        A folder is no list: Spark and Ray Data give one the name of the table whose parts lie in it.
+        Or --column names one of texts: the bytes beside it may be footprints that are not marked as such. A folder is
+        no list: Spark and Ray Data give one the name of the table whose parts lie in it.
         """
         kind = ending(uri)
-        return kind in ENDINGS and (kind != ".parquet" or not _is_folder(uri) and _lists(uri))
+        return kind in ENDINGS and (kind != ".parquet" or not _is_folder(uri) and _lists(uri, options.column))
 
     def images(self) -> Iterator[File]:
         """The images in the order of the list, each once; SegrayError when it cannot be read or lists none."""
@@ -169,11 +170,12 @@ def _is_folder(uri: str) -> bool:
         raise at_fault(error)(f"{uri} cannot be looked at: {describe(error)}") from error
 
 
-def _lists(uri: str) -> bool:
-    """Whether a Parquet file has a column of texts, and none of bytes other than geometries."""
+def _lists(uri: str, column: str | None) -> bool:
+    """Whether a Parquet file has that column of texts, or any, and none of bytes other than geometries."""
     with _parquet(uri) as file:
         schema = pq.read_schema(file)
-    return bool(_texts(schema)) and not tables.candidates(schema)
+    texts = _names(_texts(schema))
+    return (column or "").lower() in texts or bool(texts) and not tables.candidates(schema)
 
 
 def _texts(schema: pa.Schema) -> list[str]:
