@@ -101,10 +101,11 @@ def read_description(uri: str) -> Description:
     try:
         text = read_bytes(source)
         document = json.loads(text)
-        if document["format_version"] > FORMAT_VERSION:
+        if not isinstance(version := document["format_version"], int):
+            raise ValueError(f"format_version should be the number {FORMAT_VERSION}, not {version!r}")
+        if version > FORMAT_VERSION:
             raise ModelError(
-                f"{source} has format version {document['format_version']}, but this segray reads up to "
-                f"{FORMAT_VERSION}; update segray"
+                f"{source} has format version {version}, but this segray reads up to {FORMAT_VERSION}; update segray"
             )
         description = _parse(uri, document)
         weights_sha256, digest = _digests(text, description.weights_uri)

@@ -190,7 +190,7 @@ def test_only_what_is_needed_must_be_there(tmp_path):
     [
         ({"format_version": 2}, "format version 2, but this segray reads up to 1; update segray"),
         ({"format_version": None}, "the key 'format_version' is missing"),
-        ({"format_version": "new"}, "cannot be used"),
+        ({"format_version": "1"}, "cannot be used: format_version should be the number 1, not '1'$"),
         ({"network": None}, "the key 'network' is missing"),
         ({"network": {}}, "network should be"),
         ({"network": {"name": None}}, "network should be"),
