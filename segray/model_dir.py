@@ -258,10 +258,13 @@ def _parse(uri: str, document: dict) -> Description:
         raise ValueError(f'network should be {{"name", "options"}} or {{"program": "{PROGRAM}"}}, not {network}')
     if not isinstance(network.get("options", {}), dict):
         raise ValueError(f"the options of the network should be values by name, not {network['options']!r}")
+    classes = Classes.from_json(document["classes"], document.get("ignore_index", IGNORE), source=source)
+    if len(classes) == 1:  # a network with a sigmoid has one logit, and its masks would be that class everywhere
+        raise ValueError("it has only one class; give the background a class, and a logit: torch.cat([0 * x, x], 1)")
     return Description(
         uri=uri,
         network=network,
-        classes=Classes.from_json(document["classes"], document.get("ignore_index", IGNORE), source=source),
+        classes=classes,
         spec=InputSpec(**spec),
         metrics=document.get("metrics", {}),
         training=document.get("training", {}),
