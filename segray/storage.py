@@ -36,6 +36,7 @@ ATOMIC_PUT = {"s3", "s3a", "gs", "gcs", "az", "abfs", "abfss", "adl", "oss", "me
 LEFTOVER = re.compile(r"\..*\.[0-9a-f]{32}\.tmp")  # names that `_temporary` makes
 TEMPORARY_BYTES = len("..") + 32 + len(".tmp")  # how much longer such a name is than the file's own
 PLAIN_STORES = ATOMIC_PUT | {"file", "local"}  # on these a file never lies inside another
+GZIPPED = re.compile("tar://.*[.]tgz", re.IGNORECASE)  # fsspec knows .tar.gz only
 REFERENCES = re.compile("(^|::)reference:")  # fsspec's scheme of files that list parts of others
 FINAL_ERRORS = (FileNotFoundError, FileExistsError, PermissionError, IsADirectoryError, NotADirectoryError)
 
@@ -67,7 +68,7 @@ def filesystem(uri: str) -> tuple[AbstractFileSystem, str]:
             fs = get_filesystem_class(split_protocol(uri)[0])()
             return fs, fs._strip_protocol(uri)
         with store_errors():
-            return url_to_fs(uri)
+            return url_to_fs(uri, **({"tar": {"compression": "gzip"}} if GZIPPED.fullmatch(uri) else {}))
     except (ValueError, TypeError, ImportError) as error:  # TypeError: of a store that needs more than a URI
         raise SegrayError(f"{uri} cannot be opened: {describe(error)}; check the URI") from error
     except (tarfile.TarError, zipfile.BadZipFile, *FINAL_ERRORS) as error:

@@ -18,7 +18,7 @@ from segray.archives import tars
 from segray.archives.members import CONTAINERS
 from segray.errors import ImageError, SegrayError
 from segray.listing import list_files
-from segray.storage import File, join, publish, stat
+from segray.storage import File, join, publish, read_bytes, stat
 
 pytestmark = pytest.mark.usefixtures("own_copies")
 
@@ -83,6 +83,12 @@ def test_the_uri_of_a_member_opens_with_fsspec(tmp_path, ending):
     file = put(str(tmp_path / f"a{ending}"), WRITERS[ending](BODIES))
     with fsspec.open_files([member.uri for member in listed(file).values()])[1] as opened:
         assert opened.read() == BODIES["b/ü 水.JPG"]
+
+
+@pytest.mark.parametrize("ending", [".tar", ".TGZ", ".zip"])
+def test_the_uri_of_a_member_is_an_image_of_its_own(tmp_path, ending):
+    for uri, member in listed(put(str(tmp_path / f"a{ending}"), WRITERS[ending](BODIES))).items():
+        assert read_bytes(member.uri) == BODIES[uri]
 
 
 def test_a_span_is_where_the_bytes_lie(tmp_path):
