@@ -145,6 +145,13 @@ def test_columns_without_a_header_are_refused_lest_the_first_image_be_lost(
         list(open_archive(str(tmp_path / "l.csv"), ArchiveOptions(column=column)).images())
 
 
+def test_the_only_column_may_have_any_name(tmp_path: Path) -> None:
+    (tmp_path / "l.csv").write_text("s3_uri\na.png\n")
+    publish(str(tmp_path / "l.parquet"), parquet_of(s3_uri=["a.png"]))
+    for name in ("l.csv", "l.parquet"):
+        assert [file.uri for file in open_archive(str(tmp_path / name)).images()] == [str(tmp_path / "a.png")]
+
+
 def test_a_header_may_name_units(tmp_path: Path) -> None:
     (tmp_path / "l.csv").write_text("path,speed in km/h\na.png,5\n")
     assert [file.uri for file in open_archive(str(tmp_path / "l.csv")).images()] == [str(tmp_path / "a.png")]

@@ -144,7 +144,8 @@ def _rows(uri: str, column: str | None) -> Iterator[str]:
     with _parquet(uri) as file:
         table = pq.ParquetFile(file)
         texts = {name.lower(): name for name in _texts(table.schema_arrow)}
-        chosen = texts[_chosen(uri, texts, column)]
+        only = column is None and len(table.schema_arrow) == 1
+        chosen = next(iter(texts.values())) if only else texts[_chosen(uri, texts, column)]
         for batch in table.iter_batches(columns=[chosen]):
             yield from (name for name in batch.column(0).to_pylist() if name)
 
