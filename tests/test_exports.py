@@ -21,6 +21,7 @@ from rio_cogeo.cogeo import cog_validate
 from segray.errors import ImageError
 from segray.export_tasks import Exporter
 from segray.exports import EXPORTS, png, stac
+from segray.masks import Classes
 from segray.scenes import Masks, Scene, forget_shards, open_masks
 from segray.settings import EXPORT_FORMATS, ExportSettings
 
@@ -344,6 +345,14 @@ def test_an_item_says_where_the_scene_lies_and_what_its_classes_are(tmp_path):
     (ring,) = found.geometry["coordinates"]
     assert ring[0] == ring[-1]
     assert sum(x0 * y1 - x1 * y0 for (x0, y0), (x1, y1) in zip(ring, ring[1:])) > 0  # counterclockwise
+
+
+def test_classes_whose_names_are_not_allowed_in_an_item_have_names_of_their_own():
+    names = ("вода", "дорога", "low field", "low_field", "nodata", "Straße", "")
+    found = stac.classes(Classes(names=names, colors=((1, 2, 3),) * len(names)))
+    short = ["class_0", "class_1", "low_field", "class_3", "class_4", "Stra_e", "class_6", "nodata"]
+    assert [entry["name"] for entry in found] == short
+    assert tuple(entry["description"] for entry in found[:-1]) == names
 
 
 @pytest.mark.parametrize(("crs", "transform"), [(None, None), (None, UTM), ("EPSG:32633", None)])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
 from functools import lru_cache
 from urllib.parse import quote
 
@@ -64,15 +65,19 @@ def item(masks: Masks, scene: Scene, name: str, assets: dict[str, tuple[str, str
 def classes(legend: Classes) -> list[dict]:
     """The `classification:classes` of a legend, and 255 for no data."""
     entries = [
-        {
-            "value": index,
-            "name": re.sub(r"[^0-9A-Za-z_-]+", "_", name) or f"class_{index}",  # no other characters are allowed
-            "description": name,
-            "color_hint": "{:02X}{:02X}{:02X}".format(*color),
-        }
-        for index, (name, color) in enumerate(zip(legend.names, legend.colors))
+        {"value": index, "name": short, "description": name, "color_hint": "{:02X}{:02X}{:02X}".format(*color)}
+        for index, (short, name, color) in enumerate(zip(_short(legend.names), legend.names, legend.colors))
     ]
     return [*entries, {"value": IGNORE, "name": "nodata", "description": "no data", "nodata": True}]
+
+
+def _short(names: Iterable[str]) -> list[str]:
+    """The names without characters that are not allowed; `class_7` where nothing, or the name of another, is left."""
+    found = ["nodata"]  # the name of 255
+    for index, name in enumerate(names):
+        short = re.sub(r"[^0-9A-Za-z_-]+", "_", name)
+        found.append(short if short.strip("_") and short not in found else f"class_{index}")
+    return found[1:]
 
 
 @lru_cache(64)  # PROJ searches its whole catalogue for a CRS without a code: up to 120 ms
