@@ -22,7 +22,7 @@ from segray.ordered import in_order
 from segray.scenes import Masks, Scene, forget_shards
 from segray.scratch import remove_abandoned, scratch
 from segray.settings import ExportSettings
-from segray.storage import describe, exists, join, publish_file
+from segray.storage import describe, is_file, join, publish_file
 from segray.store_errors import full_disk_named
 
 THREADS = 16  # stores have latency
@@ -136,9 +136,9 @@ class Exporter:
     def _publish(self, path: str, write: Callable[[str], dict]) -> dict | None:
         """Write a file and publish it; returns what `write` says of it, or None if it was there before."""
         uri = join(self.settings.output, path)
-        if exists(uri):
+        if is_file(uri):
             return None
-        with scratch() as folder, _long_names_told(uri):
+        with scratch() as folder, _bad_names_told(uri):
             local = os.path.join(folder, posixpath.basename(path))
             with full_disk_named(folder):
                 facts = write(local)
@@ -161,10 +161,14 @@ def _publish_all(names: Iterator[str], folder: str, output: str) -> None:
 
 
 @contextmanager
-def _long_names_told(uri: str) -> Iterator[None]:
-    """Turn a name too long for the file system into an error of one scene; other errors of a disk end the job."""
+def _bad_names_told(uri: str) -> Iterator[None]:
+    """Turn a name that the file system cannot hold into an error of one scene; other errors of a disk end the job."""
     try:
         yield
+    except (FileExistsError, IsADirectoryError, NotADirectoryError) as error:
+        raise SegrayError(
+            f"{uri} cannot be written, as a file and a folder would have the same name; rename the image or its folder"
+        ) from error
     except OSError as error:
         if error.errno != errno.ENAMETOOLONG:
             raise

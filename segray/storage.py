@@ -219,6 +219,19 @@ def exists(uri: str) -> bool:
         return retry(lambda: fs.exists(path))
 
 
+def is_file(uri: str) -> bool:
+    """Whether a file is there, and not just a folder of that name; asks as `exists` does."""
+    if path := local_path(uri):
+        return os.path.isfile(path)
+    fs, path = filesystem(uri)
+    fs.invalidate_cache()
+    with refusals_named(uri):
+        try:
+            return retry(lambda: fs.info(path))["type"] == "file"
+        except FileNotFoundError:
+            return False
+
+
 @contextmanager
 def refusals_named(uri: str) -> Iterator[None]:
     """Turns a store's refusal to say what is there into a SegrayError with the URI, which its own error lacks."""

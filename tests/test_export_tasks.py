@@ -41,6 +41,21 @@ def test_tiles_are_put_several_at_once_and_their_marker_last(tmp_path: Path, mon
     assert len(put) == 5
 
 
+@pytest.mark.parametrize("names", [("a.tif/b.png", "a.png"), ("a.png", "a.tif/b.png")])
+def test_a_file_named_like_a_folder_is_wrong_with_one_scene_and_never_taken_for_done(
+    tmp_path: Path, store: str, names: tuple[str, str]
+) -> None:
+    images = [Image(uri=f"/a/{name}", mask=ids(50, 40), crs="EPSG:32633", transform=UTM) for name in names]
+    masks = open_masks(write_masks(str(tmp_path / "masks"), images, archive="/a"))
+    settings = ExportSettings(masks=masks.output, output=f"{store}/out", format="cog")
+    first, second = Exporter(masks=masks, settings=settings, usual=".png").outcomes(scenes_of(masks))
+    assert (first.written, first.error, second.there) == (True, None, False)
+    if store.startswith("s3:"):  # there a file and a folder may have the same name
+        assert second.written
+    else:
+        assert "would have the same name; rename the image or its folder" in second.error
+
+
 def test_the_pixels_of_a_scene_count_once_and_its_files_by_format(tmp_path: Path) -> None:
     image = Image(uri="/a/x.tif", mask=ids(50, 40), crs="EPSG:32633", transform=UTM)
     masks = open_masks(write_masks(str(tmp_path / "masks"), [image], archive="/a"))
