@@ -249,7 +249,10 @@ def test_a_scene_across_the_antimeridian_lies_on_both_sides(tmp_path):
     (place,) = places_of(scene)
     assert len(place.boxes) == 2
     (tmp_path / "again").mkdir()
-    _, tiles, _ = export(tmp_path / "again", [made])
+    _, tiles, reader = export(tmp_path / "again", [made])
+    header = reader.header()
+    assert header["center_lon_e7"] / 1e7 == pytest.approx(150 + 3339500 / 111319.49, abs=1e-4)
+    assert (header["min_lon_e7"], header["max_lon_e7"], header["center_zoom"]) == (-1_800_000_000, 1_800_000_000, 14)
     deepest = max(tile.z for tile in tiles)
     shown = [tile for tile in tiles if tile.z == deepest]
     assert {tile.x // 2 ** (deepest - 1) for tile in shown} == {0, 1}  # both halves of the map

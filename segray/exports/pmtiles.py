@@ -152,7 +152,8 @@ class _Pyramid:
 
 def _header(places: list[Place], max_zoom: int) -> dict:
     """The fields of the PMTiles header (specification 3) that follow from the scenes."""
-    left, bottom, right, top = bounds = _bounds(places)
+    _, bottom, _, top = bounds = _bounds(places)
+    left, right = _extent(places)
     across = math.log2(360 / max(right - left, 1e-9))
     names = ("min_lon_e7", "min_lat_e7", "max_lon_e7", "max_lat_e7")
     return {
@@ -160,9 +161,25 @@ def _header(places: list[Place], max_zoom: int) -> dict:
         "tile_compression": Compression.NONE,
         **{name: round(value * 1e7) for name, value in zip(names, bounds)},
         "center_zoom": max(0, min(max_zoom, math.floor(across) + 1)),
-        "center_lon_e7": round((left + right) / 2 * 1e7),
+        "center_lon_e7": round(((left + right) / 2 + 180) % 360 * 1e7) - 1_800_000_000,
         "center_lat_e7": round((bottom + top) / 2 * 1e7),
     }
+
+
+def _extent(places: list[Place]) -> tuple[float, float]:
+    """(west, east) of the scenes; east is beyond 180 where they meet there, as on either side of Fiji's antimeridian.
+
+    The bounds are then those of the whole map, whose middle lies on the other side of the Earth.
+    """
+    west, _, east, _ = _bounds(places)
+    if (west, east) != (-180.0, 180.0):
+        return west, east
+    reached, widest = -180.0, (0.0, -180.0, 180.0)  # widest: the gap between scenes, and where it begins and ends
+    for left, _, right, _ in sorted(box for where in places for box in where.boxes):
+        widest = max(widest, (left - reached, reached, left))
+        reached = max(reached, right)
+    gap, west, east = widest
+    return (east, west + 360) if gap > 0 else (-180.0, 180.0)
 
 
 def _bounds(places: list[Place]) -> Box:
