@@ -234,13 +234,13 @@ def is_file(uri: str) -> bool:
 
 @contextmanager
 def refusals_named(uri: str) -> Iterator[None]:
-    """Turns a store's refusal to say what is there into a SegrayError with the URI, which its own error lacks."""
+    """Turns a refusal to say what is there into a SegrayError with the URI, which the errors of stores lack."""
     try:
         yield
     except PermissionError as error:
-        if is_local(uri):
-            raise
-        advice = "correct the URI, or the permissions of your credentials"
+        advice = "correct the URI, or " + (
+            "the rights on it" if is_local(uri) else "the permissions of your credentials"
+        )
         raise SegrayError(f"{uri} cannot be looked at: {describe(error)}; {advice}") from error
 
 

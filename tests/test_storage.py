@@ -120,6 +120,22 @@ def test_nothing_there(store):
     remove(join(store, "nope"))
 
 
+def test_a_folder_on_disk_that_may_not_be_looked_at_is_one_sentence(tmp_path, monkeypatch):
+    (tmp_path / "shut").mkdir()
+    listing = LocalFileSystem.ls
+
+    def refused(self, path, **options):
+        if path.endswith("shut"):  # root may look at every folder
+            raise PermissionError(errno.EACCES, "Permission denied", path)
+        return listing(self, path, **options)
+
+    monkeypatch.setattr(LocalFileSystem, "ls", refused)
+    with pytest.raises(
+        SegrayError, match=f"cannot be looked at: .*{tmp_path}/shut'; correct the URI, or the rights on it"
+    ):
+        list(list_files(str(tmp_path)))
+
+
 def test_a_store_that_fails_for_a_moment_has_its_files_all_the_same(no_pause, monkeypatch):
     publish("memory://failing/one.png", b"12345")
     info, failures = MemoryFileSystem.info, []
