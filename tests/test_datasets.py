@@ -385,6 +385,14 @@ def test_files_without_their_partner_are_named(place: str, name: str, sentence: 
         open_dataset(place).samples("train")
 
 
+def test_a_partner_whose_name_only_looks_the_same_is_told(place: str) -> None:
+    folder(place, picture(IDS))
+    for name in ("images/\u00e9.png", "masks/e\u0301.png"):
+        publish(join(place, "train", name), picture(IDS))
+    with pytest.raises(SegrayError, match="has no image: the name in .*train/images has another Unicode form"):
+        open_dataset(place).samples("train")
+
+
 @pytest.mark.parametrize("kind", ["images", "masks"])
 def test_a_pipe_is_refused_and_not_waited_for(labelled_folder: str, kind: str) -> None:
     place = Path(labelled_folder, "train", kind, "s1.png")

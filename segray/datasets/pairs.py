@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import posixpath
+import unicodedata
 from collections.abc import Callable, Iterator
 
 from segray.archives.images import is_image
@@ -50,9 +51,13 @@ def pairs(folder: str, labels: str, wanted: Callable[[str], bool]) -> Iterator[t
 def _lack(folder: str, stem: str) -> str:
     """Why a folder has no partner of that stem: there may be one in a format that is not read, such as a shapefile."""
     parent, name = posixpath.split(stem)
-    others = sorted(other for other in names(join(folder, parent)) if posixpath.splitext(other)[0] == name)
+    there = names(join(folder, parent))
+    others = sorted(other for other in there if posixpath.splitext(other)[0] == name)
     if others:
         return f"{folder} holds {' and '.join(others)}, in no format that is read there; convert it"
+    composed = {unicodedata.normalize("NFC", posixpath.splitext(other)[0]) for other in there}
+    if unicodedata.normalize("NFC", name) in composed:  # macOS writes letters and accents apart
+        return f"the name in {folder} has another Unicode form (NFC or NFD); rename one of them"
     return f"{folder} holds no {stem}.*"
 
 
