@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import logging
 import os
 import threading
@@ -50,6 +51,12 @@ def start() -> None:
             raise
         said = f"but Ray does not answer there: {one_line(error)}"
         raise SegrayError(f"RAY_ADDRESS is {address}, {said}; {advice}") from error
+    except OSError as error:
+        # of the folder for its sockets, in TMPDIR, which schedulers of clusters often make long; Ray gives no number
+        if address or error.errno not in (None, errno.EACCES, errno.EPERM, errno.EROFS):
+            raise
+        advice = "set RAY_TMPDIR to the short path of a folder that may be written to, as in RAY_TMPDIR=/tmp"
+        raise SegrayError(f"Ray cannot start here: {one_line(error)}; {advice}") from error
 
 
 def _own_code() -> dict:

@@ -71,6 +71,16 @@ def test_an_address_at_which_no_ray_answers_is_one_sentence() -> None:
         assert last.endswith("or unset it to start Ray here")
 
 
+def test_a_temporary_folder_that_is_of_no_use_to_ray_is_one_sentence(tmp_path: Path) -> None:
+    environment = {name: value for name, value in os.environ.items() if name not in ("RAY_ADDRESS", "RAY_TMPDIR")}
+    environment["TMPDIR"] = str(tmp_path / ("long" * 25))
+    command = [sys.executable, "-c", "from segray import cluster; cluster.start()"]
+    done = subprocess.run(command, env=environment, cwd=ROOT, capture_output=True, text=True, check=False)
+    *_, last = done.stderr.splitlines()
+    assert "SegrayError: Ray cannot start here: " in last and "AF_UNIX path" in last
+    assert last.endswith("as in RAY_TMPDIR=/tmp")
+
+
 def answers(url: str) -> bool:
     """Whether a server answers with a page."""
     with suppress(OSError), urlopen(url, timeout=10):
