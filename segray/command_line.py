@@ -97,6 +97,9 @@ def _run(main: Callable[[Settings], int], settings_class: type[Settings]) -> int
     except STORE_FAILURES as error:
         sys.stderr.write(f"{sys.argv[0]}: {_failure(error)}\n")
         return FAILED
+    except (KeyboardInterrupt, SystemExit):  # Ray Train makes a SystemExit of Ctrl-C, with the status of success
+        sys.stderr.write(f"{sys.argv[0]}: interrupted; run the same command again: what was written is kept\n")
+        return FAILED
     except FINAL_ERRORS as error:
         if (sentence := _refusal(error, settings.output)) is None:
             raise

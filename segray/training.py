@@ -189,6 +189,8 @@ def _fit(job: Job, workers: tuple[int, int], tracking: Tracking) -> None:
                 callbacks=[_Deaths(board)],
             ),
         )
+        # it says that Ctrl-C was heard, and no more: workers go on for some 10 s until they are stopped
+        logging.getLogger(trainer.fit.__module__).setLevel(logging.INFO)
         try:
             trainer.fit()
         except ray.train.TrainingFailedError as error:

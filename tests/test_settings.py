@@ -436,6 +436,17 @@ def test_no_credentials_for_a_file_of_the_command_line_are_one_sentence(no_crede
     assert "train.py: the object store does not answer: Unable to locate credentials" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("error", [KeyboardInterrupt(), SystemExit(0)])
+def test_an_interrupted_job_has_failed_and_says_that_it_continues(monkeypatch, capsys, error):
+    def main(settings: TrainSettings) -> int:
+        raise error
+
+    monkeypatch.setattr(sys, "argv", ["jobs/train.py", *TRAIN])
+    assert run_job(main, TrainSettings) == FAILED
+    said = "jobs/train.py: interrupted; run the same command again: what was written is kept\n"
+    assert capsys.readouterr().err == said
+
+
 @pytest.mark.parametrize("code", [errno.ENOSPC, errno.EIO])
 def test_a_full_disk_fails_the_job_with_one_sentence(monkeypatch, capsys, code):
     def main(settings: TrainSettings) -> int:

@@ -12,7 +12,9 @@ import sys
 import threading
 from contextlib import suppress
 from dataclasses import asdict, replace
+from functools import wraps
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -113,6 +115,36 @@ def test_what_a_validator_meets_and_its_death_for_good_are_one_sentence(
     with pytest.raises(SegrayError, match=r"^a validator died more often than --max_failures 0 allows"):
         validators.begin(job, weights, "fp32")()
     validators.close()
+
+
+def test_ctrl_c_is_answered_at_once(
+    local_ray: str, labelled_folder: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fit, said = ray.train.torch.TorchTrainer.fit, []
+    controller, before = (
+        SimpleNamespace(abort=SimpleNamespace(remote=lambda: ray.put(0))),
+        signal.getsignal(signal.SIGINT),
+    )
+
+    @wraps(fit)
+    def interrupted(trainer: ray.train.torch.TorchTrainer) -> None:
+        trainer._register_sigint_handler(controller)
+        signal.raise_signal(signal.SIGINT)
+        raise KeyboardInterrupt
+
+    handler = logging.Handler()
+    handler.emit = lambda record: said.append(record.getMessage())
+    logging.getLogger(fit.__module__).addHandler(handler)
+    logging.getLogger(fit.__module__).setLevel(logging.NOTSET)
+    logging.getLogger("ray").setLevel(logging.WARNING)  # as jobs start Ray
+    monkeypatch.setattr(ray.train.torch.TorchTrainer, "fit", interrupted)
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            train(make_job(labelled_folder, str(tmp_path / "trained")).settings)
+    finally:
+        logging.getLogger(fit.__module__).removeHandler(handler)
+        signal.signal(signal.SIGINT, before)
+    assert [line.split(".")[0] for line in said] == ["Received SIGINT"]
 
 
 def test_an_error_of_one_worker_ends_all_with_its_sentence(
