@@ -199,9 +199,23 @@ def _fit(job: Job, workers: tuple[int, int], tracking: Tracking) -> None:
         raise SegrayError(sentence) from failure
     if is_no_gpu(failure):
         raise SegrayError(UNUSABLE) from failure
-    if failure is not None:  # `command_line` explains a full disk or a store that does not answer
-        causes = getattr(failure, "worker_failures", {}).values()
-        raise next((cause for cause in causes if isinstance(cause, (OSError, BotoCoreError))), failure)
+    if failure is not None:
+        raise _cause(failure, settings.max_failures)
+
+
+def _cause(failure: Exception, max_failures: int) -> Exception:
+    """What to tell of a training that failed for good; `command_line` explains a full disk or a silent store."""
+    causes = list(getattr(failure, "worker_failures", {}).values())
+    if any(map(_is_death, causes)):
+        return SegrayError(
+            f"a worker died more often than --max_failures {max_failures} allows, perhaps for lack of memory; give it "
+            "more and run the same command again, or lower --batch_size or --crop and start afresh"
+        )
+    return next((cause for cause in causes if isinstance(cause, (OSError, BotoCoreError))), failure)
+
+
+def _is_death(error: Exception) -> bool:
+    return hasattr(error, "health_check_failure")
 
 
 def _worker(config: dict) -> None:
@@ -254,7 +268,7 @@ class _Deaths(ray.train.UserCallback):
 
 def _reason(errors: dict[int, Exception]) -> str:
     """Why the workers ended, in one line: which one died (errors of others follow from that), or met an error."""
-    died = [rank for rank, error in errors.items() if hasattr(error, "health_check_failure")]
+    died = [rank for rank, error in errors.items() if _is_death(error)]
     if died:
         return f"worker {min(died)} died"
     rank, error = min(errors.items())

@@ -117,6 +117,22 @@ def test_what_a_validator_meets_and_its_death_for_good_are_one_sentence(
     validators.close()
 
 
+def test_a_worker_that_dies_too_often_is_one_sentence(local_ray: str, labelled_folder: str, tmp_path: Path) -> None:
+    settings = make_job(labelled_folder, str(tmp_path / "trained"), epochs=50, max_failures=0).settings
+
+    def kill_worker() -> None:
+        assert wait_for(lambda: newest_state(settings.output)[0] >= 1)
+        for process in processes_of("RayTrainWorker"):
+            os.kill(process, signal.SIGKILL)
+
+    killer = threading.Thread(target=kill_worker)
+    killer.start()
+    with pytest.raises(SegrayError, match=r"^a worker died more often than --max_failures 0 allows.* start afresh$"):
+        train(settings)
+    killer.join()
+    assert 1 <= newest_state(settings.output)[0] < settings.epochs
+
+
 def test_ctrl_c_is_answered_at_once(
     local_ray: str, labelled_folder: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
