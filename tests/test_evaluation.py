@@ -20,12 +20,13 @@ from conftest import png
 from scene_sets import raster
 from torchmetrics.classification import MulticlassJaccardIndex
 
-from segray import evaluation, pipeline
+from segray import evaluation, evaluators, pipeline
 from segray.calibration import TEMPERATURES
 from segray.datasets import Dataset, Labelled, open_dataset, read
 from segray.datasets.labels import size_error
 from segray.errors import SegrayError
-from segray.evaluation import EvaluateActor, Part, evaluate, items_of
+from segray.evaluation import evaluate
+from segray.evaluators import EvaluateActor, Part, items_of
 from segray.inputs import InputSpec
 from segray.masks import encode_png
 from segray.model_dir import Description, load_network, read_description, save_model
@@ -298,7 +299,7 @@ def geotiff_split(uri: str) -> str:
 
 @pytest.mark.parametrize("options", [{}, {"blend": "taper"}, {"resolution": 23.0}, {"tta": "flip"}])
 def test_a_scene_in_blocks_has_the_counts_of_the_whole(options, given, tmp_path, monkeypatch):
-    monkeypatch.setattr(evaluation, "BLOCK_PIXELS", 64 * 50)
+    monkeypatch.setattr(evaluators, "BLOCK_PIXELS", 64 * 50)
     data = geotiff_split(str(tmp_path / "scenes"))
     work, dataset = work_on(given["model"], data, **options)
     measures = Measures(num_classes=len(CLASSES), temperatures=(1.0, 2.0))

@@ -27,8 +27,8 @@ LAYERS = {
         "scalars tracking publishing listing footprints places scenes split_rows store_errors scratch explaining"
     ),
     "ray": (
-        "cluster planning work pipeline outputs overviews segmentation evaluation exporting training throughput "
-        "scaling simulation benchmark stages tasks export_removal validators rendezvous"
+        "cluster planning work pipeline outputs overviews segmentation evaluation evaluators exporting training "
+        "throughput scaling simulation benchmark stages tasks export_removal validators rendezvous"
     ),
 }
 ORDER = [*LAYERS, "jobs"]
