@@ -23,9 +23,10 @@ from segray.masks import encode_png
 from segray.report.wording import score
 from segray.segmentation import segment
 from segray.settings import DemoSettings, EvaluateSettings, ExportSettings, SegmentSettings, TrainSettings
-from segray.storage import exists, join, publish
+from segray.storage import exists, publish
 from segray.synthetic import CLASSES, scene
 from segray.training import train
+from segray.uris import join
 
 SPLITS = {"train": 24, "val": 4, "test": 6}  # scenes of 512 x 512 pixels
 ARCHIVE = {"north": (1024, 2048), "south": (1024, 1024)}  # georeferenced scenes, height x width in pixels

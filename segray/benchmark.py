@@ -14,8 +14,9 @@ from segray.feeding import loading_table
 from segray.scaling import growth_table, lattice_table, memory_table
 from segray.settings import BenchmarkSettings
 from segray.simulation import cluster_table, planning_table
-from segray.storage import join, publish
+from segray.storage import publish
 from segray.throughput import stages_table
+from segray.uris import join
 from segray.versions import versions
 
 # Each returns {"rows": dicts with the same keys, "notes": sentences}, which are printed, and more for benchmark.json.

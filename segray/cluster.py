@@ -15,7 +15,7 @@ from ray.exceptions import RayError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from segray.errors import SegrayError, one_line
-from segray.storage import join, local_path
+from segray.uris import join, local_path
 
 log = logging.getLogger("segray")
 Result = TypeVar("Result")

@@ -15,8 +15,9 @@ import yaml
 from botocore.exceptions import BotoCoreError
 
 from segray.errors import SegrayError
-from segray.storage import FINAL_ERRORS, absolute, describe, exists, local_path, read_text
-from segray.store_errors import NO_ROOM, StoreError
+from segray.storage import exists, read_text
+from segray.store_errors import FINAL_ERRORS, NO_ROOM, StoreError, describe
+from segray.uris import absolute, local_path
 
 Settings = TypeVar("Settings")
 STORE_FAILURES = (StoreError, BotoCoreError)

@@ -27,9 +27,10 @@ from segray.segmentation import actor_range, make_work, with_devices, with_threa
 from segray.settings import EvaluateSettings
 from segray.showcase import Candidate, Showcase
 from segray.split_rows import Split
-from segray.storage import join, publish, real
+from segray.storage import publish
 from segray.tally import Measures, Tally, image_table
 from segray.tasks import DEATHS, in_tasks
+from segray.uris import join, real
 from segray.versions import versions
 from segray.work import Work, model_of
 

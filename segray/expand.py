@@ -23,7 +23,9 @@ from segray.grid import Lattice
 from segray.inputs import InputSpec, check_pixels
 from segray.listing import no_file
 from segray.plan import Item, cut, whole
-from segray.storage import FINAL_ERRORS, File, is_local, local_path, reason_of, stat
+from segray.storage import File, stat
+from segray.store_errors import FINAL_ERRORS, reason_of
+from segray.uris import is_local, local_path
 
 MAX_BLOCK_BYTES = 2**29  # of a block of many bands or wide types: an actor holds it whole
 # A picture up to this size is planned from its listing alone: no request per object. Larger ones may need cutting.

@@ -15,8 +15,9 @@ from segray.export_tasks import Exporter
 from segray.exports import EXPORTS
 from segray.ordered import in_order
 from segray.scenes import Scene
-from segray.storage import exists, join, opened, remove_file
+from segray.storage import exists, opened, remove_file
 from segray.tasks import in_tasks
+from segray.uris import join
 
 FILES_A_TASK, THREADS = 256, 16  # stores have latency
 File = tuple[str, str]  # format, path in the output

@@ -22,8 +22,9 @@ from segray.ordered import in_order
 from segray.scenes import Masks, Scene, forget_shards
 from segray.scratch import remove_abandoned, scratch
 from segray.settings import ExportSettings
-from segray.storage import describe, is_file, join, publish_file
-from segray.store_errors import full_disk_named
+from segray.storage import is_file, publish_file
+from segray.store_errors import describe, full_disk_named
+from segray.uris import join
 
 THREADS = 16  # stores have latency
 # Errors of a single scene; any other (a full disk, a store that fails) ends the job, which can be run again.

@@ -28,8 +28,9 @@ from segray.plan import group
 from segray.scenes import Masks, Scene, open_masks, pieces_of, whole
 from segray.scratch import scratch
 from segray.settings import ExportSettings
-from segray.storage import exists, join, publish, publish_file, read_text, real, remove, remove_leftovers
+from segray.storage import exists, publish, publish_file, read_text, remove, remove_leftovers
 from segray.tasks import DEATHS, in_tasks, result_of
+from segray.uris import join, real
 
 log = logging.getLogger("segray")
 FORMAT_VERSION = 2

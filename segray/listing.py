@@ -11,19 +11,9 @@ from functools import partial
 from fsspec import AbstractFileSystem
 from fsspec.core import split_protocol
 
-from segray.storage import (
-    FINAL_ERRORS,
-    File,
-    describe,
-    etag_of,
-    filesystem,
-    is_chain,
-    is_local,
-    protocol_of,
-    refusals_named,
-    retry,
-)
-from segray.store_errors import with_reason
+from segray.storage import File, etag_of, refusals_named, retry
+from segray.store_errors import FINAL_ERRORS, describe, with_reason
+from segray.uris import filesystem, is_chain, is_local, protocol_of
 
 
 def list_files(uri: str) -> Iterator[File]:

@@ -16,8 +16,9 @@ from segray.errors import SegrayError
 from segray.inputs import InputSpec
 from segray.model_dir import Description, save_model
 from segray.settings import BenchmarkSettings
-from segray.storage import exists, join, publish, publish_file
+from segray.storage import exists, publish, publish_file
 from segray.synthetic import CLASSES, scene
+from segray.uris import join
 
 BLOCK = 512  # side of the GeoTIFF's blocks and of the JPEG tiles, pixels
 SCENE = 1024  # side of the scene that is repeated, pixels

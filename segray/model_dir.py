@@ -18,8 +18,9 @@ from typing import TYPE_CHECKING
 from segray.errors import ModelError, SegrayError, TornModelError
 from segray.inputs import InputSpec
 from segray.masks import IGNORE, Classes
-from segray.storage import describe, exists, join, opened, publish, read_bytes
-from segray.store_errors import StoreError, at_fault
+from segray.storage import exists, opened, publish, read_bytes
+from segray.store_errors import StoreError, at_fault, describe
+from segray.uris import join
 
 if TYPE_CHECKING:
     import torch

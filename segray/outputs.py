@@ -21,9 +21,10 @@ from segray.places import SEGMENTATION, check_unclaimed, lies_in
 from segray.planning import finish_plan, make_plan
 from segray.settings import SegmentSettings
 from segray.shards import EXTENSIONS, read_statistics
-from segray.storage import ending, exists, join, remove
+from segray.storage import exists, remove
 from segray.summary import Totals, summarise
 from segray.tasks import in_tasks
+from segray.uris import ending, join
 from segray.work import Work
 
 PLAIN = ArchiveOptions()

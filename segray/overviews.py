@@ -25,9 +25,10 @@ from segray.report.overview import LONGEST, factor_of
 from segray.report.pictures import LONGEST as PICTURE_SIDE
 from segray.scenes import Scene, scene_of
 from segray.shards import OK, read_masks, read_statistics, window_of
-from segray.storage import join, opened
+from segray.storage import opened
 from segray.store_errors import UNREADABLE
 from segray.tasks import DEATHS, in_tasks, result_of
+from segray.uris import join
 
 log = logging.getLogger("segray")
 SCENES = 4  # on a page

@@ -22,7 +22,7 @@ from segray.masks import IGNORE
 from segray.model_dir import load_network, read_description
 from segray.shards import mask_of, read_masks, window_of
 from segray.stopwatch import peak_memory
-from segray.storage import local_path
+from segray.uris import local_path
 
 if TYPE_CHECKING:
     import torch

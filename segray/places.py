@@ -5,7 +5,8 @@ from __future__ import annotations
 import os
 
 from segray.errors import SegrayError
-from segray.storage import exists, join, local_path, real
+from segray.storage import exists
+from segray.uris import join, local_path, real
 
 TRAINING, SEGMENTATION, EVALUATION, EXPORT = "state/run.json", "plan/plan.json", "metrics.json", "export.json"
 RECORDS = {TRAINING: "a training", SEGMENTATION: "a segmentation", EVALUATION: "an evaluation", EXPORT: "an export"}

@@ -24,7 +24,9 @@ from segray import grid
 from segray.errors import SegrayError
 from segray.grid import Lattice, Window
 from segray.resample import Scaling
-from segray.storage import File, describe, ending, exists, filesystem, join, publish, read_bytes, read_text, retry
+from segray.storage import File, exists, publish, read_bytes, read_text, retry
+from segray.store_errors import describe
+from segray.uris import ending, filesystem, join
 
 Part = TypeVar("Part")
 SHARDS_A_FILE = 1024

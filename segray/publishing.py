@@ -12,10 +12,11 @@ from segray.metrics import scores
 from segray.model_dir import save_weights
 from segray.report import Picture, training_page
 from segray.scalars import Point, event_file
-from segray.storage import join, publish
+from segray.storage import publish
 from segray.training_job import Job
 from segray.training_state import compared, improved, model_due, read_history, save_state, write_history
 from segray.training_validation import Validated, Validation
+from segray.uris import join
 from segray.versions import versions
 
 Masks = dict[int, dict[str, torch.Tensor]]  # of earlier epochs, by the titles of their pictures

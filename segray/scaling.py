@@ -17,8 +17,8 @@ from segray.grid import BLENDS
 from segray.made_up import archive_of, model_of
 from segray.settings import BenchmarkSettings, EvaluateSettings, PathSettings, SegmentSettings
 from segray.stages import alone
-from segray.storage import join
 from segray.throughput import SPANS, run_job
+from segray.uris import join
 
 log = logging.getLogger("segray")
 MEMORY_SIDE, GROWTH_SIDE = 6000, 4000  # of the smallest made-up GeoTIFF, pixels

@@ -22,7 +22,8 @@ from segray.listing import files_if_any
 from segray.masks import GREY, IGNORE, MAX_BYTES, PALETTE, Classes, decode_png
 from segray.plan import damage_told
 from segray.shards import EXTENSIONS, MASK, OK, layers_of, read_masks, read_metadata, read_statistics, window_of
-from segray.storage import exists, join, read_text
+from segray.storage import exists, read_text
+from segray.uris import join
 
 PIECE_BYTES = 2**11  # of what is known of a window, about
 KEPT_BYTES = 2**27  # of shards in a process, some 32 of 64 megapixels if they hold masks alone

@@ -27,10 +27,11 @@ from segray.report import Picture, for_eyes, segmentation_page
 from segray.settings import PathSettings, SegmentSettings
 from segray.shards import OK, read_masks, window_of
 from segray.stopwatch import peak_memory
-from segray.storage import exists, join, publish, read_text, remove_leftovers
+from segray.storage import exists, publish, read_text, remove_leftovers
 from segray.store_errors import UNREADABLE
 from segray.summary import Totals
 from segray.tasks import DEATHS, in_tasks
+from segray.uris import join
 from segray.versions import versions
 from segray.work import Work, probe
 

@@ -18,7 +18,8 @@ from segray.footprints import footprint, window_transform
 from segray.grid import Affine6, Window
 from segray.masks import IGNORE, Classes, decode_png, encode_grey, encode_png
 from segray.regions import CONFIDENCE_UNIT, WindowMask
-from segray.storage import filesystem, join, publish, read_bytes, retry
+from segray.storage import publish, read_bytes, retry
+from segray.uris import filesystem, join
 
 OK, NODATA, FAILED = "ok", "nodata", "failed"
 SCHEMA = pa.schema(

@@ -28,8 +28,9 @@ from segray.settings import BenchmarkSettings
 from segray.shards import OK, Place
 from segray.stages import alone
 from segray.stopwatch import peak_memory
-from segray.storage import File, join
+from segray.storage import File
 from segray.summary import Totals
+from segray.uris import join
 from segray.walk import Reading, Segmented
 from segray.work import Costs, Work
 

@@ -26,7 +26,8 @@ from segray.ordered import in_order
 from segray.plan import Item, read_shard
 from segray.regions import Region, WindowMask
 from segray.shards import Place, mask_of, read_masks, window_of, write_shard
-from segray.storage import File, filesystem
+from segray.storage import File
+from segray.uris import filesystem
 from segray.walk import READ_THREADS, Segmented
 
 if TYPE_CHECKING:

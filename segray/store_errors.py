@@ -32,6 +32,7 @@ UNREADABLE = (SegrayError, OSError, BotoCoreError)  # whatever may keep an image
 NO_ROOM = (errno.ENOSPC, errno.EDQUOT)
 GONE = (404, 410)
 FOR_NOW = (408, 425, 429)  # statuses of a request that may be tried again
+FINAL_ERRORS = (FileNotFoundError, FileExistsError, PermissionError, IsADirectoryError, NotADirectoryError)
 BEYOND_THE_END = ("416", "InvalidRange")
 
 
@@ -65,6 +66,18 @@ def full_disk_named(path: str) -> Iterator[None]:
         if error.errno not in NO_ROOM or error.filename is not None:
             raise
         raise OSError(error.errno, error.strerror, path) from error
+
+
+def describe(error: BaseException) -> str:
+    """The reason in an error of a store or a decoder, on one line and without the address of any object in memory."""
+    text = " ".join(str(error).split()) or type(error).__name__
+    text = text.split(" at 0x")[0]
+    return text[1:-1] if len(text) > 1 and text[0] == text[-1] and text[0] in "'\"" else text
+
+
+def reason_of(error: BaseException) -> str:
+    """What is wrong with a file, as part of a sentence; see `describe`."""
+    return "it does not exist" if isinstance(error, FileNotFoundError) else describe(error)
 
 
 def code_of(error: BaseException) -> str:

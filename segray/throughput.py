@@ -20,7 +20,8 @@ from segray.report import stage_shares
 from segray.segmentation import segment, segment_work, with_devices
 from segray.settings import BenchmarkSettings, SegmentSettings
 from segray.stages import Cost, Workers
-from segray.storage import join, remove
+from segray.storage import remove
+from segray.uris import join
 from segray.work import Work
 
 log = logging.getLogger("segray")

@@ -20,7 +20,9 @@ from typing import Protocol
 
 from segray.errors import SegrayError
 from segray.scalars import is_row, scalars
-from segray.storage import describe, join, publish, read_bytes
+from segray.storage import publish, read_bytes
+from segray.store_errors import describe
+from segray.uris import join
 
 log = logging.getLogger("segray")
 PACKAGES = {"mlflow": "mlflow-skinny", "wandb": "wandb"}  # by flag, which also names the extra and the module

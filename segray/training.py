@@ -36,13 +36,14 @@ from segray.places import TRAINING, check_unclaimed
 from segray.rendezvous import Rendezvous
 from segray.scratch import remove_abandoned, scratch
 from segray.settings import TrainSettings
-from segray.storage import absolute, join, remove_leftovers
+from segray.storage import remove_leftovers
 from segray.tasks import in_tasks
 from segray.tracking import Tracking, check_trackers
 from segray.training_console import Console
 from segray.training_job import Job, initial_network
 from segray.training_remote import Board, weights_fit
 from segray.training_state import compared, finished, read_history, read_run, write_run
+from segray.uris import absolute, join
 from segray.validators import Validators
 from segray.workers import Place
 

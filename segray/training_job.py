@@ -22,8 +22,8 @@ from segray.networks import build_network, load_backbone, parse_network
 from segray.reading import read_labelled
 from segray.sampling import balanced, epoch_order, steps_per_epoch
 from segray.settings import TrainSettings
-from segray.storage import join
 from segray.training_state import compared
+from segray.uris import join
 from segray.versions import versions
 
 

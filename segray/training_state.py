@@ -21,7 +21,8 @@ from segray.listing import files_if_any
 from segray.model_dir import GARBLED, WEIGHTS, read_description
 from segray.places import TRAINING, lies_in
 from segray.settings import TrainSettings
-from segray.storage import exists, filesystem, join, publish, read_bytes, read_text, remove
+from segray.storage import exists, publish, read_bytes, read_text, remove
+from segray.uris import filesystem, join
 
 # settings that change no step of the training
 NOT_COMPARED = {

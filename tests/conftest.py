@@ -22,8 +22,9 @@ from PIL import Image
 from running import small_ray, wait_for
 
 from segray.masks import encode_png
-from segray.storage import join, publish
+from segray.storage import publish
 from segray.synthetic import CLASSES, scene
+from segray.uris import join
 
 # By default Ray's workers yield to the tests that poll for them: on two cores both took several times as long.
 os.environ.setdefault("RAY_worker_niceness", "0")

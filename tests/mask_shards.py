@@ -15,7 +15,8 @@ from segray.masks import IGNORE, Classes
 from segray.regions import WindowMask
 from segray.scenes import Masks, Scene, pieces_of, whole
 from segray.shards import MaskRow, Place, failed_row, mask_row, write_shard
-from segray.storage import join, publish
+from segray.storage import publish
+from segray.uris import join
 
 CLASSES = Classes(names=("water", "main road", "field & <co>"), colors=((0, 0, 255), (90, 90, 90), (200, 200, 60)))
 UTM = (0.1, 0.0, 389000.123456789, 0.0, -0.1, 5820000.987654321)

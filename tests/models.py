@@ -12,7 +12,8 @@ from segray.inputs import InputSpec
 from segray.masks import Classes
 from segray.model_dir import Description, save_model
 from segray.networks import build_network
-from segray.storage import join, publish
+from segray.storage import publish
+from segray.uris import join
 
 CLASSES = [
     {"id": 0, "name": "water", "color": [0, 0, 255]},

@@ -13,7 +13,8 @@ import rasterio
 from rasterio.errors import NotGeoreferencedWarning
 from shapely.geometry.base import BaseGeometry
 
-from segray.storage import join, publish
+from segray.storage import publish
+from segray.uris import join
 
 CLASSES = [
     {"id": 0, "name": "land", "color": [200, 180, 90]},

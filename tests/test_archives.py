@@ -21,7 +21,8 @@ from segray.archives.images import is_image, read_header, read_image
 from segray.archives.options import ArchiveOptions
 from segray.errors import ImageError, SegrayError
 from segray.grid import Window
-from segray.storage import join, publish
+from segray.storage import publish
+from segray.uris import join
 
 RNG = np.random.default_rng(0)
 RGB = RNG.integers(0, 256, (24, 40, 3), dtype=np.uint8)

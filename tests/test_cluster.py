@@ -22,8 +22,9 @@ from running import ROOT, wait_for
 
 from segray.listing import list_files
 from segray.masks import decode_png
-from segray.storage import filesystem, join, publish, read_bytes
+from segray.storage import publish, read_bytes
 from segray.synthetic import CLASSES
+from segray.uris import filesystem, join
 
 RAY = str(Path(sys.executable).with_name("ray"))
 

@@ -21,7 +21,8 @@ from segray.archives import copies
 from segray.archives.copies import local_copy
 from segray.errors import ImageError, SegrayError
 from segray.listing import list_files
-from segray.storage import join, publish
+from segray.storage import publish
+from segray.uris import join
 
 DATA = np.random.default_rng(0).bytes(100_000)
 

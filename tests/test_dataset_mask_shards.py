@@ -32,7 +32,8 @@ from segray.networks import build_network
 from segray.plan import Item, Plan
 from segray.settings import EvaluateSettings
 from segray.shards import read_masks
-from segray.storage import File, join, publish, read_text, remove
+from segray.storage import File, publish, read_text, remove
+from segray.uris import join
 
 
 def segmented(uri: str, images: Sequence[Image], parts: dict[str, str] | None = None, **options: object) -> str:

@@ -27,8 +27,9 @@ from segray.datasets import DATASETS, labels, open_dataset, read
 from segray.errors import ImageError, LabelError, SegrayError
 from segray.grid import Window
 from segray.masks import IGNORE, Classes, encode_png
-from segray.storage import join, publish
+from segray.storage import publish
 from segray.synthetic import CLASSES, scene
+from segray.uris import join
 
 pytestmark = pytest.mark.filterwarnings("ignore::rasterio.errors.NotGeoreferencedWarning")
 

@@ -36,9 +36,10 @@ from segray.segmenter import Segmenter
 from segray.settings import EvaluateSettings
 from segray.showcase import Showcase
 from segray.split_rows import Split, ranges_of
-from segray.storage import exists, join, publish, read_bytes
+from segray.storage import exists, publish, read_bytes
 from segray.synthetic import CLASSES, scene
 from segray.tally import Measures, Tally, image_row
+from segray.uris import join
 from segray.work import Work
 
 IMAGES = 9  # in three ranges

@@ -26,8 +26,9 @@ from segray.masks import IGNORE, Classes, decode_png
 from segray.plan import Item
 from segray.segmenter import Segmenter
 from segray.shards import OK, MaskRow
-from segray.storage import join, publish
+from segray.storage import publish
 from segray.synthetic import scene
+from segray.uris import join
 
 SPEC = InputSpec(bands=(0, 1, 2), scale=1 / 255, mean=(0.5,) * 3, std=(0.2,) * 3, tile=128, overlap=16)
 CLASSES = Classes(names=("a", "b", "c"), colors=((0, 0, 0), (9, 0, 0), (0, 9, 0)))

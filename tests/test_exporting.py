@@ -26,7 +26,8 @@ from segray.listing import list_files
 from segray.scenes import Scene, open_masks
 from segray.settings import ExportSettings
 from segray.shards import shard_uri
-from segray.storage import exists, join, read_bytes, read_text
+from segray.storage import exists, read_bytes, read_text
+from segray.uris import join
 
 pytestmark = [
     pytest.mark.usefixtures("s3"),  # before Ray, whose workers get the environment in which it starts

@@ -21,7 +21,7 @@ LAYERS = {
         "details evidence photometric averaging batch_norm fusing counts transfer"
     ),
     "storage": (
-        "storage model_dir shards plan archives datasets exports export_tasks report settings command_line walk "
+        "storage uris model_dir shards plan archives datasets exports export_tasks report settings command_line walk "
         "summary reading loading expand inspection validation trainer training_job training_state training_remote "
         "training_console training_validation made_up peers tally showcase train_settings learner feeding "
         "scalars tracking publishing listing footprints places scenes split_rows store_errors scratch explaining"

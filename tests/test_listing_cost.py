@@ -22,7 +22,8 @@ from segray.archives.options import ArchiveOptions
 from segray.expand import SMALL_PICTURE_BYTES, Cutting, expand
 from segray.inputs import InputSpec
 from segray.listing import _walk_s3, list_files
-from segray.storage import File, join, publish
+from segray.storage import File, publish
+from segray.uris import join
 
 pytestmark = pytest.mark.usefixtures("own_copies")
 

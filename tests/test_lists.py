@@ -15,7 +15,8 @@ from web import served
 from segray.archives import open_archive
 from segray.archives.options import ArchiveOptions
 from segray.errors import SegrayError
-from segray.storage import File, join, publish, stat
+from segray.storage import File, publish, stat
+from segray.uris import join
 
 NAMES = ["s3://b/a 1.tif", "sub/ü.png", "/data/c.jpg", "d::e.png"]
 HREF = b'{"type": "Feature", "id": "x", "assets": {"a": {"href": %s}}}'

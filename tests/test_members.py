@@ -18,7 +18,8 @@ from segray.archives import tars
 from segray.archives.members import CONTAINERS
 from segray.errors import ImageError, SegrayError
 from segray.listing import list_files
-from segray.storage import File, join, publish, read_bytes, stat
+from segray.storage import File, publish, read_bytes, stat
+from segray.uris import join
 
 pytestmark = pytest.mark.usefixtures("own_copies")
 

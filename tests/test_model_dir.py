@@ -33,8 +33,9 @@ from segray.model_dir import (
     write_temperature,
 )
 from segray.networks import build_network
-from segray.storage import join, publish, read_bytes
+from segray.storage import publish, read_bytes
 from segray.store_errors import StoreError
+from segray.uris import join
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

@@ -18,7 +18,8 @@ from segray.archives.mosaic import header, level, occupied, occupied_blocks, rea
 from segray.errors import ImageError, SegrayError
 from segray.grid import BLENDS, Lattice, Window, blocks
 from segray.listing import list_files
-from segray.storage import File, join, publish, remove
+from segray.storage import File, publish, remove
+from segray.uris import join
 
 ZOOM, X, Y = 6, 33, 20
 ROWS, COLS = 3, 4

@@ -18,7 +18,8 @@ from segray.archives.images import read_header, read_image
 from segray.archives.rasters import read
 from segray.errors import ImageError
 from segray.grid import Window, windows
-from segray.storage import join, publish
+from segray.storage import publish
+from segray.uris import join
 
 PIXELS = np.random.default_rng(0).integers(1, 256, (3, 300, 400), dtype=np.uint8)
 PARTS = windows(300, 400, 70)

@@ -26,7 +26,8 @@ from segray.plan import (
     whole,
     write_files,
 )
-from segray.storage import File, join, publish
+from segray.storage import File, publish
+from segray.uris import join
 
 LATTICE = Lattice(64, 8)
 FILE = File("s3://b/scène 1.tif", 1000, "tag")

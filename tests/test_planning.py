@@ -17,8 +17,9 @@ from containers import tar_of, zip_of
 from segray.errors import SegrayError
 from segray.segmentation import segment
 from segray.settings import SegmentSettings
-from segray.storage import join, publish
+from segray.storage import publish
 from segray.synthetic import scene
+from segray.uris import join
 
 COUNT = 7
 

@@ -19,7 +19,8 @@ from segray.errors import ModelError
 from segray.inference import Inference
 from segray.model_dir import load_network, read_description
 from segray.programs import load_program
-from segray.storage import join, publish
+from segray.storage import publish
+from segray.uris import join
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

@@ -12,7 +12,8 @@ from fsspec.implementations.memory import MemoryFileSystem
 from segray.archives import ranges
 from segray.archives.ranges import StoredFile, read_range
 from segray.errors import ImageError
-from segray.storage import join, publish
+from segray.storage import publish
+from segray.uris import join
 
 DATA = np.random.default_rng(0).bytes(50_000)
 

@@ -28,7 +28,8 @@ from segray.errors import ImageError, MismatchError
 from segray.grid import Window
 from segray.inputs import InputSpec
 from segray.listing import list_files
-from segray.storage import join, publish
+from segray.storage import publish
+from segray.uris import join
 
 RNG = np.random.default_rng(0)
 RGB = RNG.integers(1, 256, (70, 90, 3), dtype=np.uint8)

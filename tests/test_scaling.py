@@ -13,7 +13,8 @@ from segray.errors import SegrayError
 from segray.masks import Classes, encode_png
 from segray.scaling import growth_table, lattice_table, memory_table
 from segray.settings import BenchmarkSettings
-from segray.storage import join, publish
+from segray.storage import publish
+from segray.uris import join
 
 SMALL = {"network": "encoder_decoder?width=4", "tile": 64, "overlap": 8, "window": 128, "actors": "1", "runs": 1}
 

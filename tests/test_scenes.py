@@ -27,7 +27,8 @@ from segray.shards import (
     shard_uri,
     write_shard,
 )
-from segray.storage import join, publish, remove
+from segray.storage import publish, remove
+from segray.uris import join
 
 BIG = Image(uri="/a/big.tif", mask=ids(230, 190), crs="EPSG:32633", transform=UTM)
 SMALL = [Image(uri=f"/a/s{k}.png", mask=ids(40 + k, 30, seed=k)) for k in range(4)]

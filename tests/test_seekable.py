@@ -13,7 +13,8 @@ from web import served
 from segray.archives.ranges import GAP_BYTES
 from segray.archives.seekable import MAX_STEP_BYTES, STEP_BYTES, Seekable
 from segray.errors import ImageError
-from segray.storage import join, publish
+from segray.storage import publish
+from segray.uris import join
 
 DATA = np.random.default_rng(0).bytes(3_000_000)
 

@@ -32,8 +32,9 @@ from segray.segmentation import _pictures_of, _run, segment, segment_work
 from segray.segmenter import Segmenter
 from segray.settings import SegmentSettings
 from segray.shards import CONFIDENCE, Place, mask_row, write_shard
-from segray.storage import File, join
+from segray.storage import File
 from segray.synthetic import scene
+from segray.uris import join
 
 
 @pytest.fixture(scope="module")

@@ -16,8 +16,9 @@ from segray.command_line import BAD_INPUT, DONE, FAILED, TOO_MANY_FAILED, parse,
 from segray.datasets import open_dataset
 from segray.errors import SegrayError
 from segray.settings import EvaluateSettings, ExportSettings, SegmentSettings, TrainSettings
-from segray.storage import join, publish
+from segray.storage import publish
 from segray.store_errors import StoreError
+from segray.uris import join
 
 SEGMENT = ["--model", "/m", "--archive", "s3://b/a/", "--output", "out"]
 TRAIN = ["--data", "/d", "--output", "/o"]

@@ -45,7 +45,8 @@ from segray.shards import (
     window_of,
     write_shard,
 )
-from segray.storage import exists, filesystem, read_bytes
+from segray.storage import exists, read_bytes
+from segray.uris import filesystem
 
 CLASSES = Classes(names=("ground", "house", "road"), colors=((0, 0, 0), (255, 0, 0), (9, 9, 9)))
 METADATA = {"classes": CLASSES.to_json(), "ignore_index": 255, "model": "abc", "settings": {"blend": "taper"}}

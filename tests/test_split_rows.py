@@ -12,8 +12,9 @@ from scene_sets import raster
 from segray.datasets import open_dataset
 from segray.masks import encode_png
 from segray.split_rows import BLOCK_BYTES, PICTURES, SCENE_BYTES, WHOLE_BYTES, Split, images_a_row, ranges_of
-from segray.storage import join, publish
+from segray.storage import publish
 from segray.synthetic import CLASSES, scene
+from segray.uris import join
 
 
 def test_large_samples_are_rows_of_their_own():

@@ -26,16 +26,7 @@ from segray.errors import SegrayError
 from segray.listing import files_if_any, list_files
 from segray.storage import (
     File,
-    absolute,
-    beside,
-    describe,
-    ending,
     exists,
-    filesystem,
-    is_chain,
-    is_local,
-    join,
-    local_path,
     publish,
     publish_file,
     read_bytes,
@@ -46,6 +37,8 @@ from segray.storage import (
     retry,
     stat,
 )
+from segray.store_errors import describe
+from segray.uris import absolute, beside, ending, filesystem, is_chain, is_local, join, local_path
 
 # In the order in which object stores sort keys: "-" < "." < "/" < "0".
 TREE = ["B.png", "a-b.png", "a.png", "a/b.png", "a/c/d.png", "a0.png", "b/x", "é.png", "水/1.tif"]

@@ -23,8 +23,9 @@ from segray.archives.ranges import read_range
 from segray.errors import ImageError, SegrayError
 from segray.expand import _known
 from segray.listing import files_if_any, list_files, names
-from segray.storage import File, exists, join, opened, publish, read_bytes, stat
+from segray.storage import File, exists, opened, publish, read_bytes, stat
 from segray.store_errors import StoreError, store_errors
+from segray.uris import join
 
 pytestmark = pytest.mark.usefixtures("no_pause")
 PICTURE = png(np.zeros((4, 5, 3), np.uint8))

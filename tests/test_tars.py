@@ -14,7 +14,8 @@ from segray.archives import tars
 from segray.archives.entries import MAX_MEMBER_BYTES
 from segray.errors import ImageError
 from segray.listing import list_files
-from segray.storage import join, publish
+from segray.storage import publish
+from segray.uris import join
 
 pytestmark = pytest.mark.usefixtures("own_copies")
 

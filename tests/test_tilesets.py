@@ -31,7 +31,8 @@ from segray.archives.tilesets import TILESETS
 from segray.archives.xyz import TMS, XYZ, tile_tree
 from segray.errors import ImageError, SegrayError
 from segray.listing import list_files
-from segray.storage import filesystem, join, publish
+from segray.storage import publish
+from segray.uris import filesystem, join
 
 # not square, not symmetric, with a hole; different places at each zoom
 PLACES = [(3, 1, 2), (3, 2, 2), (3, 4, 3), (5, 9, 11), (5, 9, 12), (5, 12, 11)]

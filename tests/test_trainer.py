@@ -34,7 +34,7 @@ from segray.networks import NETWORKS
 from segray.publishing import Publisher
 from segray.segmenter import Segmenter
 from segray.settings import TrainSettings
-from segray.storage import join, publish
+from segray.storage import publish
 from segray.synthetic import CLASSES, scene
 from segray.trainer import CHECK_EVERY, run
 from segray.training_job import Job, initial_network
@@ -49,6 +49,7 @@ from segray.training_state import (
     write_run,
 )
 from segray.training_validation import Validated, Validation, joined, validate_part
+from segray.uris import join
 from segray.workers import Place
 
 EPOCHS = 3

@@ -34,7 +34,7 @@ from segray.errors import SegrayError
 from segray.inspection import fingerprint
 from segray.listing import list_files
 from segray.settings import TrainSettings
-from segray.storage import FINAL_ERRORS
+from segray.store_errors import FINAL_ERRORS
 from segray.tracking import Tracking
 from segray.training import _Deaths, _shown, train
 from segray.training_console import Console

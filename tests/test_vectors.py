@@ -18,7 +18,8 @@ from segray.datasets.vectors import burn
 from segray.errors import LabelError
 from segray.footprints import EDGE, coordinates, point
 from segray.grid import Window
-from segray.storage import join, publish
+from segray.storage import publish
+from segray.uris import join
 
 SIDE = 100
 IMAGE = Header(height=SIDE, width=SIDE, bands=1, dtype="uint8", crs=UTM, transform=tuple(GRID)[:6])

@@ -26,7 +26,8 @@ from segray.masks import IGNORE, Classes, decode_png
 from segray.plan import Item, cut, whole
 from segray.segmenter import Segmenter
 from segray.shards import FAILED, NODATA, OK, MaskRow, mask_of
-from segray.storage import File, join, publish
+from segray.storage import File, publish
+from segray.uris import join
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

@@ -13,7 +13,7 @@ from containers import BODIES, CHANCE, body, put, zip_of
 from segray.archives import zips
 from segray.errors import ImageError
 from segray.listing import list_files
-from segray.storage import join
+from segray.uris import join
 
 
 def test_a_member_that_says_two_gigabytes_is_refused(tmp_path):

@@ -12,7 +12,8 @@ from PIL import Image
 from pmtiles.tile import Compression, TileType, zxy_to_tileid
 from pmtiles.writer import Writer
 
-from segray.storage import join, publish
+from segray.storage import publish
+from segray.uris import join
 
 KINDS = ("xyz", "tms", "mbtiles", "pmtiles")
 Tiles = dict[tuple[int, int, int], bytes]  # (zoom, x, y) -> bytes, y counted from the north

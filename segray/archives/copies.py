@@ -21,8 +21,8 @@ from pathlib import Path
 from segray.archives.entries import stored_range
 from segray.errors import ImageError, SegrayError
 from segray.listing import list_files
-from segray.storage import local_path
 from segray.store_errors import full_disk_named
+from segray.uris import local_path
 
 MAX_COPIES = max(8, 2 * (os.cpu_count() or 1))  # kept at a time; as many as a machine may read at once
 GRACE_S = 60.0  # a copy used more recently stays: its reader may be about to open it

@@ -8,7 +8,8 @@ import re
 from segray.archives import pictures, rasters
 from segray.archives.ranges import read_range, unreadable_told
 from segray.errors import ImageError
-from segray.storage import File, reason_of
+from segray.storage import File
+from segray.store_errors import reason_of
 
 MAX_MEMBER_BYTES = 2**30  # of a member that is read whole: a larger one is a bomb or not worth its memory
 IMAGES = pictures.ENDINGS | rasters.ENDINGS  # endings

@@ -9,8 +9,8 @@ from segray.archives.members import kind_of
 from segray.archives.options import ArchiveOptions
 from segray.errors import SegrayError
 from segray.listing import list_files
-from segray.storage import File, describe
-from segray.store_errors import at_fault
+from segray.storage import File
+from segray.store_errors import at_fault, describe
 
 
 class FilesArchive:

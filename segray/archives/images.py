@@ -16,7 +16,7 @@ from segray.archives.raster import Choose, Header, Raster, take_bands
 from segray.errors import ImageError
 from segray.grid import Window
 from segray.inputs import InputSpec, check_pixels
-from segray.storage import ending
+from segray.uris import ending
 
 TIFF = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")  # first bytes; + is BigTIFF
 

@@ -18,8 +18,9 @@ from segray.archives.members import kind_of
 from segray.archives.once import once
 from segray.archives.options import ArchiveOptions
 from segray.errors import SegrayError
-from segray.storage import FINAL_ERRORS, File, beside, describe, ending, filesystem, is_absolute, opened, retry
-from segray.store_errors import at_fault
+from segray.storage import File, opened, retry
+from segray.store_errors import FINAL_ERRORS, at_fault, describe
+from segray.uris import beside, ending, filesystem, is_absolute
 
 ENDINGS = (".txt", ".csv", ".parquet")
 COLUMNS = ("uri", "url", "path", "href", "image", "file", "filename", "location")  # the first one found is used

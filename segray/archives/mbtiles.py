@@ -18,7 +18,7 @@ from segray.archives.copies import local_copy
 from segray.archives.metadata import MERCATORS
 from segray.archives.xyz import MAX_ZOOM
 from segray.errors import ImageError
-from segray.storage import describe
+from segray.store_errors import describe
 
 FORMATS = ("png", "jpg", "jpeg", "webp")
 ROWS_AT_ONCE = 10_000

@@ -6,7 +6,8 @@ from collections.abc import Iterator
 from typing import Protocol
 
 from segray.archives import tables, tars, zips
-from segray.storage import File, bare, ending, is_chain
+from segray.storage import File
+from segray.uris import bare, ending, is_chain
 
 
 class Container(Protocol):

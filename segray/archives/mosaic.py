@@ -28,8 +28,9 @@ from segray.archives.xyz import XYZ
 from segray.errors import ImageError, SegrayError
 from segray.grid import Lattice, Window, block_cuts
 from segray.listing import list_files
-from segray.storage import FINAL_ERRORS, File, absolute, describe
-from segray.store_errors import at_fault
+from segray.storage import File
+from segray.store_errors import FINAL_ERRORS, at_fault, describe
+from segray.uris import absolute
 
 TREES = {kind: tiles for kind, tiles in TILESETS.items() if issubclass(tiles, XYZ)}
 TILE_SIZES = (256, 512)

@@ -25,7 +25,7 @@ from rasterio.errors import NodataShadowWarning, NotGeoreferencedWarning
 from rasterio.io import MemoryFile
 
 from segray.archives.ranges import StoredFile
-from segray.storage import filesystem, local_path
+from segray.uris import filesystem, local_path
 
 Result = TypeVar("Result")
 Span = tuple[int, int] | None  # (first byte, bytes) of a member of a file

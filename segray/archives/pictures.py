@@ -17,7 +17,8 @@ from segray.archives.raster import Header, Raster
 from segray.errors import ImageError
 from segray.grid import Window
 from segray.masks import PNG_SIGNATURE
-from segray.storage import describe, read_bytes, reason_of
+from segray.storage import read_bytes
+from segray.store_errors import describe, reason_of
 
 Source, Result = TypeVar("Source"), TypeVar("Result")
 ENDINGS = {".png", ".jpg", ".jpeg", ".webp", ".bmp"}

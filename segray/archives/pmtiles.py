@@ -23,7 +23,7 @@ from segray.archives.pmtiles_directory import MAX_BYTES, Directory, first_id, pa
 from segray.archives.ranges import StoredFile
 from segray.archives.xyz import MAX_ZOOM
 from segray.errors import ImageError
-from segray.storage import local_path
+from segray.uris import local_path
 
 HEADER_BYTES = 127
 MAX_DEPTH = 3  # directories on the way to a tile, besides the root

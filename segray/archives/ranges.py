@@ -15,8 +15,9 @@ from typing import TYPE_CHECKING
 from fsspec import AbstractFileSystem
 
 from segray.errors import ImageError
-from segray.storage import FINAL_ERRORS, filesystem, local_path, protocol_of, reason_of, retry
-from segray.store_errors import BEYOND_THE_END, code_of, store_errors, with_reason
+from segray.storage import retry
+from segray.store_errors import BEYOND_THE_END, FINAL_ERRORS, code_of, reason_of, store_errors, with_reason
+from segray.uris import filesystem, local_path, protocol_of
 
 if TYPE_CHECKING:
     from aiohttp import ClientResponse

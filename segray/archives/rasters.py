@@ -32,7 +32,8 @@ from segray.archives.raster import Choose, Header, Raster, take_bands
 from segray.errors import ImageError
 from segray.grid import Window
 from segray.resample import Scaling
-from segray.storage import FINAL_ERRORS, describe, ending, is_local
+from segray.store_errors import FINAL_ERRORS, describe
+from segray.uris import ending, is_local
 
 Result = TypeVar("Result")
 # The only GDAL driver that may open a file of that ending; never VRT or the like, which name other files and run code.

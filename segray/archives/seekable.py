@@ -8,7 +8,7 @@ import os
 
 from segray.archives.ranges import GAP_BYTES, StoredFile
 from segray.errors import ImageError
-from segray.storage import local_path
+from segray.uris import local_path
 
 STEP_BYTES = 2**12  # of a read after a jump; holds a header with its extensions
 MAX_STEP_BYTES = 2**20

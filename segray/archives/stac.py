@@ -14,7 +14,8 @@ from segray.archives.lists import listed
 from segray.archives.once import once
 from segray.archives.options import ArchiveOptions
 from segray.errors import SegrayError
-from segray.storage import File, ending, read_text
+from segray.storage import File, read_text
+from segray.uris import ending
 
 ROLES = ("data", "visual")  # of an asset that holds imagery, the preferred one first
 WEB = ("http://", "https://")

@@ -16,7 +16,8 @@ from segray.archives.entries import damaged
 from segray.archives.ranges import unreadable_told
 from segray.archives.seekable import Seekable
 from segray.errors import ImageError, SegrayError
-from segray.storage import FINAL_ERRORS, File, reason_of
+from segray.storage import File
+from segray.store_errors import FINAL_ERRORS, reason_of
 
 ENDINGS = (".parquet",)
 USUAL = ("image", "img", "bytes", "data", "content", "jpg", "png")  # preferred among several columns, best first

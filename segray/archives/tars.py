@@ -11,7 +11,9 @@ from segray.archives.copies import local_copy
 from segray.archives.entries import damaged, is_wanted, stored_range, too_large
 from segray.archives.seekable import Seekable
 from segray.errors import ImageError
-from segray.storage import FINAL_ERRORS, File, bare
+from segray.storage import File
+from segray.store_errors import FINAL_ERRORS
+from segray.uris import bare
 
 ENDINGS = (".tar", ".tar.gz", ".tgz")
 BLOCK = tarfile.BLOCKSIZE

@@ -11,7 +11,8 @@ from itertools import islice
 from segray.archives.entries import IMAGES
 from segray.errors import SegrayError
 from segray.listing import address, list_files
-from segray.storage import File, exists, filesystem, is_local, join, read_bytes, read_text, retry
+from segray.storage import File, exists, read_bytes, read_text, retry
+from segray.uris import filesystem, is_local, join
 
 ENDINGS = ("png", "jpg", "jpeg", "webp")
 MAX_ZOOM = 30  # beyond, a tile is smaller than a coin

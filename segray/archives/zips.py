@@ -12,7 +12,8 @@ from segray.archives import entries
 from segray.archives.entries import damaged, is_wanted, stored_range, too_large
 from segray.archives.seekable import Seekable
 from segray.errors import ImageError
-from segray.storage import FINAL_ERRORS, File
+from segray.storage import File
+from segray.store_errors import FINAL_ERRORS
 
 ENDINGS = (".zip",)
 METHODS = {zipfile.ZIP_STORED: "stored", zipfile.ZIP_DEFLATED: "deflated"}

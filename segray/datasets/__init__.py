@@ -14,7 +14,7 @@ from segray.datasets.sample import Dataset, Labelled, Sample
 from segray.datasets.scenes import ScenesDataset
 from segray.errors import LabelError, SegrayError
 from segray.masks import IGNORE
-from segray.storage import absolute
+from segray.uris import absolute
 
 __all__ = ["DATASETS", "Dataset", "Labelled", "Sample", "open_dataset", "read"]
 

@@ -13,7 +13,8 @@ from segray.datasets.pairs import by_stem
 from segray.datasets.sample import Sample
 from segray.errors import LabelError, SegrayError
 from segray.masks import IGNORE, Classes
-from segray.storage import exists, join
+from segray.storage import exists
+from segray.uris import join
 
 IMAGES, IMAGE_END = "leftImg8bit", "_leftImg8bit.png"
 LABELS = {"fine": "gtFine", "coarse": "gtCoarse"}

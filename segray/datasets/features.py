@@ -20,7 +20,9 @@ from segray.archives.kept import Kept
 from segray.datasets.regrid import half_turn_of
 from segray.errors import ImageError, LabelError, SegrayError
 from segray.listing import files_if_any
-from segray.storage import describe, ending, read_bytes
+from segray.storage import read_bytes
+from segray.store_errors import describe
+from segray.uris import ending
 
 if TYPE_CHECKING:
     from geopandas import GeoDataFrame

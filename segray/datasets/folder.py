@@ -11,7 +11,8 @@ from segray.datasets.labels import decode, is_label, read_labels
 from segray.datasets.pairs import LEGEND, check_split, kinds_of_labels, pairs
 from segray.datasets.sample import Sample
 from segray.masks import Classes
-from segray.storage import exists, join, read_text
+from segray.storage import exists, read_text
+from segray.uris import join
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -19,7 +19,9 @@ from segray.archives.pictures import BROKEN, PACKED_GREY
 from segray.errors import ImageError, LabelError
 from segray.grid import Window
 from segray.masks import IGNORE, Classes, colors_to_mask, ids_to_mask
-from segray.storage import FINAL_ERRORS, describe, ending, exists, is_local, read_bytes
+from segray.storage import exists, read_bytes
+from segray.store_errors import FINAL_ERRORS, describe
+from segray.uris import ending, is_local
 
 PICTURES, RASTERS = {".png", ".bmp"}, {".tif", ".tiff"}
 ENDINGS = PICTURES | RASTERS

@@ -22,7 +22,8 @@ from segray.grid import Window
 from segray.masks import Classes
 from segray.scenes import Masks, Scene, SceneReader, open_masks, pieces_of, scene_in, whole
 from segray.shards import OK, shard_uri
-from segray.storage import exists, join
+from segray.storage import exists
+from segray.uris import join
 
 SHARES = {"train": 0.8, "val": 0.9, "test": 1.0}  # where each split ends, see `place_of`
 THREADS = 16

@@ -9,7 +9,8 @@ from collections.abc import Callable, Iterator
 from segray.archives.images import is_image
 from segray.errors import SegrayError
 from segray.listing import files_if_any, names
-from segray.storage import File, filesystem, join
+from segray.storage import File
+from segray.uris import filesystem, join
 
 LEGEND = "classes.json"
 SPLITS = ("train", "val", "test")

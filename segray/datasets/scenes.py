@@ -26,7 +26,8 @@ from segray.errors import LabelError, SegrayError
 from segray.grid import Window
 from segray.listing import files_if_any, names
 from segray.masks import IGNORE, Classes
-from segray.storage import ending, exists, join, read_text
+from segray.storage import exists, read_text
+from segray.uris import ending, join
 
 STRIPE_PIXELS = 2**20  # brought to the image's grid at a time, at some 50 bytes each
 

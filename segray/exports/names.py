@@ -7,7 +7,8 @@ import posixpath
 import re
 
 from segray.archives.entries import IMAGES
-from segray.storage import TEMPORARY_BYTES, is_chain
+from segray.storage import TEMPORARY_BYTES
+from segray.uris import is_chain
 
 UNSAFE = re.compile(r'[\x00-\x1f\x7f\\:*?"<>|\[\]]')  # not allowed in some file systems, or patterns of fsspec
 CONFIDENCE_STEM = ".confidence"  # what the stems of confidence's files end with, and those of no others
