@@ -20,27 +20,27 @@ from segray.optimizer import make_optimizer
 from segray.sampling import share
 from segray.schedules import learning_rate
 from segray.training_job import Job
-from segray.workers import Place
+from segray.workers import Worker
 
 
 class Learner:
     """What a worker trains. precision: bf16 or fp32, the same on all workers; model(): what is validated, published."""
 
-    def __init__(self, job: Job, place: Place, *, pretrained: bool = True) -> None:
+    def __init__(self, job: Job, worker: Worker, *, pretrained: bool = True) -> None:
         """pretrained: see `Job.network`."""
-        self.job, self.place, settings = job, place, job.settings
-        fast = place.all_agree(default_precision(place.device.type) == "bf16")
+        self.job, self.worker, settings = job, worker, job.settings
+        fast = worker.all_agree(default_precision(worker.device.type) == "bf16")
         self.precision = settings.precision or ("bf16" if fast else "fp32")
-        with place.together():
+        with worker.together():
             network = job.network(pretrained=pretrained)
         self.reduce = getattr(network, "reduce", 1)  # in training it has logits of every reduce-th pixel only
-        self.network = network.to(place.device, memory_format=torch.channels_last)
+        self.network = network.to(worker.device, memory_format=torch.channels_last)
         self.average = WeightAverage(self.network, decay=settings.ema)
-        if place.world_size > 1:
-            self.network = synchronise(self.network, gpu=place.device.type == "cuda")
+        if worker.world_size > 1:
+            self.network = synchronise(self.network, gpu=worker.device.type == "cuda")
         if settings.compile:
             self.network.compile(dynamic=False)
-        self.parallel = place.parallel(self.network)
+        self.parallel = worker.parallel(self.network)
         self.optimizer = make_optimizer(
             self.network,
             name=settings.optimizer,
@@ -50,7 +50,7 @@ class Learner:
         )
         weights = job.class_weights()
         self.loss = make_loss(
-            settings.loss_terms, None if weights is None else torch.tensor(weights, device=place.device)
+            settings.loss_terms, None if weights is None else torch.tensor(weights, device=worker.device)
         )
 
     def model(self) -> nn.Module:
@@ -88,8 +88,8 @@ class Learner:
         for group in self.optimizer.param_groups:
             group["lr"] = self.rate(step)
         # the loss is a mean over all workers' valid pixels, but gradients are averaged over workers: hence world_size
-        factor = self.place.world_size / self.place.sum(count).clamp(min=1)
-        drawn, loss_sum = self._drawn(epoch, index), torch.zeros((), device=self.place.device)
+        factor = self.worker.world_size / self.worker.sum(count).clamp(min=1)
+        drawn, loss_sum = self._drawn(epoch, index), torch.zeros((), device=self.worker.device)
         self.optimizer.zero_grad()
         for part in self._parts(len(mask)):
             with self._sharing(part.stop == len(mask)):
@@ -116,11 +116,11 @@ class Learner:
 
     def _drawn(self, epoch: int, index: int) -> Tensor | None:
         """The random numbers of photometric augmentation for each of this worker's crops; None without it."""
-        settings, place = self.job.settings, self.place
+        settings, worker = self.job.settings, self.worker
         if not settings.photometric:
             return None
         return photometric.draw(
-            share(index, batch_size=settings.batch_size, rank=place.rank, world_size=place.world_size),
+            share(index, batch_size=settings.batch_size, rank=worker.rank, world_size=worker.world_size),
             bands=len(self.job.spec.bands),
             strength=settings.photometric,
             seed=settings.seed,
@@ -129,7 +129,7 @@ class Learner:
 
     def _parts(self, crops: int) -> list[slice]:
         """The crops of each pass through the network; all workers make as many passes, whatever their share."""
-        count = min(self.job.settings.accumulate, self.job.settings.batch_size // self.place.world_size)
+        count = min(self.job.settings.accumulate, self.job.settings.batch_size // self.worker.world_size)
         return [slice(k * crops // count, (k + 1) * crops // count) for k in range(count)]
 
     def _prepared(self, batch: Batch, part: slice, drawn: Tensor | None) -> Tensor:
@@ -142,16 +142,16 @@ class Learner:
 
     def _sharing(self, shared: bool) -> AbstractContextManager:
         """A block whose backward pass averages gradients over the workers (shared) or only adds up this worker's."""
-        return nullcontext() if shared or self.place.world_size == 1 else self.parallel.no_sync()
+        return nullcontext() if shared or self.worker.world_size == 1 else self.parallel.no_sync()
 
     def _forward(self, x: Tensor) -> Tensor | dict[str, Tensor]:
         try:
-            with torch.autocast(self.place.device.type, torch.bfloat16, enabled=self.precision == "bf16"):
+            with torch.autocast(self.worker.device.type, torch.bfloat16, enabled=self.precision == "bf16"):
                 return self.parallel(x)
         except ValueError as error:  # a batch too small for BatchNorm; the same on every worker
             raise SegrayError(str(error)) from error
 
     def _to_device(self, tensor: Tensor) -> Tensor:
-        if self.place.device.type == "cpu":
+        if self.worker.device.type == "cpu":
             return tensor
-        return tensor.pin_memory().to(self.place.device, non_blocking=True)
+        return tensor.pin_memory().to(self.worker.device, non_blocking=True)

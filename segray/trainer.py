@@ -22,7 +22,7 @@ from segray.stopwatch import Stopwatch
 from segray.training_job import Job
 from segray.training_state import load_state, newest_state, save_state
 from segray.training_validation import Elsewhere, Validation, joined, validate_part
-from segray.workers import Place
+from segray.workers import Worker
 
 CHECK_EVERY = 16  # steps between looks at the loss, each of which makes the host wait for the device
 REPORT_EVERY_S = 60.0  # seconds between pages, before the last epoch
@@ -32,7 +32,7 @@ LOSS, PIXELS, NORM, FAILED = range(4)  # what is summed over steps and workers
 Report = Callable[[dict], None]
 
 
-def run(job: Job, place: Place, *, report: Report, elsewhere: Elsewhere | None = None) -> None:
+def run(job: Job, worker: Worker, *, report: Report, elsewhere: Elsewhere | None = None) -> None:
     """Train from the newest state to the last epoch.
 
     report: called on every worker with {"epoch", "step", "resumed": True} if there was a state, and with {"epoch",
@@ -40,15 +40,15 @@ def run(job: Job, place: Place, *, report: Report, elsewhere: Elsewhere | None =
     epoch, perhaps again after a restart. elsewhere: validates while the next epoch is trained; None: the workers
     validate between epochs. SegrayError, on every worker, when data cannot be used or the loss is no longer finite.
     """
-    torch.set_num_threads(place.cores)  # before the loader's threads begin: each thread has its own setting
-    if place.device.type == "cpu":
+    torch.set_num_threads(worker.cores)  # before the loader's threads begin: each thread has its own setting
+    if worker.device.type == "cpu":
         keep_memory()
-    with reading_threads(reader_count(place.cores)) as pool, Publisher() as publisher:
-        trainer = Trainer(job, place, pool=pool, publisher=publisher, report=report, elsewhere=elsewhere)
+    with reading_threads(reader_count(worker.cores)) as pool, Publisher() as publisher:
+        trainer = Trainer(job, worker, pool=pool, publisher=publisher, report=report, elsewhere=elsewhere)
         if trainer.resume():
             step = trainer.epoch * job.steps + trainer.progress.steps
             report({"epoch": trainer.epoch, "step": step, "resumed": True})
-            if place.rank == 0 and trainer.record.history:
+            if worker.rank == 0 and trainer.record.history:
                 report(trainer.record.history[-1])  # it may not have been reported
         with closing(trainer.batches()) as batches:
             while trainer.epoch < job.settings.epochs:
@@ -73,7 +73,7 @@ class Trainer:
     def __init__(
         self,
         job: Job,
-        place: Place,
+        worker: Worker,
         *,
         pool: ThreadPoolExecutor,
         publisher: Publisher,
@@ -81,12 +81,12 @@ class Trainer:
         elsewhere: Elsewhere | None,
     ) -> None:
         """report, elsewhere: see `run`."""
-        self.job, self.place, self.pool, self.publisher = job, place, pool, publisher
+        self.job, self.worker, self.pool, self.publisher = job, worker, pool, publisher
         self.report, self.elsewhere = report, elsewhere
-        with place.together():
-            newest = newest_state(job.settings.output) if place.rank == 0 else (0, 0)
-        self.newest = place.gather(newest)[0]  # as rank 0 sees it
-        self.learner = Learner(job, place, pretrained=self.newest == (0, 0))
+        with worker.together():
+            newest = newest_state(job.settings.output) if worker.rank == 0 else (0, 0)
+        self.newest = worker.gather(newest)[0]  # as rank 0 sees it
+        self.learner = Learner(job, worker, pretrained=self.newest == (0, 0))
         self.epoch, self.record, self.progress = 0, Record(), Progress()
         self.watch = Stopwatch()
         self.page_at = self.saved_at = time.monotonic()
@@ -97,9 +97,9 @@ class Trainer:
         epoch, step = self.newest
         if (epoch, step) == (0, 0):
             return False
-        with self.place.together():
+        with self.worker.together():
             state = load_state(self.job.settings.output, epoch, step)
-            if self.place.rank == 0:
+            if self.worker.rank == 0:
                 restore_metrics(self.job, state)
                 if step == 0:
                     restore_model(self.job, state)
@@ -110,9 +110,9 @@ class Trainer:
 
     def batches(self) -> Iterator[Batch]:
         """This worker's batches for all steps from here to the end of the training."""
-        job, place = self.job, self.place
+        job, worker = self.job, self.worker
         steps = range(self.epoch * job.steps + self.progress.steps, job.settings.epochs * job.steps)
-        return job.batches(self.pool, steps=steps, rank=place.rank, world_size=place.world_size)
+        return job.batches(self.pool, steps=steps, rank=worker.rank, world_size=worker.world_size)
 
     def run_epoch(self, batches: Iterator[Batch]) -> None:
         """Train one epoch, validate it or have it validated, and commit it while the next one is trained."""
@@ -123,31 +123,31 @@ class Trainer:
         points, unscored = self.progress.points, self._header()
         self.progress, self.epoch = Progress(), self.epoch + 1
         with self.watch.during(PUBLISHING):
-            copy = self._state() if self.place.rank == 0 else {}
+            copy = self._state() if self.worker.rank == 0 else {}
         with self.watch.during(VALIDATION):
             validation = self._validation(copy)
         with self.watch.during(PUBLISHING):
             self.wait_for_publication()
         row = self._row(loss)
-        if self.place.rank == 0:
+        if self.worker.rank == 0:
             self._publish(row, points, validation, copy, {**copy, **unscored} if self.elsewhere else {})
 
     def wait_for_publication(self) -> None:
         """Wait until every publication begun so far is done; every worker must call this."""
-        while not self.place.all_agree(self.publisher.done_within(WAIT_S)):
+        while not self.worker.all_agree(self.publisher.done_within(WAIT_S)):
             continue
-        with self.place.together():
+        with self.worker.together():
             self.publisher.wait()
 
     def _train(self, batches: Iterator[Batch]) -> float:
         """Train the rest of an epoch; the mean loss of the epoch's valid pixels over all workers."""
         job, progress, epoch = self.job, self.progress, self.epoch + 1
         self.learner.parallel.train()
-        sums = torch.zeros(3, dtype=torch.float64, device=self.place.device)
+        sums = torch.zeros(3, dtype=torch.float64, device=self.worker.device)
         for index in range(progress.steps, job.steps):
             batch = self._next(batches)
             step = self.epoch * job.steps + index
-            torch.manual_seed(worker_seed(job.settings.seed, step, self.place.rank))
+            torch.manual_seed(worker_seed(job.settings.seed, step, self.worker.rank))
             sums += self.learner.step(batch, epoch=epoch, index=index)
             if (index + 1) % CHECK_EVERY == 0 or index + 1 == job.steps:
                 total = self._checked(sums, step)
@@ -163,16 +163,16 @@ class Trainer:
 
     def _next(self, batches: Iterator[Batch]) -> Batch:
         """The next batch; after an error an empty one, until all workers stop together in `_checked`."""
-        settings, place = self.job.settings, self.place
+        settings, worker = self.job.settings, self.worker
         if self.met is None:
             try:
                 with self.watch.during(WAITING):
                     return next(batches)
             except SegrayError as error:
-                if place.world_size == 1:
+                if worker.world_size == 1:
                     raise
                 self.met = error
-        crops = share(0, batch_size=settings.batch_size, rank=place.rank, world_size=place.world_size)
+        crops = share(0, batch_size=settings.batch_size, rank=worker.rank, world_size=worker.world_size)
         return void_batch(len(crops), len(self.job.spec.bands), settings.crop)
 
     def _checked(self, sums: torch.Tensor, step: int) -> list[float]:
@@ -183,9 +183,9 @@ class Trainer:
             except SegrayError as error:
                 self.met = error
         failed = sums.new_tensor([float(self.met is not None)])
-        total = self.place.sum(torch.cat([sums, failed])).tolist()
+        total = self.worker.sum(torch.cat([sums, failed])).tolist()
         if total[FAILED]:
-            self.place.raise_everywhere(self.met)
+            self.worker.raise_everywhere(self.met)
         if not math.isfinite(total[LOSS] + total[NORM]):
             raise SegrayError(
                 f"the loss is no longer finite at step {step + 1} (epoch {self.epoch + 1}); lower --lr, which is "
@@ -195,33 +195,33 @@ class Trainer:
 
     def _validation(self, state: dict) -> Validation | None:
         """Validate the finished epoch here or, on rank 0, begin to validate its state elsewhere."""
-        place, job = self.place, self.job
+        worker, job = self.worker, self.job
         if self.elsewhere is not None:
             self.wait_for_publication()  # so that only one is under way there at a time
-            return self.elsewhere(job, weights_of(state), state["precision"]) if place.rank == 0 else None
-        with place.together():
+            return self.elsewhere(job, weights_of(state), state["precision"]) if worker.rank == 0 else None
+        with worker.together():
             part = validate_part(
                 job,
                 self.learner.model(),
-                job.val[place.rank :: place.world_size],
-                device=place.device,
+                job.val[worker.rank :: worker.world_size],
+                device=worker.device,
                 precision=self.learner.precision,
                 pool=self.pool,
             )
-        validated = joined(job, place.gather(part))
+        validated = joined(job, worker.gather(part))
         return lambda: validated
 
     def _row(self, loss: float) -> dict:
         """The row of metrics.jsonl of the finished epoch, without its scores."""
         settings, steps, seconds = self.job.settings, self.job.steps, self.watch.seconds
-        trained, waited = seconds[WAITING] + seconds[STEPS], torch.tensor(seconds[WAITING], device=self.place.device)
+        trained, waited = seconds[WAITING] + seconds[STEPS], torch.tensor(seconds[WAITING], device=self.worker.device)
         return {
             "epoch": self.epoch,
             "step": self.epoch * steps,
             "loss": loss,
             "lr": self.learner.rate(self.epoch * steps - 1),
             "samples_per_s": steps * settings.batch_size / trained,
-            "data_wait_share": self.place.sum(waited).item() / self.place.world_size / trained,
+            "data_wait_share": self.worker.sum(waited).item() / self.worker.world_size / trained,
             "stage_seconds": {stage: seconds[stage] for stage in STAGES},
             "seconds": sum(seconds.values()),
         }
@@ -248,7 +248,7 @@ class Trainer:
     def _save_now_and_then(self) -> None:
         """Begin to save a state within the epoch if the last is --save_minutes old and nothing is being published."""
         late = time.monotonic() - self.saved_at > 60 * self.job.settings.save_minutes
-        if self.place.rank or not late or self.publisher.busy:
+        if self.worker.rank or not late or self.publisher.busy:
             return
         with self.watch.during(PUBLISHING):
             state, self.saved_at = {**self._state(), **self.record.state()}, time.monotonic()

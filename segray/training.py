@@ -45,7 +45,7 @@ from segray.training_remote import Board, weights_fit
 from segray.training_state import compared, finished, read_history, read_run, write_run
 from segray.uris import absolute, join
 from segray.validators import Validators
-from segray.workers import Place
+from segray.workers import Worker
 
 log = logging.getLogger("segray")
 POLL_S = 0.5  # how often the driver asks for progress
@@ -222,7 +222,7 @@ def _is_death(error: Exception) -> bool:
 def _worker(config: dict) -> None:
     """What Ray Train runs in each worker.
 
-    A SegrayError is raised on all workers at once (see `workers.Place`): they tell the driver and return, since a retry
+    A SegrayError is raised on all workers at once (see `workers.Worker`): they tell the driver and return, since a retry
     would not help. One that lacks GPU memory or a compiler ends: Ray restarts the group, which returns at once.
     """
     board, context = config["board"], ray.train.get_context()
@@ -232,7 +232,7 @@ def _worker(config: dict) -> None:
     from segray.trainer import run  # takes as long to import as torch, and the driver does not need it
 
     device = ray.train.torch.get_device()
-    place = Place(
+    worker = Worker(
         rank=context.get_world_rank(),
         world_size=context.get_world_size(),
         device=device,
@@ -240,12 +240,12 @@ def _worker(config: dict) -> None:
     )
 
     def report(values: dict) -> None:
-        if place.rank == 0:
+        if worker.rank == 0:
             ray.get(board.add.remote(values))  # waits, so that the last one arrives before this process ends
 
     validators = config["validators"]
     try:
-        run(ray.get(config["job"]), place, report=report, elsewhere=validators.begin if validators.actors else None)
+        run(ray.get(config["job"]), worker, report=report, elsewhere=validators.begin if validators.actors else None)
     except SegrayError as error:
         ray.get(board.fail.remote(str(error)))
     except torch.OutOfMemoryError:

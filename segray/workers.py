@@ -1,4 +1,4 @@
-"""What training workers share: their place, sums over all of them, and errors that end them all at once."""
+"""What training workers share: who they are, sums over all of them, and errors that end them all at once."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ Value = TypeVar("Value")
 
 
 @dataclass(frozen=True, kw_only=True)
-class Place:
+class Worker:
     """A worker's rank among world_size, its device, and how many CPU cores it may use."""
 
     rank: int = 0

@@ -24,7 +24,7 @@ from segray.regions import whole_image
 from segray.segmenter import Segmenter
 from segray.trainer import run
 from segray.training_state import load_state, read_history
-from segray.workers import Place
+from segray.workers import Worker
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 GPU = torch.device("cuda")
@@ -136,7 +136,7 @@ def test_every_loss_trains(loss: str, labelled_folder: str, tmp_path: Path) -> N
         labelled_folder, str(tmp_path / "out"), network="unet?width=16&depth=3", precision="bf16", loss=loss,
         epochs=12, crop=64, photometric=0.3, lr=3e-3,
     )  # fmt: skip
-    run(job, Place(device=GPU), report=silent)
+    run(job, Worker(device=GPU), report=silent)
     history = read_history(job.settings.output)
     assert history[-1]["loss"] < 0.9 * history[0]["loss"]
     assert max(row["val_miou"] for row in history) > 0.3
@@ -148,13 +148,13 @@ def test_every_network_takes_a_step(name: str, labelled_folder: str, tmp_path: P
     if name == "smp":
         pytest.importorskip("segmentation_models_pytorch")
     job = make_job(labelled_folder, str(tmp_path / "out"), network=network, precision="bf16", epochs=1, crop=64)
-    run(job, Place(device=GPU), report=silent)
+    run(job, Worker(device=GPU), report=silent)
     assert np.isfinite(read_history(job.settings.output)[-1]["loss"])
 
 
 def test_a_compiled_training_learns(labelled_folder: str, tmp_path: Path) -> None:
     job = make_job(labelled_folder, str(tmp_path / "out"), precision="bf16", compile=True, epochs=12, lr=0.01)
-    run(job, Place(device=GPU), report=silent)
+    run(job, Worker(device=GPU), report=silent)
     history = read_history(job.settings.output)
     assert history[-1]["loss"] < 0.8 * history[0]["loss"]
 
@@ -166,10 +166,10 @@ def test_an_interrupted_training_continues(labelled_folder: str, tmp_path: Path)
         if report.get("epoch") == 2 and "val_miou" in report:
             raise Interrupted
 
-    run(jobs[0], Place(device=GPU), report=silent)
+    run(jobs[0], Worker(device=GPU), report=silent)
     with pytest.raises(Interrupted):
-        run(jobs[1], Place(device=GPU), report=stop)
-    run(jobs[1], Place(device=GPU), report=silent)
+        run(jobs[1], Worker(device=GPU), report=stop)
+    run(jobs[1], Worker(device=GPU), report=silent)
     whole, resumed = (load_state(job.settings.output, job.settings.epochs) for job in jobs)
     assert [row["epoch"] for row in resumed["history"]] == [1, 2, 3]
     for name, tensor in whole["network"].items():
@@ -190,6 +190,6 @@ def test_distributed_parts_work_with_nccl(tmp_path: Path) -> None:
         logits = outputs if isinstance(outputs, torch.Tensor) else outputs["out"]
         logits.float().square().mean().backward()
         assert all(torch.isfinite(p.grad).all() for p in network.parameters() if p.grad is not None)
-        assert Place(device=GPU).all_agree(True)
+        assert Worker(device=GPU).all_agree(True)
     finally:
         dist.destroy_process_group()

@@ -9,7 +9,7 @@ from test_trainer import job, make_job  # noqa: F401 the former is a fixture
 from segray.learner import Learner
 from segray.loading import Batch
 from segray.training_job import Job
-from segray.workers import Place
+from segray.workers import Worker
 
 
 @pytest.fixture
@@ -23,7 +23,7 @@ def batch() -> Batch:
 
 def test_gradients_are_clipped(labelled_folder, tmp_path, batch):
     recipe = {"optimizer": "sgd", "momentum": 0.0, "weight_decay": 0.0, "lr": 0.1, "schedule": "constant"}
-    learner = Learner(make_job(labelled_folder, str(tmp_path / "trained"), **recipe, clip=1e-3), Place())
+    learner = Learner(make_job(labelled_folder, str(tmp_path / "trained"), **recipe, clip=1e-3), Worker())
     before = [weights.detach().clone() for weights in learner.network.parameters()]
     assert learner.step(batch, epoch=1, index=0)[2] > 1e-2  # the norm before clipping
     moved = [(now - then).square().sum() for now, then in zip(learner.network.parameters(), before)]
@@ -31,19 +31,19 @@ def test_gradients_are_clipped(labelled_folder, tmp_path, batch):
 
 
 def test_what_has_no_data_keeps_no_colour(labelled_folder, tmp_path, batch):
-    learner = Learner(make_job(labelled_folder, str(tmp_path / "trained"), photometric=1.0), Place())
+    learner = Learner(make_job(labelled_folder, str(tmp_path / "trained"), photometric=1.0), Worker())
     plain, changed = (learner._prepared(batch, slice(0, 4), drawn) for drawn in (None, learner._drawn(1, 0)))
     assert not changed[:, :, :9].any() and not torch.allclose(changed[:, :, 9:], plain[:, :, 9:])
 
 
 def test_a_training_goes_on_in_the_precision_it_began_with(job: Job):  # noqa: F811
-    learner = Learner(job, Place())
+    learner = Learner(job, Worker())
     learner.load({**learner.state(), "precision": "bf16"})
     assert learner.precision == "bf16"
 
 
 def test_the_average_knows_the_step_of_the_whole_training(job: Job, batch, monkeypatch):  # noqa: F811
-    learner, steps = Learner(job, Place()), []
+    learner, steps = Learner(job, Worker()), []
     monkeypatch.setattr(learner.average, "update", steps.append)
     learner.step(batch, epoch=3, index=1)
     assert steps == [2 * job.steps + 1]

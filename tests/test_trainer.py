@@ -50,7 +50,7 @@ from segray.training_state import (
 )
 from segray.training_validation import Validated, Validation, joined, validate_part
 from segray.uris import join
-from segray.workers import Place
+from segray.workers import Worker
 
 EPOCHS = 3
 
@@ -72,7 +72,7 @@ def silent(report: dict) -> None:
 
 def run_job(job: Job, report: Callable[[dict], None] = silent) -> dict:
     """Train to the end; the last state."""
-    run(job, Place(), report=report)
+    run(job, Worker(), report=report)
     return load_state(job.settings.output, job.settings.epochs)
 
 
@@ -245,7 +245,7 @@ def test_validated_elsewhere_a_training_writes_the_same(
         if order[-1] == ("steps", 2):
             trained.set()
 
-    run(job, Place(), report=report, elsewhere=elsewhere)
+    run(job, Worker(), report=report, elsewhere=elsewhere)
     assert len(begun) == EPOCHS
     assert order.index(("steps", 2)) < order.index(("row", 1)) < order.index(("row", 2)) < order.index(("row", 3))
     assert same(load_state(job.settings.output, EPOCHS), undisturbed)
@@ -289,7 +289,7 @@ def test_settings_reach_augmentation_loss_and_compiler(
     assert job.augment().scale_range == (1.0, 1.5)
     weights, pixels = job.class_weights(), job.inspection.class_pixels
     assert weights.index(max(weights)) == pixels.index(min(pixels))
-    learner = Learner(job, Place())
+    learner = Learner(job, Worker())
     assert compiled == [learner.network]
     assert make_job(labelled_folder, str(tmp_path)).class_weights() is None
 
@@ -356,7 +356,7 @@ def test_pretrained_weights_are_fetched_at_the_beginning_alone(job: Job, monkeyp
 def work(rank: int, folder: Path) -> None:
     """One of two workers that train."""
     job = torch.load(folder / "job.pt", weights_only=False)
-    run(job, Place(rank=rank, world_size=2), report=silent)
+    run(job, Worker(rank=rank, world_size=2), report=silent)
 
 
 def test_killed_while_it_is_validated_elsewhere_a_training_continues_at_the_end_of_the_epoch(
@@ -371,7 +371,7 @@ def test_killed_while_it_is_validated_elsewhere_a_training_continues_at_the_end_
         return wait
 
     with pytest.raises(Interrupted):
-        run(job, Place(), report=silent, elsewhere=elsewhere)
+        run(job, Worker(), report=silent, elsewhere=elsewhere)
     assert newest_state(job.settings.output) == (0, job.steps)
     assert read_history(job.settings.output) == []
     reports = []
@@ -392,7 +392,7 @@ def work_and_fail(rank: int, folder: Path) -> None:
         return wait
 
     with pytest.raises(SegrayError, match="id 77"):
-        run(job, Place(rank=rank, world_size=2), report=silent, elsewhere=elsewhere)
+        run(job, Worker(rank=rank, world_size=2), report=silent, elsewhere=elsewhere)
     (folder / f"ended-{rank}").touch()
 
 

@@ -36,7 +36,7 @@ Box = tuple[float, float, float, float]  # left, bottom, right, top
 
 
 @dataclass(frozen=True, kw_only=True)
-class Place:
+class MappedScene:
     """A scene on the map. boxes: longitude and latitude in degrees, two where it crosses the antimeridian.
 
     The scene's transform may be moved by whole turns around the Earth (see `places_of`).
@@ -82,7 +82,7 @@ class Tile:
         return [Tile(self.z + 1, 2 * self.x + col, 2 * self.y + row) for row in (0, 1) for col in (0, 1)]
 
 
-def places_of(scene: Scene) -> list[Place]:
+def places_of(scene: Scene) -> list[MappedScene]:
     """Where a scene lies; empty without a georeference, if none of it was read, or if no part of it has a place there.
 
     In degrees or in metres of the map a scene may go on beyond the antimeridian, as grids from 0 to 360 degrees do. It
@@ -99,10 +99,12 @@ def places_of(scene: Scene) -> list[Place]:
             turns = [(turn, _boxes(turn, crs)) for turn in _turns(scene, crs)]
     except NO_PLACE:
         return []
-    return [Place(scene=turn, crs=crs, boxes=boxes, zoom=zoom) for turn, boxes in turns if boxes and zoom is not None]
+    return [
+        MappedScene(scene=turn, crs=crs, boxes=boxes, zoom=zoom) for turn, boxes in turns if boxes and zoom is not None
+    ]
 
 
-def window_under(tile: Tile, where: Place) -> Window | None:
+def window_under(tile: Tile, where: MappedScene) -> Window | None:
     """The part of a scene that a tile shows, with a margin; None where it shows nothing of it."""
     left, bottom, right, top = tile.metres
     across, down = np.linspace(left, right, STEPS + 1), np.linspace(top, bottom, STEPS + 1)
@@ -119,7 +121,7 @@ def window_under(tile: Tile, where: Place) -> Window | None:
     return Window(first_row, first_col, last_row - first_row, last_col - first_col)
 
 
-def warped(mask_HW: np.ndarray, window: Window, *, where: Place, tile: Tile) -> np.ndarray:
+def warped(mask_HW: np.ndarray, window: Window, *, where: MappedScene, tile: Tile) -> np.ndarray:
     """(256, 256) uint8: the class of a window of a scene under the centre of each pixel of a tile, 255 for none.
 
     It is that of the scene's pixel that holds the point, which is found to an eighth of a pixel where the projections

@@ -18,7 +18,7 @@ from pmtiles.tile import Compression, TileType, zxy_to_tileid
 from pmtiles.writer import write
 
 from segray.errors import SegrayError
-from segray.exports.mercator import SIZE, Box, Place, Tile, places_of, warped, window_under
+from segray.exports.mercator import SIZE, Box, MappedScene, Tile, places_of, warped, window_under
 from segray.grid import Window
 from segray.masks import IGNORE, Classes, encode_png
 from segray.reduction import majority
@@ -105,7 +105,7 @@ class _Pyramid:
         self._readers: dict[str, SceneReader] = {}
         self.spool = spool
 
-    def make(self, tile: Tile, places: list[Place]) -> np.ndarray | None:
+    def make(self, tile: Tile, places: list[MappedScene]) -> np.ndarray | None:
         """(256, 256) uint8 class ids of a tile; it and those below it go to the spool. None if there is no data."""
         here = [where for where in places if where.meets(tile)]
         if not here:
@@ -118,11 +118,11 @@ class _Pyramid:
             self.spool.add(tile, encode_png(mask, self._masks.classes))
         return mask
 
-    def _zoom(self, where: Place) -> int:
+    def _zoom(self, where: MappedScene) -> int:
         """The zoom at which a scene is warped; only the finest scenes go on to a `max_zoom` deeper than their own."""
         return max(where.zoom, self._max_zoom) if where.zoom == self._finest else where.zoom
 
-    def _joined(self, tile: Tile, here: list[Place]) -> np.ndarray | None:
+    def _joined(self, tile: Tile, here: list[MappedScene]) -> np.ndarray | None:
         children = [self.make(child, here) for child in tile.children]
         if all(child is None for child in children):
             return None
@@ -130,7 +130,7 @@ class _Pyramid:
         a, b, c, d = (nothing if child is None else child for child in children)
         return majority(np.block([[a, b], [c, d]]), 2)
 
-    def _warped(self, tile: Tile, here: list[Place]) -> np.ndarray:
+    def _warped(self, tile: Tile, here: list[MappedScene]) -> np.ndarray:
         result = np.full((SIZE, SIZE), IGNORE, np.uint8)
         for where in here:
             window = window_under(tile, where)
@@ -150,7 +150,7 @@ class _Pyramid:
         return reader.read(window)
 
 
-def _header(places: list[Place], max_zoom: int) -> dict:
+def _header(places: list[MappedScene], max_zoom: int) -> dict:
     """The fields of the PMTiles header (specification 3) that follow from the scenes."""
     _, bottom, _, top = bounds = _bounds(places)
     left, right = _extent(places)
@@ -166,7 +166,7 @@ def _header(places: list[Place], max_zoom: int) -> dict:
     }
 
 
-def _extent(places: list[Place]) -> tuple[float, float]:
+def _extent(places: list[MappedScene]) -> tuple[float, float]:
     """(west, east) of the scenes; east is beyond 180 where they meet there, as on either side of Fiji's antimeridian.
 
     The bounds are then those of the whole map, whose middle lies on the other side of the Earth.
@@ -182,7 +182,7 @@ def _extent(places: list[Place]) -> tuple[float, float]:
     return (east, west + 360) if gap > 0 else (-180.0, 180.0)
 
 
-def _bounds(places: list[Place]) -> Box:
+def _bounds(places: list[MappedScene]) -> Box:
     lefts, bottoms, rights, tops = zip(*(box for where in places for box in where.boxes))
     return max(min(lefts), -180.0), min(bottoms), min(max(rights), 180.0), max(tops)
 

@@ -16,7 +16,7 @@ FIELD, WATER, ROAD, BUILDING, TREE = range(5)
 DENSITY = 512 * 512  # numbers of things are given per this many pixels
 EVERYWHERE = (slice(None), slice(None))
 
-Place = tuple[slice, slice]
+Patch = tuple[slice, slice]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,18 +54,18 @@ class Canvas:
         """The area in units of DENSITY."""
         return self.mask.size / DENSITY
 
-    def cover(self, place: Place, alpha: np.ndarray, color: np.ndarray, *, label: int | None = None) -> None:
+    def cover(self, place: Patch, alpha: np.ndarray, color: np.ndarray, *, label: int | None = None) -> None:
         """Lay `color` over the pixels of `place` with opacity `alpha` (h, w); label those that are half covered."""
         part = self.image[place]
         part += alpha[..., None] * (color - part)
         if label is not None:
             self.mask[place][alpha >= 0.5] = label
 
-    def darken(self, place: Place, amount: np.ndarray) -> None:
+    def darken(self, place: Patch, amount: np.ndarray) -> None:
         """Put shadow (h, w) of 0..1 on the pixels of `place`; overlapping shadows do not add up."""
         np.maximum(self.shade[place], amount, out=self.shade[place])
 
-    def around(self, row: float, col: float, *, reach: float) -> tuple[Place, np.ndarray, np.ndarray]:
+    def around(self, row: float, col: float, *, reach: float) -> tuple[Patch, np.ndarray, np.ndarray]:
         """The pixels within `reach` of a point: (their slices, row distances (h, 1), column distances (1, w))."""
         spans = []
         for centre, length in zip((row, col), self.mask.shape):

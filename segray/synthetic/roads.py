@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from segray.synthetic.canvas import ROAD, WATER, Canvas, Place, noise, turned
+from segray.synthetic.canvas import ROAD, WATER, Canvas, Patch, noise, turned
 
 SPACING = 430  # pixels between the through roads of one family
 TARMAC, SHOULDER, PAINT = np.float32([[128, 127, 126], [132, 128, 96], [214, 212, 200]])
@@ -110,7 +110,7 @@ def _draw(canvas: Canvas, road: Road) -> None:
         canvas.cover(place, np.clip(1.1 - distance, 0, 1) * (u % 22 < 13) * np.float32(0.75), PAINT)
 
 
-def _extent(canvas: Canvas, road: Road) -> tuple[Place, np.ndarray, np.ndarray]:
+def _extent(canvas: Canvas, road: Road) -> tuple[Patch, np.ndarray, np.ndarray]:
     """The rectangle of pixels that a road may touch: (its slices, distances (h, w), positions (h, w))."""
     reach = min(road.half_length, sum(canvas.mask.shape)) + 20
     row, col, _ = road.point(road.middle, 0)
