@@ -222,8 +222,8 @@ def _is_death(error: Exception) -> bool:
 def _worker(config: dict) -> None:
     """What Ray Train runs in each worker.
 
-    A SegrayError is raised on all workers at once (see `workers.Worker`): they tell the driver and return, since a retry
-    would not help. One that lacks GPU memory or a compiler ends: Ray restarts the group, which returns at once.
+    A SegrayError is raised on all workers at once (see `workers.Worker`): they tell the driver and return, since a
+    retry would not help. One that lacks GPU memory or a compiler ends: Ray restarts the group, which returns at once.
     """
     board, context = config["board"], ray.train.get_context()
     if ray.get(board.begin.remote()):
