@@ -22,6 +22,7 @@ from segray.uris import absolute, local_path
 Settings = TypeVar("Settings")
 STORE_FAILURES = (StoreError, BotoCoreError)
 PATHS = ("data", "archive", "model", "masks", "output")
+SUBMITTED = "/runtime_resources/working_dir_files/"  # the folder that `ray job submit --working-dir` starts a job in
 DONE, FAILED, BAD_INPUT, TOO_MANY_FAILED = 0, 1, 2, 3  # exit statuses
 
 
@@ -59,6 +60,11 @@ def parse(settings_class: type[Settings], argv: Sequence[str], *, about: str | N
     if re.match("https?://", settings.output):
         raise ValueError(f"--output {settings.output} cannot be written: the web is only read; give a folder or bucket")
     paths = {name: absolute(path) for name, path in given.items()}
+    if "output" in required and SUBMITTED in paths["output"]:
+        raise ValueError(
+            f"--output {settings.output} would lie in Ray's copy of the working folder, which is not kept; give an "
+            "absolute path, or a bucket"
+        )
     weights = getattr(settings, "weights", None)
     # a file, though it may be gone when a training continues, or else torchvision's name for weights
     if weights and (exists(weights) or "Weights." not in weights):

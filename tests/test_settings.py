@@ -437,6 +437,21 @@ def test_no_credentials_for_a_file_of_the_command_line_are_one_sentence(no_crede
     assert "train.py: the object store does not answer: Unable to locate credentials" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(
+    ("output", "refused"), [("out", True), ("./a/out", True), ("/out", False), ("s3://b/out", False)]
+)
+def test_results_do_not_go_into_the_copy_of_a_working_folder(tmp_path, monkeypatch, output, refused):
+    copy = tmp_path / "runtime_resources" / "working_dir_files" / "_ray_pkg_1"
+    copy.mkdir(parents=True)
+    monkeypatch.chdir(copy)
+    argv = ["--data", "labelled", "--output", output]
+    if not refused:
+        assert parse(TrainSettings, argv).output == output
+        return
+    with pytest.raises(ValueError, match=f"^--output {output} would lie in Ray's copy .* give an absolute path, or a"):
+        parse(TrainSettings, argv)
+
+
 @pytest.mark.parametrize("error", [KeyboardInterrupt(), SystemExit(0)])
 def test_an_interrupted_job_has_failed_and_says_that_it_continues(monkeypatch, capsys, error):
     def main(settings: TrainSettings) -> int:
