@@ -423,6 +423,11 @@ def test_no_layout_names_the_layouts(place: str, files: list[str]) -> None:
         open_dataset(place)
 
 
+def test_data_that_are_not_there_are_not_told_of_layouts(place: str) -> None:
+    with pytest.raises(SegrayError, match=f"^{join(place, 'nope')} does not exist or holds no file; check the URI"):
+        open_dataset(join(place, "nope"))
+
+
 def test_two_layouts_at_once_are_refused(place: str) -> None:
     cityscapes(folder(place, picture(IDS)), IDS)
     with pytest.raises(SegrayError, match="folder and cityscapes at once"):

@@ -27,5 +27,5 @@ def test_rows_are_by_threads_and_the_own_number_is_among_them(labelled_folder, t
 
 
 def test_data_that_cannot_be_used_are_refused(tmp_path):
-    with pytest.raises(SegrayError, match="holds no labelled data"):
+    with pytest.raises(SegrayError, match="holds no file"):
         feeding.loading_table(BenchmarkSettings(what="loading", data=str(tmp_path), output=str(tmp_path)))

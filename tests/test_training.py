@@ -220,7 +220,7 @@ def test_an_error_of_the_inspection_is_one_sentence(
     [
         ({"network": "unknown"}, "unknown"),
         ({"network": "unet?widht=3"}, "widht"),
-        ({"data": "/nowhere"}, "/nowhere holds no labelled data"),
+        ({"data": "/nowhere"}, "/nowhere does not exist or holds no file; check the URI given with --data"),
     ],
 )
 def test_bad_settings_are_refused_before_ray_starts(

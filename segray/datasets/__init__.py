@@ -13,6 +13,7 @@ from segray.datasets.mask_shards import MaskShardsDataset
 from segray.datasets.sample import Dataset, Labelled, Sample
 from segray.datasets.scenes import ScenesDataset
 from segray.errors import LabelError, SegrayError
+from segray.listing import names
 from segray.masks import IGNORE
 from segray.uris import absolute
 
@@ -30,6 +31,8 @@ def open_dataset(uri: str) -> Dataset:
     """The labelled data at a URI; SegrayError when no layout, or more than one, is recognised there."""
     uri = absolute(uri)
     found = [name for name, layout in DATASETS.items() if layout.recognises(uri)]
+    if not found and not names(uri):
+        raise SegrayError(f"{uri} does not exist or holds no file; check the URI given with --data")
     if len(found) != 1:
         layouts = "; or ".join(layout.layout for layout in DATASETS.values())
         what = f"holds the layouts {' and '.join(found)} at once" if found else "holds no labelled data"
