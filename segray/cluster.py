@@ -41,6 +41,7 @@ def start() -> None:
         os.environ.setdefault("RAY_enable_metrics_collection", "0")
         os.environ.setdefault("RAY_task_events_report_interval_ms", "0")
     if address:
+        os.environ.setdefault("RAY_gcs_server_port_wait_time_s", "1")  # attempts of 40 s each; else 20 of them
         options = {"address": address, "runtime_env": _own_code()}
     else:
         options = {"address": "local", "include_dashboard": False}
