@@ -236,7 +236,8 @@ def check(plan: Plan, wanted: dict) -> None:
         return
     reasons = [] if have["archive"] == wanted["archive"] else [f"--archive was {have['archive']}"]
     if not reasons and have["listing"] != wanted["listing"]:
-        reasons.append(f"the archive held {have['images']} images and now holds {wanted['images']}, or some changed")
+        more = f"held {have['images']} images and now holds {wanted['images']}"
+        reasons.append(f"the archive {more if have['images'] != wanted['images'] else 'holds other or changed images'}")
     if have["model"] != wanted["model"]:
         reasons.append("the model is another one")
     for name in sorted(set(have["settings"]) | set(wanted["settings"])):
