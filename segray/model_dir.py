@@ -260,7 +260,8 @@ def _parse(uri: str, document: dict) -> Description:
     if not isinstance(network.get("options", {}), dict):
         raise ValueError(f"the options of the network should be values by name, not {network['options']!r}")
     classes = Classes.from_json(document["classes"], document.get("ignore_index", IGNORE), source=source)
-    if len(classes) == 1:  # a network with a sigmoid has one logit, and its masks would be that class everywhere
+    # a network with a sigmoid has one logit, and its masks would be that class everywhere
+    if "program" in network and len(classes) == 1:
         raise ValueError("it has only one class; give the background a class, and a logit: torch.cat([0 * x, x], 1)")
     return Description(
         uri=uri,

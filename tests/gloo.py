@@ -34,3 +34,4 @@ def _worker(rank: int, function: Callable[[int, Path], None], folder: Path) -> N
     dist.init_process_group("gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=2)
     function(rank, folder)
     dist.destroy_process_group()
+    os._exit(0)  # an orderly end waits for no thread of torch's, and now and then aborts ("terminate called")

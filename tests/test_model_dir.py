@@ -200,7 +200,10 @@ def test_only_what_is_needed_must_be_there(tmp_path):
         ({"network": {"name": "unet", "options": 5}}, "options of the network"),
         ({"network": {"program": "program.pt2"}}, "its weights or program does not exist"),
         ({"classes": [{"id": 1, "name": "a", "color": [0, 0, 0]}]}, "class ids must be 0, 1, 2"),
-        ({"classes": [{"id": 0, "name": "a", "color": [0, 0, 0]}]}, "only one class; give the background a class"),
+        (
+            {"classes": [{"id": 0, "name": "a", "color": [0, 0, 0]}], "network": {"program": "program.pt2"}},
+            "only one class; give the background a class",
+        ),
         ({"classes": 5}, "cannot be used"),
         ({"ignore_index": 0}, "cannot be used|class ids"),
         ({"temperature": 0}, "temperature should be a positive number, not 0"),
