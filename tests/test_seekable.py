@@ -52,6 +52,14 @@ def test_limits(tmp_path):
         Seekable(str(tmp_path / "none"), limit=1)
 
 
+@pytest.mark.parametrize("uri", ["/nowhere/a.tar", "memory://nowhere/a.tar"])
+def test_a_file_that_cannot_be_opened_can_be_closed(uri):
+    file = Seekable.__new__(Seekable)
+    with pytest.raises(FileNotFoundError):
+        file.__init__(uri, limit=1)
+    file.close()  # as Python does once nobody refers to it; since 3.13 it shows the error of a `close` that fails
+
+
 def test_a_file_that_becomes_shorter_while_it_is_read_is_damaged(tmp_path):
     path = tmp_path / "x.tar"
     path.write_bytes(DATA)

@@ -30,9 +30,12 @@ class Seekable(io.RawIOBase):
         """
         super().__init__()
         self.error: BaseException | None = None
+        self._local, self._stored = None, None  # `close` is called for a file that could not be opened, too
         path = local_path(uri)
-        self._local = os.open(path, os.O_RDONLY) if path else None
-        self._stored = None if path else StoredFile(uri, header_only=True)
+        if path:
+            self._local = os.open(path, os.O_RDONLY)
+        else:
+            self._stored = StoredFile(uri, header_only=True)
         self._limit, self._at, self._step, self._page = limit, 0, STEP_BYTES, (0, b"")
         self.size = os.fstat(self._local).st_size if path else self._stored.size()
         self._raise_error()
@@ -66,7 +69,7 @@ class Seekable(io.RawIOBase):
         if not self.closed:
             if self._local is not None:
                 os.close(self._local)
-            else:
+            if self._stored is not None:
                 self._stored.close()
         super().close()
 
