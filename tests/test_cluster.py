@@ -17,6 +17,7 @@ from urllib.request import urlopen
 
 import pyarrow.parquet as pq
 import pytest
+import running
 from ray.job_submission import JobStatus, JobSubmissionClient
 from running import ROOT, wait_for
 
@@ -81,6 +82,18 @@ def test_a_temporary_folder_that_is_of_no_use_to_ray_is_one_sentence(tmp_path: P
     *_, last = done.stderr.splitlines()
     assert "SegrayError: Ray cannot start here: " in last and "AF_UNIX path" in last
     assert last.endswith("as in RAY_TMPDIR=/tmp")
+
+
+def test_a_container_s_user_without_a_home_needs_none(tmp_path: Path) -> None:
+    left_out = ("RAY_ADDRESS", "RAY_AUTH_MODE", "RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH")
+    given = {name: value for name, value in running.environment().items() if name not in left_out}
+    command = [sys.executable, "-c", "from segray import cluster; cluster.start()"]
+    for changed in ({"HOME": "/dev/null"}, {"HOME": str(tmp_path)}):
+        subprocess.run(command, env={**given, **changed}, cwd=ROOT, check=True)
+    assert not list(tmp_path.iterdir())
+    without = {**given, "PATH": ""}
+    done = subprocess.run(command, env=without, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert "SegrayError: Ray starts its workers by bash, which is not found in PATH" in done.stderr.splitlines()[-1]
 
 
 def answers(url: str) -> bool:
