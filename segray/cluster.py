@@ -7,6 +7,8 @@ import logging
 import os
 import secrets
 import shutil
+import signal
+import sys
 import threading
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -65,6 +67,18 @@ def start() -> None:
             raise
         advice = "set RAY_TMPDIR to the short path of a folder that may be written to, as in RAY_TMPDIR=/tmp"
         raise SegrayError(f"Ray cannot start here: {one_line(error)}; {advice}") from error
+    _end_when_told()
+
+
+def _end_when_told() -> None:
+    """Let SIGTERM and SIGHUP, of schedulers, containers and terminals, end the job in an orderly way, as Ctrl-C does.
+
+    Ray's own handler prints a stack trace, and 3 s later aborts the process, whatever it is doing; it has none for
+    SIGHUP.
+    """
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        if signal.getsignal(number) is not signal.SIG_IGN:  # as nohup sets it
+            signal.signal(number, lambda number, _: sys.exit(128 + number))
 
 
 def _own_code() -> dict:

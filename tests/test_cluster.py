@@ -6,6 +6,7 @@ import json
 import os
 import re
 import shlex
+import signal
 import socket
 import subprocess
 import sys
@@ -94,6 +95,25 @@ def test_a_container_s_user_without_a_home_needs_none(tmp_path: Path) -> None:
     without = {**given, "PATH": ""}
     done = subprocess.run(command, env=without, cwd=ROOT, capture_output=True, text=True, check=False)
     assert "SegrayError: Ray starts its workers by bash, which is not found in PATH" in done.stderr.splitlines()[-1]
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
+def test_a_scheduler_s_signal_ends_a_job_in_an_orderly_way_however_long_that_takes(number: int) -> None:
+    lines = (
+        "import time; from segray import cluster; cluster.start(); print('started', flush=True)",
+        "try: time.sleep(300)",
+        "finally: time.sleep(4); print('ended')",
+    )
+    command = [sys.executable, "-c", "\n".join(lines)]
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    # a shell or nohup above the tests may have it ignored
+    process = subprocess.Popen(
+        ["env", f"--default-signal={number}", *command], env=running.environment(), cwd=ROOT, **pipes
+    )
+    assert process.stdout.readline() == "started\n"
+    process.send_signal(number)
+    out, err = process.communicate(timeout=120)
+    assert (process.returncode, out) == (128 + number, "ended\n") and "***" not in err
 
 
 def answers(url: str) -> bool:
