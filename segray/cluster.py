@@ -18,6 +18,7 @@ import ray
 from ray.exceptions import RayError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
+from segray import allotment
 from segray.errors import SegrayError, one_line
 from segray.uris import join, local_path
 
@@ -26,6 +27,7 @@ Result = TypeVar("Result")
 NO_ROOM_S = 120.0  # without any worker, or any result, after which the driver says so
 NO_ROOM = "no %s is at work yet: waiting for nodes, or for resources that other jobs hold"
 NO_RESULT = "nothing was finished for %.0f s: work takes long, or waits for nodes or for resources that other jobs hold"
+FOR_WORKERS = 0.7  # of the memory; Ray's object store may take the rest
 
 
 def start() -> None:
@@ -53,7 +55,9 @@ def start() -> None:
         os.environ.setdefault("RAY_gcs_server_port_wait_time_s", "1")  # attempts of 40 s each; else 20 of them
         options = {"address": address, "runtime_env": _own_code()}
     else:
-        options = {"address": "local", "include_dashboard": False}
+        options = {"address": "local", "include_dashboard": False, "num_cpus": allotment.cores()}
+        if limit := allotment.memory():
+            options["_memory"] = int(limit * FOR_WORKERS)
     try:
         ray.init(logging_level=logging.WARNING, log_to_driver=False, **options)
     except (ConnectionError, RuntimeError, ValueError) as error:

@@ -24,7 +24,8 @@ LAYERS = {
         "storage uris model_dir shards plan archives datasets exports export_tasks report settings command_line walk "
         "summary reading loading expand inspection validation trainer training_job training_state training_remote "
         "training_console training_validation made_up peers tally showcase train_settings learner feeding "
-        "scalars tracking publishing listing footprints places scenes split_rows store_errors scratch explaining"
+        "scalars tracking publishing listing footprints places scenes split_rows store_errors scratch explaining "
+        "allotment"
     ),
     "ray": (
         "cluster planning work pipeline outputs overviews segmentation evaluation evaluators exporting training "
