@@ -27,7 +27,7 @@ Result = TypeVar("Result")
 NO_ROOM_S = 120.0  # without any worker, or any result, after which the driver says so
 NO_ROOM = "no %s is at work yet: waiting for nodes, or for resources that other jobs hold"
 NO_RESULT = "nothing was finished for %.0f s: work takes long, or waits for nodes or for resources that other jobs hold"
-FOR_WORKERS = 0.7  # of the memory; Ray's object store may take the rest
+FOR_WORKERS = 0.7  # of the memory; the rest is for Ray's object store
 
 
 def start() -> None:
@@ -58,6 +58,7 @@ def start() -> None:
         options = {"address": "local", "include_dashboard": False, "num_cpus": allotment.cores()}
         if limit := allotment.memory():
             options["_memory"] = int(limit * FOR_WORKERS)
+            options["object_store_memory"] = int(limit * (1 - FOR_WORKERS))
     try:
         ray.init(logging_level=logging.WARNING, log_to_driver=False, **options)
     except (ConnectionError, RuntimeError, ValueError) as error:
@@ -78,8 +79,10 @@ def _end_when_told() -> None:
     """Let SIGTERM and SIGHUP, of schedulers, containers and terminals, end the job in an orderly way, as Ctrl-C does.
 
     Ray's own handler prints a stack trace, and 3 s later aborts the process, whatever it is doing; it has none for
-    SIGHUP.
+    SIGHUP. Python lets only the main thread handle signals.
     """
+    if threading.current_thread() is not threading.main_thread():
+        return
     for number in (signal.SIGTERM, signal.SIGHUP):
         if signal.getsignal(number) is not signal.SIG_IGN:  # as nohup sets it
             signal.signal(number, lambda number, _: sys.exit(128 + number))

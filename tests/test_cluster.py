@@ -100,11 +100,11 @@ def test_a_container_s_user_without_a_home_needs_none(tmp_path: Path) -> None:
 def test_ray_gets_the_cores_and_the_memory_that_are_allotted() -> None:
     lines = (
         "from segray import allotment, cluster; allotment.memory = lambda: 2 * 10**9; cluster.start()",
-        "(node,) = cluster.nodes(); print(node['CPU'], node['memory'])",
+        "(node,) = cluster.nodes(); print(node['CPU'], node['memory'], node['object_store_memory'])",
     )
     command = ["taskset", "--cpu-list", str(min(os.sched_getaffinity(0))), sys.executable, "-c", "\n".join(lines)]
     done = subprocess.run(command, env=running.environment(), cwd=ROOT, capture_output=True, text=True, check=True)
-    assert done.stdout == "1.0 1400000000.0\n"
+    assert done.stdout == "1.0 1400000000.0 600000000.0\n"
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
