@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import errno
 import logging
 import os
@@ -11,6 +12,7 @@ import signal
 import sys
 import threading
 from collections.abc import Iterable, Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import TypeVar
 
@@ -31,9 +33,14 @@ FOR_WORKERS = 0.7  # of the memory; the rest is for Ray's object store
 
 
 def start() -> None:
-    """Attach to the cluster of RAY_ADDRESS (as `ray job submit` sets it), or start Ray on this machine."""
+    """Attach to the cluster of RAY_ADDRESS (as `ray job submit` sets it), or start Ray on this machine.
+
+    `ray symmetric-run` does not set it: that of the cluster which it started for this job is set here.
+    """
     if ray.is_initialized():
         return
+    if not os.environ.get("RAY_ADDRESS") and (given := _symmetric_run()):
+        os.environ["RAY_ADDRESS"] = given
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")  # Ray's future default; avoids its warning
     os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")  # messages of its C++ part go to Ray's log files only
     os.environ.setdefault("RAY_task_oom_retries", "2")  # of tasks that the memory monitor kills; endless by default
@@ -86,6 +93,20 @@ def _end_when_told() -> None:
     for number in (signal.SIGTERM, signal.SIGHUP):
         if signal.getsignal(number) is not signal.SIG_IGN:  # as nohup sets it
             signal.signal(number, lambda number, _: sys.exit(128 + number))
+
+
+def _symmetric_run() -> str | None:
+    """The --address of the `ray symmetric-run` that runs this job, if one does."""
+    import psutil  # comes with Ray, and can be imported once Ray is
+
+    flags = argparse.ArgumentParser(add_help=False)
+    flags.add_argument("--address")
+    with suppress(psutil.Error):
+        for process in psutil.Process().parents():
+            command = process.cmdline()
+            if "symmetric-run" in command[:3]:  # python, ray, symmetric-run
+                return flags.parse_known_args(command[3:])[0].address
+    return None
 
 
 def _own_code() -> dict:

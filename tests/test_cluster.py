@@ -75,6 +75,19 @@ def test_an_address_at_which_no_ray_answers_is_one_sentence() -> None:
         assert last.endswith("or unset it to start Ray here")
 
 
+def test_a_job_of_symmetric_run_takes_the_cluster_that_it_was_started_with(tmp_path: Path) -> None:
+    # the real one ends with `ray stop`, which would stop every Ray on this machine
+    stand_in, address = tmp_path / "ray", f"127.0.0.1:{free_port()}"
+    stand_in.write_text("import subprocess, sys; subprocess.run(sys.argv[sys.argv.index('--') + 1 :])")
+    job = [sys.executable, "-c", "from segray import cluster; cluster.start()"]
+    command = [sys.executable, stand_in, "symmetric-run", "--min-nodes", "2", f"--address={address}", "--", *job]
+    environment = {**os.environ, "RAY_gcs_rpc_server_connect_timeout_s": "1"}
+    environment.pop("RAY_ADDRESS", None)
+    given = {"cwd": ROOT, "env": environment, "capture_output": True, "text": True}
+    *_, last = subprocess.run(command, check=False, timeout=120, **given).stderr.splitlines() or [""]
+    assert f"SegrayError: RAY_ADDRESS is {address}, but Ray does not answer there: " in last
+
+
 def test_a_temporary_folder_that_is_of_no_use_to_ray_is_one_sentence(tmp_path: Path) -> None:
     environment = {name: value for name, value in os.environ.items() if name not in ("RAY_ADDRESS", "RAY_TMPDIR")}
     environment["TMPDIR"] = str(tmp_path / ("long" * 25))
