@@ -50,18 +50,18 @@ def start() -> None:
         raise SegrayError(
             f"RAY_ADDRESS is {address}, that of Ray Client, through which results do not stream; {advice}"
         )
-    if not address:  # nobody looks at metrics and events here; they take some 2% of two cores
-        os.environ.setdefault("RAY_enable_metrics_collection", "0")
-        os.environ.setdefault("RAY_task_events_report_interval_ms", "0")
-        if not shutil.which("bash"):  # Ray would wait for ever for workers
-            raise SegrayError("Ray starts its workers by bash, which is not found in PATH; install it")
-        # where Ray would write a token; a container's user may have no home, or none that may be written to
-        if not os.path.exists(os.path.expanduser("~/.ray/auth_token")) and "RAY_AUTH_TOKEN_PATH" not in os.environ:
-            os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
     if address:
         os.environ.setdefault("RAY_gcs_server_port_wait_time_s", "1")  # attempts of 40 s each; else 20 of them
         options = {"address": address, "runtime_env": _own_code()}
     else:
+        if not shutil.which("bash"):  # Ray would wait for ever for workers
+            raise SegrayError("Ray starts its workers by bash, which is not found in PATH; install it")
+        # nobody looks at metrics and events here; they take some 2% of two cores
+        os.environ.setdefault("RAY_enable_metrics_collection", "0")
+        os.environ.setdefault("RAY_task_events_report_interval_ms", "0")
+        # where Ray would write a token; a container's user may have no home, or none that may be written to
+        if not os.path.exists(os.path.expanduser("~/.ray/auth_token")) and "RAY_AUTH_TOKEN_PATH" not in os.environ:
+            os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
         options = {"address": "local", "include_dashboard": False, "num_cpus": allotment.cores()}
         if limit := allotment.memory():
             options["_memory"] = int(limit * FOR_WORKERS)
