@@ -400,6 +400,8 @@ REFUSED = {
     "no degrees": (NO_CRS, "a.geojson", r"a.geojson holds the coordinates \(500100, 5499900\), which are no longitude"),
     "broken": (b"{", "a.geojson", "a.geojson cannot be read"),
     "no GeoPackage": (b"<OGRVRTDataSource>", "a.gpkg", "its content is not what its ending says"),
+    "of other files": (b'{"y": "<OGRVRTDataSource/>"}', "a.geojson", "its content is not what its ending says"),
+    "a pipeline": (b'{"type": "gdal_streamed_alg"}', "a.geojson", "its content is not what its ending says"),
     "no Parquet": (b"PAR1", "a.parquet", "a.parquet cannot be read"),
     "footer of a Parquet": (b"PAR1" + b"\xff" * 99 + b"\x50\0\0\0PAR1", "a.parquet", "a.parquet cannot be read"),
     "no pages": (PARQUET[:4] + bytes(len(PARQUET) - len(FOOTER) - 4) + FOOTER, "a.parquet", "a.parquet cannot be read"),

@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 
 ATTRIBUTES = ("class", "class_id", "class_name")  # tried in this order, where the legend names none
 POLYGONS = (shapely.GeometryType.POLYGON, shapely.GeometryType.MULTIPOLYGON)
+READS_OTHERS = (b"<OGRVRTDataSource", b"gdal_streamed_alg")  # formats that GDAL recognises wherever a text has these
 MOST = 32  # files kept in a process
 
 
@@ -162,7 +163,7 @@ def _frame(uri: str) -> GeoDataFrame:
         warnings.simplefilter("ignore")  # warnings that bytes have no ending, and that texts are not JSON
         if ending(uri) == ".parquet":
             return geopandas.read_parquet(data)
-        _check_content(uri, data.getbuffer())
+        _check_content(uri, data.getvalue())
         names, kinds = pyogrio.list_layers(data).T
         layers = [number for number, kind in enumerate(kinds) if kind is not None]
         if len(layers) != 1:
@@ -172,10 +173,12 @@ def _frame(uri: str) -> GeoDataFrame:
         return pyogrio.read_dataframe(data, layer=layers[0])  # by number: a GeoJSON may be renamed at each opening
 
 
-def _check_content(uri: str, data: memoryview) -> None:
+def _check_content(uri: str, data: bytes) -> None:
     """ImageError if the ending does not fit: GDAL goes by the content, and some formats make it read other files."""
-    starts = (b"SQLite format 3\0",) if ending(uri) == ".gpkg" else (b"{",)
-    if not bytes(data[:64]).removeprefix(b"\xef\xbb\xbf").lstrip().startswith(starts):
+    package = ending(uri) == ".gpkg"
+    start = b"SQLite format 3\0" if package else b"{"
+    fits = data[:64].removeprefix(b"\xef\xbb\xbf").lstrip().startswith(start)
+    if not fits or not package and any(mark in data for mark in READS_OTHERS):
         raise ImageError(f"{uri} cannot be read: its content is not what its ending says")
 
 
