@@ -6,6 +6,7 @@ import os
 import threading
 from pathlib import Path
 
+import pyarrow.parquet as pq
 import pytest
 from mask_shards import UTM, Image, ids, scenes_of, write_masks
 from running import contents
@@ -62,3 +63,16 @@ def test_the_pixels_of_a_scene_count_once_and_its_files_by_format(tmp_path: Path
     settings = ExportSettings(masks=masks.output, output=str(tmp_path / "out"), format="cog,png")
     (outcome,) = Exporter(masks=masks, settings=settings, usual=".tif").outcomes(scenes_of(masks))
     assert (outcome.facts["pixels"], outcome.facts["files"]) == (50 * 40, 3)  # a world file beside the PNG
+
+
+def test_the_key_of_a_signed_address_is_in_no_file(tmp_path: Path) -> None:
+    image = Image(uri="https://u:secret@h/x.tif?sig=secret", mask=ids(50, 40), crs="EPSG:32633", transform=UTM)
+    masks = open_masks(write_masks(str(tmp_path / "masks"), [image], archive="https://h/list.txt"))
+    out = tmp_path / "out"
+    settings = ExportSettings(masks=masks.output, output=str(out), format="cog,polygons,png")
+    (outcome,) = Exporter(masks=masks, settings=settings, usual=".tif").outcomes(scenes_of(masks))
+    assert outcome.written and outcome.item["properties"]["title"] == "https://h/x.tif"
+    assert "secret" not in str(outcome.item)
+    assert not any(b"secret" in data for data in contents(out).values())
+    (polygons,) = out.rglob("*.parquet")
+    assert set(pq.read_table(polygons)["image"].to_pylist()) == {"https://h/x.tif"}

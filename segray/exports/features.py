@@ -13,6 +13,7 @@ import shapely
 
 from segray.errors import SegrayError
 from segray.exports.ground import Ground
+from segray.exports.names import public
 from segray.rings import Rings
 from segray.scenes import Masks, Scene
 from segray.tracing import Regions
@@ -88,7 +89,7 @@ class FeatureWriter:
             pa.array(self._names_of(class_ids), pa.string()),
             pa.array(batch.regions.pixels[start:stop]),
             pa.array(areas, mask=np.isnan(areas)),
-            pa.repeat(pa.scalar(self._scene.image), stop - start),
+            pa.repeat(pa.scalar(public(self._scene.image)), stop - start),
             pa.StructArray.from_arrays(
                 [pa.array(side) for side in (*low.T, *high.T)], fields=list(SCHEMA.field("bbox").type)
             ),

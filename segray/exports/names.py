@@ -32,9 +32,14 @@ def mirror(image: str, archive: str, ending: str) -> str:
     raw = [part for name in names for part in name.split("/")]
     parts = [_safe(part) for part in raw if part not in ("", ".")]
     stem = _without_ending(parts[-1]) if parts else "image"
-    if parts != raw or _public(image) != image or stem.endswith(CONFIDENCE_STEM):
+    if parts != raw or public(image) != image or stem.endswith(CONFIDENCE_STEM):
         stem += f"-{_hash(image)}"
     return "/".join([*parts[:-1], stem + ending])
+
+
+def public(uri: str) -> str:
+    """A URI without the user, query and fragment of a web address: those of a signed one hold its key."""
+    return WEB.sub(r"\1\2\3", uri, count=1)
 
 
 def distinct(name: str, image: str, usual: str) -> str:
@@ -70,16 +75,11 @@ def _without_ending(name: str) -> str:
 
 def _taken_apart(uri: str) -> tuple[list[str], str]:
     """(paths of the members, outermost first; the URI of the file or folder that holds them)."""
-    uri = _public(uri)
+    uri = public(uri)
     if not is_chain(uri):
         return [], uri
     *members, outer = uri.split("::")
     return [member.partition("://")[2].removeprefix("/") for member in reversed(members)], outer
-
-
-def _public(uri: str) -> str:
-    """A URI without the user, query and fragment of a web address: those of a signed one hold its key."""
-    return WEB.sub(r"\1\2\3", uri, count=1)
 
 
 def _below(uri: str, archive: str) -> str:

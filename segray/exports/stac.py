@@ -12,6 +12,7 @@ from rasterio.crs import CRS
 from rasterio.errors import CRSError
 
 from segray.archives.metadata import name_of
+from segray.exports.names import public
 from segray.footprints import outline, rings
 from segray.grid import Window
 from segray.masks import IGNORE, Classes
@@ -33,7 +34,7 @@ def item(masks: Masks, scene: Scene, name: str, assets: dict[str, tuple[str, str
     geometry and bbox: longitude and latitude in degrees; where these are unknown, null and absent.
     """
     parts = _parts(scene)
-    facts = {"title": scene.image, "proj:shape": [scene.height, scene.width]}
+    facts = {"title": public(scene.image), "proj:shape": [scene.height, scene.width]}
     if scene.transform is not None:
         facts["proj:transform"] = list(scene.transform)
     kind = {"data_type": "uint8", "nodata": IGNORE}
