@@ -72,7 +72,8 @@ def describe(error: BaseException) -> str:
     """The reason in an error of a store or a decoder, on one line and without the address of any object in memory."""
     text = " ".join(str(error).split()) or type(error).__name__
     text = text.split(" at 0x")[0]
-    return text[1:-1] if len(text) > 1 and text[0] == text[-1] and text[0] in "'\"" else text
+    quoted = len(text) > 1 and text[0] == text[-1] and text[0] in "'\"" and text.count(text[0]) == 2
+    return text[1:-1] if quoted else text
 
 
 def reason_of(error: BaseException) -> str:

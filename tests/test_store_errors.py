@@ -24,7 +24,7 @@ from segray.errors import ImageError, SegrayError
 from segray.expand import _known
 from segray.listing import files_if_any, list_files, names
 from segray.storage import File, exists, opened, publish, read_bytes, stat
-from segray.store_errors import StoreError, store_errors
+from segray.store_errors import StoreError, describe, store_errors
 from segray.uris import join
 
 pytestmark = pytest.mark.usefixtures("no_pause")
@@ -235,3 +235,14 @@ def test_what_gcsfs_makes_of_answers_is_told(error, told):
     with pytest.raises(told) as caught, store_errors():
         raise error
     assert str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("error", "sentence"),
+    [
+        (KeyError("tile"), "tile"),
+        (TypeError("'<' not supported between 'str' and 'int'"), "'<' not supported between 'str' and 'int'"),
+    ],
+)
+def test_only_the_quotes_around_a_whole_reason_are_left_out(error: Exception, sentence: str) -> None:
+    assert describe(error) == sentence
