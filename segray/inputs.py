@@ -24,7 +24,8 @@ class InputSpec:
     bands: 0-based source bands in network order. scale: factor to the unit of mean and std. mean, std: one per band.
     tile, overlap: pixels. resolution: metres per pixel, or None when the network was trained on any. band_names: names
     to find the bands by, in network order, in images that name theirs; they take precedence over `bands`. scale_given:
-    the user gave `scale` for these images, so wider types than bytes may hold the values that it is for.
+    the user gave `scale` for these images, so wider types than bytes may hold the values that it is for. source_bands:
+    how many bands the images had that `bands` were chosen from in training, None if they were not, or it varied.
     """
 
     bands: tuple[int, ...]
@@ -36,6 +37,7 @@ class InputSpec:
     resolution: float | None = None
     band_names: tuple[str, ...] | None = None
     scale_given: bool = False
+    source_bands: int | None = None
 
     def __post_init__(self) -> None:
         Lattice(self.tile, self.overlap)  # raises
@@ -138,9 +140,10 @@ def check_pixels(
         raise MismatchError(
             f"{source} has {bands} band(s){marked}, but the model reads bands {_listed(spec.bands)}; {advice}"
         )
-    if bands > max(spec.bands) + 1 and not explicit_bands:
+    trained_on = max(spec.source_bands or 0, max(spec.bands) + 1)
+    if bands > max(spec.bands) + 1 and bands != trained_on and not explicit_bands:
         raise MismatchError(
-            f"{source} has {bands} bands{marked}, but the model was trained on {max(spec.bands) + 1}; "
+            f"{source} has {bands} bands{marked}, but the model was trained on {trained_on}; "
             f"say which to use with --bands, as in --bands {_listed(spec.bands)}"
         )
     if not spec.takes(dtype):

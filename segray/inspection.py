@@ -50,12 +50,13 @@ Run = Callable[[Callable[[Any], Any], Iterable[Any]], Iterable[Any]]
 
 @dataclass(frozen=True, kw_only=True)
 class Inspection:
-    """bands .. std: see InputSpec. crops_per_image: crops that cover a mean image. together: images mixed at a time.
+    """bands .. std, source_bands: see InputSpec. crops_per_image: crops that cover a mean image.
 
-    images: how many had their pixels read. large, large_val: (number, height, width) of the training and validation
-    samples that are read in pieces. class_counts: labelled pixels of each class in the pieces or images to train on, a
-    row for each of `counted_units`; if the image was read too, without pixels where it has no data. Without --balance
-    nobody needs them, and there are none: 150 classes in 20,000 images are megabytes in run.json and in each worker.
+    together: images mixed at a time. images: how many had their pixels read. large, large_val: (number, height, width)
+    of the training and validation samples that are read in pieces. class_counts: labelled pixels of each class in the
+    pieces or images to train on, a row for each of `counted_units`; if the image was read too, without pixels where it
+    has no data. Without --balance nobody needs them, and there are none: 150 classes in 20,000 images are megabytes in
+    run.json and in each worker.
     """
 
     bands: tuple[int, ...]
@@ -69,6 +70,7 @@ class Inspection:
     class_counts: tuple[tuple[int, ...], ...] = ()
     large: tuple[tuple[int, int, int], ...] = ()
     large_val: tuple[tuple[int, int, int], ...] = ()
+    source_bands: int | None = None
 
     @classmethod
     def from_json(cls, values: dict) -> Inspection:
@@ -77,7 +79,8 @@ class Inspection:
 
     def spec(self, crop: int) -> InputSpec:
         """The input spec of a network trained on crops of that side, in pixels."""
-        return InputSpec(bands=self.bands, scale=self.scale, mean=self.mean, std=self.std, tile=crop, overlap=crop // 8)
+        given = {name: getattr(self, name) for name in ("bands", "scale", "mean", "std", "source_bands")}
+        return InputSpec(**given, tile=crop, overlap=crop // 8)
 
     def train(self, samples: Sequence[Sample], reach: int) -> tuple[Sample, ...]:
         """The samples to train on, large ones cut into pieces, read one at a time. reach: see `large.pieces`."""
@@ -108,7 +111,7 @@ def inspect(
     dataset: Dataset, samples: Sequence[Sample], settings: TrainSettings, *, val: Sequence[Sample] = (), run: Run = map
 ) -> Inspection:
     """Inspect the training samples; SegrayError if one, or one of val, cannot be used, or none has a labelled pixel."""
-    bands, dtype = _bands(spread(samples, HEADERS), settings, run)
+    bands, dtype, source_bands = _bands(spread(samples, HEADERS), settings, run)
     scale = 1.0 / np.iinfo(dtype).max if dtype.kind in "iu" else 1.0
     # such moments are those of fractions: among real numbers no integers are taken
     raw = InputSpec(bands=bands, scale=scale, mean=(0.0,) * len(bands), std=(0.5,) * len(bands))
@@ -147,6 +150,7 @@ def inspect(
         class_counts=_tuples(counts.tolist()) if settings.balance else (),
         large=tuple((number, *size) for number, size in large.items()),
         large_val=tuple((number, *size) for number, size in large_val.items()),
+        source_bands=source_bands,
     )
     checked = spread(inspection.val(val, settings.crop), COUNTED)  # errors are found now, not after the first epoch
     opened = set(spread(checked, IMAGES))
@@ -255,8 +259,13 @@ def _moments_of_weights(weights: str, bands: int, scale: float) -> tuple[tuple[f
     return (spec.mean, spec.std) if (len(spec.bands), spec.scale) == (bands, scale) else None
 
 
-def _bands(samples: Sequence[Sample], settings: TrainSettings, run: Run) -> tuple[tuple[int, ...], np.dtype]:
-    """The bands to train on (those of the image with the most, as grey images may be among colour ones), their type."""
+def _bands(
+    samples: Sequence[Sample], settings: TrainSettings, run: Run
+) -> tuple[tuple[int, ...], np.dtype, int | None]:
+    """The bands to train on, their type, and how many they were chosen from if they were, and all images have as many.
+
+    By default those of the image with the most, as grey images may be among colour ones.
+    """
     headers = list(chain.from_iterable(run(_headers, [samples])))
     count = max(header.bands for header in headers)
     counts = [header.bands + header.alpha for header in headers]  # a band marked as alpha can be chosen too
@@ -266,7 +275,8 @@ def _bands(samples: Sequence[Sample], settings: TrainSettings, run: Run) -> tupl
             f"{samples[counts.index(most)].image} has {most} band(s), so --bands {','.join(map(str, settings.bands))} "
             f"cannot be read; bands are numbered 0 to {most - 1}"
         )
-    return settings.bands or tuple(range(count)), np.dtype(headers[0].dtype)
+    same = settings.bands and all(header.bands == count for header in headers)
+    return settings.bands or tuple(range(count)), np.dtype(headers[0].dtype), count if same else None
 
 
 def _headers(samples: Sequence[Sample]) -> list[Header]:

@@ -126,6 +126,15 @@ def test_more_bands_need_a_choice() -> None:
         check("8 bit", bands=4)
 
 
+@pytest.mark.parametrize(("bands", "trained_on"), [(11, 10), (8, 10), (10, 7)])
+def test_bands_chosen_in_training_are_taken_from_images_of_as_many(bands: int, trained_on: int) -> None:
+    chosen = spec(bands=(0, 1, 6), source_bands=None if trained_on == 7 else trained_on)
+    image = {"dtype": np.dtype("uint8"), "explicit_bands": False, "source": "a.tif"}
+    check_pixels(chosen, bands=trained_on, **image)
+    with pytest.raises(MismatchError, match=rf"has {bands} bands, but .* trained on {trained_on}; .* --bands 0,1,6$"):
+        check_pixels(chosen, bands=bands, **image)
+
+
 def test_bands_marked_as_alpha_count_where_bands_are_chosen() -> None:
     options = {"bands": 2, "alpha": 1, "dtype": np.dtype("uint8"), "source": "a.tif"}
     check_pixels(spec(), explicit_bands=True, **options)

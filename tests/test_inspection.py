@@ -58,7 +58,7 @@ def test_moments_are_those_of_the_valid_pixels(tmp_path: Path, dtype: str, top: 
         image[:, :10] = 0  # nodata
     found = look(write_data(tmp_path, images, nodata=0))
     values = np.concatenate([image[:, 10:].reshape(4, -1) for image in images], axis=1).astype(np.float64) * scale
-    assert found.bands == (0, 1, 2, 3)
+    assert (found.bands, found.source_bands) == ((0, 1, 2, 3), None)
     assert found.scale == pytest.approx(scale)
     assert found.mean == pytest.approx(values.mean(axis=1), rel=1e-6)
     assert found.std == pytest.approx(values.std(axis=1), rel=1e-6)
@@ -70,7 +70,7 @@ def test_bands_are_chosen_in_their_order(tmp_path: Path) -> None:
     image = np.stack([np.full((20, 20), value, np.uint8) for value in (10, 20, 30, 40)])
     image[:, 0, 0] += 1
     found = look(write_data(tmp_path, [image]), bands=(3, 0))
-    assert found.bands == (3, 0)
+    assert (found.bands, found.spec(16).source_bands) == ((3, 0), 4)
     assert [round(255 * value) for value in found.mean] == [40, 10]
 
 
@@ -104,6 +104,7 @@ def test_grey_among_colour_counts_as_colour(tmp_path: Path) -> None:
     grey, colour = (rng.integers(0, 255, (bands, 20, 20), np.uint8) for bands in (1, 3))
     data = write_data(tmp_path, [grey, colour])
     assert look(data).bands == (0, 1, 2)
+    assert look(data, bands=(0,)).source_bands is None
     with pytest.raises(SegrayError, match=r"1\.tif has 3 band.*, so --bands 3 cannot be read"):
         look(data, bands=(3,))
 
