@@ -125,7 +125,10 @@ def colors_to_mask(rgb: np.ndarray, classes: Classes, *, source: str) -> np.ndar
     if not known.all():
         code = int(codes[~known].flat[0])
         color = (code >> 16, code >> 8 & 255, code & 255)
-        raise LabelError(f"{source} holds the colour {color}, which is in no entry of classes.json; add it there")
+        raise LabelError(
+            f"{source} holds the colour {color}, which is in no entry of classes.json; add it there, with the id "
+            f"{classes.ignore_index} if it means no label"
+        )
     return mask
 
 
