@@ -19,7 +19,7 @@ from segray.grid import Affine6, Window
 from segray.masks import IGNORE, Classes, decode_png, encode_grey, encode_png
 from segray.regions import CONFIDENCE_UNIT, WindowMask
 from segray.storage import publish, read_bytes, retry
-from segray.uris import filesystem, join
+from segray.uris import filesystem, is_chain, join
 
 OK, NODATA, FAILED = "ok", "nodata", "failed"
 SCHEMA = pa.schema(
@@ -236,8 +236,9 @@ def _where(place: Place, window: Window) -> dict:
 
 
 def _key(number: int, row: MaskRow) -> str:
-    """A key unique in its shard; without dots and slashes, at which WebDataset splits names."""
-    stem = re.sub(r"[^A-Za-z0-9_-]+", "_", row.image.rsplit("/", 1)[-1].rsplit(".", 1)[0])[-60:]
+    """A key unique in its shard, with the image's name; without dots and slashes, at which WebDataset splits names."""
+    name = row.image.split("::", maxsplit=1)[0] if is_chain(row.image) else row.image  # a member has a name of its own
+    stem = re.sub(r"[^A-Za-z0-9_-]+", "_", name.rsplit("/", 1)[-1].rsplit(".", 1)[0])[-60:]
     return f"{number:05d}-{stem}-{row.row_off}-{row.col_off}"
 
 

@@ -246,6 +246,15 @@ def test_the_tar_reads_as_webdataset_does():
         assert values == {k: v for k, v in dataclasses.asdict(row).items() if k in STATISTICS}
 
 
+@pytest.mark.parametrize(
+    "image", ["s3://b/c.d/frame_7.jpg", "tar://drive/frame_7.jpg::s3://b/other.tar", "zip://frame_7.jpg::/a/photos.zip"]
+)
+def test_keys_in_the_tar_have_the_name_of_the_image(image):
+    row = failed_row(Place(image=image, etag=""), Window(0, 0, 0, 0), "x")
+    with tarfile.open(fileobj=io.BytesIO(encode_tar([row], {}))) as tar:
+        assert tar.getnames() == ["00000-frame_7-0-0.json"]
+
+
 def test_names_of_images_cannot_lead_out_of_the_tar():
     names = ["../../etc/passwd.png", "a" * 300 + ".png", "/.png", "é/水.png", "a\n.png", "..", ""]
     rows = [failed_row(Place(image=name, etag=""), Window(0, 0, 0, 0), "x") for name in names * 2]
