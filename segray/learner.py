@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from segray import photometric
 from segray.averaging import WeightAverage
 from segray.batch_norm import synchronise
+from segray.depthwise import FasterDepthwise
 from segray.errors import SegrayError
 from segray.inference import default_precision
 from segray.inputs import prepare
@@ -145,8 +146,11 @@ class Learner:
         return nullcontext() if shared or self.worker.world_size == 1 else self.parallel.no_sync()
 
     def _forward(self, x: Tensor) -> Tensor | dict[str, Tensor]:
+        bf16, on_cpu = self.precision == "bf16", self.worker.device.type == "cpu"
+        eager = not self.job.settings.compile
+        gradients = FasterDepthwise() if bf16 and on_cpu and eager else nullcontext()
         try:
-            with torch.autocast(self.worker.device.type, torch.bfloat16, enabled=self.precision == "bf16"):
+            with torch.autocast(self.worker.device.type, torch.bfloat16, enabled=bf16), gradients:
                 return self.parallel(x)
         except ValueError as error:  # a batch too small for BatchNorm; the same on every worker
             raise SegrayError(str(error)) from error

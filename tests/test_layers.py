@@ -18,7 +18,7 @@ LAYERS = {
     ),
     "network": (
         "inputs augment losses networks segmenter programs workers optimizer canvas rows seams folding inference "
-        "details evidence photometric averaging batch_norm fusing counts transfer"
+        "details evidence photometric averaging batch_norm depthwise fusing counts transfer"
     ),
     "storage": (
         "storage uris model_dir shards plan archives datasets exports export_tasks report settings command_line walk "

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 from test_trainer import job, make_job  # noqa: F401 the former is a fixture
+from torch import nn
 
 from segray.learner import Learner
 from segray.loading import Batch
@@ -40,6 +41,15 @@ def test_a_training_goes_on_in_the_precision_it_began_with(job: Job):  # noqa: F
     learner = Learner(job, Worker())
     learner.load({**learner.state(), "precision": "bf16"})
     assert learner.precision == "bf16"
+
+
+def test_depthwise_convolutions_have_gradients_of_float32(labelled_folder, tmp_path, batch):
+    recipe = {"network": "lraspp_mobilenet_v3_large", "precision": "bf16", "clip": 0}
+    learner = Learner(make_job(labelled_folder, str(tmp_path / "trained"), **recipe), Worker())
+    learner.step(batch, epoch=1, index=0)
+    depthwise = [m for m in learner.network.modules() if isinstance(m, nn.Conv2d) and m.groups > 1]
+    in_float32 = [m for m in depthwise if not torch.equal(m.weight.grad, m.weight.grad.bfloat16().float())]
+    assert in_float32 == [m for m in depthwise if max(*m.kernel_size, 2 * max(*m.stride, *m.dilation)) > 3]
 
 
 def test_the_average_knows_the_step_of_the_whole_training(job: Job, batch, monkeypatch):  # noqa: F811
