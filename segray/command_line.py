@@ -17,6 +17,7 @@ from botocore.exceptions import BotoCoreError
 from segray.errors import SegrayError
 from segray.storage import exists, read_text
 from segray.store_errors import FINAL_ERRORS, NO_ROOM, StoreError, describe
+from segray.train_settings import IMAGENET
 from segray.uris import absolute, local_path
 
 Settings = TypeVar("Settings")
@@ -66,8 +67,8 @@ def parse(settings_class: type[Settings], argv: Sequence[str], *, about: str | N
             "absolute path, or a bucket"
         )
     weights = getattr(settings, "weights", None)
-    # a file, though it may be gone when a training continues, or else torchvision's name for weights
-    if weights and (exists(weights) or "Weights." not in weights):
+    # a file, though it may be gone when a training continues, or else a name, torchvision's if it has a dot
+    if weights and (exists(weights) or not (weights == IMAGENET or "Weights." in weights)):
         paths["weights"] = absolute(weights)
     return replace(settings, **paths)
 

@@ -23,12 +23,12 @@ from segray.archives.raster import Header
 from segray.datasets import Dataset, Sample
 from segray.datasets.large import Size, cut, is_measured, large_ones, pieces, size_of
 from segray.errors import SegrayError
+from segray.first_weights import first_moments
 from segray.grid import blocks
 from segray.inputs import InputSpec
 from segray.listing import list_files
 from segray.masks import IGNORE
 from segray.metrics import CHUNK
-from segray.model_dir import earlier_model
 from segray.ordered import in_order
 from segray.reading import memory_of, read_labelled
 from segray.settings import TrainSettings
@@ -43,7 +43,6 @@ TOGETHER_BYTES = 2**29  # of the images whose crops are mixed: half of what `loa
 BLOCK_PIXELS = 2**22  # of a large scene, validated at a time
 BEYOND = 1e30  # no mean or deviation of a measurement: undeclared no-data values, such as -3.4e38, are in it
 # of ImageNet in 0..1, used to train pretrained backbones: https://pytorch.org/vision/stable/models.html
-IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 # Applies a function to every part and returns the results in order: `map`, or one that does so in Ray tasks.
 Run = Callable[[Callable[[Any], Any], Iterable[Any]], Iterable[Any]]
 
@@ -131,7 +130,7 @@ def inspect(
     looked = [seen[number] for number in sorted(read)]
     mean, std = _moments(looked, scale)
     if settings.weights:
-        mean, std = _moments_of_weights(settings.weights, len(bands), scale) or (mean, std)
+        mean, std = first_moments(settings, bands=len(bands), scale=scale) or (mean, std)
     wrong = [number for number, moments in enumerate(zip(mean, std)) if not all(abs(m) < BEYOND for m in moments)]
     if wrong:
         raise SegrayError(
@@ -245,18 +244,6 @@ def _moments(seen: list[Seen], scale: float) -> tuple[tuple[float, ...], tuple[f
     constant = variance <= 1e-12 * np.square(mean)
     std = [1.0 if flat else math.sqrt(v) * scale for flat, v in zip(constant, variance)]
     return tuple((mean * scale).tolist()), tuple(std)
-
-
-def _moments_of_weights(weights: str, bands: int, scale: float) -> tuple[tuple[float, ...], tuple[float, ...]] | None:
-    """(mean, std) of what pretrained weights saw: the earlier model's input, or ImageNet; None if that differs.
-
-    It differs if it has another number of bands or another `scale`, hence another type of pixel.
-    """
-    earlier = earlier_model(weights)
-    if earlier is None:
-        return (IMAGENET_MEAN, IMAGENET_STD) if (bands, scale) == (3, 1 / 255) else None
-    spec = earlier.spec
-    return (spec.mean, spec.std) if (len(spec.bands), spec.scale) == (bands, scale) else None
 
 
 def _bands(

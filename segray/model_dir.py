@@ -26,6 +26,8 @@ if TYPE_CHECKING:
     import torch
     from torch import nn
 
+    from segray.networks.published import Published
+
 FORMAT_VERSION = 1
 # what decoding broken bytes raises, torch's unpickler included, and what reading broken files raises
 GARBLED = (
@@ -179,6 +181,14 @@ def load_network(description: Description) -> nn.Module:
     return built.eval()
 
 
+def not_downloaded(name: str, published: Published, error: OSError) -> ModelError:
+    """The error of weights that could not be downloaded."""
+    return ModelError(
+        f"{name} cannot be downloaded: {describe(error)}; fetch {published.place} where there is a network, and give "
+        "the file as --weights"
+    )
+
+
 def earlier_model(weights: str) -> Description | None:
     """The model whose directory or weights file is at that path or URI; None if `weights` means something else."""
     uri = weights.removesuffix(f"/{WEIGHTS}")
@@ -206,13 +216,14 @@ def load_state(uri: str) -> dict[str, torch.Tensor]:
     import torch
     from safetensors import SafetensorError
     from safetensors.torch import load
-    from torchvision.models import get_weight
+
+    from segray.networks.torchvision_nets import published
 
     named = None
     try:
         if not exists(uri):
-            named = get_weight(uri)
-            return named.get_state_dict(progress=False, weights_only=True)
+            named = published(uri)
+            return named.load()
         data = read_bytes(uri)
         if uri.endswith(".safetensors"):
             return load(data)
@@ -223,10 +234,7 @@ def load_state(uri: str) -> dict[str, torch.Tensor]:
         raise
     except (SafetensorError, SegrayError, *DAMAGE) as error:
         if named is not None and isinstance(error, OSError):
-            raise ModelError(
-                f"{uri} cannot be downloaded: {describe(error)}; fetch {named.url} where there is a network, and give "
-                "the file as --weights"
-            ) from error
+            raise not_downloaded(uri, named, error) from error
         if isinstance(error, pickle.UnpicklingError):
             reason = _more_than_tensors(error)
         elif isinstance(error, (IsADirectoryError, FileNotFoundError)) and exists(join(uri, "model", "model.json")):

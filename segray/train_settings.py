@@ -15,6 +15,7 @@ from segray.schedules import SCHEDULES, default_warm_up
 OPTIMIZERS = {"adam": (1e-3, 0.0), "adamw": (1e-3, 0.01), "sgd": (0.02, 1e-4)}
 MOMENTUM = 0.9  # default of sgd
 PHOTOMETRIC = 0.3  # default strength of photometric augmentation
+IMAGENET = "imagenet"  # the pretrained weights that a library publishes for a network's backbone
 SCALES = "0.5:2"  # default range of random zoom, as in torchvision's reference training
 
 
@@ -27,7 +28,7 @@ class TrainSettings:
     network: str = option("network, as in unet, unet?width=32, smp/unet/resnet34", "unet")
     weights: str | None = option(
         "what to start from: the model directory of an earlier training or a file of a pretrained backbone (path or "
-        "URI), or a torchvision weights name",
+        f"URI), {IMAGENET} for what the library of the network's backbone publishes, or a torchvision weights name",
         None,
     )
     epochs: int = option("passes over the training images", 20)

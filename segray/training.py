@@ -29,9 +29,9 @@ from segray import cluster
 from segray.datasets import Dataset, Sample, open_dataset
 from segray.errors import SegrayError
 from segray.faults import UNUSABLE, is_no_gpu, is_uncompiled, uncompiled
+from segray.first_weights import check_first_weights
 from segray.heap import ONE_ARENA
 from segray.inspection import Inspection, fingerprint, inspect
-from segray.model_dir import check_weights
 from segray.places import TRAINING, check_unclaimed
 from segray.rendezvous import Rendezvous
 from segray.scratch import remove_abandoned, scratch
@@ -72,8 +72,8 @@ def train(settings: TrainSettings) -> dict:
         with _tracked(settings):
             pass
         return _result(settings, already=True)
-    if stored is None and settings.weights:
-        check_weights(settings.weights)
+    if stored is None:
+        check_first_weights(settings)
     cluster.start()
     workers = worker_range(settings)
     if stored is None:

@@ -8,16 +8,17 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from segray.augment import Augment
 from segray.datasets import Dataset, Labelled, Sample
 from segray.errors import SegrayError
+from segray.first_weights import first_weights
 from segray.inputs import InputSpec
 from segray.inspection import Inspection, counted_units
 from segray.loading import Batch, CropLoader, ImageCache
 from segray.loss_terms import class_weights
-from segray.model_dir import Description, earlier_model, load_state
+from segray.model_dir import Description
 from segray.networks import build_network, load_backbone, parse_network
 from segray.reading import read_labelled
 from segray.sampling import balanced, epoch_order, steps_per_epoch
@@ -137,18 +138,7 @@ def initial_network(settings: TrainSettings, *, bands: int, classes: int) -> nn.
         name, options = parse_network(settings.network)
         network = build_network(name, options, num_classes=classes, in_channels=bands)
         if settings.weights:
-            load_backbone(network, _pretrained(settings.weights, {"name": name, "options": options}))
+            load_backbone(network, first_weights(settings))
     except ValueError as error:
         raise SegrayError(str(error)) from error
     return network
-
-
-def _pretrained(weights: str, network: dict) -> dict[str, Tensor]:
-    """The tensors that --weights names; ValueError when they are of an earlier model with another network."""
-    earlier = earlier_model(weights)
-    if earlier and "program" in earlier.network:
-        raise ValueError(f"{earlier.uri} is an exported program, which cannot be trained further; give other --weights")
-    if earlier and earlier.network != network:
-        spelled = earlier.training.get("settings", {}).get("network", earlier.network)
-        raise ValueError(f"the model {earlier.uri} has another network; give --network {spelled!r}, or other --weights")
-    return load_state(earlier.weights_uri if earlier else weights)

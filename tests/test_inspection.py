@@ -16,8 +16,9 @@ from torch import nn
 from segray import inspection
 from segray.datasets import Labelled, large, open_dataset
 from segray.errors import SegrayError
+from segray.first_weights import IMAGENET_MEAN, IMAGENET_STD
 from segray.inputs import InputSpec
-from segray.inspection import IMAGENET_MEAN, IMAGENET_STD, Inspection, fingerprint, inspect, spread
+from segray.inspection import Inspection, fingerprint, inspect, spread
 from segray.masks import Classes
 from segray.model_dir import Description, save_model
 from segray.settings import TrainSettings

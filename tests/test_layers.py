@@ -25,7 +25,7 @@ LAYERS = {
         "summary reading loading expand inspection validation trainer training_job training_state training_remote "
         "training_console training_validation made_up peers tally showcase train_settings learner feeding "
         "scalars tracking publishing listing footprints places scenes split_rows store_errors scratch explaining "
-        "allotment"
+        "allotment first_weights"
     ),
     "ray": (
         "cluster planning work pipeline outputs overviews segmentation evaluation evaluators exporting training "

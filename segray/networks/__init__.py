@@ -15,8 +15,9 @@ from torch import nn
 
 from segray.networks import encoder_decoder, nano, smp, torchvision_nets, unet
 from segray.networks.pretrained import load_backbone
+from segray.networks.published import Published
 
-__all__ = ["NETWORKS", "build_network", "load_backbone", "parse_network"]
+__all__ = ["NETWORKS", "build_network", "load_backbone", "parse_network", "published"]
 
 NETWORKS: dict[str, Callable[..., nn.Module]] = {
     "encoder_decoder": encoder_decoder.build,
@@ -27,6 +28,14 @@ NETWORKS: dict[str, Callable[..., nn.Module]] = {
     "deeplabv3_mobilenet_v3_large": torchvision_nets.deeplabv3_mobilenet_v3_large,
     "lraspp_mobilenet_v3_large": torchvision_nets.lraspp_mobilenet_v3_large,
     "smp": smp.build,
+}
+# The weights from ImageNet of the networks that have some: called with a network's options.
+PUBLISHED: dict[str, Callable[..., Published]] = {
+    "fcn_resnet50": lambda: torchvision_nets.published("ResNet50_Weights.DEFAULT"),
+    "deeplabv3_resnet50": lambda: torchvision_nets.published("ResNet50_Weights.DEFAULT"),
+    "deeplabv3_mobilenet_v3_large": lambda: torchvision_nets.published("MobileNet_V3_Large_Weights.DEFAULT"),
+    "lraspp_mobilenet_v3_large": lambda: torchvision_nets.published("MobileNet_V3_Large_Weights.DEFAULT"),
+    "smp": smp.published,
 }
 
 
@@ -41,6 +50,13 @@ def build_network(name: str, options: Mapping[str, object], *, num_classes: int,
     except (RuntimeError, TypeError) as error:  # of torch, with a trace of its own below the first line
         reason = str(error).partition("\n")[0]
         raise ValueError(f"network {name} cannot be built with the options {dict(options)}: {reason}") from error
+
+
+def published(name: str, options: Mapping[str, object]) -> Published:
+    """The weights from ImageNet for that network's backbone; ValueError if there are none. Downloads nothing yet."""
+    if name not in PUBLISHED:
+        raise ValueError(f"network {name} has no weights from ImageNet; {', '.join(PUBLISHED)} have them")
+    return PUBLISHED[name](**options)
 
 
 def parse_network(text: str) -> tuple[str, dict[str, object]]:

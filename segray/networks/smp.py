@@ -11,12 +11,15 @@ import torch
 from torch import Tensor, nn
 
 from segray.networks.any_size import forward_or_advise, pad_to_multiple
+from segray.networks.published import Moments, Published
 
 # Encoders whose source is under other terms: prefix -> terms. The rest of the library is MIT, timm is Apache-2.0.
 RESTRICTED = {
     "mit_": "the NVIDIA Source Code License, which allows non-commercial use only",
     "mobileone_": "Apple's own licence, not an open-source one",
 }
+IMAGENET = "imagenet"  # as the library calls it
+OPEN_LICENCES = {"apache-2.0", "mit", "bsd-3-clause", "cc-by-4.0"}  # of weights, as timm writes them
 # What the builder sets itself: weights are neither downloaded nor read (timm would unpickle the file `checkpoint_path`,
 # and options may come from a model's file), and a network returns logits only.
 SETTLED = {
@@ -80,6 +83,51 @@ def build(
         reason = " ".join(str(error).split())
         raise ValueError(f"smp/{architecture}/{encoder} cannot be made with {given}: {reason}") from error
     return sized
+
+
+def published(*, encoder: str = "resnet34", allow_noncommercial: bool = False, **options: object) -> Published:
+    """The encoder's weights from ImageNet; those of timm's encoders are under the tag in their name, else its default.
+
+    ValueError: there are none, or they are under restricted terms and allow_noncommercial is not set.
+    """
+    _check_licence(encoder, allow_noncommercial)
+    encoders = _library().encoders
+    if encoder.startswith("tu-"):
+        place, weights = _place_at_timm(encoder.removeprefix("tu-"), allow_noncommercial), True
+    else:
+        settings = encoders.encoders[encoder]["pretrained_settings"]
+        if IMAGENET not in settings:
+            raise ValueError(f"encoder {encoder} has no weights from ImageNet, only {', '.join(settings) or 'random'}")
+        place, weights = _file_of(settings[IMAGENET]["repo_id"]), IMAGENET
+
+    def load() -> dict[str, Tensor]:
+        return encoders.get_encoder(encoder, weights=weights).state_dict()
+
+    def moments() -> Moments:
+        found = encoders.get_preprocessing_params(encoder, pretrained=IMAGENET)
+        return tuple(found["mean"]), tuple(found["std"])
+
+    return Published(place, load, moments)
+
+
+def _place_at_timm(name: str, allow_noncommercial: bool) -> str:
+    from timm.models import get_pretrained_cfg, is_model_pretrained
+
+    if not is_model_pretrained(name):
+        raise ValueError(
+            f"timm has no pretrained weights for {name}; give an encoder with others, or leave --weights out"
+        )
+    about = get_pretrained_cfg(name)
+    if about.license not in OPEN_LICENCES and not allow_noncommercial:
+        raise ValueError(
+            f"the weights of {name} are under {about.license or 'no stated licence'}; choose another encoder, or "
+            "accept their terms with the option allow_noncommercial=true"
+        )
+    return _file_of(about.hf_hub_id) if about.hf_hub_id else about.url
+
+
+def _file_of(repository: str) -> str:
+    return f"https://huggingface.co/{repository}/resolve/main/model.safetensors"
 
 
 def _check_licence(encoder: str, allow_noncommercial: bool) -> None:

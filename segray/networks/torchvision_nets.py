@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from segray.networks.any_size import forward_or_advise
+from segray.networks.published import Published
 
 
 class TorchvisionNet(nn.Module):
@@ -50,6 +51,19 @@ def deeplabv3_mobilenet_v3_large(*, num_classes: int, in_channels: int) -> nn.Mo
 def lraspp_mobilenet_v3_large(*, num_classes: int, in_channels: int) -> nn.Module:
     """Lite R-ASPP (Howard et al. 2019) on MobileNetV3-Large: 3.2 M parameters, no auxiliary head."""
     return _build("lraspp_mobilenet_v3_large", num_classes, in_channels, aux_loss=False)
+
+
+def published(name: str) -> Published:
+    """Weights by torchvision's name for them, as ResNet50_Weights.DEFAULT; ValueError: unknown name."""
+    from torchvision.models import get_weight
+
+    weights = get_weight(name)
+    preset = weights.transforms()
+    return Published(
+        place=weights.url,
+        load=lambda: weights.get_state_dict(progress=False, weights_only=True),
+        moments=lambda: (tuple(preset.mean), tuple(preset.std)),
+    )
 
 
 def _build(name: str, num_classes: int, in_channels: int, *, aux_loss: bool) -> nn.Module:
