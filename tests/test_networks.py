@@ -438,15 +438,24 @@ def test_a_whole_network_of_other_classes_gives_all_but_its_head(network, name):
 
 
 @pytest.mark.parametrize("name", ["unet", "lraspp_mobilenet_v3_large"])
-def test_weights_for_other_bands_leave_the_first_convolution_random(network, name):
-    other = build(name, in_channels=4)
-    before = {key: tensor.clone() for key, tensor in other.state_dict().items()}
+@pytest.mark.parametrize("bands", [1, 2, 4, 10])
+def test_weights_for_colours_are_spread_over_other_bands(network, name, bands):
+    other = build(name, in_channels=bands)
     state = network.state_dict()
-    assert load_backbone(other, state) == sum("num_batches" not in key for key in state) - 1
-    after = other.state_dict()
-    first = next(iter(after))
-    assert after[first].shape[1] == 4
-    assert torch.equal(after[first], before[first])
+    assert load_backbone(other, state) == sum("num_batches" not in key for key in state)
+    first = next(iter(state))
+    red, green, blue = state[first].unbind(1)
+    expected = [red + green + blue] if bands == 1 else [band * 3 / bands for band in [red, green, blue] * 4][:bands]
+    torch.testing.assert_close(other.state_dict()[first], torch.stack(expected, 1))
+
+
+@pytest.mark.parametrize("name", ["unet", "lraspp_mobilenet_v3_large"])
+def test_weights_for_other_bands_leave_the_first_convolution_random(network, name):
+    before = {key: tensor.clone() for key, tensor in network.state_dict().items()}
+    state = build(name, in_channels=4).state_dict()
+    assert load_backbone(network, state) == sum("num_batches" not in key for key in state) - 1
+    first = next(iter(state))
+    assert torch.equal(network.state_dict()[first], before[first])
 
 
 @pytest.mark.parametrize("name", ["lraspp_mobilenet_v3_large"])

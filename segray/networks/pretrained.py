@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 # Leading parts of a tensor's name that say where a backbone sits, not what the tensor is.
 WRAPPERS = frozenset({"module", "_orig_mod", "network", "model", "backbone", "encoder", "features"})
+COLOURS = 3
 FLATTENED = re.compile(r"(?<=[a-z])_(\d+)(?=\.)")  # stages_0.x for stages.0.x: timm's encoders, unlike its classifiers
 
 
@@ -18,8 +19,9 @@ def load_backbone(network: nn.Module, state: Mapping[str, Tensor]) -> int:
     """Copy every tensor of `state` that fits into the network; the number of tensors copied.
 
     `state`: of the whole network, of its backbone or encoder, or of an ImageNet classifier on that backbone. The
-    network keeps its own tensors if those outside the backbone differ in shape (a head for other classes), and its
-    first convolution if the weights are for another number of bands.
+    network keeps its own tensors if those outside the backbone differ in shape (a head for other classes). Weights for
+    another number of bands: those for three are spread over all (see `spread`), others leave the first convolution as
+    it is.
     ValueError: no tensor fits, or the backbone would be filled only in part, as with another architecture.
     """
     own = {name: tensor for name, tensor in network.state_dict().items() if not name.endswith("num_batches_tracked")}
@@ -30,11 +32,27 @@ def load_backbone(network: nn.Module, state: Mapping[str, Tensor]) -> int:
             f"none of the {len(given)} pretrained tensors fits the network, by name and shape; "
             f"it wants {next(iter(own))} {_shape(own)} and is offered {next(iter(given), 'nothing')} {_shape(given)}"
         )
-    _check_whole(own, given, fits)
+    first = next((name for name in own if own[name].ndim == 4), None)
+    other_bands = first is not None and _other_bands(own[first], given.get(bare_name(first)))
+    _check_whole(own, given, {*fits, first} if other_bands else set(fits))
     with torch.no_grad():
         for name in fits:
             own[name].copy_(given[bare_name(name)])
+        if other_bands and given[bare_name(first)].shape[1] == COLOURS:
+            own[first].copy_(spread(given[bare_name(first)], own[first].shape[1]))
+            return len(fits) + 1
     return len(fits)
+
+
+def spread(weight_OIHW: Tensor, bands: int) -> Tensor:
+    """(O, `bands`, k, k): a first convolution for red, green and blue made one for other bands, as timm does.
+
+    The colours repeat as often as it takes, which suits images whose first bands are red, green and blue. They are
+    scaled so that outputs keep their size; a single band gets their sum.
+    """
+    if bands == 1:
+        return weight_OIHW.sum(1, keepdim=True)
+    return weight_OIHW[:, torch.arange(bands) % COLOURS] * (COLOURS / bands)
 
 
 def bare_name(name: str) -> str:
@@ -45,11 +63,10 @@ def bare_name(name: str) -> str:
     return FLATTENED.sub(r".\1", ".".join(parts))
 
 
-def _check_whole(own: Mapping[str, Tensor], given: Mapping[str, Tensor], fits: list[str]) -> None:
+def _check_whole(own: Mapping[str, Tensor], given: Mapping[str, Tensor], fits: set[str]) -> None:
     """ValueError if a tensor of the backbone stays random: training would silently start from a broken backbone."""
     backbone = [name for name in own if _in_backbone(name)]
-    first = next((name for name in backbone if own[name].ndim == 4), None)
-    missed = [name for name in backbone if name not in set(fits) and not _other_bands(name, first, own, given)]
+    missed = [name for name in backbone if name not in fits]
     if missed:
         offered = given.get(bare_name(missed[0]))
         has = "lack it" if offered is None else f"have {tuple(offered.shape)}"
@@ -65,13 +82,12 @@ def _in_backbone(name: str) -> bool:
     return not wrappers.isdisjoint({"backbone", "encoder"})
 
 
-def _other_bands(name: str, first: str | None, own: Mapping[str, Tensor], given: Mapping[str, Tensor]) -> bool:
-    """True if this is the first convolution and the weights differ from it only in the number of input bands."""
-    offered = given.get(bare_name(name))
-    if name != first or offered is None or offered.ndim != 4:
+def _other_bands(own: Tensor, offered: Tensor | None) -> bool:
+    """Whether a first convolution is offered that differs only in its number of bands."""
+    if offered is None or offered.ndim != own.ndim:
         return False
-    wanted = own[name].shape
-    return offered.shape[0] == wanted[0] and offered.shape[2:] == wanted[2:]
+    (channels, bands, *kernel), (wanted_channels, wanted_bands, *wanted_kernel) = offered.shape, own.shape
+    return (channels, kernel) == (wanted_channels, wanted_kernel) and bands != wanted_bands
 
 
 def _shape(tensors: Mapping[str, Tensor]) -> str:
