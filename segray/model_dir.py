@@ -183,9 +183,10 @@ def load_network(description: Description) -> nn.Module:
 
 def not_downloaded(name: str, published: Published, error: OSError) -> ModelError:
     """The error of weights that could not be downloaded."""
+    reason = describe(error).rstrip(".")
     return ModelError(
-        f"{name} cannot be downloaded: {describe(error)}; fetch {published.place} where there is a network, and give "
-        "the file as --weights"
+        f"{name} cannot be downloaded: {reason}; fetch {published.place} where there is a network, and give the file "
+        "as --weights"
     )
 
 
