@@ -1,7 +1,7 @@
 """Gradients of depthwise convolutions on CPUs in bf16: in float32 where that is faster.
 
 For these gradients oneDNN has bf16 kernels of its own for strides and dilations of 1 and kernels of up to 3 px; the
-others take 1.4 to 6 times as long as their float32 ones. EfficientNet and MobileNet, with strides or 5 x 5 px, spend
+others take 1.4 to 7 times as long as their float32 ones. EfficientNet and MobileNet, with strides or 5 x 5 px, spend
 half of a training step on them.
 """
 

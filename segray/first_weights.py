@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from segray.networks.published import Moments, Published
 
 Found = TypeVar("Found")
+# of ImageNet in 0..1, used to train pretrained backbones: https://pytorch.org/vision/stable/models.html
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
@@ -78,5 +79,5 @@ def _fetched(settings: TrainSettings, fetch: Callable[[Published], Found]) -> Fo
     published = _published(settings)
     try:
         return fetch(published)
-    except OSError as error:
+    except (OSError, RuntimeError) as error:  # the latter if what came is damaged
         raise not_downloaded(f"--weights {IMAGENET}", published, error) from error

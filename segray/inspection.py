@@ -42,7 +42,6 @@ PIXELS_AT_A_TIME = 2**26  # of the images that these threads hold: decoded, a pi
 TOGETHER_BYTES = 2**29  # of the images whose crops are mixed: half of what `loading` keeps in memory
 BLOCK_PIXELS = 2**22  # of a large scene, validated at a time
 BEYOND = 1e30  # no mean or deviation of a measurement: undeclared no-data values, such as -3.4e38, are in it
-# of ImageNet in 0..1, used to train pretrained backbones: https://pytorch.org/vision/stable/models.html
 # Applies a function to every part and returns the results in order: `map`, or one that does so in Ray tasks.
 Run = Callable[[Callable[[Any], Any], Iterable[Any]], Iterable[Any]]
 

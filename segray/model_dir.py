@@ -181,7 +181,7 @@ def load_network(description: Description) -> nn.Module:
     return built.eval()
 
 
-def not_downloaded(name: str, published: Published, error: OSError) -> ModelError:
+def not_downloaded(name: str, published: Published, error: Exception) -> ModelError:
     """The error of weights that could not be downloaded."""
     reason = describe(error).rstrip(".")
     return ModelError(
