@@ -19,7 +19,8 @@ RESTRICTED = {
     "mobileone_": "Apple's own licence, not an open-source one",
 }
 IMAGENET = "imagenet"  # as the library calls it
-OPEN_LICENCES = {"apache-2.0", "mit", "bsd-3-clause", "cc-by-4.0"}  # of weights, as timm writes them
+# Of weights, as timm writes them; older versions of timm write none where it is Apache-2.0.
+OPEN_LICENCES = {None, "apache-2.0", "mit", "bsd-3-clause", "cc-by-4.0"}
 # What the builder sets itself: weights are neither downloaded nor read (timm would unpickle the file `checkpoint_path`,
 # and options may come from a model's file), and a network returns logits only.
 SETTLED = {
@@ -120,8 +121,8 @@ def _place_at_timm(name: str, allow_noncommercial: bool) -> str:
     about = get_pretrained_cfg(name)
     if about.license not in OPEN_LICENCES and not allow_noncommercial:
         raise ValueError(
-            f"the weights of {name} are under {about.license or 'no stated licence'}; choose another encoder, or "
-            "accept their terms with the option allow_noncommercial=true"
+            f"the weights of {name} are under {about.license}; choose another encoder, or accept their terms with the "
+            "option allow_noncommercial=true"
         )
     return _file_of(about.hf_hub_id) if about.hf_hub_id else about.url
 
