@@ -123,8 +123,8 @@ def test_ray_gets_the_cores_and_the_memory_that_are_allotted() -> None:
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
 def test_a_scheduler_s_signal_ends_a_job_in_an_orderly_way_however_long_that_takes(number: int) -> None:
     lines = (
-        "import time; from segray import cluster; cluster.start(); print('started', flush=True)",
-        "try: time.sleep(300)",
+        "import time; from segray import cluster; cluster.start()",
+        "try: print('started', flush=True); time.sleep(300)",
         "finally: time.sleep(4); print('ended')",
     )
     command = [sys.executable, "-c", "\n".join(lines)]
