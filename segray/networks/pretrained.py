@@ -35,13 +35,13 @@ def load_backbone(network: nn.Module, state: Mapping[str, Tensor]) -> int:
     first = next((name for name in own if own[name].ndim == 4), None)
     other_bands = first is not None and _other_bands(own[first], given.get(bare_name(first)))
     _check_whole(own, given, {*fits, first} if other_bands else set(fits))
+    taken = {name: given[bare_name(name)] for name in fits}
+    if other_bands and given[bare_name(first)].shape[1] == COLOURS:
+        taken[first] = spread(given[bare_name(first)], own[first].shape[1])
     with torch.no_grad():
-        for name in fits:
-            own[name].copy_(given[bare_name(name)])
-        if other_bands and given[bare_name(first)].shape[1] == COLOURS:
-            own[first].copy_(spread(given[bare_name(first)], own[first].shape[1]))
-            return len(fits) + 1
-    return len(fits)
+        for name, tensor in taken.items():
+            own[name].copy_(tensor)
+    return len(taken)
 
 
 def spread(weight_OIHW: Tensor, bands: int) -> Tensor:

@@ -1,4 +1,4 @@
-"""Segmentation networks of torchvision, with random weights: nothing is ever downloaded.
+"""Segmentation networks of torchvision, with random weights: making one downloads nothing.
 
 Their tensors keep torchvision's names, so its weights load with load_backbone.
 """
