@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from dataclasses import asdict, replace
 from functools import partial
 from itertools import chain
@@ -20,7 +19,7 @@ from segray.model_dir import Description
 from segray.places import SEGMENTATION, check_unclaimed, lies_in
 from segray.planning import finish_plan, make_plan
 from segray.settings import SegmentSettings
-from segray.shards import EXTENSIONS, read_statistics
+from segray.shards import EXTENSIONS, read_statistics, shard_of
 from segray.storage import exists, remove
 from segray.summary import Totals, summarise
 from segray.tasks import in_tasks
@@ -123,9 +122,8 @@ def missing_shards(output: str, fmt: str, shards: int) -> list[int]:
     """The shards that are not committed yet."""
     missing = np.ones(shards, bool)
     for file in files_if_any(join(output, "masks")):
-        match = re.search(rf"/masks/shard-(\d+)\.{EXTENSIONS[fmt]}$", file.uri)  # a copy in a folder below is none
-        if match and int(match.group(1)) < shards:
-            missing[int(match.group(1))] = False
+        if 0 <= (shard := shard_of(file.uri, fmt)) < shards:
+            missing[shard] = False
     return np.flatnonzero(missing).tolist()
 
 
@@ -144,7 +142,7 @@ def earlier(settings: SegmentSettings, plan: plans.Plan, missing: list[int]) -> 
 def _remove_results(settings: SegmentSettings) -> None:
     """Remove what an earlier run left; SegrayError when OUTPUT/masks holds any other files."""
     for file in files_if_any(join(settings.output, "masks")):
-        if not re.search(r"/shard-\d{8}\.(parquet|tar)$", file.uri):
+        if all(shard_of(file.uri, fmt) < 0 for fmt in EXTENSIONS):
             raise SegrayError(f"{file.uri} is no mask shard, so nothing is overwritten; give another --output")
     # A plan.json never lacks its files; and no summary outlives its masks, or it might be taken for the next ones'.
     for name in (SEGMENTATION, "summary.json", "report.html", "plan", "masks"):

@@ -21,7 +21,17 @@ from segray.grid import Affine6, Window
 from segray.listing import files_if_any
 from segray.masks import GREY, IGNORE, MAX_BYTES, PALETTE, Classes, decode_png
 from segray.plan import damage_told
-from segray.shards import EXTENSIONS, MASK, OK, layers_of, read_masks, read_metadata, read_statistics, window_of
+from segray.shards import (
+    EXTENSIONS,
+    MASK,
+    OK,
+    layers_of,
+    read_masks,
+    read_metadata,
+    read_statistics,
+    shard_of,
+    window_of,
+)
 from segray.storage import exists, read_text
 from segray.uris import join
 
@@ -97,13 +107,12 @@ def open_masks(uri: str) -> Masks:
         summary = json.loads(read_text(summary_uri))
         shards, archive, settings = summary["shards"]["total"], summary["archive"], summary["settings"]
         counts = summary["images"], summary["pixels"]
-        if not isinstance(archive, str):
-            raise TypeError(archive)
         fmt = settings["format"].split(",")[-1]
-        ending = f".{EXTENSIONS[fmt]}"
+        if not isinstance(archive, str) or not isinstance(shards, int) or fmt not in EXTENSIONS:
+            raise TypeError(archive, shards, fmt)
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise SegrayError(f"{summary_uri} is no summary of a segmentation; give the OUTPUT of segment.py") from error
-    found = sum(file.uri.endswith(ending) for file in files_if_any(join(uri, "masks")))
+    found = sum(0 <= shard_of(file.uri, fmt) < shards for file in files_if_any(join(uri, "masks")))
     if found != shards:
         raise SegrayError(f"{uri} holds {found} of {shards} shards; run segment.py again to continue it")
     with _damage_told(uri, 0):

@@ -115,6 +115,12 @@ def shard_uri(output: str, shard: int, fmt: str) -> str:
     return join(output, "masks", f"shard-{shard:08d}.{EXTENSIONS[fmt]}")
 
 
+def shard_of(uri: str, fmt: str) -> int:
+    """The id of the shard that a file below an output is, -1 of any other file: of a copy in a folder below, too."""
+    match = re.search(rf"/masks/shard-(\d{{8,}})\.{EXTENSIONS[fmt]}$", uri)
+    return int(match.group(1)) if match else -1
+
+
 def write_shard(output: str, shard: int, *, rows: Sequence[MaskRow], formats: Sequence[str], metadata: dict) -> None:
     """Publish a shard in each format, by one atomic put per format; the last is the commit."""
     encoders = {"parquet": encode_parquet, "png": encode_tar}

@@ -110,3 +110,14 @@ def test_a_copy_of_a_shard_in_a_folder_below_is_no_commit(tmp_path: Path) -> Non
     for name in ("shard-00000001.parquet", "old/shard-00000000.parquet", "shard-00000002.tar"):
         publish(str(tmp_path / "masks" / name), b"1")
     assert outputs.missing_shards(str(tmp_path), "parquet", 3) == [0, 2]
+
+
+def test_a_copy_of_a_shard_in_a_folder_below_is_not_removed(tmp_path: Path) -> None:
+    for name in ("shard-00000000.parquet", "shard-00000000.tar", "old/shard-00000000.parquet"):
+        publish(str(tmp_path / "masks" / name), b"1")
+    settings = SegmentSettings(model="m", archive="a", output=str(tmp_path))
+    with pytest.raises(SegrayError, match=r"masks/old/shard-00000000\.parquet is no mask shard, so nothing is over"):
+        outputs._remove_results(settings)
+    (tmp_path / "masks" / "old" / "shard-00000000.parquet").unlink()
+    outputs._remove_results(settings)
+    assert not (tmp_path / "masks").exists()

@@ -16,7 +16,7 @@ from mask_shards import CLASSES, UTM, Image, ids, scenes_of, write_masks
 from segray.errors import SegrayError
 from segray.grid import Window, windows
 from segray.masks import decode_png
-from segray.scenes import Masks, Scene, SceneReader, forget_shards, open_masks, pieces_of, scene_in, whole
+from segray.scenes import Masks, Scene, SceneReader, open_masks, pieces_of, scene_in, whole
 from segray.shards import (
     CONFIDENCE,
     MaskRow,
@@ -27,17 +27,11 @@ from segray.shards import (
     shard_uri,
     write_shard,
 )
-from segray.storage import publish, remove
+from segray.storage import publish, read_bytes, remove
 from segray.uris import join
 
 BIG = Image(uri="/a/big.tif", mask=ids(230, 190), crs="EPSG:32633", transform=UTM)
 SMALL = [Image(uri=f"/a/s{k}.png", mask=ids(40 + k, 30, seed=k)) for k in range(4)]
-
-
-@pytest.fixture(autouse=True)
-def no_shards_kept():
-    """No shards are cached: tests write others at the same paths."""
-    forget_shards()
 
 
 def pixels(masks: Masks, scene: Scene) -> np.ndarray:
@@ -163,6 +157,17 @@ def test_what_is_no_finished_segmentation_is_refused(tmp_path):
         open_masks(uri)
     remove(join(uri, "masks"))
     with pytest.raises(SegrayError, match="holds 0 of 2 shards"):
+        open_masks(uri)
+
+
+def test_other_files_beside_the_shards_do_not_count(tmp_path):
+    uri = write_masks(str(tmp_path), [BIG], archive="/a")
+    data = read_bytes(shard_uri(uri, 0, "parquet"))
+    for name in ("old/shard-00000000.parquet", "all.parquet"):
+        publish(join(uri, "masks", name), data)
+    assert [scene.image for scene in scenes_of(open_masks(uri))] == [BIG.uri]
+    os.remove(shard_uri(uri, 1, "parquet"))
+    with pytest.raises(SegrayError, match="holds 1 of 2 shards"):
         open_masks(uri)
 
 
