@@ -82,9 +82,11 @@ def test_the_size_of_a_pixel_is_that_in_the_middle() -> None:
     assert ground.pixel_size_m(8000, 10) == pytest.approx(1113.2 * 0.766**0.5, rel=0.01)  # the middle is at 40 degrees
 
 
-def test_beyond_the_poles_there_is_nothing() -> None:
-    ground = ground_of("a.tif", "EPSG:4326", (1.0, 0.0, -180.0, 0.0, -1.0, 91.0))
+@pytest.mark.parametrize("top", [91.0, 361.0, -719.0])  # as of metres that are called degrees
+def test_beyond_the_poles_there_is_nothing(top: float) -> None:
+    ground = ground_of("a.tif", "EPSG:4326", (1.0, 0.0, -180.0, 0.0, -1.0, top))
     assert ground.run_m2(*run(0, 0, 10))[0] == 0
+    assert ground.pixel_size_m(1, 10) == 1  # what is simplified is divided by it
 
 
 @pytest.mark.parametrize(

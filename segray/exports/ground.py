@@ -35,7 +35,8 @@ class Ellipsoid:
         (Snyder, Map Projections: A Working Manual, USGS PP 1395, 1987, equations 4-18 to 4-21).
         """
         bow = (1 - self.e2 * np.sin(latitudes) ** 2) ** 2
-        return self.radius**2 * (1 - self.e2) * np.maximum(np.cos(latitudes), 0) / bow
+        cosine = np.where(abs(latitudes) <= math.pi / 2, np.cos(latitudes), 0)
+        return self.radius**2 * (1 - self.e2) * cosine / bow
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -127,10 +128,10 @@ class Ground:
         return pixels * (math.nan if self.pixel_m2 is None else self.pixel_m2)
 
     def pixel_size_m(self, height: int, width: int) -> float:
-        """The square root of the area of the pixel in the middle, in metres; 1 where no area is known."""
+        """The square root of the area of the pixel in the middle, in metres; 1 where it has none, or none is known."""
         middle = np.array([height // 2]), np.array([width // 2]), np.array([1])
-        area = float(self.areas(np.ones(1), self.run_m2(*middle))[0]) if self.has_area else 1.0
-        return math.sqrt(area)
+        area = float(self.areas(np.ones(1), self.run_m2(*middle))[0]) if self.has_area else 0.0
+        return math.sqrt(area) or 1.0
 
 
 def ground_of(image: str, crs: str | None, transform: Affine6 | None, *, height: int = 1, width: int = 1) -> Ground:
