@@ -7,13 +7,14 @@ from collections.abc import Iterable
 from functools import lru_cache
 from urllib.parse import quote
 
+import shapely
 from rasterio._err import CPLE_BaseError
 from rasterio.crs import CRS
 from rasterio.errors import CRSError
 
 from segray.archives.metadata import name_of
 from segray.exports.names import public
-from segray.footprints import outline, rings
+from segray.footprints import footprint
 from segray.grid import Window
 from segray.masks import IGNORE, Classes
 from segray.scenes import Masks, Scene
@@ -33,7 +34,6 @@ def item(masks: Masks, scene: Scene, name: str, assets: dict[str, tuple[str, str
 
     geometry and bbox: longitude and latitude in degrees; where these are unknown, null and absent.
     """
-    parts = _parts(scene)
     facts = {"title": public(scene.image), "proj:shape": [scene.height, scene.width]}
     if scene.transform is not None:
         facts["proj:transform"] = list(scene.transform)
@@ -47,8 +47,7 @@ def item(masks: Masks, scene: Scene, name: str, assets: dict[str, tuple[str, str
         "stac_version": "1.1.0",
         "stac_extensions": EXTENSIONS,
         "id": name,
-        "geometry": _geometry(parts),
-        **({"bbox": _bbox(parts)} if parts else {}),
+        **_place(scene),
         "properties": {**TIMES, **facts, **_projection(scene.crs)},
         "links": [],
         "assets": {
@@ -94,24 +93,14 @@ def _projection(crs: str | None) -> dict:
         return {"proj:code": None}
 
 
-def _parts(scene: Scene) -> list[list[list[float]]]:
-    """The rings of the scene's outline, as lists for JSON; empty where its place is unknown."""
-    if not scene.crs or scene.transform is None:
-        return []
-    found = outline(scene.crs, scene.transform, Window(0, 0, scene.height, scene.width))
-    return [] if found is None else [[list(point) for point in ring] for ring in rings(found)]
-
-
-def _geometry(parts: list[list[list[float]]]) -> dict | None:
-    if not parts:
-        return None
-    if len(parts) == 1:
-        return {"type": "Polygon", "coordinates": [parts[0]]}
-    return {"type": "MultiPolygon", "coordinates": [[ring] for ring in parts]}
-
-
-def _bbox(parts: list[list[list[float]]]) -> list[float]:
-    """[west, south, east, north]; west is above east where the scene crosses the antimeridian (RFC 7946, 5.2)."""
-    ys = [y for ring in parts for _, y in ring]
-    west = min(x for x, _ in parts[0])
-    return [west, min(ys), max(x for x, _ in parts[-1]), max(ys)]
+def _place(scene: Scene) -> dict:
+    """The geometry and the bbox of a scene, as in RFC 7946."""
+    located = scene.crs and scene.transform is not None
+    wkb = footprint(scene.crs, scene.transform, Window(0, 0, scene.height, scene.width)) if located else None
+    if wkb is None:
+        return {"geometry": None}
+    geometry = shapely.from_wkb(wkb)
+    west, south, east, north = geometry.bounds
+    if geometry.geom_type == "MultiPolygon":  # it crosses the antimeridian: west is above east (5.2)
+        west, east = geometry.geoms[0].bounds[0], geometry.geoms[-1].bounds[2]
+    return {"geometry": shapely.geometry.mapping(geometry), "bbox": [west, south, east, north]}

@@ -72,7 +72,7 @@ def score_rows(classes: Classes, columns: list[list], extra: list[list[str]] | N
 def matrix_table(classes: Classes, counts: list[list[int]]) -> dict:
     """The confusion matrix with every cell's share of its truth row; the last column is "nothing"."""
     names = [f"{index} {name}" for index, name in enumerate(classes.names)] if _alike(classes.names) else classes.names
-    columns = [*names, "nothing"][: len(counts[0])]
+    columns = [*names, "nothing"]
     rows = []
     for truth, (name, row) in enumerate(zip(names, counts, strict=True)):
         total = sum(row)
