@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import json
 import os
 import shutil
@@ -14,12 +13,11 @@ import uuid
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-import numpy as np
 import pytest
 import s3fs
 from botocore.exceptions import BotoCoreError
-from PIL import Image
 from running import small_ray, wait_for
+from tiles import encoded as png
 
 from segray.masks import encode_png
 from segray.storage import publish
@@ -44,13 +42,6 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """
     places = {name: place for place, name in enumerate(LONGEST)}
     items.sort(key=lambda item: places.get(item.path.name, len(places)))
-
-
-def png(array: np.ndarray) -> bytes:
-    """The bytes of a PNG that holds an array exactly: (H, W) of 8 or 16 bit, or (H, W, 3 or 4) of 8 bit."""
-    file = io.BytesIO()
-    Image.fromarray(array).save(file, "PNG")
-    return file.getvalue()
 
 
 @pytest.fixture(scope="session")

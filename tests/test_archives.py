@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import random
 import struct
 import warnings
@@ -14,6 +13,7 @@ import pytest
 import rasterio
 from PIL import Image
 from rasterio.errors import NotGeoreferencedWarning
+from tiles import encoded
 from web import served
 
 from segray.archives import open_archive
@@ -30,12 +30,6 @@ GREY = RGB[..., 0]
 SMOOTH = np.stack(np.meshgrid(np.arange(40) * 4, np.arange(24) * 4), axis=-1).astype(np.uint8).repeat(2, -1)[..., :3]
 DEEP = RNG.integers(0, 65536, (24, 40), dtype=np.uint16)
 ALPHA = np.where(np.arange(40) < 7, 0, 255).astype(np.uint8) * np.ones((24, 1), np.uint8)
-
-
-def encoded(array: np.ndarray, kind: str = "PNG", **options: object) -> bytes:
-    file = io.BytesIO()
-    (array if isinstance(array, Image.Image) else Image.fromarray(array)).save(file, kind, **options)
-    return file.getvalue()
 
 
 def put(folder: Path, name: str, data: bytes) -> str:

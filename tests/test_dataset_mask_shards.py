@@ -2,17 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import pickle
 from collections.abc import Sequence
 from contextlib import suppress
 from itertools import chain
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
 import pytest
-import torch
 from conftest import png
 from containers import listed, put, tar_of
 from mask_shards import CLASSES, UTM, Image, ids, write_masks
@@ -22,17 +18,12 @@ from segray import plan as plans
 from segray.datasets import Dataset, Sample, open_dataset, read
 from segray.datasets.mask_shards import SHARES, place_of
 from segray.errors import LabelError, SegrayError
-from segray.evaluation import evaluate
 from segray.grid import Window, windows
-from segray.inputs import InputSpec
 from segray.inspection import fingerprint
 from segray.masks import IGNORE
-from segray.model_dir import Description, save_model
-from segray.networks import build_network
 from segray.plan import Item, Plan
-from segray.settings import EvaluateSettings
 from segray.shards import read_masks
-from segray.storage import File, publish, read_text, remove
+from segray.storage import publish
 from segray.uris import join
 
 
@@ -115,23 +106,6 @@ def test_members_of_archives_are_read_by_their_place(tmp_path):
     assert np.array_equal(read(dataset, sample).pixels, pixels.transpose(2, 0, 1))
 
 
-def test_members_of_archives_are_evaluated(local_ray, tmp_path):
-    torch.manual_seed(0)
-    network = build_network("encoder_decoder", {"width": 4}, num_classes=len(CLASSES), in_channels=3)
-    spec = InputSpec(bands=(0, 1, 2), scale=1 / 255, mean=(0.5,) * 3, std=(0.2,) * 3, tile=32, overlap=4)
-    model, described = str(tmp_path / "model"), {"name": "encoder_decoder", "options": {"width": 4}}
-    save_model(Description(uri=model, network=described, classes=CLASSES, spec=spec), network)
-    pixels = np.random.default_rng(0).integers(0, 255, (20, 30, 3), np.uint8)
-    pq.write_table(pa.table({"image": [png(pixels)]}), tmp_path / "in.parquet")
-    (member,) = listed(File(str(tmp_path / "in.parquet"), (tmp_path / "in.parquet").stat().st_size, "")).values()
-    truth = ids(20, 30)
-    data = segmented(str(tmp_path), [Image(uri=member.uri, mask=truth)], {member.uri: member.part})
-    output = str(tmp_path / "scores")
-    settings = EvaluateSettings(model=model, data=data, split="train", output=output, device="cpu", actors="1")
-    assert evaluate(settings)["images"] == 1
-    assert np.sum(json.loads(read_text(join(output, "metrics.json")))["confusion_matrix"]) == (truth != IGNORE).sum()
-
-
 def test_splits_are_shares_that_images_keep():
     place = "memory://splits-of-mask-shards"  # fixed, so that the hashes of the URIs are
     images = images_at(place, 60)
@@ -179,22 +153,6 @@ def test_masks_of_another_grid_than_the_image_are_refused(tmp_path):
             LabelError, match=r"shard-00000000.parquet has 20 x 30 .*in/0.tif has 40 x 60; masks are never"
         ):
             read(dataset, Sample(**{**vars(sample), **changes}))
-
-
-def test_an_unfinished_segmentation_is_refused(tmp_path):
-    uri = segmented(str(tmp_path), images_at(str(tmp_path), 9))
-    remove(join(uri, "masks/shard-00000001.parquet"))
-    with pytest.raises(SegrayError, match="holds 2 of 3 shards; run segment.py again"):
-        open_dataset(uri)
-
-
-def test_a_damaged_shard_is_named(tmp_path):
-    dataset = open_dataset(segmented(str(tmp_path), images_at(str(tmp_path), 6)))
-    sample = dataset.samples("train")[0]
-    shard = int(sample.tag.split()[0])
-    publish(sample.mask, b"PAR1")
-    with pytest.raises(SegrayError, match=f"shard {shard} of .* is damaged"):
-        dataset.read_mask(sample)
 
 
 def test_an_image_whose_masks_are_gone_is_named(tmp_path):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import json
 import os
 import pickle
@@ -54,9 +53,7 @@ def palette_png(
     """A palette PNG whose indices are `ids`, with these colours."""
     image = Image.frombytes("P", ids.shape[::-1], ids.tobytes())
     image.putpalette(np.array(colors, np.uint8).tobytes())
-    file = io.BytesIO()
-    image.save(file, kind, **({"bits": bits} if kind == "PNG" else {}), **options)
-    return file.getvalue()
+    return picture(image, kind, **({"bits": bits} if kind == "PNG" else {}), **options)
 
 
 def palette_tiff(ids: np.ndarray, colors: Sequence[Sequence[int]]) -> bytes:
@@ -184,10 +181,10 @@ def test_what_a_mask_inside_a_tiff_hides_is_unlabelled_in_every_window(place: st
 
 
 def test_a_mask_of_several_pages_is_refused(place: str) -> None:
-    pages, file = [Image.fromarray(np.full((4, 4), number, np.uint8)) for number in (0, 1)], io.BytesIO()
-    pages[0].save(file, "TIFF", save_all=True, append_images=pages[1:])
+    pages = [Image.fromarray(np.full((4, 4), number, np.uint8)) for number in (0, 1)]
+    mask = picture(pages[0], "TIFF", save_all=True, append_images=pages[1:])
     with pytest.raises(LabelError, match=r"masks/a\.tif holds 2 pages, of which only the first would be read"):
-        only_mask(folder(place, file.getvalue(), name="masks/a.tif"))
+        only_mask(folder(place, mask, name="masks/a.tif"))
 
 
 def test_a_mask_beside_a_tiff_counts_on_disk(tmp_path: Path) -> None:
@@ -281,10 +278,8 @@ def test_a_palette_that_contradicts_its_indices_is_refused(
 def test_colours_that_a_program_made_indexed_are_refused(tmp_path: Path) -> None:
     image = Image.fromarray(COLORS).quantize(4)
     assert image.getpalette()[:9] != [*LAND, *WATER, *ROAD_GREY]  # Pillow's order is not the legend's
-    file = io.BytesIO()
-    image.save(file, "PNG")
     with pytest.raises(LabelError, match="a.png has a palette that contradicts its ids"):
-        only_mask(folder(str(tmp_path), file.getvalue()))
+        only_mask(folder(str(tmp_path), picture(image)))
 
 
 REFUSED = {

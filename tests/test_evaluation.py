@@ -17,7 +17,10 @@ import pytest
 import ray
 import torch
 from conftest import png
+from containers import listed, parquet_of, put
+from mask_shards import Image, ids
 from scene_sets import raster
+from test_dataset_mask_shards import segmented
 from torchmetrics.classification import MulticlassJaccardIndex
 
 from segray import evaluation, evaluators, pipeline
@@ -274,6 +277,16 @@ def test_a_mask_of_another_size_is_said_as_in_training(given, tmp_path):
     assert error == size_error(
         f"{data}/val/masks/s1.png", have=(41, 70), want=(70, 41), image=f"{data}/val/images/s1.png"
     )
+
+
+def test_members_of_archives_are_counted(given, tmp_path):
+    truth, pixels = ids(20, 30), np.random.default_rng(0).integers(0, 255, (20, 30, 3), np.uint8)
+    (member,) = listed(put(str(tmp_path / "in.parquet"), parquet_of(image=[png(pixels)]))).values()
+    data = segmented(str(tmp_path), [Image(uri=member.uri, mask=truth)], {member.uri: member.part})
+    work, dataset = work_on(given["model"], data)
+    split = Split.of(dataset, dataset.samples("train"), map)
+    actor = EvaluateActor(work, dataset, Measures(num_classes=len(CLASSES)), 1)
+    assert counted(actor, split.row(0, 1)).tally.matrix.sum() == (truth != 255).sum()
 
 
 def test_an_actor_hands_over_only_what_the_page_may_show(given):

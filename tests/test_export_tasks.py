@@ -62,7 +62,7 @@ def test_the_pixels_of_a_scene_count_once_and_its_files_by_format(tmp_path: Path
     masks = open_masks(write_masks(str(tmp_path / "masks"), [image], archive="/a"))
     settings = ExportSettings(masks=masks.output, output=str(tmp_path / "out"), format="cog,png")
     (outcome,) = Exporter(masks=masks, settings=settings, usual=".tif").outcomes(scenes_of(masks))
-    assert (outcome.facts["pixels"], outcome.facts["files"]) == (50 * 40, 3)  # a world file beside the PNG
+    assert (outcome.facts["pixels"], outcome.facts["files"]) == (50 * 40, 3)  # class names lie beside the COG
 
 
 def test_the_key_of_a_signed_address_is_in_no_file(tmp_path: Path) -> None:

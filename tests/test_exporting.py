@@ -338,10 +338,3 @@ def test_killed_and_run_again_the_files_are_those_of_an_undisturbed_run(many, tm
     assert status == 3, err
     assert "nothing to do: all of 60 scenes" in out
     assert contents(tmp_path) == found
-
-
-def test_bad_input_is_one_sentence(tmp_path):
-    status, _, err = run("export", masks=tmp_path, output=tmp_path / "out")
-    assert status == 2
-    assert "is no finished segmentation" in err
-    assert err.count("\n") == 1

@@ -14,6 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import array_shapes, arrays
 from PIL import Image
+from tiles import encoded
 
 from segray.errors import LabelError, SegrayError
 from segray.masks import Classes, colors_to_mask, decode_png, encode_png, ids_to_mask, palette
@@ -160,9 +161,7 @@ def test_same_mask_same_bytes_and_a_mask_of_one_class_is_small() -> None:
 
 
 def pillow_png(mode: str) -> bytes:
-    file = io.BytesIO()
-    Image.fromarray(np.arange(256, dtype=np.uint8).reshape(16, 16)).convert(mode).save(file, "PNG")
-    return file.getvalue()
+    return encoded(Image.fromarray(np.arange(256, dtype=np.uint8).reshape(16, 16)).convert(mode))
 
 
 def forged(height: int, width: int, inflated: bytes) -> bytes:

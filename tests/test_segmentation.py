@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import json
 import sys
 import time
@@ -16,6 +15,7 @@ from models import write_model
 from PIL import Image
 from rasterio.transform import from_origin
 from running import contents, small_ray
+from tiles import encoded
 
 from segray import walk
 from segray.archives import open_archive
@@ -240,9 +240,7 @@ def test_overwriting_removes_nothing_before_the_archive_is_there_and_nothing_of_
 def write_odd_files(folder: Path) -> None:
     """Write the odd files that archives hold in practice."""
     image = Image.fromarray(scene(3, 64, 80)[0])
-    buffer = io.BytesIO()
-    image.save(buffer, "JPEG")
-    (folder / "truncated.jpg").write_bytes(buffer.getvalue()[:-400])
+    (folder / "truncated.jpg").write_bytes(encoded(image, "JPEG")[:-400])
     (folder / "empty.png").write_bytes(b"")
     (folder / "text.png").write_text("this is no picture")
     image.crop((0, 0, 1, 1)).save(folder / "one.png")

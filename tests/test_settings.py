@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import sys
+from collections.abc import Callable
 
 import pytest
 import yaml
@@ -29,6 +30,17 @@ CONFIG = "memory://settings/config.yaml"
 def config(text: str) -> list[str]:
     publish(CONFIG, text.encode())
     return ["--config", CONFIG]
+
+
+def ends(outcome: int | BaseException) -> Callable[[TrainSettings], int]:
+    """The main function of a job, which returns an exit status or raises an error."""
+
+    def main(settings: TrainSettings) -> int:
+        if isinstance(outcome, BaseException):
+            raise outcome
+        return outcome
+
+    return main
 
 
 def test_flags_defaults_and_absolute_paths():
@@ -347,13 +359,8 @@ def test_printed_settings_are_a_config(capsys, settings_class, flags):
     ],
 )
 def test_exit_statuses(monkeypatch, capsys, flags, outcome, status):
-    def main(settings: TrainSettings) -> int:
-        if isinstance(outcome, Exception):
-            raise outcome
-        return outcome
-
     monkeypatch.setattr(sys, "argv", ["jobs/train.py", *flags])
-    assert run_job(main, TrainSettings) == status
+    assert run_job(ends(outcome), TrainSettings) == status
     said = capsys.readouterr().err
     assert said.count("\n") == (status == BAD_INPUT)
     assert said == "" or said.startswith("jobs/train.py: ")
@@ -369,20 +376,13 @@ def test_an_output_that_cannot_be_written_is_bad_input(monkeypatch, capsys, tmp_
     said = capsys.readouterr().err
     assert said.count("\n") == 1
     assert f"--output {output} cannot be written: " in said
-
-    def main(settings: TrainSettings) -> int:
-        raise FileNotFoundError(2, "No such file or directory", "/elsewhere")
-
     with pytest.raises(FileNotFoundError):
-        run_job(main, TrainSettings)
+        run_job(ends(FileNotFoundError(2, "No such file or directory", "/elsewhere")), TrainSettings)
 
 
 def test_a_store_that_refuses_the_output_is_bad_input(monkeypatch, capsys):
-    def main(settings: TrainSettings) -> int:
-        raise PermissionError("Access Denied")  # s3fs does not name the object
-
     monkeypatch.setattr(sys, "argv", ["jobs/train.py", "--data", "labelled", "--output", "s3://bucket/x"])
-    assert run_job(main, TrainSettings) == BAD_INPUT
+    assert run_job(ends(PermissionError("Access Denied")), TrainSettings) == BAD_INPUT  # s3fs names no object
     assert "--output s3://bucket/x cannot be used: Access Denied; correct it" in capsys.readouterr().err
 
 
@@ -398,11 +398,9 @@ def test_a_store_that_refuses_the_output_is_bad_input(monkeypatch, capsys):
 )
 @pytest.mark.parametrize("in_task", [False, True])
 def test_a_store_that_fails_fails_the_job_with_one_sentence(monkeypatch, capsys, error, said, in_task):
-    def main(settings: TrainSettings) -> int:
-        raise RayTaskError("read", "Traceback", error).as_instanceof_cause() if in_task else error
-
+    error = RayTaskError("read", "Traceback", error).as_instanceof_cause() if in_task else error
     monkeypatch.setattr(sys, "argv", ["jobs/train.py", *TRAIN])
-    assert run_job(main, TrainSettings) == FAILED
+    assert run_job(ends(error), TrainSettings) == FAILED
     told = capsys.readouterr().err
     assert told.count("\n") == 1
     assert said in told
@@ -456,26 +454,21 @@ def test_results_do_not_go_into_the_copy_of_a_working_folder(tmp_path, monkeypat
 
 @pytest.mark.parametrize("error", [KeyboardInterrupt(), SystemExit(0)])
 def test_an_interrupted_job_has_failed_and_says_that_it_continues(monkeypatch, capsys, error):
-    def main(settings: TrainSettings) -> int:
-        raise error
-
     monkeypatch.setattr(sys, "argv", ["jobs/train.py", *TRAIN])
-    assert run_job(main, TrainSettings) == FAILED
+    assert run_job(ends(error), TrainSettings) == FAILED
     said = "jobs/train.py: interrupted; run the same command again: what was written is kept\n"
     assert capsys.readouterr().err == said
 
 
 @pytest.mark.parametrize("code", [errno.ENOSPC, errno.EIO])
 def test_a_full_disk_fails_the_job_with_one_sentence(monkeypatch, capsys, code):
-    def main(settings: TrainSettings) -> int:
-        raise OSError(code, os.strerror(code))
-
+    full = ends(OSError(code, os.strerror(code)))
     monkeypatch.setattr(sys, "argv", ["jobs/train.py", *TRAIN])
     if code == errno.EIO:
         with pytest.raises(OSError, match="Input/output error"):
-            run_job(main, TrainSettings)
+            run_job(full, TrainSettings)
         return
-    assert run_job(main, TrainSettings) == FAILED
+    assert run_job(full, TrainSettings) == FAILED
     said = capsys.readouterr().err
     assert said.count("\n") == 1
     assert "--output /o is full: [Errno 28] No space left on device; make room, and run the same command" in said
@@ -492,18 +485,13 @@ def test_a_full_disk_fails_the_job_with_one_sentence(monkeypatch, capsys, code):
     ],
 )
 def test_a_full_disk_is_named(monkeypatch, capsys, output, named, full):
-    def main(settings: TrainSettings) -> int:
-        raise OSError(errno.ENOSPC, "No space left on device", named)
-
+    error = OSError(errno.ENOSPC, "No space left on device", named)
     monkeypatch.setattr(sys, "argv", ["jobs/train.py", "--data", "/d", "--output", output])
-    assert run_job(main, TrainSettings) == FAILED
+    assert run_job(ends(error), TrainSettings) == FAILED
     assert capsys.readouterr().err.startswith(f"jobs/train.py: {full} is full: [Errno 28] No space left on device")
 
 
 def test_a_fault_of_the_program_is_no_bad_input(monkeypatch):
-    def main(settings: TrainSettings) -> int:
-        raise ZeroDivisionError
-
     monkeypatch.setattr(sys, "argv", ["jobs/train.py", *TRAIN])
     with pytest.raises(ZeroDivisionError):
-        run_job(main, TrainSettings)
+        run_job(ends(ZeroDivisionError()), TrainSettings)

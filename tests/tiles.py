@@ -19,10 +19,10 @@ KINDS = ("xyz", "tms", "mbtiles", "pmtiles")
 Tiles = dict[tuple[int, int, int], bytes]  # (zoom, x, y) -> bytes, y counted from the north
 
 
-def encoded(array: np.ndarray, kind: str = "PNG", **options: object) -> bytes:
-    """The bytes of a picture of (H, W), or (H, W, 3 or 4) uint8."""
+def encoded(array: np.ndarray | Image.Image, kind: str = "PNG", **options: object) -> bytes:
+    """The bytes of a picture of (H, W) of 8 or 16 bit, of (H, W, 3 or 4) of 8 bit, or of any that Pillow holds."""
     file = io.BytesIO()
-    Image.fromarray(array).save(file, kind, **options)
+    (array if isinstance(array, Image.Image) else Image.fromarray(array)).save(file, kind, **options)
     return file.getvalue()
 
 
