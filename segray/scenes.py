@@ -65,7 +65,6 @@ class Scene:
     image: str
     height: int
     width: int
-    etag: str
     crs: str | None
     transform: Affine6 | None
     pieces: tuple[Piece, ...]
@@ -264,7 +263,6 @@ def scene_of(row: dict, shard: int, number: int) -> Scene:
         image=row["image"],
         height=row["image_height"],
         width=row["image_width"],
-        etag=row["etag"],
         crs=row["crs"],
         transform=transform,
         pieces=(piece,),
