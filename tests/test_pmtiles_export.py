@@ -304,6 +304,14 @@ def test_a_grid_of_the_whole_earth_is_on_the_map(tmp_path, top, west):
     assert (reader.header()["min_lon_e7"], reader.header()["max_lon_e7"]) == (-1_800_000_000, 1_800_000_000)
 
 
+def test_the_box_of_a_scene_as_wide_as_a_country_holds_its_bent_edges(tmp_path):
+    made = Made("wide.tif", np.ones((20, 20), np.uint8), "EPSG:3978", (1e5, 0.0, -1.5e6, 0.0, -1e5, 2.5e6))
+    _, (scene,) = masks_of(tmp_path, [made])
+    ((_, _, _, top),) = places_of(scene)[0].boxes
+    _, latitudes = transform(made.crs, "OGC:CRS84", np.linspace(-1.5e6, 0.5e6, 20_001), np.full(20_001, 2.5e6))
+    assert 0 <= max(latitudes) - top < 1e-5  # a metre
+
+
 def test_the_corners_of_a_picture_of_the_earth_may_lie_nowhere(tmp_path):
     side = 100_000.0
     moll = Made("moll.tif", np.ones((182, 362), np.uint8), "ESRI:54009", (side, 0, -181 * side, 0, -side, 91 * side))

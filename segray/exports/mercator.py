@@ -31,6 +31,7 @@ from segray.settings import MAX_ZOOM
 SIZE = 256  # pixels of a tile
 _MOST_LATITUDE = math.degrees(math.atan(math.sinh(math.pi)))  # where the square map ends
 STEPS = 16  # along each side of the grid of points that finds the part of a scene under a tile
+EDGE_POINTS = 1001  # at which edges are looked at: of GDAL's 21, those of a scene of 2,000 km bend up to 1 km away
 SLACK = 1e-3  # of a zoom: so a scene from a tile set, whose georeference is rounded, keeps the zoom of its tiles
 Box = tuple[float, float, float, float]  # left, bottom, right, top
 
@@ -174,7 +175,7 @@ def _boxes(scene: Scene, crs: CRS) -> tuple[Box, ...]:
         left, right = max(left, -half), min(right, half)
     if crs.is_geographic:  # grids of points reach half a cell beyond the poles
         bottom, top = max(bottom, -half / 2), min(top, half / 2)
-    box = transform_bounds(crs, "OGC:CRS84", left, bottom, right, top)
+    box = transform_bounds(crs, "OGC:CRS84", left, bottom, right, top, densify_pts=EDGE_POINTS)
     if not all(map(math.isfinite, box)):
         box = _sampled_bounds(scene, crs)
     left, bottom, right, top = box
