@@ -32,7 +32,7 @@ class CountingFileSystem(AbstractFileSystem):
     """A local file as a store without a cache, which counts its requests."""
 
     protocol = "counting"
-    requests: list[int] = []  # noqa: RUF012
+    requests: list[int] = []
     broken = False
 
     def info(self, path, **options):
@@ -147,7 +147,7 @@ class KeepingFileSystem(MemoryFileSystem):
     """A store that keeps its listings until it is told to forget them, as those of Google and Azure do."""
 
     protocol = "keeping"
-    kept: dict[str, list] = {}  # noqa: RUF012
+    kept: dict[str, list] = {}
 
     @classmethod
     def _strip_protocol(cls, path):
@@ -175,7 +175,7 @@ class Bucket:
     def __init__(self, keys: list[str]) -> None:
         self.keys, self.pages = sorted(keys), 0
 
-    def call_s3(self, method, *, Bucket, Prefix, MaxKeys=1000, ContinuationToken=""):  # noqa: N803
+    def call_s3(self, method, *, Bucket, Prefix, MaxKeys=1000, ContinuationToken=""):
         self.pages += 1
         found = [key for key in self.keys if key.startswith(Prefix) and key > ContinuationToken]
         page = {"Contents": [{"Key": key, "Size": 1, "ETag": "x"} for key in found[:MaxKeys]]}

@@ -22,7 +22,7 @@ class FragileFileSystem(MemoryFileSystem):
     """Files in memory whose reads fail from the byte `fails_from` on."""
 
     protocol = "fragile"
-    store: dict = {}  # noqa: RUF012 as its parent has it
+    store: dict = {}
     fails_from = 0
 
     def cat_file(self, path, start=None, end=None, **options):

@@ -118,7 +118,7 @@ def test_actors(text, expected):
     ],
 )
 def test_wrong_flags_are_one_sentence(flags, sentence):
-    with pytest.raises(ValueError) as caught:  # noqa: PT011
+    with pytest.raises(ValueError) as caught:
         parse(SegmentSettings, [*SEGMENT, *flags])
     assert sentence in str(caught.value)
     assert "\n" not in str(caught.value)
@@ -313,7 +313,7 @@ def test_types_in_config_are_those_of_the_flags(line, name, value):
     ],
 )
 def test_wrong_configs_are_one_sentence_that_names_the_file(text, sentence):
-    with pytest.raises(ValueError) as caught:  # noqa: PT011
+    with pytest.raises(ValueError) as caught:
         parse(SegmentSettings, [*SEGMENT, *config(text)])
     assert sentence in str(caught.value)
     assert "\n" not in str(caught.value)

@@ -301,7 +301,7 @@ class StrictFileSystem(MemoryFileSystem):
     """Files in memory that want ranges with a start and an end, as Azure does."""
 
     protocol = "strict"
-    store: dict = {}  # noqa: RUF012 as its parent has it
+    store: dict = {}
 
     def cat_file(self, path, start=None, end=None, **options):
         if start is not None and not 0 <= start < end:

@@ -274,7 +274,7 @@ class PlainFileSystem(MemoryFileSystem):
     """Files in memory, in a store without atomic puts, like SFTP or SMB."""
 
     protocol = "plain"
-    store, pseudo_dirs, written = {}, [""], []  # noqa: RUF012 as its parent has them
+    store, pseudo_dirs, written = {}, [""], []
 
     def pipe_file(self, path, value, mode="overwrite", **options):
         self.written.append(path)
@@ -419,7 +419,7 @@ def test_what_trying_again_cannot_mend_is_raised_at_once(no_pause, error):
 def test_errors_of_a_store_tell_no_secret_and_no_address(s3):
     secrets = [os.environ[name] for name in ("AWS_SECRET_ACCESS_KEY", "AWS_ACCESS_KEY_ID", "AWS_ENDPOINT_URL")]
     for uri in (join(s3, "nope.png"), "s3://no-such-bucket/x"):
-        with pytest.raises(OSError) as caught:  # noqa: PT011
+        with pytest.raises(OSError) as caught:
             read_bytes(uri)
         assert not any(secret in describe(caught.value) for secret in secrets)
 
