@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import replace
-from itertools import chain
+from itertools import chain, takewhile
 
 import ray
 from ray.data import ActorPoolStrategy, DataContext, Dataset
@@ -40,7 +40,7 @@ NO_PROGRESS_S = 6 * 3600.0  # longer is a hang: waiting for nodes takes less, an
 # A pool of MIN:MAX actors grows when its actors hold this many shards for each that they may work on at once. Ray's
 # default of 1.75 is more than `Work.pool_options` allows on GPUs with few bands, so the pool would never grow.
 FULL = 1.25
-READ_BYTES = 2**29  # of pixels that a reading stage hands over at once; the actor itself reads the rest of a shard
+READ_BYTES = 2**29  # of pixels, about, that a reading stage hands over at once; the actor reads the rest of a shard
 
 
 class SegmentActor:
@@ -179,14 +179,18 @@ def configure() -> None:
 
 
 def _read(batch: Batch, work: Work) -> Batch:
-    """CPU stage: read a shard's items until their pixels exceed `READ_BYTES`; the others are passed on unread."""
+    """CPU stage: read a shard's items until their pixels exceed `READ_BYTES`; the others are passed on unread.
+
+    Those already begun by then are handed over too. So fewer of large items are read at the same time.
+    """
     shard, read, size, costs = int(batch["shard"][0]), [], 0, Costs()
     items = plans.read_shard(work.plan, shard)
-    for reading in work.readings(items):
+    largest = 4 * len(work.spec.bands) * max(1, *(item.estimate for item in items))  # bytes; few types have more
+    work = replace(work, ahead=max(1, min(work.ahead, READ_BYTES // largest)))
+    begun = takewhile(lambda _: size <= READ_BYTES, items)
+    for reading in work.readings(begun):
         read.append(reading)
         size += reading.region.pixels.nbytes if reading.region else 0
-        if size > READ_BYTES:
-            break
     costs.note_peak("reader")
     return pack(shard, ((read, items[len(read) :]), costs))
 

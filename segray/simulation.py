@@ -143,7 +143,7 @@ class SimulatedWork(Work):
 
     seconds: float
 
-    def readings(self, items: list[Item]) -> Iterator[Reading]:
+    def readings(self, items: Iterable[Item]) -> Iterator[Reading]:
         """One pixel per item."""
         for item in items:
             yield Reading(place=Place(image=item.image, etag=item.etag), region=PIXEL)

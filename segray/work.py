@@ -61,7 +61,7 @@ class Work:
     sampled: bool = False
     ahead: int = walk.READ_THREADS
 
-    def readings(self, items: list[plans.Item]) -> Iterator[walk.Reading]:
+    def readings(self, items: Iterable[plans.Item]) -> Iterator[walk.Reading]:
         """Read the items of a shard, in order."""
         options = {"blend": self.blend, "window": self.window, "explicit_bands": self.explicit_bands}
         return walk.read_items(items, self.spec, **options, enlarge=self.enlarge, ahead=self.ahead)

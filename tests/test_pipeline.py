@@ -20,7 +20,7 @@ from models import write_model
 from PIL import Image
 from running import small_ray
 
-from segray import cluster, pipeline
+from segray import cluster, pipeline, walk
 from segray import plan as plans
 from segray.errors import ModelError, SegrayError
 from segray.grid import Window
@@ -28,6 +28,7 @@ from segray.inference import default_precision
 from segray.inputs import InputSpec
 from segray.listing import list_files
 from segray.model_dir import read_description
+from segray.packing import batch_of, unpack
 from segray.plan import whole, write_files
 from segray.regions import Region, WindowMask
 from segray.summary import Totals
@@ -79,6 +80,7 @@ class PoisonedWork(ConstantWork):
 
     def readings(self, items):
         """Die, as on a fault in a decoder."""
+        items = list(items)
         if any("-poison" in item.image and not item.error for item in items):
             os.kill(os.getpid(), signal.SIGKILL)
         return super().readings(items)
@@ -92,6 +94,7 @@ class CrowdedWork(ConstantWork):
 
     def readings(self, items):
         """Die, as for lack of memory."""
+        items = list(items)
         if len(items) > 1 and (self.ahead > 1 or not self.at_the_same_time):
             os.kill(os.getpid(), signal.SIGKILL)
         return super().readings(items)
@@ -193,6 +196,19 @@ def test_a_shard_tried_alone_fits_where_an_actor_does(work, on_gpu):
     of_one = replace(ConstantWork(**work), on_gpu=on_gpu)
     actor = of_one.actor_options()
     assert all(pipeline._resources(of_one).get(name, 0) <= actor.get(name, 0) for name in ("num_cpus", "num_gpus"))
+
+
+@pytest.mark.parametrize(("estimate", "most"), [(48 * 48, 4), (1, 11)])
+def test_whatever_a_reading_stage_reads_is_handed_over(work, monkeypatch, estimate, most):
+    """Or the actor would read it again."""
+    read, read_item = [], walk.read_item
+    monkeypatch.setattr(walk, "read_item", lambda item, **options: read.append(item) or read_item(item, **options))
+    monkeypatch.setattr(pipeline, "READ_BYTES", 2 * 48 * 48 * 3)
+    items = [replace(plans.read_shard(work["plan"], 0)[0], estimate=estimate) for _ in range(20)]
+    write_files(work["plan"], [items])
+    (handed, rest), _ = unpack(pipeline._read(batch_of({"shard": 0}), ConstantWork(**work)))
+    assert len(read) == len(handed) <= most
+    assert len(handed) >= 3 and rest == items[len(handed) :]
 
 
 def test_a_poisonous_image_is_a_failed_row_and_nothing_else_is_lost(work, tmp_path):
