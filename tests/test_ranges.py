@@ -96,7 +96,7 @@ def test_one_range_is_the_bytes_of_the_file(store):
     publish(uri, DATA)
     for start, size in ((0, 50_000), (0, 1), (49_990, 10), (49_990, 500), (50_000, 5), (60_000, 5), (7, 0)):
         assert read_range(uri, start, size) == DATA[start : start + size]
-    with pytest.raises(FileNotFoundError):
+    with pytest.raises(ImageError, match=r"none\.bin cannot be read: it does not exist"):
         read_range(join(store, "none.bin"), 0, 5)
 
 

@@ -17,7 +17,6 @@ from s3fs.errors import translate_boto_error
 
 from segray import storage
 from segray.archives.copies import local_copy
-from segray.archives.entries import stored_range
 from segray.archives.images import read_header, read_image
 from segray.archives.ranges import read_range
 from segray.errors import ImageError, SegrayError
@@ -123,8 +122,8 @@ def test_what_is_fetched_of_an_open_file_is_retried(server):
 
 
 def test_a_range_beyond_the_end_of_a_web_servers_file_is_empty(server):
-    assert stored_range(f"{server}/a.png", len(PICTURE), 10) == b""
-    assert stored_range(f"{server}/a.png", len(PICTURE) - 4, 10) == PICTURE[-4:]
+    assert read_range(f"{server}/a.png", len(PICTURE), 10) == b""
+    assert read_range(f"{server}/a.png", len(PICTURE) - 4, 10) == PICTURE[-4:]
 
 
 def test_what_is_no_error_of_a_store_goes_on():

@@ -18,7 +18,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from segray.archives.entries import stored_range
+from segray.archives.ranges import read_range
 from segray.errors import ImageError, SegrayError
 from segray.listing import list_files
 from segray.store_errors import full_disk_named
@@ -75,7 +75,7 @@ def _pieces(uri: str) -> Iterator[bytes]:
         start = 0
         while True:
             starts = range(start, start + FETCHERS * PIECE_BYTES, PIECE_BYTES)
-            for piece in pool.map(lambda first: stored_range(uri, first, PIECE_BYTES), starts):
+            for piece in pool.map(lambda first: read_range(uri, first, PIECE_BYTES), starts):
                 if piece:
                     yield piece
                 if len(piece) < PIECE_BYTES:

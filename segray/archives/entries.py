@@ -6,7 +6,6 @@ import posixpath
 import re
 
 from segray.archives import pictures, rasters
-from segray.archives.ranges import read_range, unreadable_told
 from segray.errors import ImageError
 from segray.storage import File
 from segray.store_errors import reason_of
@@ -42,12 +41,6 @@ def too_large(size: int) -> str | None:
     if size <= MAX_MEMBER_BYTES:
         return None
     return f"it has {size} bytes, more than the {MAX_MEMBER_BYTES} that are read whole; store it as a file of its own"
-
-
-def stored_range(uri: str, start: int, size: int) -> bytes:
-    """Up to `size` bytes of a container; ImageError when it is gone or forbidden, the store's own error otherwise."""
-    with unreadable_told(uri):
-        return read_range(uri, start, size)
 
 
 def _fault(name: str) -> str | None:

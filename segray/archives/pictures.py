@@ -41,8 +41,7 @@ SIDEWAYS = (5, 6, 7, 8)  # EXIF orientations that swap height and width
 
 def read_header(uri: str) -> Header:
     """Size and bands from a picture's first bytes; ImageError when it is not one. A store's error passes through."""
-    with unreadable_told(uri):
-        head = read_range(uri, 0, HEADER_BYTES)
+    head = read_range(uri, 0, HEADER_BYTES)
     if not head:
         raise ImageError(f"{uri} cannot be read: the file is empty")
     try:

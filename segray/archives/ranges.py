@@ -44,16 +44,17 @@ def unreadable_told(uri: str) -> Iterator[None]:
 
 
 def read_range(uri: str, start: int, size: int) -> bytes:
-    """Up to `size` bytes from `start`, fewer where the file ends, in one request; raises the store's own errors.
+    """Up to `size` bytes from `start`, fewer where the file ends, in one request; a store's own error passes through.
 
-    ImageError when a web server sends no parts of files (see `_check_part`).
+    ImageError when the file is missing or refused, or a web server sends no parts of files (see `_check_part`).
     """
-    if path := local_path(uri):
-        with open(path, "rb") as file:
-            file.seek(start)
-            return file.read(size)
-    fs, path = filesystem(uri)
-    return retry(partial(_range_once, fs, path, start, start + size))[:size] if size else b""
+    with unreadable_told(uri):
+        if path := local_path(uri):
+            with open(path, "rb") as file:
+                file.seek(start)
+                return file.read(size)
+        fs, path = filesystem(uri)
+        return retry(partial(_range_once, fs, path, start, start + size))[:size] if size else b""
 
 
 def _range_once(fs: AbstractFileSystem, path: str, start: int, stop: int) -> bytes:

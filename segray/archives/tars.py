@@ -8,7 +8,8 @@ from collections.abc import Iterator
 
 from segray.archives import entries
 from segray.archives.copies import local_copy
-from segray.archives.entries import damaged, is_wanted, stored_range, too_large
+from segray.archives.entries import damaged, is_wanted, too_large
+from segray.archives.ranges import read_range
 from segray.archives.seekable import Seekable
 from segray.errors import ImageError
 from segray.storage import File
@@ -62,7 +63,7 @@ def read(uri: str, part: str) -> bytes:
     if error := too_large(size):
         raise ImageError(f"the member at byte {start} of {uri} cannot be read: {error}")
     path = local_copy(uri, etag, gunzip=True) if of else uri
-    data = stored_range(path, start - BLOCK, BLOCK + size)  # with its header, to check that it is the right member
+    data = read_range(path, start - BLOCK, BLOCK + size)  # with its header, to check that it is the right member
     if not _heads(data[:BLOCK], size):
         raise ImageError(f"{uri} has no member of {size} bytes at byte {start}; run again with --overwrite")
     if len(data) < BLOCK + size:

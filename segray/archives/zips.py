@@ -9,7 +9,8 @@ import zlib
 from collections.abc import Iterator
 
 from segray.archives import entries
-from segray.archives.entries import damaged, is_wanted, stored_range, too_large
+from segray.archives.entries import damaged, is_wanted, too_large
+from segray.archives.ranges import read_range
 from segray.archives.seekable import Seekable
 from segray.errors import ImageError
 from segray.storage import File
@@ -67,13 +68,13 @@ def read(uri: str, part: str) -> bytes:
 
 def _body(uri: str, start: int, packed: int) -> bytes:
     """The packed bytes of the member whose local header begins at `start`; usually one request."""
-    data = stored_range(uri, start, LOCAL_HEADER.size + AHEAD_BYTES + packed)
+    data = read_range(uri, start, LOCAL_HEADER.size + AHEAD_BYTES + packed)
     if len(data) < LOCAL_HEADER.size or not data.startswith(zipfile.stringFileHeader):
         raise ImageError(f"{uri} has no member at byte {start}; run again with --overwrite")
     _, name_bytes, extra_bytes = LOCAL_HEADER.unpack_from(data)
     first = LOCAL_HEADER.size + name_bytes + extra_bytes
     if len(data) < first + packed:
-        data += stored_range(uri, start + len(data), first + packed - len(data))
+        data += read_range(uri, start + len(data), first + packed - len(data))
     if len(data) < first + packed:
         raise ImageError(f"{uri} is cut off: {first + packed - len(data)} bytes of the member at {start} are missing")
     return data[first : first + packed]
