@@ -131,7 +131,7 @@ def reflect(start: int, stop: int, size: int) -> np.ndarray:
 
 def windows(height: int, width: int, size: int) -> list[Window]:
     """The windows of at most size x size pixels that partition an image, in scan order."""
-    return between([*range(0, height, size), height], [*range(0, width, size), width])
+    return split(Window(0, 0, height, width), size)
 
 
 def between(tops: list[int], lefts: list[int]) -> list[Window]:
@@ -171,10 +171,8 @@ def block_cuts(height: int, width: int, lattice: Lattice, max_pixels: int) -> tu
 
 def split(block: Window, size: int) -> list[Window]:
     """The windows of at most size x size pixels that partition a block, in scan order."""
-    return [
-        Window(w.row_off + block.row_off, w.col_off + block.col_off, w.height, w.width)
-        for w in windows(block.height, block.width, size)
-    ]
+    bottom, right = block.row_off + block.height, block.col_off + block.width
+    return between([*range(block.row_off, bottom, size), bottom], [*range(block.col_off, right, size), right])
 
 
 def read_extent(block: Window, *, height: int, width: int, lattice: Lattice) -> Window:

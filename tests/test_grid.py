@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from segray.grid import BLENDS, Lattice, Window, block_cuts, blocks, read_extent, reflect, split, windows
+from segray.grid import BLENDS, Lattice, Window, blocks, read_extent, reflect, split, windows
 
 sizes = st.integers(1, 300)
 sides = st.integers(1, 60)
@@ -57,16 +57,6 @@ def test_blocks_partition_and_so_do_their_windows(
     assert (coverage(found, height, width) == 1).all()
     assert (coverage([w for block in found for w in split(block, size)], height, width) == 1).all()
     assert found == sorted(found)
-
-
-@settings(deadline=None)
-@given(height=sides, width=sides, lattice=lattices(), max_pixels=st.integers(1, 4000))
-def test_blocks_lie_between_the_cuts(height: int, width: int, lattice: Lattice, max_pixels: int) -> None:
-    tops, lefts = block_cuts(height, width, lattice, max_pixels)
-    found = blocks(height, width, lattice, max_pixels)
-    assert (tops[0], tops[-1], lefts[0], lefts[-1]) == (0, height, 0, width)
-    assert {block.row_off for block in found} == set(tops[:-1])
-    assert {block.col_off for block in found} == set(lefts[:-1])
 
 
 @settings(deadline=None)
@@ -191,8 +181,3 @@ def test_impossible_lattices_are_refused(tile: int, overlap: int) -> None:
 def test_unknown_blends_are_refused() -> None:
     with pytest.raises(ValueError, match="taper or crop, not 'max'"):
         Lattice(8, 2, "max")
-
-
-@pytest.mark.parametrize(("tile", "overlap"), [(1, 0), (8, 4), (9, 4), (512, 64)])
-def test_possible_lattices_are_accepted(tile: int, overlap: int) -> None:
-    assert Lattice(tile, overlap).stride == tile - overlap
