@@ -36,19 +36,17 @@ class Directory:
 
 
 def unpack(data: bytes, *, gzipped: bool) -> bytes:
-    """The uncompressed bytes of a directory; ValueError when damaged or absurdly large."""
+    """The uncompressed bytes of a directory; ValueError when it is damaged, or unpacks to more than `MAX_BYTES`."""
     if gzipped:
         unpacking = zlib.decompressobj(GZIP)
         try:
             data = unpacking.decompress(data, MAX_BYTES)
         except zlib.error as error:
             raise ValueError(str(error)) from error
-        if not unpacking.eof and not unpacking.unconsumed_tail:
-            raise ValueError("a directory is cut off")
         if unpacking.unconsumed_tail:
             raise ValueError(f"a directory has more than {MAX_BYTES} bytes")
-    if len(data) > MAX_BYTES:
-        raise ValueError(f"a directory has more than {MAX_BYTES} bytes")
+        if not unpacking.eof:
+            raise ValueError("a directory is cut off")
     return data
 
 

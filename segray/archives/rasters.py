@@ -182,8 +182,7 @@ def _read(source: rasterio.DatasetReader, window: Window | None, chosen: tuple[i
         pixels = take_bands(pixels, [decoded.index(band) for band in chosen])
     crs, transform = georeference(source)
     size = {"height": source.height, "width": source.width}
-    place = {"crs": crs, "transform": transform}
-    return Raster(pixels=pixels, valid=valid, window=window, **size, **place)
+    return Raster(pixels=pixels, valid=valid, window=window, **size, crs=crs, transform=transform)
 
 
 def _read_scaled(
@@ -204,9 +203,7 @@ def _read_scaled(
         raster = _read(source, here.source(part), chosen)
         parts.append(here.shrink(raster.pixels, raster.valid, part))
     pixels, valid = (np.concatenate(arrays, axis=-2) for arrays in zip(*parts))
-    crs, transform = georeference(source)
-    place = {"crs": crs, "transform": transform}
-    return Raster(pixels=pixels, valid=valid, window=window, **size, **place, scaling=scaling)
+    return replace(raster, pixels=pixels, valid=valid, window=window, **size, scaling=scaling)
 
 
 def _overview(source: rasterio.DatasetReader, scaling: Scaling) -> int | None:
