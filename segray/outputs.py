@@ -17,7 +17,7 @@ from segray.listing import files_if_any
 from segray.masks import IGNORE
 from segray.model_dir import Description
 from segray.places import SEGMENTATION, check_unclaimed, lies_in
-from segray.planning import finish_plan, make_plan
+from segray.planning import make_plan
 from segray.settings import SegmentSettings
 from segray.shards import EXTENSIONS, read_statistics, shard_of
 from segray.storage import exists, remove
@@ -79,7 +79,9 @@ def plan_of(settings: SegmentSettings, description: Description, work: Work) -> 
     if plan.fingerprint:
         plans.check(plan, wanted)
         return plan
-    return finish_plan(plan, wanted)
+    plan = replace(plan, fingerprint=wanted)
+    plans.save(plan)
+    return plan
 
 
 def settings_of_pixels(settings: SegmentSettings, work: Work) -> dict:

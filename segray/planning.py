@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Iterable, Iterator
-from dataclasses import replace
 from itertools import chain
 from operator import attrgetter
 
@@ -14,7 +13,7 @@ from segray.archives.members import CONTAINERS, kind_of
 from segray.cluster import noting_waits
 from segray.errors import SegrayError
 from segray.expand import Cutting, Found, expand, failed, is_small
-from segray.plan import IMAGES_A_SHARD, Item, ListingDigest, Plan, group, save, whole, write_files
+from segray.plan import IMAGES_A_SHARD, Item, ListingDigest, Plan, group, whole, write_files
 from segray.storage import File
 from segray.tasks import DEATHS, result_of
 
@@ -25,7 +24,7 @@ Running = list[Item] | Iterator[Found]
 
 
 def make_plan(uri: str, files: Iterable[File], cutting: Cutting) -> tuple[Plan, ListingDigest]:
-    """Write the plan files for an archive's listing, in bounded memory; `finish_plan` makes them valid.
+    """Write the plan files for an archive's listing, in bounded memory; `plan.save` makes them valid.
 
     SegrayError when no image of the archive can be segmented, with the reason for the first.
     """
@@ -38,13 +37,6 @@ def make_plan(uri: str, files: Iterable[File], cutting: Cutting) -> tuple[Plan, 
         raise SegrayError(f"none of the {seen.images} images can be segmented; {reason}")
     plan = Plan(uri=uri, fingerprint={}, files=counts, images=seen.images, skipped=seen.skipped)
     return plan, digest
-
-
-def finish_plan(plan: Plan, fingerprint: dict) -> Plan:
-    """Write plan.json with the fingerprint; the plan is valid from here on."""
-    finished = replace(plan, fingerprint=fingerprint)
-    save(finished)
-    return finished
 
 
 def _items(files: Iterable[File], cutting: Cutting, seen: _Seen) -> Iterator[Item]:

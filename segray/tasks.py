@@ -36,21 +36,19 @@ def in_tasks(
 
     in_flight: the most tasks whose results have not been taken.
     """
-    yield from noting_waits(_in_tasks(function, parts, num_cpus=num_cpus, num_gpus=num_gpus, in_flight=in_flight))
-
-
-def _in_tasks(
-    function: Callable[[Part], Result], parts: Iterable[Part], *, num_cpus: int, num_gpus: int, in_flight: int
-) -> Iterator[Result]:
     call = _call.options(num_cpus=num_cpus, num_gpus=num_gpus)
     shared = ray.put(function)  # so that what it holds is sent once, not with every part
-    running: deque[ray.ObjectRef] = deque()
-    for part in parts:
-        running.append(call.remote(shared, part))
-        if len(running) == in_flight:
+
+    def results() -> Iterator[Result]:
+        running: deque[ray.ObjectRef] = deque()
+        for part in parts:
+            running.append(call.remote(shared, part))
+            if len(running) == in_flight:
+                yield result_of(running.popleft())
+        while running:
             yield result_of(running.popleft())
-    while running:
-        yield result_of(running.popleft())
+
+    yield from noting_waits(results())
 
 
 def result_of(ref: ray.ObjectRef) -> Result:
