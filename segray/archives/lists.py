@@ -18,9 +18,9 @@ from segray.archives.members import kind_of
 from segray.archives.once import once
 from segray.archives.options import ArchiveOptions
 from segray.errors import SegrayError
-from segray.storage import File, opened, retry
-from segray.store_errors import FINAL_ERRORS, at_fault, describe
-from segray.uris import beside, ending, filesystem, is_absolute
+from segray.storage import File, is_file, opened
+from segray.store_errors import at_fault, describe
+from segray.uris import beside, ending, is_absolute
 
 ENDINGS = (".txt", ".csv", ".parquet")
 COLUMNS = ("uri", "url", "path", "href", "image", "file", "filename", "location")  # the first one found is used
@@ -44,7 +44,7 @@ class ListArchive:
         no list: Spark and Ray Data give one the name of the table whose parts lie in it.
         """
         kind = ending(uri)
-        return kind in ENDINGS and (kind != ".parquet" or not _is_folder(uri) and _lists(uri, options.column))
+        return kind in ENDINGS and (kind != ".parquet" or is_file(uri) and _lists(uri, options.column))
 
     def images(self) -> Iterator[File]:
         """The images in the order of the list, each once; SegrayError when it cannot be read or lists none."""
@@ -159,17 +159,6 @@ def _parquet(uri: str) -> Iterator[BinaryIO]:
             yield file
     except (OSError, pa.ArrowException, ValueError) as error:
         raise at_fault(error)(f"{uri} cannot be read as Parquet: {describe(error)}") from error
-
-
-def _is_folder(uri: str) -> bool:
-    fs, path = filesystem(uri)
-    fs.invalidate_cache()
-    try:
-        return retry(lambda: fs.info(path))["type"] == "directory"
-    except FINAL_ERRORS:  # whoever opens it says what is wrong
-        return False
-    except OSError as error:
-        raise at_fault(error)(f"{uri} cannot be looked at: {describe(error)}") from error
 
 
 def _lists(uri: str, column: str | None) -> bool:
