@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import sqlite3
+import weakref
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
@@ -70,6 +71,15 @@ def test_threads_share_a_set(tmp_path, kind):
     found = open_set(kind, write_set(kind, str(tmp_path / "set"), TILES))
     with ThreadPoolExecutor(8) as pool:
         assert list(pool.map(lambda place: found.read(*place), PLACES * 50)) == list(TILES.values()) * 50
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_set_that_nobody_uses_any_more_is_closed_at_once(tmp_path, kind):
+    found = open_set(kind, write_set(kind, str(tmp_path / "set"), TILES))
+    assert found.read(*PLACES[0]) == TILES[PLACES[0]]
+    gone = weakref.ref(found)
+    del found
+    assert gone() is None
 
 
 def test_a_zoom_folder_is_a_set_of_one_zoom_and_its_rows_flip(store):

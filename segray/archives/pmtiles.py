@@ -42,7 +42,8 @@ class PMTiles:
         self.uri = uri
         path = local_path(uri)
         self._fetch = self._local(path) if path else StoredFile(uri, header_only=True).fetch
-        self._directories: Kept[tuple[int, int], Directory] = Kept(self._load, most=KEPT_DIRECTORIES)
+        this = weakref.proxy(self)  # in a cycle, the file would stay open until Python looks for such
+        self._directories: Kept[tuple[int, int], Directory] = Kept(lambda at: this._load(*at), most=KEPT_DIRECTORIES)
         with self._one_sentence():
             self._header = deserialize_header(self._bytes(0, HEADER_BYTES, what="header"))
         self._check_type()
@@ -122,8 +123,7 @@ class PMTiles:
         weakref.finalize(self, os.close, file)
         return lambda start, stop: os.pread(file, stop - start, start)
 
-    def _load(self, place: tuple[int, int]) -> Directory:
-        offset, length = place
+    def _load(self, offset: int, length: int) -> Directory:
         _check_length(length, MAX_BYTES, what="a directory")
         packed = self._bytes(offset, length, what="a directory")
         return parse(unpack(packed, gzipped=self._header["internal_compression"] == Compression.GZIP))
