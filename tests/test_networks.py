@@ -449,6 +449,17 @@ def test_weights_for_colours_are_spread_over_other_bands(network, name, bands):
     torch.testing.assert_close(other.state_dict()[first], torch.stack(expected, 1))
 
 
+def test_weights_for_colours_are_spread_in_every_convolution_of_pixels():
+    options = {"architecture": "fpn", "encoder": "tu-repvgg_a0"}  # whose stem has two, side by side
+    network, other = (build_network("smp", options, num_classes=2, in_channels=bands) for bands in (3, 4))
+    state = network.state_dict()
+    assert load_backbone(other, state) == sum("num_batches" not in key for key in state)
+    of_pixels = [key for key, tensor in state.items() if tensor.ndim == 4 and tensor.shape[1] == 3]
+    assert len(of_pixels) == 2
+    for key in of_pixels:
+        torch.testing.assert_close(other.state_dict()[key], state[key][:, [0, 1, 2, 0]] * 0.75)
+
+
 @pytest.mark.parametrize("name", ["unet", "lraspp_mobilenet_v3_large"])
 def test_weights_for_other_bands_leave_the_first_convolution_random(network, name):
     before = {key: tensor.clone() for key, tensor in network.state_dict().items()}

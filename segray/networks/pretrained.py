@@ -20,24 +20,26 @@ def load_backbone(network: nn.Module, state: Mapping[str, Tensor]) -> int:
 
     `state`: of the whole network, of its backbone or encoder, or of an ImageNet classifier on that backbone. The
     network keeps its own tensors if those outside the backbone differ in shape (a head for other classes). Weights for
-    another number of bands: those for three are spread over all (see `spread`), others leave the first convolution as
-    it is.
+    another number of bands: those for three are spread over all (see `spread`), others leave the first convolution, or
+    several side by side, as they are.
     ValueError: no tensor fits, or the backbone would be filled only in part, as with another architecture.
     """
     own = {name: tensor for name, tensor in network.state_dict().items() if not name.endswith("num_batches_tracked")}
     given = {bare_name(name): tensor for name, tensor in state.items() if isinstance(tensor, Tensor)}
-    fits = [name for name in own if bare_name(name) in given and given[bare_name(name)].shape == own[name].shape]
+    offered = {name: given.get(bare_name(name)) for name in own}
+    fits = [name for name in own if offered[name] is not None and offered[name].shape == own[name].shape]
     if not fits:
         raise ValueError(
             f"none of the {len(given)} pretrained tensors fits the network, by name and shape; "
             f"it wants {next(iter(own))} {_shape(own)} and is offered {next(iter(given), 'nothing')} {_shape(given)}"
         )
     first = next((name for name in own if own[name].ndim == 4), None)
-    other_bands = first is not None and _other_bands(own[first], given.get(bare_name(first)))
-    _check_whole(own, given, {*fits, first} if other_bands else set(fits))
-    taken = {name: given[bare_name(name)] for name in fits}
-    if other_bands and given[bare_name(first)].shape[1] == COLOURS:
-        taken[first] = spread(given[bare_name(first)], own[first].shape[1])
+    bands = first and _other_bands(own[first], offered[first])
+    of_pixels = [name for name in own if bands and _other_bands(own[name], offered[name]) == bands]
+    _check_whole(own, offered, {*fits, *of_pixels})
+    taken = {name: offered[name] for name in fits}
+    if bands and bands[1] == COLOURS:
+        taken |= {name: spread(offered[name], bands[0]) for name in of_pixels}
     with torch.no_grad():
         for name, tensor in taken.items():
             own[name].copy_(tensor)
@@ -63,13 +65,13 @@ def bare_name(name: str) -> str:
     return FLATTENED.sub(r".\1", ".".join(parts))
 
 
-def _check_whole(own: Mapping[str, Tensor], given: Mapping[str, Tensor], fits: set[str]) -> None:
+def _check_whole(own: Mapping[str, Tensor], offered: Mapping[str, Tensor | None], fits: set[str]) -> None:
     """ValueError if a tensor of the backbone stays random: training would silently start from a broken backbone."""
     backbone = [name for name in own if _in_backbone(name)]
     missed = [name for name in backbone if name not in fits]
     if missed:
-        offered = given.get(bare_name(missed[0]))
-        has = "lack it" if offered is None else f"have {tuple(offered.shape)}"
+        found = offered[missed[0]]
+        has = "lack it" if found is None else f"have {tuple(found.shape)}"
         raise ValueError(
             f"the pretrained weights fit only {len(backbone) - len(missed)} of the {len(backbone)} tensors of the "
             f"backbone: it wants {missed[0]} {tuple(own[missed[0]].shape)}, and they {has}; "
@@ -82,12 +84,12 @@ def _in_backbone(name: str) -> bool:
     return not wrappers.isdisjoint({"backbone", "encoder"})
 
 
-def _other_bands(own: Tensor, offered: Tensor | None) -> bool:
-    """Whether a first convolution is offered that differs only in its number of bands."""
-    if offered is None or offered.ndim != own.ndim:
-        return False
-    (channels, bands, *kernel), (wanted_channels, wanted_bands, *wanted_kernel) = offered.shape, own.shape
-    return (channels, kernel) == (wanted_channels, wanted_kernel) and bands != wanted_bands
+def _other_bands(own: Tensor, offered: Tensor | None) -> tuple[int, int] | None:
+    """The bands that a convolution takes and those it is offered for, if the two differ in nothing else."""
+    if offered is None or min(own.ndim, offered.ndim) < 2 or own[:, :1].shape != offered[:, :1].shape:
+        return None
+    bands, of_offered = own.shape[1], offered.shape[1]
+    return (bands, of_offered) if bands != of_offered else None
 
 
 def _shape(tensors: Mapping[str, Tensor]) -> str:
