@@ -16,6 +16,7 @@ from test_trainer import make_job, run_job
 
 from segray.errors import ModelError, SegrayError
 from segray.first_weights import IMAGENET_MEAN, IMAGENET_STD, check_first_weights, first_moments, first_weights
+from segray.networks.published import Moments
 from segray.settings import TrainSettings
 from segray.training_job import initial_network
 
@@ -68,13 +69,19 @@ def test_an_encoder_of_the_library(cache: Path, labelled_folder: str, tmp_path: 
     assert run_job(job)["epoch"] == 1
 
 
-def test_an_encoder_of_timm(cache: Path) -> None:
-    state = filled(timm.create_model("convnext_atto").state_dict())
-    publish_at_hub(cache, timm.models.get_pretrained_cfg("convnext_atto").hf_hub_id, "1" * 40, state)
-    chosen = settings("smp/fpn/tu-convnext_atto?decoder_dropout=0.5")
-    network = initial_network(chosen, bands=3, classes=2)
-    assert all((tensor == VALUE).all() for tensor in network.network.encoder.state_dict().values())
-    assert first_moments(chosen, bands=3, scale=1 / 255) == (IMAGENET_MEAN, IMAGENET_STD)
+@pytest.mark.parametrize(
+    ("network", "encoder", "moments"),
+    [
+        ("smp/fpn/tu-convnext_atto?decoder_dropout=0.5", "convnext_atto", (IMAGENET_MEAN, IMAGENET_STD)),
+        ("smp/dpt/tu-test_vit", "test_vit", ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5))),
+    ],
+)
+def test_an_encoder_of_timm(cache: Path, network: str, encoder: str, moments: Moments) -> None:
+    state = filled(timm.create_model(encoder).state_dict())
+    publish_at_hub(cache, timm.models.get_pretrained_cfg(encoder).hf_hub_id, "1" * 40, state)
+    start = initial_network(settings(network), bands=3, classes=2).network.encoder.state_dict()
+    assert all((tensor == VALUE).all() for tensor in start.values())
+    assert first_moments(settings(network), bands=3, scale=1 / 255) == moments
 
 
 def test_a_backbone_of_torchvision(cache: Path) -> None:

@@ -86,13 +86,16 @@ def build(
     return sized
 
 
-def published(*, encoder: str = "resnet34", allow_noncommercial: bool = False, **options: object) -> Published:
+def published(
+    *, architecture: str = "unet", encoder: str = "resnet34", allow_noncommercial: bool = False, **options: object
+) -> Published:
     """The encoder's weights from ImageNet; those of timm's encoders are under the tag in their name, else its default.
 
     ValueError: there are none, or they are under restricted terms and allow_noncommercial is not set.
     """
     _check_licence(encoder, allow_noncommercial)
-    encoders = _library().encoders
+    library = _library()
+    encoders = library.encoders
     if encoder.startswith("tu-"):
         place, weights = _place_at_timm(encoder.removeprefix("tu-"), allow_noncommercial), True
     else:
@@ -101,8 +104,8 @@ def published(*, encoder: str = "resnet34", allow_noncommercial: bool = False, *
             raise ValueError(f"encoder {encoder} has no weights from ImageNet, only {', '.join(settings) or 'random'}")
         place, weights = _file_of(settings[IMAGENET]["repo_id"]), IMAGENET
 
-    def load() -> dict[str, Tensor]:
-        return encoders.get_encoder(encoder, weights=weights).state_dict()
+    def load() -> dict[str, Tensor]:  # by the architecture, since dpt takes encoders that get_encoder does not
+        return library.create_model(architecture, encoder, encoder_weights=weights, **options).encoder.state_dict()
 
     def moments() -> Moments:
         found = encoders.get_preprocessing_params(encoder, pretrained=IMAGENET)
