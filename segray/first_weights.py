@@ -5,11 +5,11 @@ Importing this file does not import torch.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING, TypeVar
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
 
 from segray.errors import SegrayError
-from segray.model_dir import check_weights, earlier_model, load_state, not_downloaded
+from segray.model_dir import check_weights, earlier_model, fetched, load_state
 from segray.settings import TrainSettings
 from segray.train_settings import IMAGENET
 
@@ -18,7 +18,6 @@ if TYPE_CHECKING:
 
     from segray.networks.published import Moments, Published
 
-Found = TypeVar("Found")
 # of ImageNet in 0..1, used to train pretrained backbones: https://pytorch.org/vision/stable/models.html
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
@@ -36,7 +35,8 @@ def first_weights(settings: TrainSettings) -> Mapping[str, Tensor]:
     from segray.networks import parse_network
 
     if settings.weights == IMAGENET:
-        return _fetched(settings, lambda published: published.load())
+        published = _published(settings)
+        return fetched(f"--weights {IMAGENET}", published.place, published.load)
     earlier = earlier_model(settings.weights)
     if earlier and "program" in earlier.network:
         raise SegrayError(
@@ -58,7 +58,8 @@ def first_moments(settings: TrainSettings, *, bands: int, scale: float) -> Momen
     """
     colour = (bands, scale) == (3, 1 / 255)
     if settings.weights == IMAGENET:
-        return _fetched(settings, lambda published: published.moments()) if colour else None
+        published = _published(settings)
+        return fetched(f"--weights {IMAGENET}", published.place, published.moments) if colour else None
     earlier = earlier_model(settings.weights)
     if earlier is None:
         return (IMAGENET_MEAN, IMAGENET_STD) if colour else None
@@ -73,11 +74,3 @@ def _published(settings: TrainSettings) -> Published:
         return published(*parse_network(settings.network))
     except ValueError as error:
         raise SegrayError(str(error)) from error
-
-
-def _fetched(settings: TrainSettings, fetch: Callable[[Published], Found]) -> Found:
-    published = _published(settings)
-    try:
-        return fetch(published)
-    except (OSError, RuntimeError) as error:  # the latter if what came is damaged
-        raise not_downloaded(f"--weights {IMAGENET}", published, error) from error

@@ -12,8 +12,9 @@ import math
 import pickle
 import re
 import struct
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, field, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 from segray.errors import ModelError, SegrayError, TornModelError
 from segray.inputs import InputSpec
@@ -26,8 +27,7 @@ if TYPE_CHECKING:
     import torch
     from torch import nn
 
-    from segray.networks.published import Published
-
+Found = TypeVar("Found")
 FORMAT_VERSION = 1
 # what decoding broken bytes raises, torch's unpickler included, and what reading broken files raises
 GARBLED = (
@@ -181,13 +181,17 @@ def load_network(description: Description) -> nn.Module:
     return built.eval()
 
 
-def not_downloaded(name: str, published: Published, error: Exception) -> ModelError:
-    """The error of weights that could not be downloaded."""
-    reason = describe(error).rstrip(".")
-    return ModelError(
-        f"{name} cannot be downloaded: {reason}; fetch {published.place} where there is a network, and give the file "
-        "as --weights"
-    )
+def fetched(name: str, place: str, fetch: Callable[[], Found]) -> Found:
+    """What a library fetches from `place`; ModelError when it cannot be downloaded, or what came is damaged."""
+    from safetensors import SafetensorError
+
+    try:
+        return fetch()
+    except (SafetensorError, *DAMAGE) as error:
+        raise ModelError(
+            f"{name} cannot be downloaded: {_reason(error)}; fetch {place} where there is a network, and give the file "
+            "as --weights"
+        ) from error
 
 
 def earlier_model(weights: str) -> Description | None:
@@ -220,28 +224,22 @@ def load_state(uri: str) -> dict[str, torch.Tensor]:
 
     from segray.networks.torchvision_nets import published
 
-    named = None
     try:
         if not exists(uri):
             named = published(uri)
-            return named.load()
+            return fetched(uri, named.place, named.load)
         data = read_bytes(uri)
         if uri.endswith(".safetensors"):
             return load(data)
         state = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
         if not isinstance(state, dict):
             raise ValueError(f"it holds a {type(state).__name__}, not tensors by name")
-    except StoreError:
+    except (ModelError, StoreError):
         raise
     except (SafetensorError, SegrayError, *DAMAGE) as error:
-        if named is not None and isinstance(error, OSError):
-            raise not_downloaded(uri, named, error) from error
-        if isinstance(error, pickle.UnpicklingError):
-            reason = _more_than_tensors(error)
-        elif isinstance(error, (IsADirectoryError, FileNotFoundError)) and exists(join(uri, "model", "model.json")):
+        reason = _reason(error)
+        if isinstance(error, (IsADirectoryError, FileNotFoundError)) and exists(join(uri, "model", "model.json")):
             reason = f"it is the output of a training; give the model in it, {join(uri, 'model')}"
-        else:
-            reason = describe(error)
         raise ModelError(f"{uri} is neither a file of weights nor a torchvision name for one: {reason}") from error
     for key in STATES:
         state = state[key] if isinstance(state.get(key), dict) else state
@@ -252,8 +250,10 @@ def load_state(uri: str) -> dict[str, torch.Tensor]:
     return tensors
 
 
-def _more_than_tensors(error: pickle.UnpicklingError) -> str:
-    """The reason for torch's refusal, without its advice to execute the file anyway."""
+def _reason(error: Exception) -> str:
+    """Why weights cannot be read, without torch's advice to execute the file anyway."""
+    if not isinstance(error, pickle.UnpicklingError):
+        return describe(error).rstrip(".")
     found = re.search(r"GLOBAL ([\w.]+)", str(error))
     if not found:
         return "it is damaged, or not what torch.save wrote"

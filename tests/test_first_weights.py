@@ -25,7 +25,7 @@ OWN = {"mean": [0.1, 0.2, 0.3], "std": [0.4, 0.5, 0.6]}
 
 
 def settings(network: str, **others: object) -> TrainSettings:
-    return TrainSettings(data="none", output="none", network=network, weights="imagenet", **others)
+    return TrainSettings(**{"data": "none", "output": "none", "network": network, "weights": "imagenet", **others})
 
 
 def filled(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
@@ -84,15 +84,32 @@ def test_an_encoder_of_timm(cache: Path, network: str, encoder: str, moments: Mo
     assert first_moments(settings(network), bands=3, scale=1 / 255) == moments
 
 
-def test_a_backbone_of_torchvision(cache: Path) -> None:
-    weights = torchvision.models.MobileNet_V3_Large_Weights.DEFAULT
-    file = cache / "hub" / "checkpoints" / weights.url.rsplit("/", 1)[-1]
-    file.parent.mkdir(parents=True)
+@pytest.fixture
+def file(cache: Path) -> Path:
+    """Where torchvision keeps the weights of a MobileNet."""
+    place = cache / "hub" / "checkpoints" / torchvision.models.MobileNet_V3_Large_Weights.DEFAULT.url.rsplit("/", 1)[-1]
+    place.parent.mkdir(parents=True)
+    return place
+
+
+def test_a_backbone_of_torchvision(file: Path) -> None:
     torch.save(filled(torchvision.models.mobilenet_v3_large().state_dict()), file)
     chosen = settings("lraspp_mobilenet_v3_large")
     backbone = initial_network(chosen, bands=3, classes=2).backbone.state_dict()
     assert all((tensor == VALUE).all() for tensor in backbone.values() if tensor.is_floating_point())
     assert first_moments(chosen, bands=3, scale=1 / 255) == (IMAGENET_MEAN, IMAGENET_STD)
+
+
+@pytest.mark.parametrize("content", [b"<html>a proxy's page</html>", b"", b"PK\x03\x04"])
+def test_a_damaged_download_is_a_sentence(file: Path, content: bytes) -> None:
+    file.write_bytes(content)
+    for weights, name in (("imagenet", "--weights imagenet"), ("MobileNet_V3_Large_Weights.DEFAULT",) * 2):
+        chosen = settings("lraspp_mobilenet_v3_large", weights=weights)
+        with pytest.raises(
+            ModelError, match=f"^{name} cannot be downloaded: .*; fetch https://.*{file.name}"
+        ) as caught:
+            first_weights(chosen)
+        assert "weights_only" not in str(caught.value)
 
 
 @pytest.mark.parametrize(("bands", "scale"), [(4, 1 / 255), (3, 1 / 65535), (3, 1.0)])
