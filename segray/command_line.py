@@ -67,8 +67,8 @@ def parse(settings_class: type[Settings], argv: Sequence[str], *, about: str | N
             "absolute path, or a bucket"
         )
     weights = getattr(settings, "weights", None)
-    # a file, though it may be gone when a training continues, or else a name, torchvision's if it has a dot
-    if weights and (exists(weights) or not (weights == IMAGENET or "Weights." in weights)):
+    # a file, though it may be gone when a training continues, or else torchvision's name; imagenet may be a folder too
+    if weights and weights != IMAGENET and (exists(weights) or "Weights." not in weights):
         paths["weights"] = absolute(weights)
     return replace(settings, **paths)
 

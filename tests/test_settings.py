@@ -61,8 +61,8 @@ def test_weights_that_are_gone_are_named_as_they_were(tmp_path, monkeypatch):
             assert parse(TrainSettings, [*TRAIN, "--weights", name]).weights == str(tmp_path / name)
     for name in ("ResNet18_Weights.DEFAULT", "ResNet18_QuantizedWeights.DEFAULT", "imagenet"):
         assert parse(TrainSettings, [*TRAIN, "--weights", name]).weights == name
-    publish(str(tmp_path / "imagenet"), b"weights")
-    assert parse(TrainSettings, [*TRAIN, "--weights", "imagenet"]).weights == str(tmp_path / "imagenet")
+    publish(str(tmp_path / "imagenet" / "train" / "a.jpg"), b"image")
+    assert parse(TrainSettings, [*TRAIN, "--weights", "imagenet"]).weights == "imagenet"
 
 
 @pytest.mark.parametrize(
