@@ -152,8 +152,14 @@ class Learner:
         try:
             with torch.autocast(self.worker.device.type, torch.bfloat16, enabled=bf16), gradients:
                 return self.parallel(x)
-        except ValueError as error:  # a batch too small for BatchNorm; the same on every worker
-            raise SegrayError(str(error)) from error
+        except ValueError as error:  # the same on every worker
+            reason = str(error)
+            if "more than 1 value per channel" in reason:
+                reason = (
+                    f"a batch of {len(x)} leaves BatchNorm a single value per channel in training; give it at least 2 "
+                    "images a step (--batch_size of at least twice --accumulate)"
+                )
+            raise SegrayError(reason) from error
 
     def _to_device(self, tensor: Tensor) -> Tensor:
         if self.worker.device.type == "cpu":

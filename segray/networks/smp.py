@@ -10,7 +10,7 @@ from types import ModuleType
 import torch
 from torch import Tensor, nn
 
-from segray.networks.any_size import forward_or_advise, pad_to_multiple
+from segray.networks.any_size import pad_to_multiple
 from segray.networks.published import Moments, Published
 
 # Encoders whose source is under other terms: prefix -> terms. The rest of the library is MIT, timm is Apache-2.0.
@@ -46,10 +46,9 @@ class AnySize(nn.Module):
         self.least = least
 
     def forward(self, x_NCHW: Tensor) -> Tensor:
-        """Logits (N, K, H, W) of the input's H and W; ValueError: batch too small for BatchNorm."""
+        """Logits (N, K, H, W) of the input's H and W."""
         height, width = x_NCHW.shape[-2:]
-        padded_NCHW = pad_to_multiple(x_NCHW, self.multiple, least=self.least)
-        return forward_or_advise(self.network, padded_NCHW)[..., :height, :width]
+        return self.network(pad_to_multiple(x_NCHW, self.multiple, least=self.least))[..., :height, :width]
 
 
 def build(

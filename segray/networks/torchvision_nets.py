@@ -8,7 +8,6 @@ from __future__ import annotations
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from segray.networks.any_size import forward_or_advise
 from segray.networks.published import Published
 
 
@@ -22,14 +21,13 @@ class TorchvisionNet(nn.Module):
         self.aux_classifier = getattr(network, "aux_classifier", None)
 
     def forward(self, x_NCHW: Tensor) -> Tensor | dict[str, Tensor]:
-        """Logits (N, K, H, W), in train mode {"out", "aux"} of them; ValueError: batch too small for BatchNorm."""
-        features = forward_or_advise(self.backbone, x_NCHW)
+        """Logits (N, K, H, W), in train mode {"out", "aux"} of them."""
+        features = self.backbone(x_NCHW)
         # the lite R-ASPP classifier takes the dictionary of two feature maps, the others take the last map
-        seen = features.get("out", features)
-        logits_NKHW = _resize(forward_or_advise(self.classifier, seen), x_NCHW)
+        logits_NKHW = _resize(self.classifier(features.get("out", features)), x_NCHW)
         if not self.training or self.aux_classifier is None:
             return logits_NKHW
-        aux_NKHW = _resize(forward_or_advise(self.aux_classifier, features["aux"]), x_NCHW)
+        aux_NKHW = _resize(self.aux_classifier(features["aux"]), x_NCHW)
         return {"out": logits_NKHW, "aux": aux_NKHW}
 
 
