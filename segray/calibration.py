@@ -95,9 +95,9 @@ def nll_counts(truth: np.ndarray, logits: np.ndarray, temperatures: Sequence[flo
     return counts
 
 
-def mean_nll(counts: np.ndarray, number: int = 0) -> float | None:
-    """Mean NLL in nats a pixel at one of the temperatures of `nll_counts`; None without pixels."""
-    return int(counts[1 + number]) * NLL_UNIT / int(counts[0]) if counts[0] else None
+def mean_nll(counts: np.ndarray) -> float | None:
+    """Mean NLL in nats a pixel at the first temperature of `nll_counts`; None without pixels."""
+    return int(counts[1]) * NLL_UNIT / int(counts[0]) if counts[0] else None
 
 
 def best_temperature(counts: np.ndarray) -> float:

@@ -30,15 +30,12 @@ def default_warm_up(schedule: str) -> float:
     return ONE_CYCLE_WARM_UP if schedule == "one_cycle" else WARM_UP
 
 
-def learning_rate(
-    step: int, *, steps: int, peak: float, schedule: str = "cosine", warm_up: float | None = None
-) -> float:
+def learning_rate(step: int, *, steps: int, peak: float, schedule: str, warm_up: float) -> float:
     """The rate of a step (0-based) out of `steps`: it rises to its peak, then follows one of SCHEDULES.
 
     warm_up: share of the steps that the rise takes; 0 begins at the peak.
     """
-    share = default_warm_up(schedule) if warm_up is None else warm_up
-    warm = max(1, round(share * steps))
+    warm = max(1, round(warm_up * steps))
     if step >= warm:
         return peak * SCHEDULES[schedule]((step - warm + 1) / (steps - warm + 1))
     risen = (step + 1) / warm

@@ -104,24 +104,26 @@ def test_without_a_labelled_pixel_there_is_no_score() -> None:
 def test_nll_is_the_cross_entropy_of_torch() -> None:
     truth, logits = made_logits(1, 2000, 3.0)
     truth[::7] = 255
-    counts = nll_counts(truth, logits, (1.0, 0.25, 4.0))
-    assert counts[0] == (truth != 255).sum()
-    for number, temperature in enumerate((1.0, 0.25, 4.0)):
+    for temperature in (1.0, 0.25, 4.0):
+        counts = nll_counts(truth, logits, (temperature,))
+        assert counts[0] == (truth != 255).sum()
         values, classes = torch.from_numpy(logits).double() / temperature, torch.from_numpy(truth).long()
         expected = cross_entropy(values, classes, ignore_index=255).item()
-        assert mean_nll(counts, number) == pytest.approx(expected, abs=1e-6)
+        assert mean_nll(counts) == pytest.approx(expected, abs=1e-6)
 
 
-def test_hopeless_logits_do_not_overflow() -> None:
+@pytest.mark.parametrize("temperature", [0.1, 10.0])
+def test_hopeless_logits_do_not_overflow(temperature: float) -> None:
     logits = np.array([[1e30, 0, 0], [3e38, -3e38, 0]], np.float32)
-    counts = nll_counts(np.array([1, 1], np.uint8), logits, (0.1, 10.0))
-    assert mean_nll(counts) == mean_nll(counts, 1) == calibration.WORST_NLL
+    counts = nll_counts(np.array([1, 1], np.uint8), logits, (temperature,))
+    assert mean_nll(counts) == calibration.WORST_NLL
 
 
-def test_large_logits_do_not_overflow() -> None:
-    counts = nll_counts(np.array([0, 1], np.uint8), np.array([[900, 0], [900, 895]], np.float32), (1.0, 0.1))
-    assert mean_nll(counts) == pytest.approx(np.log1p(np.exp(5)) / 2, abs=1e-5)
-    assert mean_nll(counts, 1) == pytest.approx(50 / 2, abs=1e-5)
+@pytest.mark.parametrize(("temperature", "nll"), [(1.0, np.log1p(np.exp(5)) / 2), (0.1, 50 / 2)])
+def test_large_logits_do_not_overflow(temperature: float, nll: float) -> None:
+    logits = np.array([[900, 0], [900, 895]], np.float32)
+    counts = nll_counts(np.array([0, 1], np.uint8), logits, (temperature,))
+    assert mean_nll(counts) == pytest.approx(nll, abs=1e-5)
 
 
 @pytest.mark.parametrize("scale", [0.3, 0.7, 1.0, 1.37, 2.5, 6.0])

@@ -51,7 +51,7 @@ def fit(
     history = []
     for step in range(steps):
         for group in optimiser.param_groups:
-            group["lr"] = learning_rate(step, steps=steps, peak=peak)
+            group["lr"] = learning_rate(step, steps=steps, peak=peak, schedule="cosine", warm_up=0.05)
         loss_sum, count = network_loss(network(images), mask, criterion), valid_count(mask)
         optimiser.zero_grad()
         (loss_sum / count).backward()

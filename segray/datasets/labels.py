@@ -48,7 +48,8 @@ class Labels:
 
 def is_label(uri: str) -> bool:
     """Whether the ending is that of a label file; LabelError when it is that of a lossy format."""
-    check_lossless(uri)
+    if ending(uri) in LOSSY_ENDINGS:
+        raise LabelError(f"{uri} is a mask in a lossy format, whose compression changes ids; save masks as PNG or TIFF")
     return ending(uri) in ENDINGS
 
 
@@ -80,12 +81,6 @@ def read_labels(uri: str, *, window: Window | None = None, size: tuple[int, int]
         raise ImageError(f"{uri} cannot be read: {reason}") from error
     _check_size(uri, labels.values.shape, size)
     return labels if window is None else _part(labels, window)
-
-
-def check_lossless(uri: str) -> None:
-    """LabelError when the ending is that of a format whose compression changes ids."""
-    if ending(uri) in LOSSY_ENDINGS:
-        raise LabelError(f"{uri} is a mask in a lossy format, whose compression changes ids; save masks as PNG or TIFF")
 
 
 def decode(labels: Labels, classes: Classes, *, source: str) -> np.ndarray:
