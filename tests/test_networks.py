@@ -410,14 +410,16 @@ def test_an_imagenet_classifier_fills_an_smp_encoder():
     assert load_backbone(network, state) == expected
 
 
-def test_a_timm_classifier_fills_the_smp_encoder_that_flattens_its_names():
+@pytest.mark.parametrize("encoder", ["convnext_atto", "efficientvit_b0", "densenet121"])
+def test_a_timm_classifier_fills_the_smp_encoder_that_flattens_its_names(encoder):
     import timm
 
-    network = build_network("smp", {"architecture": "fpn", "encoder": "tu-convnext_atto"}, num_classes=2, in_channels=3)
-    state = classifier_state(lambda weights: timm.create_model("convnext_atto", pretrained=False))
-    encoder = {key for key in network.state_dict() if "encoder" in key}
-    assert load_backbone(network, state) == len(encoder)
-    assert all((tensor == 0.25).all() for key, tensor in network.state_dict().items() if key in encoder)
+    options = {"architecture": "fpn", "encoder": f"tu-{encoder}"}
+    network = build_network("smp", options, num_classes=2, in_channels=3)
+    state = classifier_state(lambda weights: timm.create_model(encoder, pretrained=False))
+    filled = {key for key in network.state_dict() if "encoder" in key and "num_batches" not in key}
+    assert load_backbone(network, state) == len(filled)
+    assert all((network.state_dict()[key] == 0.25).all() for key in filled)
 
 
 @pytest.mark.parametrize("name", ["unet", "encoder_decoder", "lraspp_mobilenet_v3_large"])
@@ -452,6 +454,16 @@ def test_weights_for_colours_are_spread_in_every_convolution_of_pixels():
     assert len(of_pixels) == 2
     for key in of_pixels:
         torch.testing.assert_close(other.state_dict()[key], state[key][:, [0, 1, 2, 0]] * 0.75)
+
+
+def test_an_embedding_of_places_is_no_convolution_of_pixels():
+    def embedded(bands: int) -> nn.Module:
+        network = nn.Module()
+        network.pos_embed = nn.Parameter(torch.zeros(1, 4, 2, 2))
+        network.encoder = nn.Conv2d(bands, 4, 2)
+        return network
+
+    assert load_backbone(embedded(4), embedded(3).state_dict()) == 3
 
 
 @pytest.mark.parametrize("name", ["unet", "lraspp_mobilenet_v3_large"])

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
 from itertools import takewhile
 
@@ -12,7 +11,6 @@ from torch import Tensor, nn
 # Leading parts of a tensor's name that say where a backbone sits, not what the tensor is.
 WRAPPERS = frozenset({"module", "_orig_mod", "network", "model", "backbone", "encoder", "features"})
 COLOURS = 3
-FLATTENED = re.compile(r"(?<=[a-z])_(\d+)(?=\.)")  # stages_0.x for stages.0.x: timm's encoders, unlike its classifiers
 
 
 def load_backbone(network: nn.Module, state: Mapping[str, Tensor]) -> int:
@@ -33,7 +31,7 @@ def load_backbone(network: nn.Module, state: Mapping[str, Tensor]) -> int:
             f"none of the {len(given)} pretrained tensors fits the network, by name and shape; "
             f"it wants {next(iter(own))} {_shape(own)} and is offered {next(iter(given), 'nothing')} {_shape(given)}"
         )
-    first = next((name for name in own if own[name].ndim == 4), None)
+    first = next((name for name in own if own[name].ndim == 4 and name.endswith("weight")), None)  # no embedding
     bands = first and _other_bands(own[first], offered[first])
     of_pixels = [name for name in own if bands and _other_bands(own[name], offered[name]) == bands]
     _check_whole(own, offered, {*fits, *of_pixels})
@@ -58,11 +56,18 @@ def spread(weight_OIHW: Tensor, bands: int) -> Tensor:
 
 
 def bare_name(name: str) -> str:
-    """A tensor's name without the wrappers in front: `module.backbone.stem_0.weight` -> `stem.0.weight`."""
+    """A tensor's name without the wrappers in front: `module.backbone.stem_0.weight` -> `stem.0.weight`.
+
+    timm's encoders have stages_0 and features_conv0 where its classifiers have stages.0 and features.conv0.
+    """
+    return _unwrapped(_unwrapped(name).replace("_", "."))
+
+
+def _unwrapped(name: str) -> str:
     parts = name.split(".")
     while len(parts) > 1 and parts[0] in WRAPPERS:
         parts.pop(0)
-    return FLATTENED.sub(r".\1", ".".join(parts))
+    return ".".join(parts)
 
 
 def _check_whole(own: Mapping[str, Tensor], offered: Mapping[str, Tensor | None], fits: set[str]) -> None:
