@@ -22,7 +22,7 @@ import ray.train
 import ray.train.torch
 import torch
 from botocore.exceptions import BotoCoreError
-from ray.exceptions import RayError
+from ray.exceptions import GetTimeoutError, RayError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from segray import cluster
@@ -49,6 +49,7 @@ from segray.workers import Worker
 
 log = logging.getLogger("segray")
 POLL_S = 0.5  # how often the driver asks for progress
+PATIENCE_S, PATIENCE_AT_END_S = 5.0, 60.0  # with a busy machine, which may answer late
 # How often Ray's controller polls the workers, and so how soon it sees that they are done; Ray's default is 2 s.
 HEALTH_CHECK = ("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.25")
 
@@ -284,11 +285,14 @@ def _shown(
     done = threading.Event()
 
     def watch() -> None:
-        last, idle_since = False, time.monotonic()
-        while not last:
+        last, late, taking, idle_since = False, False, None, time.monotonic()
+        while late or not last:
             last = done.wait(POLL_S)
+            late = taking is not None  # asked again for what it then took, as no later call has it; one more follows
+            taking = taking or board.take.remote()
             try:
-                begun, reports = ray.get(board.take.remote(), timeout=10 * POLL_S)
+                begun, reports = ray.get(taking, timeout=PATIENCE_AT_END_S if last else PATIENCE_S)
+                taking = None
                 for report in reports:
                     console.show(report)
                     tracking.add(report)
@@ -299,8 +303,10 @@ def _shown(
                 elif time.monotonic() - idle_since > cluster.NO_ROOM_S:
                     log.info(cluster.NO_ROOM, "validator" if begun else "worker")
                     idle_since = math.inf  # logged once, until they begin
+            except GetTimeoutError:
+                late = False
             except RayError:  # costs some progress lines, not the training
-                continue
+                taking = None
 
     thread = threading.Thread(target=watch, name="segray-progress", daemon=True)
     thread.start()

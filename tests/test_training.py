@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 from contextlib import suppress
 from dataclasses import asdict, replace
 from functools import wraps
@@ -313,6 +314,31 @@ def test_a_wait_for_workers_is_told_and_told_again_when_they_died(
             callback.after_exception(None, errors)
             assert wait_for(lambda count=count: caplog.messages == expected[:count])
     assert caplog.messages == expected
+
+
+def test_what_a_board_hands_over_late_is_not_lost(
+    local_ray: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    class SlowBoard(Board):
+        def take(self) -> tuple[bool, list[dict]]:
+            taken = super().take()
+            time.sleep(0.5)
+            return taken
+
+    monkeypatch.setattr(segray.training, "POLL_S", 0.05)
+    monkeypatch.setattr(segray.training, "PATIENCE_S", 0.1)
+    board = ray.remote(num_cpus=0)(SlowBoard).remote()
+    reasons = [f"worker {number} died" for number in range(4)]
+    with (
+        caplog.at_level(logging.INFO, logger="segray"),
+        Tracking({}, settings={}, output="") as tracking,
+        _shown(board, Validators(None, [], []), Console(epochs=1, steps_per_epoch=1), tracking),
+    ):
+        for count, reason in enumerate(reasons[:3], 1):
+            ray.get(board.end.remote(reason))
+            assert wait_for(lambda count=count: caplog.messages == reasons[:count])
+        ray.get(board.end.remote(reasons[3]))  # as the training ends
+    assert caplog.messages == reasons
 
 
 # The last of the file: for minutes after its driver is killed, Ray keeps a run's reservations, and a training with
